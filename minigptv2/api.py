@@ -1,0 +1,237 @@
+"""MiniGPTv2: open a model, ask it about pictures, get answers with boxes in pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigptv2.boxes import Box, parse
+from minigptv2.errors import UserError
+from minigptv2.images import open_image, squash, to_pixels
+from minigptv2.sample import Answer, Exchange, Sample, Turn
+from minigptv2.tasks import question_of, render
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from minigptv2.encode import Encoded
+    from minigptv2.model.generate import Generated
+
+BUNDLED = Path(__file__).parent / "weights"
+MAX_NEW_TOKENS = 300
+
+
+class MiniGPTv2:
+    """One model, ready to answer. Build it with `from_pretrained`.
+
+    A picture is a path, bytes, a PIL image, a numpy array ([H, W, 3] uint8), or None for a question without one.
+    """
+
+    def __init__(self, network, tokenizer, device: str | None = None, dtype: torch.dtype | str | None = None):
+        from minigptv2.encode import Encoder
+
+        self.device = _device(device)
+        self.dtype = _dtype(dtype, self.device)
+        self.network = network.eval().to(self.device, self.dtype)
+        self.tokenizer, self.config = tokenizer, network.config
+        context = self.config.language.max_position_embeddings
+        self.encoder = Encoder(tokenizer, self.config.prompt, network.image_tokens, context)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path | None = None, device: str | None = None,
+                        dtype: torch.dtype | str | None = None) -> MiniGPTv2:
+        """Open a model folder, or the bundled small model where none is named.
+
+        device: "cpu", "cuda", ...; default: a GPU where there is one. dtype: "float32", "bfloat16", "float16"; default:
+        float32 on a CPU, bfloat16 on a GPU. Raises UserError where the folder is no whole, fitting model.
+        """
+        from minigptv2.model.checkpoint import load_folder
+
+        return cls(*load_folder(BUNDLED if folder is None else Path(folder)), device, dtype)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write safetensors (16 bits), config.json, the tokenizer and the adapter: what `from_pretrained` opens."""
+        from minigptv2.model.checkpoint import save_folder
+
+        save_folder(self.network, self.tokenizer, Path(folder))
+
+    def chat(self, image: Any, instruction: str, max_new_tokens: int = MAX_NEW_TOKENS) -> Answer:
+        """Answer one instruction about one picture. Raises UserError for a bad picture or instruction."""
+        return self.chat_batch([(image, instruction)], max_new_tokens)[0]
+
+    def chat_batch(self, questions: Sequence[tuple[Any, str]], max_new_tokens: int = MAX_NEW_TOKENS) -> list[Answer]:
+        """Answer many (image, instruction) at once: the same answers as one at a time, in the same order.
+
+        A picture that stands in several questions is opened and encoded once.
+        """
+        from minigptv2.encode import collate
+        from minigptv2.model.generate import generate
+
+        if not questions:
+            return []
+        upright = self._open_all([image for image, _ in questions])
+        exchanges = [_question(instruction) for _, instruction in questions]
+        rows = [self._encode([e], i, max_new_tokens) for e, i in zip(exchanges, upright)]
+        visual = self._visual([image for row in rows for image in row.images])
+        generated = generate(self.network, self.tokenizer, collate(rows, left=True).to(self.device), visual, max_new_tokens)
+        return [self._answer(g, e, i) for g, e, i in zip(generated, exchanges, upright)]
+
+    def stream(self, image: Any, instruction: str, max_new_tokens: int = MAX_NEW_TOKENS) -> Stream:
+        """The answer to one instruction as it is written: iterate over its text; `.answer` is there at the end."""
+        return self.start_chat(image).stream(instruction, max_new_tokens)
+
+    def start_chat(self, image: Any = None) -> Chat:
+        """A conversation with memory about one picture, which is opened and encoded once."""
+        return Chat(self, image)
+
+    # ---- one question on its way through the model ----
+
+    def _open_all(self, images: Sequence[Any]) -> list[Image.Image | None]:
+        opened: dict[Any, Image.Image | None] = {None: None}
+        out = []
+        for image in images:
+            key = str(image) if isinstance(image, (str, Path)) else None if image is None else id(image)
+            if key not in opened:
+                opened[key] = open_image(image)
+            out.append(opened[key])
+        return out
+
+    def _encode(self, exchanges: Sequence[Exchange], image: Image.Image | None, room: int) -> Encoded:
+        if not isinstance(room, int) or room < 1:
+            raise UserError(f"max_new_tokens is {room!r}.", "It must be a whole number, 1 or more.", "Leave it away.")
+        size = image.size if image is not None else (0, 0)
+        turns: list[Turn] = render(Sample(image, size, tuple(exchanges)), self.config.box_coding)
+        return self.encoder.encode(turns, room)
+
+    def _visual(self, images: Sequence[Image.Image]) -> torch.Tensor | None:
+        """[P, V, D] visual tokens of upright pictures, each encoded once."""
+        import numpy as np
+        import torch
+
+        if not images:
+            return None
+        different = list({id(i): i for i in images}.values())
+        place = {id(i): n for n, i in enumerate(different)}
+        side = self.config.vision.image_size
+        arrays = np.stack([np.asarray(squash(i, side)) for i in different])
+        with torch.inference_mode():
+            pixels = to_pixels(torch.from_numpy(arrays)).to(self.device, self.dtype)
+            visual = self.network.encode_images(pixels)
+        return visual[[place[id(i)] for i in images]]
+
+    def _answer(self, generated: Generated, exchange: Exchange, image: Image.Image | None) -> Answer:
+        text = self.tokenizer.decode(generated.ids)
+        size = image.size if image is not None else (0, 0)
+        found = parse(text, *size, self.config.box_coding)
+        ends = [len(self.tokenizer.decode(generated.ids[:i + 1])) for i in range(len(generated.ids))]
+        boxes = []
+        for box, (start, end) in zip(found.boxes, found.spans):
+            chances = [
+                p for i, p, e, s in zip(generated.ids, generated.probabilities, ends, [0, *ends])
+                if s < end and e > start and any(c.isdigit() for c in self.tokenizer.piece(i))
+            ]  # fmt: skip
+            phrase = box.phrase or (exchange.question if exchange.task == "refer" else "")
+            score = float(_geometric_mean(chances))
+            boxes.append(Box(*box.xyxy, phrase, round(score, 4)))
+        return Answer(text, tuple(boxes), exchange.task, generated.ended, found.problems, image)
+
+
+class Chat:
+    """A conversation about one picture: it remembers what was said, and encodes the picture once."""
+
+    def __init__(self, model: MiniGPTv2, image: Any = None):
+        self.model = model
+        self.image = open_image(image) if image is not None else None
+        self.visual = model._visual([self.image]) if self.image is not None else None
+        self.exchanges: list[Exchange] = []
+
+    def ask(self, instruction: str, max_new_tokens: int = MAX_NEW_TOKENS) -> Answer:
+        """Answer in the light of what was said before. Where the context is full, the oldest turns are forgotten."""
+        stream = self.stream(instruction, max_new_tokens)
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(self, instruction: str, max_new_tokens: int = MAX_NEW_TOKENS) -> Stream:
+        """As `ask`, text as it is written. The turn is remembered once the stream has been read to its end."""
+        return Stream(self, _question(instruction), max_new_tokens)
+
+    def reset(self) -> None:
+        """Forget what was said; keep the picture."""
+        self.exchanges.clear()
+
+
+class Stream:
+    """Iterate once over the text of an answer as it is written; afterwards `answer` holds the whole."""
+
+    def __init__(self, chat: Chat, exchange: Exchange, max_new_tokens: int):
+        self.chat, self.exchange, self.max_new_tokens = chat, exchange, max_new_tokens
+        self.row = chat.model._encode([*chat.exchanges, exchange], chat.image, max_new_tokens)
+        self.answer: Answer | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        import torch
+
+        from minigptv2.encode import collate
+        from minigptv2.model.generate import steps
+
+        model, shown = self.chat.model, ""
+        batch = collate([self.row], left=True).to(model.device)
+        with torch.inference_mode():
+            for (generated,) in steps(model.network, model.tokenizer, batch, self.chat.visual, self.max_new_tokens):
+                text = model.tokenizer.decode(generated.ids)
+                if text.startswith(shown) and not text.endswith("\ufffd"):  # an unfinished character waits for its rest
+                    if text != shown:
+                        yield text[len(shown):]
+                    shown = text
+        self.answer = model._answer(generated, self.exchange, self.chat.image)
+        if self.answer.text[len(shown):]:
+            yield self.answer.text[len(shown):]
+        said = Exchange(self.exchange.task, question=self.exchange.question, answer=self.answer.text, verbatim=True)
+        self.chat.exchanges.append(said)
+
+
+def _question(instruction: Any) -> Exchange:
+    if not isinstance(instruction, str):
+        raise UserError(f"The instruction is {instruction!r}.", "It must be text.", 'Try "[refer] red balloon".')
+    try:
+        instruction.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"The instruction holds {instruction[error.start]!r} at place {error.start}, which is no character.",
+            "It must be text in UTF-8.", "Type it again, or remove it.",
+        ) from None  # fmt: skip
+    return question_of(instruction)
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+        return device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"The device {name!r} cannot be used.", f"torch says: {str(error).splitlines()[0]}", 'Try device="cpu".'
+        ) from None
+
+
+def _dtype(dtype, device) -> torch.dtype:
+    import torch
+
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    found = allowed.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in allowed.values():
+        raise UserError(f"dtype is {dtype!r}.", f"It must be one of {', '.join(allowed)}.", 'Try dtype="float32".')
+    return found
+
+
+def _geometric_mean(chances: Sequence[float]) -> float:
+    from math import exp, log
+
+    return exp(sum(log(max(p, 1e-12)) for p in chances) / len(chances)) if chances else 0.0

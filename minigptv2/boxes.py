@@ -1,0 +1,143 @@
+"""Boxes: pixels of the original picture <-> the text `{<x1><y1><x2><y2>}` with whole numbers 0..100.
+
+The text form and its rounding rule live here and nowhere else. Pixels: XYXY, origin top left, x first, floats.
+Source: MiniGPT-v2 (arXiv 2310.09478) section 2, "spatial location representation".
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Coding = Literal["floor", "center", "round"]
+CODINGS: tuple[Coding, ...] = ("floor", "center", "round")
+BINS = 100
+DELIMITER = "<delim>"
+PHRASE_OPEN, PHRASE_CLOSE = "<p>", "</p>"
+
+_BOX = re.compile(r"\{<(\d{1,3})><(\d{1,3})><(\d{1,3})><(\d{1,3})>\}")
+_PHRASE_OR_BOX = re.compile(rf"{PHRASE_OPEN}(?P<phrase>.*?){PHRASE_CLOSE}|(?P<box>{_BOX.pattern})", re.DOTALL)
+# what looks like the beginning of a box; where no box matches there, it is counted as malformed
+_OPENING = re.compile(r"\{\s*<")
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box, XYXY in pixels of the original picture, and what it is a box of.
+
+    phrase: the words that the text binds to it, "" where there are none. score: 0..1, the model's own probability of
+    the box's numbers, None where nobody computed one.
+    """
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    phrase: str = ""
+    score: float | None = None
+
+    @property
+    def xyxy(self) -> tuple[float, float, float, float]:
+        return self.x1, self.y1, self.x2, self.y2
+
+    @property
+    def area(self) -> float:
+        return max(0.0, self.x2 - self.x1) * max(0.0, self.y2 - self.y1)
+
+    @property
+    def center(self) -> tuple[float, float]:
+        return (self.x1 + self.x2) / 2, (self.y1 + self.y2) / 2
+
+    def to_dict(self) -> dict:
+        return {"phrase": self.phrase, "xyxy": list(self.xyxy), "score": self.score}
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What `parse` found. spans: where each box stands in the text, [start, end). problems: why something that looks
+    like a box is none, in words."""
+
+    boxes: tuple[Box, ...]
+    spans: tuple[tuple[int, int], ...]
+    problems: tuple[str, ...]
+
+
+def format_box(box: Box, width: float, height: float, coding: Coding = "round") -> str:
+    """The text of one box on a picture of width x height pixels; outside values are clamped to the picture.
+
+    coding: "round" takes the nearest hundredth; "floor" and "center" cut, as the published weights were trained.
+    """
+    share = [box.x1 / width, box.y1 / height, box.x2 / width, box.y2 / height]
+    numbers = [min(BINS, max(0, round(v * BINS) if coding == "round" else int(v * BINS))) for v in share]
+    return "{" + "".join(f"<{n}>" for n in numbers) + "}"
+
+
+def format_boxes(boxes, width: float, height: float, coding: Coding = "round") -> str:
+    """Several boxes of one phrase, joined by the delimiter."""
+    return DELIMITER.join(format_box(b, width, height, coding) for b in boxes)
+
+
+def format_phrase(phrase: str, boxes, width: float, height: float, coding: Coding = "round") -> str:
+    """A grounded phrase: `<p>phrase</p> {<..>}`."""
+    return f"{PHRASE_OPEN}{phrase}{PHRASE_CLOSE} {format_boxes(boxes, width, height, coding)}"
+
+
+def parse(text: str, width: float, height: float, coding: Coding = "round") -> Parsed:
+    """Every box in the text, in pixels of a picture of width x height. Never raises, whatever the text.
+
+    coding: how the numbers become pixels; "center" adds half a hundredth, the middle of what "floor" cut to.
+    A phrase is bound to the boxes that follow it, up to the next phrase or other words. Boxes with numbers over 100, or
+    with x2 < x1 or y2 < y1, are no boxes; each is named in `problems`, as is an opening `{<` that never becomes one.
+    """
+    boxes, spans, problems = [], [], []
+    phrase, bound_until = "", 0
+    for match in _PHRASE_OR_BOX.finditer(text):
+        if match["box"] is None:
+            phrase, bound_until = match["phrase"].strip(), match.end()
+            continue
+        if text[bound_until:match.start()].replace(DELIMITER, "").strip(" ,;"):
+            phrase = ""
+        bound_until = match.end()
+        numbers = [int(n) for n in _BOX.match(match["box"]).groups()]
+        problem = _problem(numbers)
+        if problem:
+            problems.append(f"{match['box']} is no box: {problem}")
+            continue
+        shift = 0.5 if coding == "center" else 0.0
+        x1, y1, x2, y2 = (min(BINS, n + shift) / BINS for n in numbers)
+        boxes.append(Box(x1 * width, y1 * height, x2 * width, y2 * height, phrase))
+        spans.append(match.span())
+    well_formed = {m.start() for m in _BOX.finditer(text)}
+    for opening in _OPENING.finditer(text):
+        if opening.start() not in well_formed:
+            problems.append(f"{text[opening.start():opening.start() + 24]!r} does not continue as {{<x1><y1><x2><y2>}}")
+    return Parsed(tuple(boxes), tuple(spans), tuple(problems))
+
+
+def _problem(numbers: list[int]) -> str | None:
+    if max(numbers) > BINS:
+        return f"{max(numbers)} is over {BINS}"
+    x1, y1, x2, y2 = numbers
+    if x2 < x1 or y2 < y1:
+        return "its right or lower edge lies before the left or upper one"
+    return None
+
+
+def without_markup(text: str) -> str:
+    """The words of a grounded text alone: no phrase tags, no boxes."""
+    bare = _BOX.sub("", text).replace(DELIMITER, "").replace(PHRASE_OPEN, "").replace(PHRASE_CLOSE, "")
+    return re.sub(r"\s+([.,;!?])", r"\1", re.sub(r"[ \t]+", " ", bare)).strip()
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union, 0..1, of continuous boxes (no extra pixel)."""
+    across = min(a.x2, b.x2) - max(a.x1, b.x1)
+    down = min(a.y2, b.y2) - max(a.y1, b.y1)
+    if across <= 0 or down <= 0:
+        return 0.0
+    shared = across * down
+    return shared / (a.area + b.area - shared)
+
+
+def with_scores(boxes, scores) -> tuple[Box, ...]:
+    """The same boxes with a score each."""
+    return tuple(replace(b, score=s) for b, s in zip(boxes, scores, strict=True))

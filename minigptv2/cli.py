@@ -1,0 +1,222 @@
+"""The command line: `minigptv2 chat | show | train | eval`. This file parses and tells errors; the work is elsewhere.
+
+Nothing heavy is imported before a command needs it. Exit codes: 0 all went well, 1 some pictures failed, 2 nothing was
+done because of bad input, 130 interrupted, 141 whoever read the output is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from minigptv2 import __version__
+from minigptv2.errors import UserError
+from minigptv2.terminal import print_error
+
+_INTERRUPTED, _PIPE_CLOSED = 130, 141
+_OFFLINE_AND_SILENT = {
+    "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false",
+}  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are a UserError, with the nearest option where one was mistyped."""
+
+    def __init__(self, command: str, description: str):
+        super().__init__(
+            f"minigptv2 {command}".strip(), description=description, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+
+    def error(self, message: str) -> NoReturn:
+        options = [o for action in self._actions for o in action.option_strings]
+        wrong = next((w for w in message.split() if w.startswith("-") and w not in options), "")
+        near = difflib.get_close_matches(wrong, options, 1)
+        usage = " ".join(self.format_usage().split())
+        advice = f"Did you mean {near[0]}?" if near else f"Run {self.prog} --help."
+        raise UserError(message[0].upper() + message[1:] + ".", usage[0].upper() + usage[1:], advice)
+
+
+@dataclass(frozen=True)
+class Command:
+    """help: one line. add_arguments: to its parser. run: does it and gives the exit code."""
+
+    help: str
+    add_arguments: Callable[[Parser], None]
+    run: Callable[[argparse.Namespace], int | None]
+    description: str = ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. Bad input ends in three lines on standard error, never in a traceback."""
+    _prepare()
+    try:
+        try:
+            code = _run(list(sys.argv[1:] if argv is None else argv))
+        except SystemExit as stop:  # argparse after --help and --version
+            code = int(stop.code or 0)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print_error(error)
+        return 2
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        _drop_output()
+        return _PIPE_CLOSED
+
+
+def _prepare() -> None:
+    """Before any heavy import: no hub is asked, and a user sees our output alone."""
+    for name, value in _OFFLINE_AND_SILENT.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # any bytes in, any terminal out
+            stream.reconfigure(errors="replace" if stream is sys.stdin else "backslashreplace")
+
+
+def _drop_output() -> None:
+    """What is still buffered goes nowhere, so that Python's own flush at the end has nothing to complain about."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0].startswith("-"):
+        return _without_command(argv)
+    name, *rest = argv
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        raise UserError(
+            f"The command {name!r} is unknown.", f"Known commands: {', '.join(COMMANDS)}.",
+            f"Did you mean minigptv2 {near[0]}?" if near else "Run minigptv2 --help.",
+        )  # fmt: skip
+    command = COMMANDS[name]
+    parser = Parser(name, command.description or command.help)
+    command.add_arguments(parser)
+    try:
+        return command.run(parser.parse_intermixed_args(rest)) or 0
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == __package__:
+            raise
+        extra = f"[{name}]" if name in ("train", "eval") else ""
+        raise UserError(
+            f"The package {error.name} is not installed.", f"minigptv2 {name} needs it.",
+            f'Run pip install "minigptv2{extra}".',
+        ) from None  # fmt: skip
+
+
+def _without_command(argv: list[str]) -> int:
+    lines = "\n".join(f"  {name:<6} {command.help}" for name, command in COMMANDS.items())
+    parser = Parser("", f"MiniGPT-v2: ask a picture, get text and boxes.\n\ncommands:\n{lines}")
+    parser.usage = "minigptv2 COMMAND ..."
+    parser.epilog = "minigptv2 COMMAND --help tells what a command takes."
+    parser.add_argument("--version", action="version", version=f"minigptv2 {__version__}")
+    parser.parse_args(argv)
+    parser.print_help(sys.stderr)
+    return 2
+
+
+def _whole_number(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.strip().lstrip("+").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {least} or more")
+        return int(text)
+
+    return parse
+
+
+# ---- the commands ----
+
+_CHAT = """\
+Ask about pictures: the answer, then a table of its boxes in pixels of the upright picture (x1 y1 x2 y2).
+
+  minigptv2 chat park.png "[refer] red balloon"        one picture
+  minigptv2 chat a.png b.png holiday/ "[caption]"      several, and all pictures of a folder
+  minigptv2 chat - "what is this?" < park.png          a picture from standard input
+  minigptv2 chat park.png                              a conversation about one picture
+
+The last argument is the instruction, unless it is an existing file or folder, is "-", stands alone, or looks like a
+path (ends in a suffix such as .png or in /, or begins with / ./ ../ ~). With -i every argument is a picture.
+"""
+
+
+def _chat_arguments(parser: Parser) -> None:
+    number = _whole_number(1)
+    parser.add_argument("words", nargs="*", metavar="PICTURE... [INSTRUCTION]",
+                        help='files, folders or "-", then the instruction')  # fmt: skip
+    parser.add_argument("-i", "--instruction", metavar="TEXT", help="the instruction; all other arguments are pictures")
+    parser.add_argument("--save", metavar="OUT", help="write the picture with its boxes: a .png, for several a folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a picture, one a line")
+    parser.add_argument("--model", metavar="FOLDER", help="a saved model (default: the small one that comes along)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU)")
+    parser.add_argument("--max-new-tokens", type=number, metavar="N", help="longest answer")
+    parser.add_argument("--batch-size", type=number, default=4, metavar="N",
+                        help="pictures answered at once; more needs more memory (default: %(default)s)")  # fmt: skip
+
+
+def _chat(args: argparse.Namespace) -> int:
+    from minigptv2 import terminal
+    from minigptv2.api import MAX_NEW_TOKENS, MiniGPTv2
+
+    def load() -> MiniGPTv2:
+        return MiniGPTv2.from_pretrained(args.model, args.device, args.dtype)
+
+    longest = args.max_new_tokens or MAX_NEW_TOKENS
+    pictures, instruction = terminal.pictures_and_instruction(args.words, args.instruction)
+    if instruction is None:
+        return terminal.converse(load, pictures, longest, args.json, args.save)
+    run = terminal.Run(load, instruction, longest, args.batch_size, args.json)
+    return run.ask(pictures, args.save)
+
+
+def _show_arguments(parser: Parser) -> None:
+    parser.add_argument("data", help="what to look at: scenes")
+    parser.add_argument("-n", type=_whole_number(1), default=3, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=_whole_number(0), default=0, help="of the first one (default: %(default)s)")
+    parser.add_argument("--out", default="output/show", metavar="FOLDER", help="for the pictures (default: %(default)s)")
+    parser.add_argument("--model", metavar="FOLDER", help="whose tokenizer and prompt (default: the bundled model)")
+    parser.add_argument("--color", action="store_true", help="colours although standard output is no terminal")
+
+
+def _show(args: argparse.Namespace) -> None:
+    from minigptv2.show import show
+
+    show(args.data, args.n, args.seed, args.out, args.model, args.color or sys.stdout.isatty())
+
+
+def _recipe_arguments(parser: Parser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that replace those of the file")
+    parser.add_argument("--smoke", action="store_true", help="a few steps on a few samples, to see that it runs")
+
+
+def _train(args: argparse.Namespace) -> int | None:
+    from minigptv2.train.loop import run
+
+    return run(args.config, args.overrides, args.smoke)
+
+
+def _eval(args: argparse.Namespace) -> int | None:
+    from minigptv2.eval.runner import run
+
+    return run(args.config, args.overrides, args.smoke)
+
+
+COMMANDS: dict[str, Command] = {
+    "chat": Command("ask about pictures, once or in a conversation", _chat_arguments, _chat, _CHAT),
+    "show": Command("look at the data as the model sees it", _show_arguments, _show,
+                    "Print conversations and their tokens, supervised ones marked, and draw the annotated boxes."),
+    "train": Command("train a stage, as a config says", _recipe_arguments, _train),
+    "eval": Command("measure a model, as a config says", _recipe_arguments, _eval),
+}  # fmt: skip

@@ -1,0 +1,175 @@
+"""Typed configs: dataclasses filled from YAML and from `a.b=c` overrides; an unknown key is an error with a suggestion."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from minigptv2.boxes import Coding
+from minigptv2.errors import UserError
+
+T = TypeVar("T")
+
+# ---- the model: what config.json of a saved folder holds ----
+
+
+@dataclass
+class VisionConfig:
+    """timm_name: a timm ViT such as eva_giant_patch14_224, with `timm_options`; else a timm VisionTransformer of the
+    sizes below behind a convolutional stem. image_size: pixels of a side. One patch is
+    product(stem_strides) * stem_patch pixels wide."""
+
+    timm_name: str = ""
+    timm_options: dict[str, Any] = field(default_factory=dict)
+    image_size: int = 448
+    width: int = 256
+    depth: int = 6
+    heads: int = 4
+    mlp_ratio: float = 4.0
+    stem_channels: tuple[int, ...] = (64, 128, 128, 256, 256)
+    stem_kernels: tuple[int, ...] = (9, 3, 3, 3, 3)
+    stem_strides: tuple[int, ...] = (7, 1, 2, 1, 2)
+    stem_patch: int = 1
+
+
+@dataclass
+class LanguageConfig:
+    """A Llama causal language model; the names are those of transformers' LlamaConfig."""
+
+    vocab_size: int = 1024
+    hidden_size: int = 320
+    intermediate_size: int = 896
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 5
+    num_key_value_heads: int = 5
+    max_position_embeddings: int = 1024
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = False
+
+
+@dataclass
+class LoraConfig:
+    """r = 0: no adapter."""
+
+    r: int = 0
+    alpha: int = 16
+    dropout: float = 0.05
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+
+@dataclass
+class ModelConfig:
+    """merge: visual tokens that become one. prompt: a key of `conversation.WRAPPERS`. box_coding: how box numbers are
+    rounded and decoded, one of `boxes.CODINGS`. knows: one line that tells a user what the weights know."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    merge: int = 4
+    prompt: str = "llama2"
+    box_coding: Coding = "round"
+    knows: str = ""
+
+
+# ---- filling a dataclass ----
+
+
+def from_dict(kind: type[T], data: dict[str, Any], where: str = "") -> T:
+    """Fill the dataclass `kind`, nested ones too. where: the file or key, for messages.
+
+    Raises UserError for an unknown key (with the nearest known one) and for a value of the wrong type.
+    """
+    if not isinstance(data, dict):
+        raise UserError(f"{where or 'The config'} is {data!r}.", "It must be a mapping of keys.", "See train_configs/.")
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in dataclasses.fields(kind)]
+    for key in data:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            raise UserError(
+                f"{_path(where, key)} is not a known key.", f"Known here: {', '.join(known)}.",
+                f"Did you mean {near[0]}?" if near else "Remove it.",
+            )  # fmt: skip
+    values = {key: _value(hints[key], value, _path(where, key)) for key, value in data.items()}
+    missing = [
+        f.name for f in dataclasses.fields(kind)
+        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]  # fmt: skip
+    if missing:
+        raise UserError(f"{where or 'The config'} lacks {', '.join(missing)}.", f"Known keys: {', '.join(known)}.", "Add it.")
+    return kind(**values)
+
+
+def _path(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    wrong = UserError(f"{where} is {value!r}.", f"It must be {_described(hint)}.", "Correct it in the file or on the command line.")
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _value(next(a for a in args if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in args:
+            raise wrong
+        return value
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)
+    if origin in (tuple, list):
+        if not isinstance(value, (list, tuple)):
+            raise wrong
+        return origin(_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict or hint is dict:
+        if not isinstance(value, dict):
+            raise wrong
+        return {k: _value(args[1], v, _path(where, k)) for k, v in value.items()} if args else value
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-4 as text
+        except ValueError:
+            raise wrong from None
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise wrong
+    return value
+
+
+def _described(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def read_yaml(file: Path, overrides: list[str] = ()) -> dict[str, Any]:
+    """The file's mapping with `a.b=c` overrides applied; each c is read as YAML."""
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist.", "It must be a YAML config.", "See train_configs/ and eval_configs/.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{file} cannot be read: {error}", "It must be a YAML config.", "See train_configs/ and eval_configs/.") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{file} holds no mapping.", "It must be a YAML config.", "See train_configs/ and eval_configs/.")
+    for override in overrides:
+        path, sign, value = override.partition("=")
+        if not sign or not path:
+            raise UserError(f"{override!r} is no override.", "An override is key=value or a.b=c.", "Try seed=2.")
+        node = data
+        *parents, last = path.split(".")
+        for key in parents:
+            node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{override!r}: {key} is no mapping.", "Only mappings have keys below them.", "Check the path.")
+        node[last] = yaml.safe_load(value)
+    return data

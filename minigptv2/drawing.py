@@ -1,0 +1,132 @@
+"""Boxes drawn on a picture: a frame in the colour of its phrase, and a label that says phrase and score.
+
+Coordinates are pixels of the picture, origin top left. A place is (left, top, right, bottom), the last two excluded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from minigptv2.boxes import Box
+
+# Okabe & Ito, Color Universal Design (2008), without black; most distinct first
+COLOURS = ("#E69F00", "#56B4E9", "#D55E00", "#009E73", "#F0E442", "#0072B2", "#CC79A7")
+_LINE, _FONT = 1 / 180, 1 / 32  # of the geometric mean of width and height
+_SMALLEST_FONT = 9  # pixels; below it letters cannot be told apart
+_MOST_LETTERS = 200  # of a phrase
+
+Place = tuple[int, int, int, int]
+
+
+def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+    """A copy of an RGB picture with a labelled frame around each box; the picture itself stays as it is.
+
+    Boxes are pixels of this picture; parts outside it are cut off, a box too small for a frame gets the smallest one.
+    One colour per distinct phrase, in order of appearance; after the last colour the first one comes again.
+    A picture lower than two labels gets frames alone, as a label would hide it.
+    """
+    drawn = image.copy()
+    pen = ImageDraw.Draw(drawn)
+    scale = math.sqrt(image.width * image.height)
+    line = max(1, round(scale * _LINE))
+    phrases = list(dict.fromkeys(box.phrase for box in boxes))
+    colours = [COLOURS[phrases.index(box.phrase) % len(COLOURS)] for box in boxes]
+    frames = [_frame(box, line, image.size) for box in boxes]
+    for (left, top, right, bottom), colour in zip(frames, colours, strict=True):
+        thick = min(line, (min(right - left, bottom - top) + 1) // 2)
+        pen.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=thick)
+    taken: list[Place] = []
+    for box, frame, colour in zip(boxes, frames, colours, strict=True):
+        label = _label(box, max(_SMALLEST_FONT, round(scale * _FONT)), colour, image.width)
+        if label is None or 2 * label.height > image.height:
+            continue
+        place = _find_place(label.size, frame, image.size, taken)
+        drawn.paste(label, place[:2])
+        taken.append(place)
+    return drawn
+
+
+def _frame(box: Box, line: int, size: tuple[int, int]) -> Place:
+    left, right = _span(box.x1, box.x2, 2 * line + 1, size[0])
+    top, bottom = _span(box.y1, box.y2, 2 * line + 1, size[1])
+    return left, top, right, bottom
+
+
+def _span(start: float, end: float, least: int, limit: int) -> tuple[int, int]:
+    """The whole pixels from start to end within 0..limit, widened around their middle to `least` if there is room."""
+    first, last = math.floor(min(max(0.0, start), limit)), math.ceil(min(max(0.0, end), limit))
+    missing = min(least, limit) - (last - first)
+    if missing > 0:
+        first = min(max(0, first - missing // 2), limit - min(least, limit))
+        last = first + min(least, limit)
+    return first, last
+
+
+def _label(box: Box, font_size: int, colour: str, widest: int) -> Image.Image | None:
+    """The label as a picture of its own, at most `widest` pixels wide: a smaller font first, then fewer letters.
+
+    None where there is nothing to say.
+    """
+    words = " ".join("".join(c if c.isprintable() else " " for c in box.phrase).split())
+    score = "" if box.score is None else f"{box.score:.2f}"
+    if not words and not score:
+        return None
+    font, text = _fit(words, score, font_size, widest)
+    pad = _pad(font.size)
+    ascent, descent = font.getmetrics()
+    width = min(widest, math.ceil(font.getlength(text)) + 2 * pad)
+    label = Image.new("RGB", (width, ascent + descent + pad), colour)
+    ImageDraw.Draw(label).text((pad, ascent + pad // 2), text, _black_or_white(label), font, anchor="ls")
+    return label
+
+
+def _fit(words: str, score: str, font_size: int, widest: int) -> tuple[ImageFont.FreeTypeFont, str]:
+    """The font and the text that fit into the width; where even the smallest font is too wide, the words are cut."""
+    end = "... " if len(words) > _MOST_LETTERS else " "
+    words = words[:_MOST_LETTERS]
+    font, text = ImageFont.load_default(font_size), f"{words}{end}{score}".strip()
+    needed = font.getlength(text) + 2 * _pad(font_size)
+    if needed > widest:
+        font_size = min(font_size, max(_SMALLEST_FONT, int(font_size * widest / needed)))
+        font = ImageFont.load_default(font_size)
+    while words and font.getlength(text) + 2 * _pad(font_size) > widest:
+        words = words[:-1].rstrip()
+        text = f"{words}... {score}".strip()
+    return font, text
+
+
+def _pad(font_size: float) -> int:
+    return max(1, int(font_size) // 5)
+
+
+def _black_or_white(label: Image.Image) -> str:
+    """The text colour with the higher contrast. Luminance: WCAG 2.1, "relative luminance", with gamma 2.2."""
+    red, green, blue = ((v / 255) ** 2.2 for v in label.getpixel((0, 0)))
+    return "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 else "white"
+
+
+def _find_place(label: tuple[int, int], frame: Place, size: tuple[int, int], taken: Sequence[Place]) -> Place:
+    """The first candidate that covers no earlier label, else the one that covers least."""
+    return min(_candidates(label, frame, size), key=lambda place: sum(_shared(place, other) for other in taken))
+
+
+def _candidates(label: tuple[int, int], frame: Place, size: tuple[int, int]) -> Iterator[Place]:
+    """Places in order of preference, all inside the picture: above the frame, inside it, below it, further away."""
+    width, height = label
+    left, top, right, bottom = frame
+    lines = [top - height, top, bottom, bottom - height]
+    for n in (1, 2, 3):
+        lines += [top - height - n * height, top + n * height, bottom + n * height]
+    fitting = [y for y in lines if 0 <= y <= size[1] - height] or [min(max(0, top), max(0, size[1] - height))]
+    for y in fitting:
+        for x in (left, right - width):
+            x = min(max(0, x), max(0, size[0] - width))
+            yield x, y, x + width, y + height
+
+
+def _shared(a: Place, b: Place) -> int:
+    """The area that two places share, in pixels."""
+    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))

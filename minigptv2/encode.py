@@ -1,0 +1,203 @@
+"""Samples and turns -> token ids: the only place that calls a tokenizer.
+
+Shapes: L tokens of one row, B rows. Token ids, the supervised flag, positions and blocks are appended by the same call,
+so there is no offset to compute and nothing is tokenized twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minigptv2.conversation import WRAPPERS, Segment, segments
+from minigptv2.errors import UserError
+from minigptv2.sample import Picture, Turn
+
+if TYPE_CHECKING:
+    import torch
+
+IMAGE_ID = -1  # at every place that a visual token will take; no tokenizer gives it, so no text can
+SHARED = 0  # the block that every other block of its row may look at
+IGNORED = -100  # the label of what has no loss
+
+
+class Tokenizer:
+    """A SentencePiece model: text to pieces, never to a control token, whatever the text holds."""
+
+    def __init__(self, model: bytes):
+        import sentencepiece
+
+        self.model = model
+        self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.bos, self.eos = self._pieces.bos_id(), self._pieces.eos_id()
+        self.size = self._pieces.get_piece_size()
+
+    @classmethod
+    def load(cls, file: Path) -> Tokenizer:
+        return cls(file.read_bytes())
+
+    def encode(self, text: str) -> list[int]:
+        return self._pieces.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._pieces.decode([i for i in ids if i not in (self.bos, self.eos)])
+
+    def piece(self, index: int) -> str:
+        return self._pieces.id_to_piece(index)
+
+
+@dataclass
+class Encoded:
+    """One row. ids: IMAGE_ID where a visual token goes; labels: the id itself where supervised, else IGNORED.
+
+    positions restart after the shared block; blocks: SHARED, or the number of the exchange a token belongs to (one
+    block alone: an ordinary causal row). images: what `images.open_image` takes, in the order of their places.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    images: list[object] = field(default_factory=list)
+
+    def add(self, ids: Sequence[int], supervised: bool = False, block: int = SHARED) -> None:
+        if self.blocks and self.blocks[-1] == block:
+            start = self.positions[-1] + 1
+        else:
+            start = 1 + max((p for p, b in zip(self.positions, self.blocks) if b == SHARED), default=-1)
+        self.ids += ids
+        self.labels += ids if supervised else [IGNORED] * len(ids)
+        self.positions += range(start, start + len(ids))
+        self.blocks += [block] * len(ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Encoder:
+    """Turns -> Encoded, for one model: its tokenizer, its prompt wrapper, its visual tokens a picture, its context."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: str, image_tokens: int, context: int):
+        self.tokenizer, self.wrapper = tokenizer, WRAPPERS[prompt]
+        self.image_tokens, self.context = image_tokens, context
+
+    def encode(self, turns: Sequence[Turn], room: int = 0) -> Encoded:
+        """One conversation as one row that fits the context with `room` tokens to spare.
+
+        The oldest turns are dropped where it does not fit, never the picture or the last question; UserError where
+        those alone are too long.
+        """
+        kept = list(turns)
+        while True:
+            row = Encoded()
+            for segment in segments(kept, self.wrapper):
+                self._append(row, segment, SHARED)
+            if len(row) + room <= self.context:
+                return row
+            shorter = _without_oldest(kept)
+            if shorter is None:
+                raise UserError(
+                    f"The instruction is too long: {len(row)} tokens with its picture, and {room} for the answer.",
+                    f"The model's context is {self.context} tokens.", "Shorten it, or lower max_new_tokens.",
+                )  # fmt: skip
+            kept = shorter
+
+    def encode_side_by_side(self, turns: Sequence[Turn]) -> Encoded:
+        """Independent exchanges about one picture in one row, as if each were asked alone; the picture is shared.
+
+        A token sees the shared block and what precedes it in its own block:
+
+            keys ->        <s>[INST]<Img> image | question 1, answer 1 | question 2, answer 2
+            shared                 causal       |          .           |          .
+            exchange 1             all          |        causal        |          .
+            exchange 2             all          |          .           |        causal
+        """
+        row, block = Encoded(), SHARED
+        head = segments(turns[:1], self.wrapper)
+        for segment in head[:-1]:
+            self._append(row, segment, SHARED)
+        opening = self.wrapper.image_close if len(head) > 2 else self.wrapper.user_open
+        for turn in turns:
+            if turn.role == "user":
+                block += 1
+                words = "".join(p for p in turn.pieces if isinstance(p, str))
+                self._append(row, Segment("text", opening + words + self.wrapper.user_close), block)
+            else:
+                for segment in segments([turn], self.wrapper):
+                    self._append(row, segment, block)
+        return row
+
+    def _append(self, row: Encoded, segment: Segment, block: int) -> None:
+        if segment.kind == "image":
+            row.images.append(segment.image.image)
+            row.add([IMAGE_ID] * self.image_tokens, block=block)
+        elif segment.kind == "text":
+            row.add(self.tokenizer.encode(segment.text), segment.supervised, block)
+        else:
+            row.add([self.tokenizer.bos if segment.kind == "bos" else self.tokenizer.eos], segment.supervised, block)
+
+
+def _without_oldest(turns: list[Turn]) -> list[Turn] | None:
+    """The conversation without its oldest question and answer, pictures kept; None when only the last is left."""
+    asked = [i for i, t in enumerate(turns) if t.role == "user"]
+    if len(asked) < 2:
+        return None
+    pictures = tuple(p for t in turns[: asked[1]] for p in t.pieces if isinstance(p, Picture))
+    first, *rest = turns[asked[1]:]
+    return [Turn("user", (*pictures, *first.pieces)), *rest]
+
+
+@dataclass
+class Batch:
+    """Rows padded to one length. ids, labels, positions, blocks: [B, L] int64 (blocks -1 at padding).
+
+    pixels: [P, 3, H, W] of all pictures in order, or features: [P, N, C] where a cache gave them; None without any.
+    """
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    positions: torch.Tensor
+    blocks: torch.Tensor
+    pixels: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+
+    def to(self, device) -> Batch:
+        return Batch(*(None if t is None else t.to(device) for t in vars(self).values()))
+
+
+def collate(rows: Sequence[Encoded], left: bool = False,
+            load: Callable[[list[object]], torch.Tensor] | None = None) -> Batch:
+    """Pad rows to one batch; left for generation, right for training. load: pictures -> pixels [P, 3, H, W]."""
+    import torch
+
+    length = max(len(r) for r in rows)
+
+    def padded(name: str, fill: int) -> torch.Tensor:
+        out = torch.full((len(rows), length), fill)
+        for i, row in enumerate(rows):
+            start = length - len(row) if left else 0
+            out[i, start:start + len(row)] = torch.tensor(getattr(row, name))
+        return out
+
+    images = [image for row in rows for image in row.images]
+    return Batch(
+        padded("ids", 0), padded("labels", IGNORED), padded("positions", 0), padded("blocks", -1),
+        load(images) if images and load else None,
+    )  # fmt: skip
+
+
+def attention_mask(blocks: torch.Tensor) -> torch.Tensor:
+    """[B, L] blocks -> [B, 1, L, L] bool, True where a query (row) may look at a key (column).
+
+    Causal within a block and from every block to the shared one. Padding is seen by itself alone, so that no row of
+    the mask is empty.
+    """
+    import torch
+
+    query, key = blocks[:, :, None], blocks[:, None, :]
+    causal = torch.ones(blocks.shape[1], blocks.shape[1], dtype=torch.bool, device=blocks.device).tril()
+    allowed = causal & (key >= 0) & ((query == key) | (key == SHARED))
+    own = torch.eye(blocks.shape[1], dtype=torch.bool, device=blocks.device)
+    return (allowed | own)[:, None]

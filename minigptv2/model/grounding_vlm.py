@@ -1,0 +1,74 @@
+"""Vision tower, projector and language model as one module. It sees tensors only, never strings.
+
+Shapes: B rows of L tokens, P pictures, N patches, C channels of the tower, V visual tokens a picture, D the language
+model's width.
+Source: MiniGPT-v2 (arXiv 2310.09478) section 2.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from minigptv2.config import ModelConfig
+from minigptv2.encode import IGNORED, IMAGE_ID, Batch, attention_mask
+from minigptv2.model.language import add_lora, build_language
+from minigptv2.model.projector import Projector
+from minigptv2.model.vision import VisionTower
+
+
+class GroundingVLM(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.vision = VisionTower(config.vision)
+        self.projector = Projector(self.vision.width, config.merge, config.language.hidden_size)
+        self.language = build_language(config.language)
+        if config.lora.r:
+            self.add_lora()
+
+    @property
+    def image_tokens(self) -> int:
+        """V: places that one picture takes in a row."""
+        return self.vision.patches // self.config.merge
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The causal LM itself, an adapter around it or not."""
+        return self.language.get_base_model() if hasattr(self.language, "peft_config") else self.language
+
+    def add_lora(self) -> None:
+        self.language = add_lora(self.language, self.config.lora)
+
+    def encode_images(self, pixels: torch.Tensor | None, features: torch.Tensor | None = None) -> torch.Tensor:
+        """[P, 3, H, W] pixels, or [P, N, C] features of the frozen tower -> [P, V, D] visual tokens."""
+        if features is None:
+            with torch.no_grad():
+                features = self.vision(pixels)
+        return self.projector(features.to(self.projector.weight.dtype))
+
+    def embed(self, ids: torch.Tensor, visual: torch.Tensor | None) -> torch.Tensor:
+        """[B, L] ids -> [B, L, D]; visual tokens take the places of IMAGE_ID, in order."""
+        embedded = self.decoder.get_input_embeddings()(ids.clamp(min=0))
+        if visual is None:
+            return embedded
+        places = (ids == IMAGE_ID)[..., None]  # [B, L, 1]
+        return embedded.masked_scatter(places, visual.to(embedded.dtype))
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """The mean loss over all supervised tokens of the batch."""
+        visual = None
+        if batch.pixels is not None or batch.features is not None:
+            visual = self.encode_images(batch.pixels, batch.features)
+        embedded = self.embed(batch.ids, visual)
+        bias = attention_bias(attention_mask(batch.blocks), embedded.dtype)
+        states = self.decoder.model(
+            inputs_embeds=embedded, attention_mask=bias, position_ids=batch.positions, use_cache=False
+        ).last_hidden_state  # [B, L, D]
+        wanted = batch.labels[:, 1:] != IGNORED
+        logits = self.decoder.lm_head(states[:, :-1][wanted])  # [supervised, vocabulary]
+        return F.cross_entropy(logits.float(), batch.labels[:, 1:][wanted])
+
+
+def attention_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A bool mask as what is added to the attention scores: 0 where a query may look, else the lowest number."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

@@ -1,0 +1,27 @@
+"""The language model: a Llama causal LM of transformers, with LoRA through peft where the config asks for it."""
+
+from torch import nn
+
+from minigptv2.config import LanguageConfig, LoraConfig
+
+
+def build_language(config: LanguageConfig) -> nn.Module:
+    from dataclasses import asdict
+
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    # plain products: on a CPU in bfloat16 the fused backward is several times slower
+    return LlamaForCausalLM(LlamaConfig(**asdict(config), attn_implementation="eager"))
+
+
+def add_lora(language: nn.Module, config: LoraConfig) -> nn.Module:
+    """The same model with a trainable adapter on the named projections; everything else is frozen."""
+    import peft
+
+    return peft.get_peft_model(
+        language,
+        peft.LoraConfig(
+            r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.targets),
+            task_type="CAUSAL_LM",
+        ),
+    )  # fmt: skip

@@ -1,0 +1,78 @@
+"""The vision tower: pixels -> one vector a patch. Built from timm; frozen in all three stages.
+
+Shapes: B pictures, H = W pixels of the squashed picture, N patches in raster order, C channels of the tower.
+Source: MiniGPT-v2 (arXiv 2310.09478) section 2; the tower is EVA-CLIP ViT-g/14 (arXiv 2211.07636).
+"""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from minigptv2.config import VisionConfig
+
+
+class VisionTower(nn.Module):
+    """A timm ViT without its last norm and without its class token, then `ln_vision`.
+
+    pixels [B, 3, H, W], CLIP-normalised -> [B, N, C]. `ln_vision` has eps 1e-5 and stays at weight 1, bias 0 unless a
+    file carries it: the published model never trained it.
+    """
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.config = config
+        self.trunk = _build_trunk(config)
+        self.ln_vision = nn.LayerNorm(self.trunk.embed_dim, eps=1e-5)
+
+    @property
+    def width(self) -> int:
+        return self.trunk.embed_dim
+
+    @property
+    def patches(self) -> int:
+        """Patches of one picture, the class token not counted."""
+        return self.trunk.patch_embed.num_patches
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        tokens = self.trunk.forward_features(pixels)  # [B, prefix + N, C]
+        return self.ln_vision(tokens[:, self.trunk.num_prefix_tokens:])  # [B, N, C]
+
+    def resize(self, image_size: int) -> None:
+        """Take pictures of another size: the position table is interpolated, the class position kept."""
+        self.trunk.set_input_size(image_size)
+
+
+def _build_trunk(config: VisionConfig) -> nn.Module:
+    import timm
+    from timm.layers import HybridEmbed
+    from timm.models.vision_transformer import VisionTransformer
+    from timm.models.vision_transformer_hybrid import ConvStem
+
+    if config.timm_name:
+        trunk = timm.create_model(
+            config.timm_name, img_size=config.image_size, num_classes=0, global_pool="", **config.timm_options
+        )
+        trunk.norm = nn.Identity()
+        return trunk
+    stem = ConvStem(
+        depth=len(config.stem_channels),
+        channels=tuple(config.stem_channels),
+        kernel_size=tuple(config.stem_kernels),
+        stride=tuple(config.stem_strides),
+        padding=(1,) * len(config.stem_channels),
+    )
+    trunk = VisionTransformer(
+        img_size=config.image_size,
+        patch_size=config.stem_patch,
+        embed_dim=config.width,
+        depth=config.depth,
+        num_heads=config.heads,
+        mlp_ratio=config.mlp_ratio,
+        num_classes=0,
+        global_pool="",
+        embed_layer=partial(HybridEmbed, stem),
+    )
+    trunk.norm = nn.Identity()
+    nn.init.trunc_normal_(trunk.pos_embed, std=0.2)  # as large as the stem's output: places are learned at once
+    return trunk

@@ -1,0 +1,108 @@
+"""The nouns that travel: a Sample from a reader, Turns to the encoder, an Answer to the user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from minigptv2.boxes import Box, without_markup
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """Words and the boxes they stand for, pixels of the sample's picture. No boxes: it is not in the picture."""
+
+    text: str
+    boxes: tuple[Box, ...] = ()
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One question and its answer, as meaning; `tasks.render` gives both their words.
+
+    task: a key of `tasks.TASKS`. phrases: what is asked for, or what the grounded caption names, in order.
+    question: of [vqa] and free conversation; else empty, or the user's own wording. answer: the words of it, where
+    they do not follow from the phrases; in a grounded caption each `{}` is the place of the next phrase. verbatim:
+    question and answer are used as they are: a user's words, and what the model said to them.
+    """
+
+    task: str
+    phrases: tuple[Phrase, ...] = ()
+    question: str = ""
+    answer: str = ""
+    verbatim: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture and what is said about it. image: anything that `images.open_image` takes, or None for text alone.
+
+    size: width and height of that picture in pixels, (0, 0) without one. key: where it comes from, for messages.
+    """
+
+    image: Any
+    size: tuple[int, int]
+    exchanges: tuple[Exchange, ...]
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The place of a picture among the pieces of a turn."""
+
+    image: Any
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Who speaks, and pieces of text and pictures in any order and number."""
+
+    role: Literal["user", "assistant"]
+    pieces: tuple[str | Picture, ...]
+
+
+@dataclass
+class Answer:
+    """What the model said about one picture.
+
+    text: raw, as generated. boxes: pixels of the upright original picture, each with phrase and score (0..1).
+    task: a key of `tasks.TASKS`. ended: "stop" at the end token, "length" at `max_new_tokens`. problems: what looked
+    like a box in the text and was none. image: the upright picture, None in a conversation without one.
+    """
+
+    text: str
+    boxes: tuple[Box, ...] = ()
+    task: str = ""
+    ended: Literal["stop", "length"] = "stop"
+    problems: tuple[str, ...] = ()
+    image: Image.Image | None = field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def words(self) -> str:
+        """The text without boxes and phrase tags."""
+        return without_markup(self.text)
+
+    def draw(self) -> Image.Image:
+        """The upright picture with a labelled frame around each box."""
+        from minigptv2.drawing import draw_boxes
+        from minigptv2.errors import UserError
+
+        if self.image is None:
+            raise UserError(
+                "This answer is about no picture.", "Only an answer about a picture can be drawn.",
+                "Ask with chat(image, instruction).",
+            )  # fmt: skip
+        return draw_boxes(self.image, self.boxes)
+
+    def to_dict(self) -> dict:
+        """All but the picture, ready for JSON."""
+        return {
+            "text": self.text, "task": self.task, "ended": self.ended,
+            "boxes": [b.to_dict() for b in self.boxes], "problems": list(self.problems),
+        }  # fmt: skip

@@ -1,0 +1,132 @@
+"""Look at the data as the model sees it: the conversation, every token with the supervised ones marked, the boxes.
+
+One line of tokens for what all exchanges share, then one for each exchange. Supervised tokens are green, or stand
+between « and » where there are no colours.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import random
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+from minigptv2.config import ModelConfig, from_dict
+from minigptv2.encode import IGNORED, IMAGE_ID, SHARED, Encoded, Encoder, Tokenizer
+from minigptv2.errors import UserError
+from minigptv2.sample import Sample, Turn
+from minigptv2.tasks import render
+from minigptv2.terminal import visible
+
+EXCHANGES = 8  # about one scene
+SCENE_WEIGHTS = {
+    "caption": 1, "grounding": 1, "refer": 3, "identify": 2, "detection": 2, "statement": 1, "vqa": 2, "chat": 2,
+}  # fmt: skip
+_GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
+
+
+def show(data: str, count: int, seed: int, out: str | Path, model: str | Path | None, color: bool) -> None:
+    """Print `count` samples of a source in `SOURCES`, and write their pictures with the annotated boxes to `out`."""
+    from minigptv2.drawing import draw_boxes
+
+    if data not in SOURCES:
+        near = difflib.get_close_matches(data, SOURCES, 1)
+        raise UserError(
+            f"The data {data!r} is unknown.", f"Known: {', '.join(SOURCES)}.",
+            f"Did you mean {near[0]}?" if near else "Try minigptv2 show scenes.",
+        )  # fmt: skip
+    encoder, config = open_encoder(model)
+    samples = SOURCES[data](seed)
+    for _ in range(count):
+        sample, boxes, rng = next(samples)
+        turns = render(sample, config.box_coding, rng)
+        row = encoder.encode_side_by_side(turns)
+        print(f"{sample.key}: {len(sample.exchanges)} exchanges")
+        print(conversation_text(turns))
+        print(tokens_text(row, encoder.tokenizer, color))
+        supervised = sum(label != IGNORED for label in row.labels)
+        print(f"{len(row)} tokens, {row.ids.count(IMAGE_ID)} of them the picture, {supervised} supervised")
+        print(f"picture: {_write(draw_boxes(sample.image, boxes), Path(out) / f'{sample.key}.png')}\n")
+
+
+def _scenes(seed: int) -> Iterator[tuple[Sample, list, random.Random]]:
+    """Scenes from this seed on; those without any thing are left out."""
+    from minigptv2.boxes import Box
+    from minigptv2.data.scene_talk import exchanges
+    from minigptv2.data.scenes import draw_scene
+
+    while True:
+        scene, rng = draw_scene(seed), random.Random(seed)
+        if scene.things:
+            said = tuple(exchanges(scene, SCENE_WEIGHTS, EXCHANGES, rng))
+            boxes = [Box(*thing.box.xyxy, thing.name) for thing in scene.things]
+            yield Sample(scene.image, scene.image.size, said, f"scene-{seed}"), boxes, rng
+        seed += 1
+
+
+SOURCES: dict[str, Callable[[int], Iterator[tuple[Sample, list, random.Random]]]] = {"scenes": _scenes}
+
+
+def open_encoder(folder: str | Path | None) -> tuple[Encoder, ModelConfig]:
+    """The encoder of a model folder, whose weights are not read."""
+    import torch
+
+    from minigptv2.api import BUNDLED
+    from minigptv2.model.checkpoint import CONFIG, TOKENIZER
+    from minigptv2.model.grounding_vlm import GroundingVLM
+
+    folder = BUNDLED if folder is None else Path(folder)
+    for name in (CONFIG, TOKENIZER):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} has no {name}.", f"A model folder holds {CONFIG} and {TOKENIZER}.",
+                "Name another one with --model FOLDER.",
+            )  # fmt: skip
+    try:
+        config = from_dict(ModelConfig, json.loads((folder / CONFIG).read_text(encoding="utf-8")), str(folder / CONFIG))
+        tokenizer = Tokenizer.load(folder / TOKENIZER)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"{folder} cannot be read: {error}", "It must be a saved model.", "Save it again.") from None
+    with torch.device("meta"):
+        places = GroundingVLM(config).image_tokens
+    return Encoder(tokenizer, config.prompt, places, config.language.max_position_embeddings), config
+
+
+def conversation_text(turns: list[Turn]) -> str:
+    lines = []
+    for turn in turns:
+        words = "".join(piece if isinstance(piece, str) else "(picture) " for piece in turn.pieces)
+        lines.append(f"  {turn.role + ':':<10} {visible(words)}")
+    return "\n".join(lines)
+
+
+def tokens_text(row: Encoded, tokenizer: Tokenizer, color: bool) -> str:
+    """One line a block. The run of a picture's tokens is written as (picture x 64)."""
+    lines, tokens = [], list(zip(row.blocks, row.labels, row.ids))
+    for block, inside in groupby(tokens, key=lambda token: token[0]):
+        words = []
+        for supervised, run in groupby(inside, key=lambda token: token[1] != IGNORED):
+            text = " ".join(_pieces([token[2] for token in run], tokenizer))
+            words.append((f"{_GREEN}{text}{_PLAIN}" if color else f"«{text}»") if supervised else text)
+        lines.append(f"  {'shared' if block == SHARED else block:>6} | " + " ".join(words))
+    return "\n".join(lines)
+
+
+def _pieces(ids: list[int], tokenizer: Tokenizer) -> Iterator[str]:
+    for index, run in groupby(ids):
+        count = len(list(run))
+        if index == IMAGE_ID:
+            yield f"(picture x {count})"
+        else:
+            yield from [visible(tokenizer.piece(index))] * count
+
+
+def _write(image, file: Path) -> Path:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image.save(file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written.", f"The system says: {error}.", "Name a folder with --out.") from None
+    return file

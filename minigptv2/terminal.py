@@ -1,0 +1,408 @@
+"""`minigptv2 chat` on a terminal: many pictures and one instruction, or one picture and a conversation.
+
+Standard output holds answers and nothing else; progress, notes and errors go to standard error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigptv2.errors import UserError
+from minigptv2.tasks import TASKS, known_tags, question_of, split_tag
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from minigptv2.api import MiniGPTv2
+    from minigptv2.sample import Answer
+
+STDIN = "-"
+_PATH_START = ("/", "./", "../", "~")
+
+# ---- how things look on a terminal ----
+
+
+def visible(text: str) -> str:
+    """The text with control characters spelled out, so that no answer and no file name can steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_error(error: UserError) -> None:
+    """Three lines on standard error."""
+    parts = (re.sub(r"\s*\n\s*", " ", part) for part in (error.given, error.allowed, error.advice))
+    _note("error: " + "\n  ".join(visible(part) for part in parts))
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(answer: Answer) -> str:
+    """Phrase, box in pixels and score of every box, a line each; "" where there is no box."""
+    if not answer.boxes:
+        return ""
+    rows = [("phrase", "x1", "y1", "x2", "y2", "score")]
+    for box in answer.boxes:
+        score = "" if box.score is None else f"{box.score:.2f}"
+        rows.append((visible(box.phrase).replace("\n", " ") or "-", *(str(round(v)) for v in box.xyxy), score))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]) for row in rows
+    )
+
+
+def _print_boxes(answer: Answer) -> None:
+    if answer.boxes:
+        print("\n" + table(answer))
+    sys.stdout.flush()
+
+
+def _print_doubts(answer: Answer) -> None:
+    if answer.ended == "length":
+        _note("note: the answer was cut; --max-new-tokens allows a longer one.")
+    for problem in answer.problems:
+        _note(f"note: {visible(problem)}.")
+
+
+def _json_line(picture: str, answer: Answer) -> str:
+    return json.dumps({"picture": picture, **answer.to_dict()})
+
+
+def _write_picture(image: Image.Image, file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image.save(file, "PNG")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be written.", f"The system says: {error}.", "Choose another place.") from None
+    _note(f"saved {visible(str(file))}")
+
+
+# ---- what was given ----
+
+
+def pictures_and_instruction(words: Sequence[str], explicit: str | None) -> tuple[list[str], str | None]:
+    """The pictures, and the instruction or None; `minigptv2 chat --help` has the rule."""
+    if not words:
+        raise _no_picture("No picture was given.")
+    if explicit is not None:
+        return list(words), explicit
+    *others, last = words
+    if last == STDIN or os.path.exists(last):
+        return list(words), None
+    if others:
+        return (list(words), None) if _looks_like_path(last) else (others, last)
+    if not _looks_like_path(last) and (last.startswith("[") or len(last.split()) > 1):
+        raise _no_picture(f"No picture was given, only the words {last!r}.")
+    return [last], None
+
+
+def _no_picture(given: str) -> UserError:
+    return UserError(
+        given, 'A picture is a file, a folder of pictures, or "-" for standard input.',
+        'Try minigptv2 chat park.png "[refer] red balloon".',
+    )  # fmt: skip
+
+
+def _looks_like_path(word: str) -> bool:
+    from minigptv2.images import SUFFIXES
+
+    if word.lower().endswith(SUFFIXES) or word.startswith(_PATH_START) or word.endswith(os.sep):
+        return True
+    return re.fullmatch(r"\S+\.[A-Za-z][A-Za-z0-9]{1,4}", word) is not None
+
+
+@dataclass(frozen=True)
+class Source:
+    """One picture to come. given: what `images.open_image` takes, or why there is none."""
+
+    name: str
+    given: str | bytes | UserError
+
+    @property
+    def stem(self) -> str:
+        return "stdin" if self.name == STDIN else Path(self.name).stem
+
+
+def sources_of(words: Sequence[str]) -> list[Source]:
+    """Files, the pictures of folders, and standard input, in the order given."""
+    from minigptv2.images import find_pictures
+
+    if list(words).count(STDIN) > 1:
+        raise UserError('"-" was given twice.', "Standard input holds one picture.", 'Give "-" once.')
+    out = []
+    for word in words:
+        if word == STDIN:
+            out.append(Source(word, sys.stdin.buffer.read()))
+        elif os.path.isdir(word):
+            try:
+                out += [Source(str(file), str(file)) for file in find_pictures(word)]
+            except UserError as error:
+                out.append(Source(word, error))
+        else:
+            out.append(Source(word, word))
+    return out
+
+
+def targets_of(save: str, sources: Sequence[Source], several: bool) -> list[Path]:
+    """The file to write for each source. Refuses what would overwrite a given picture, before any work is done."""
+    out = Path(save)
+    if several and (out.is_file() or (out.suffix.lower() == ".png" and not out.is_dir())):
+        raise UserError(f"--save {save} is one file.", "Several pictures are saved to a folder.", "Give a folder's name.")
+    if not several and not out.is_dir() and out.suffix.lower() != ".png":
+        raise UserError(f"--save {save} is no .png.", "The picture is saved as PNG.", f"Try --save {out.with_suffix('.png')}.")
+    targets = [out]
+    if several or out.is_dir():
+        taken: dict[str, int] = {}
+        targets = []
+        for source in sources:
+            taken[source.stem] = taken.get(source.stem, 0) + 1
+            again = f"-{taken[source.stem]}" if taken[source.stem] > 1 else ""
+            targets.append(out / f"{source.stem}{again}.png")
+    for target in targets:
+        _refuse_overwriting(target, [s.name for s in sources])
+    return targets
+
+
+def _refuse_overwriting(target: Path, names: Sequence[str]) -> None:
+    if any(target.resolve() == Path(name).resolve() for name in names):
+        raise UserError(f"{target} is one of the pictures asked about.", "It would be overwritten.", "Choose another place.")
+
+
+# ---- many pictures, one instruction ----
+
+
+@dataclass
+class Run:
+    """One instruction put to every picture. load: opens the model, called when the first picture is there."""
+
+    load: Callable[[], MiniGPTv2]
+    instruction: str
+    max_new_tokens: int
+    batch_size: int
+    as_json: bool
+
+    def ask(self, words: Sequence[str], save: str | None) -> int:
+        """Answer what can be answered, tell what cannot; the exit code."""
+        from tqdm import tqdm
+
+        question_of(self.instruction)
+        sources = sources_of(words)
+        several = len(sources) > 1 or sources[0].name != words[0]  # a folder of one picture is a folder
+        targets = targets_of(save, sources, several) if save is not None else [None] * len(sources)
+        jobs, model, answered, failed = list(zip(sources, targets)), None, 0, 0
+        with tqdm(total=len(jobs), unit="picture", disable=not (several and sys.stderr.isatty())) as bar:
+            for start in range(0, len(jobs), self.batch_size):
+                batch = jobs[start:start + self.batch_size]
+                opened, errors = _open_each(batch)
+                if opened and model is None:
+                    model = self.load()
+                answers = model.chat_batch([(i, self.instruction) for *_, i in opened], self.max_new_tokens) if opened else []
+                bar.clear()
+                for error in errors:
+                    print_error(error)
+                for (source, target, _), answer in zip(opened, answers):
+                    self._give(source.name, answer, target, several, answered > 0)
+                    answered += 1
+                failed += len(errors)
+                bar.update(len(batch))
+        if several:
+            _note(f"{answered} answered, {failed} failed")
+        return 2 if not answered else 1 if failed else 0
+
+    def _give(self, name: str, answer: Answer, target: Path | None, several: bool, gap: bool) -> None:
+        if self.as_json:
+            print(_json_line(name, answer), flush=True)
+        else:
+            if several:
+                print(("\n" if gap else "") + visible(name))
+            print(visible(answer.text))
+            _print_boxes(answer)
+            _print_doubts(answer)
+        if target is not None:
+            _write_picture(answer.draw(), target)
+
+
+def _open_each(batch) -> tuple[list[tuple[Source, Path | None, Image.Image]], list[UserError]]:
+    from minigptv2.images import open_image
+
+    opened, errors = [], []
+    for source, target in batch:
+        try:
+            if isinstance(source.given, UserError):
+                raise source.given
+            opened.append((source, target, open_image(source.given)))
+        except UserError as error:
+            errors.append(error)
+    return opened, errors
+
+
+# ---- one picture, a conversation ----
+
+
+def converse(load: Callable[[], MiniGPTv2], words: Sequence[str], max_new_tokens: int, as_json: bool, save: str | None) -> int:
+    """A conversation on standard input about one picture, until /quit or its end."""
+    from minigptv2.images import open_image
+
+    if STDIN in words:
+        raise UserError(
+            '"-" was given without an instruction.', "Standard input cannot hold a picture and a conversation.",
+            'Give the instruction too, as in minigptv2 chat - "[caption]", or give a file.',
+        )  # fmt: skip
+    if save is not None:
+        raise UserError("--save was given without an instruction.", "It draws one answer.", "Give one, or use /save in the conversation.")
+    for word in words:
+        if not os.path.exists(word):
+            open_image(word)  # says what is wrong with the path
+    if len(words) > 1:
+        raise UserError(
+            f"{len(words)} pictures were given without an instruction.", "A conversation is about one picture.",
+            'Give an instruction with -i, as in -i "[caption]".',
+        )  # fmt: skip
+    if os.path.isdir(words[0]):
+        raise UserError(
+            f"{words[0]} is a folder, and no instruction was given.", "A conversation is about one picture.",
+            'Give an instruction with -i, as in -i "[caption]".',
+        )  # fmt: skip
+    image = open_image(words[0])
+    return Session(load(), words[0], image, max_new_tokens, as_json).run()
+
+
+class Session:
+    """What a person types, line by line: questions go to the model, /commands are done here."""
+
+    def __init__(self, model: MiniGPTv2, name: str, image: Any, max_new_tokens: int, as_json: bool = False):
+        self.model, self.max_new_tokens, self.as_json = model, max_new_tokens, as_json
+        self.name, self.chat = name, model.start_chat(image)
+        self.task = ""
+        self.answer: Answer | None = None
+        self.commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
+            "/task": ("NAME", "begin lines that have no tag with [NAME]; none ends that", self._set_task),
+            "/image": ("PATH", "another picture, with a new history", self._set_image),
+            "/reset": ("", "forget what was said", self._reset),
+            "/save": ("OUT.png", "the picture with the boxes of the last answer", self._save),
+            "/help": ("", "this list", self._help),
+            "/quit": ("", "the end; Ctrl-D too", lambda _: None),
+        }
+
+    def run(self) -> int:
+        knows = self.model.config.knows
+        _note(visible((knows.rstrip() + " " if knows else "") + f"Ask about {self.name}; commands: {' '.join(self.commands)}"))
+        for line in _lines():
+            try:
+                if line.split()[0] == "/quit":
+                    break
+                if line.startswith("/"):
+                    self._command(line)
+                else:
+                    self._ask(line)
+            except UserError as error:
+                print_error(error)
+        return 0
+
+    def _ask(self, line: str) -> None:
+        if self.task and split_tag(line)[0] == "chat":
+            line = f"{TASKS[self.task].tag} {line}"
+        stream = self.chat.stream(line, self.max_new_tokens)
+        for text in stream:
+            if not self.as_json:
+                print(visible(text), end="", flush=True)
+        self.answer = stream.answer
+        if self.as_json:
+            print(_json_line(self.name, self.answer), flush=True)
+        else:
+            print()
+            _print_boxes(self.answer)
+            _print_doubts(self.answer)
+
+    def _command(self, line: str) -> None:
+        name, _, rest = line.partition(" ")
+        if name not in self.commands:
+            near = difflib.get_close_matches(name, self.commands, 1)
+            raise UserError(
+                f"The command {name} is unknown.", f"Known commands: {' '.join(self.commands)}.",
+                f"Did you mean {near[0]}?" if near else "A question does not begin with a slash.",
+            )  # fmt: skip
+        self.commands[name][2](rest.strip())
+
+    def _set_task(self, name: str) -> None:
+        name = name.strip("[] ").lower()
+        tagged = [k for k, t in TASKS.items() if t.tag]
+        if name and name != "none" and name not in tagged:
+            near = difflib.get_close_matches(name, tagged, 1)
+            raise UserError(
+                f"The task {name!r} is unknown.", f"Known tasks: {known_tags()}, or none.",
+                f"Did you mean /task {near[0]}?" if near else "Try /task refer.",
+            )  # fmt: skip
+        if name:
+            self.task = "" if name == "none" else name
+        _note(f"task: {TASKS[self.task].tag} {TASKS[self.task].help}" if self.task else "task: none")
+
+    def _set_image(self, path: str) -> None:
+        path = _one_path(path, "/image park.png")
+        self.chat = self.model.start_chat(path)
+        self.name, self.answer = path, None
+        _note(visible(f"picture: {path}, {self.chat.image.width} x {self.chat.image.height}"))
+
+    def _reset(self, _: str) -> None:
+        self.chat.reset()
+        self.answer = None
+        _note("forgotten; the picture stays")
+
+    def _save(self, path: str) -> None:
+        if self.answer is None:
+            raise UserError("There is no answer to draw yet.", "/save draws the last answer.", "Ask first.")
+        target = Path(_one_path(path, "/save out.png"))
+        if target.suffix.lower() != ".png":
+            raise UserError(f"{target} is no .png.", "The picture is saved as PNG.", f"Try /save {target.stem or 'out'}.png.")
+        _refuse_overwriting(target, [self.name])
+        _write_picture(self.answer.draw(), target)
+
+    def _help(self, _: str) -> None:
+        for name, (takes, what, _run) in self.commands.items():
+            _note(f"  {name + ' ' + takes:<15} {what}")
+        _note("tasks, as a tag before a line or with /task:")
+        for task in TASKS.values():
+            _note(f"  {task.tag or '(none)':<15} {task.help}")
+
+
+def _one_path(text: str, example: str) -> str:
+    """The path a person typed, in quotes or not, ~ resolved."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = shlex.split(text)[0] if text.count(text[0]) == 2 else text
+    if not text:
+        raise UserError("No path was given.", "The command takes one path.", f"Try {example}.")
+    return os.path.expanduser(text)
+
+
+def _lines() -> Iterator[str]:
+    """Lines that are not blank, from a person with a prompt, or from a pipe without one."""
+    while True:
+        if sys.stdin.isatty():
+            try:
+                line = _input("> ")
+            except EOFError:
+                _note("")
+                return
+        else:
+            line = sys.stdin.readline()
+            if not line:
+                return
+        if line.strip():
+            yield line.strip()
+
+
+def _input(prompt: str) -> str:
+    import contextlib
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - arrow keys and history
+    return input(prompt)

@@ -1,0 +1,202 @@
+"""Dense pre-training of the bundled model's vision tower, since no EVA weights are at hand.
+
+Every patch says, through one linear layer, which kind and colour of thing is seen on it and where that thing's box
+lies, as a distribution over the 101 numbers that box text uses. Afterwards the tower is frozen and the layer dropped.
+
+Shapes: B pictures, N = G x G patches in raster order, C channels of the tower.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from minigptv2.boxes import BINS
+from minigptv2.data.kinds import KINDS
+from minigptv2.data.scenes import COLORS, Scene, draw_scene
+from minigptv2.images import to_pixels
+from minigptv2.model.vision import VisionTower
+from minigptv2.train.optim import build_optimizers, learning_rate, set_learning_rate
+from minigptv2.train.precision import best_dtype, call_in
+
+KIND_IDS = {kind: i + 1 for i, kind in enumerate(KINDS)}  # 0 is the ground
+COLOR_IDS = {color: i for i, color in enumerate(COLORS)}
+LEAST_SHARE = 0.12  # of a patch that a thing must fill to be the patch's thing
+
+
+@dataclass
+class DenseTargets:
+    """kind [N] int64, 0 for the ground; color [N] int64, -1 on the ground; box [N, 4] float32, XYXY in 0..1."""
+
+    kind: torch.Tensor
+    color: torch.Tensor
+    box: torch.Tensor
+
+
+def dense_targets(scene: Scene, grid: int) -> DenseTargets:
+    """What each of grid x grid patches of the scene's picture shows: the thing that fills most of it."""
+    size = scene.image.width
+    cells = scene.seen.reshape(grid, size // grid, grid, size // grid)[:, ::3, :, ::3]
+    shares = np.stack([(cells == i + 1).mean((1, 3)).ravel() for i in range(len(scene.things))])  # [things, N]
+    owner = np.where(shares.max(0) >= LEAST_SHARE, shares.argmax(0) + 1, 0)
+    owner[shares.argmax(1)] = np.arange(len(scene.things)) + 1
+    kinds = np.array([0, *(KIND_IDS[t.kind] for t in scene.things)])
+    colors = np.array([-1, *(COLOR_IDS[t.color] for t in scene.things)])
+    boxes = np.array([(0, 0, 0, 0), *(t.box.xyxy for t in scene.things)], dtype=np.float32) / size
+    return DenseTargets(*(torch.from_numpy(table[owner]) for table in (kinds, colors, boxes)))
+
+
+@dataclass
+class Phase:
+    """image_size: pixels; steps and batch of this phase; views: how often a drawn scene is seen; most, zoom: of the
+    scenes, as `draw_scene` takes them."""
+
+    image_size: int
+    steps: int
+    batch: int
+    views: int = 2
+    most: int = 8
+    zoom: float = 1.0
+
+
+class SceneViews(torch.utils.data.IterableDataset):
+    """An endless stream of (pixels, targets); each drawn scene is seen `views` times, half of them mirrored."""
+
+    def __init__(self, seed: int, phase: Phase, grid: int, start: int = 0, keep: int = 256):
+        self.seed, self.phase, self.grid, self.start, self.keep = seed, phase, grid, start, keep
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        index, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        rng = np.random.default_rng((self.seed, self.start, index))
+        kept: list[tuple[torch.Tensor, DenseTargets]] = []
+        number = self.start + index
+        while True:
+            if len(kept) < self.keep // 8 or rng.random() < 1 / self.phase.views:
+                scene = draw_scene((self.seed, number), self.phase.image_size, self.phase.most, self.phase.zoom)
+                number += stride
+                if not scene.things:
+                    continue
+                item = torch.from_numpy(np.array(scene.image)), dense_targets(scene, self.grid)
+                if len(kept) < self.keep:
+                    kept.append(item)
+                else:
+                    kept[int(rng.integers(self.keep))] = item
+            else:
+                item = kept[int(rng.integers(len(kept)))]
+            image, targets = item
+            if rng.random() < 0.5:
+                image, targets = image.flip(1), _mirrored(targets, self.grid)
+            yield image, targets.kind, targets.color, targets.box
+
+
+def _mirrored(targets: DenseTargets, grid: int) -> DenseTargets:
+    kind, color = (v.view(grid, grid).flip(1).flatten() for v in (targets.kind, targets.color))
+    x1, y1, x2, y2 = targets.box.view(grid, grid, 4).flip(1).reshape(-1, 4).unbind(1)
+    return DenseTargets(kind, color, torch.stack([1 - x2, y1, 1 - x1, y2], dim=1))
+
+
+class DenseModel(nn.Module):
+    """The tower and the linear layer that reads it: is there a thing, which kind, which colour, 4 x 101 box numbers."""
+
+    def __init__(self, tower: VisionTower):
+        super().__init__()
+        self.tower = tower
+        self.sizes = (1, len(KINDS), len(COLORS), 4 * (BINS + 1))
+        self.head = nn.Linear(tower.width, sum(self.sizes))
+
+    def forward(self, pixels: torch.Tensor):
+        thing, kind, color, box = self.head(self.tower(pixels)).split(self.sizes, dim=-1)
+        return thing.squeeze(-1), kind, color, box.unflatten(-1, (4, BINS + 1))
+
+
+def dense_loss(outputs, kind, color, box) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The summed loss and its readings: share of patches, colours and box error in hundredths of the side."""
+    on_thing = kind > 0
+    thing_logits, kind_logits, color_logits, box_logits = outputs[0].float(), *(o[on_thing].float() for o in outputs[1:])
+    kind, color = kind[on_thing] - 1, color[on_thing]
+    thing_loss = F.binary_cross_entropy_with_logits(thing_logits, on_thing.float())
+    kind_loss = F.cross_entropy(kind_logits, kind)
+    color_loss = F.cross_entropy(color_logits, color)
+    numbers = box[on_thing] * BINS  # [M, 4]
+    near = torch.exp(-0.5 * (torch.arange(BINS + 1) - numbers[..., None]).square() / 0.8**2)
+    box_loss = -(near / near.sum(-1, keepdim=True) * box_logits.log_softmax(-1)).sum(-1).mean()
+    with torch.no_grad():
+        readings = {
+            "thing": thing_loss, "kind": kind_loss, "color": color_loss, "box": box_loss,
+            "thing_right": ((thing_logits > 0) == on_thing).float().mean(),
+            "kind_right": (kind_logits.argmax(-1) == kind).float().mean(),
+            "color_right": (color_logits.argmax(-1) == color).float().mean(),
+            "box_error": (box_logits.argmax(-1) - numbers).abs().mean(),
+        }  # fmt: skip
+    return thing_loss + kind_loss + color_loss + 0.5 * box_loss, readings
+
+
+def pretrain(tower: VisionTower, phases: list[Phase], output: Path, seed: int = 1, lr: float = 2e-3,
+             weight_decay: float = 0.05, workers: int = 2, save_every: int = 250, device: str = "cpu") -> None:
+    """Train the tower; `output` gets backbone.safetensors, log.jsonl and a checkpoint that a second call resumes."""
+    import timm.layers
+    from safetensors.torch import save_file
+    from tqdm import tqdm
+
+    timm.layers.set_fused_attn(False)  # on a CPU the fused backward is several times slower than plain products
+    output.mkdir(parents=True, exist_ok=True)
+    dtype = best_dtype(torch.device(device))
+    total = sum(p.steps for p in phases)
+    model = DenseModel(tower).to(device)
+    tower.resize(phases[0].image_size)
+    optimizers = build_optimizers(model, "muon", lr, weight_decay)
+    step, scenes = 0, 0
+    checkpoint = output / "checkpoint.pt"
+    ends = np.cumsum([p.steps for p in phases])
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        step, scenes = saved["step"], saved["scenes"]
+        tower.resize(phases[int(np.searchsorted(ends, max(0, step - 1), side="right"))].image_size)
+        model.load_state_dict(saved["model"])
+        optimizers = build_optimizers(model, "muon", lr, weight_decay)
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+    bar = tqdm(total=total, initial=step, desc="backbone", smoothing=0.05)
+    log = open(output / "log.jsonl", "a")
+    while step < total:
+        phase_index = int(np.searchsorted(ends, step, side="right"))
+        phase = phases[phase_index]
+        if tower.trunk.patch_embed.img_size[0] != phase.image_size:
+            tower.resize(phase.image_size)
+            optimizers = build_optimizers(model, "muon", lr, weight_decay)
+        grid = tower.trunk.patch_embed.grid_size[0]
+        views = SceneViews(seed, phase, grid, scenes)
+        batches = iter(torch.utils.data.DataLoader(views, phase.batch, num_workers=workers, prefetch_factor=4))
+        while step < ends[phase_index]:
+            rate = learning_rate(step, total, lr, lr * 0.02, warmup=150)
+            set_learning_rate(optimizers, rate)
+            waited = time.perf_counter()
+            images, kind, color, box = (t.to(device) for t in next(batches))
+            waited = time.perf_counter() - waited
+            model.train()
+            loss, readings = dense_loss(call_in(model, dtype, to_pixels(images)), kind, color, box)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            step, scenes = step + 1, scenes + phase.batch
+            bar.update()
+            if step % 25 == 0:
+                row = {"step": step, "loss": loss, **readings, "norm": norm, "lr": rate, "wait": waited}
+                row = {k: round(float(v), 5) for k, v in row.items()} | {"time": round(time.time())}
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+                bar.set_postfix({k: f"{row[k]:.3g}" for k in ("loss", "thing_right", "kind_right", "color_right", "box_error", "wait")})
+            if step % save_every == 0 or step == total:
+                state = {"step": step, "scenes": scenes, "model": model.state_dict(),
+                         "optimizers": [o.state_dict() for o in optimizers]}  # fmt: skip
+                torch.save(state, checkpoint.with_suffix(".new"))
+                checkpoint.with_suffix(".new").replace(checkpoint)
+                save_file({k: v.contiguous() for k, v in model.state_dict().items()}, output / "backbone.safetensors")

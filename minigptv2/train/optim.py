@@ -1,0 +1,43 @@
+"""Optimizers and the learning-rate schedule of the recipes."""
+
+from math import cos, pi
+
+import torch
+from torch import nn
+
+
+def build_optimizers(module: nn.Module, name: str, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """The optimizers of one model: "adamw" alone, or "muon" for the matrices of its blocks with AdamW for the rest.
+
+    Both take the same learning rate: Muon's update is scaled to AdamW's root mean square (arXiv 2502.16982).
+    Biases, norms and tables of positions or tokens are not decayed.
+    """
+    trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    matrices = [p for n, p in trained if name == "muon" and p.ndim == 2 and (".blocks." in n or ".layers." in n)]
+    chosen = {id(p) for p in matrices}
+    rest = [(n, p) for n, p in trained if id(p) not in chosen]
+    plain = [p for n, p in rest if p.ndim < 2 or "embed" in n]
+    decayed = [p for n, p in rest if not (p.ndim < 2 or "embed" in n)]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizers: list[torch.optim.Optimizer] = []
+    if any(g["params"] for g in groups):
+        optimizers.append(torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.98)))
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers
+
+
+def learning_rate(step: int, steps: int, peak: float, lowest: float, warmup: int) -> float:
+    """Linear warm-up, then a cosine from `peak` to `lowest` at the last step."""
+    if step < warmup:
+        return lowest + (peak - lowest) * (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return lowest + (peak - lowest) * 0.5 * (1 + cos(pi * done))
+
+
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr

@@ -1,0 +1,22 @@
+"""The bundled model's SentencePiece tokenizer: byte fallback, single digits, the joints of a box as pieces."""
+
+import io
+from collections.abc import Iterable
+
+from minigptv2.boxes import DELIMITER, PHRASE_CLOSE, PHRASE_OPEN
+
+JOINTS = ("{<", "><", ">}", PHRASE_OPEN, PHRASE_CLOSE, DELIMITER)
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> bytes:
+    """A BPE model of at most `vocabulary` pieces, the 256 bytes among them; `.encode` never gives a control token."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=vocabulary,
+        hard_vocab_limit=False, byte_fallback=True, split_digits=True, add_dummy_prefix=True,
+        remove_extra_whitespaces=False, normalization_rule_name="identity", character_coverage=1.0,
+        user_defined_symbols=list(JOINTS), unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
+    )  # fmt: skip
+    return model.getvalue()

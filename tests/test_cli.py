@@ -1,0 +1,464 @@
+"""The command line, through `main` and through `python -m minigptv2`: what it prints, writes and refuses."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+import minigptv2
+from minigptv2 import api, cli, terminal
+from minigptv2.boxes import Box
+from minigptv2.sample import Answer
+
+ROOT = Path(minigptv2.__file__).parents[1]
+HEAVY = ("torch", "torchvision", "transformers", "timm", "peft", "PIL", "numpy", "yaml", "sentencepiece", "tqdm", "rich")
+IDENTIFY = ("", "the box", "{<50><50><10><10>}", "{<1><2><3><400>}", "{<10><10><10><20>}", "{<1><2><3>", "{<1><2><3><4>} {<5><6><7><8>}")
+
+
+@pytest.fixture
+def chat(capsys, tiny_model, monkeypatch):
+    """`minigptv2 chat` on the tiny model, opened once for all tests: (exit code, standard output, standard error)."""
+    monkeypatch.setattr(api.MiniGPTv2, "from_pretrained", lambda *_: tiny_model)
+
+    def run(*words, stdin: str | bytes | None = None):
+        if stdin is not None:
+            data = stdin.encode() if isinstance(stdin, str) else stdin
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "utf-8"))
+        code = cli.main(["chat", *map(str, words), "--max-new-tokens", "6"])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def grounded(monkeypatch, tiny_model):
+    """Every picture is answered with one box, a tenth of the picture away from its edges."""
+
+    def said(questions, max_new_tokens):
+        out = []
+        for image, _ in questions:
+            w, h = image.size
+            box = Box(w * 0.1, h * 0.1, w * 0.9, h * 0.9, "red\x1b ball", 0.875)
+            out.append(Answer("<p>red ball</p> {<10><10><90><90>}", (box,), "refer", image=image))
+        return out
+
+    monkeypatch.setattr(tiny_model, "chat_batch", said)
+
+
+@pytest.fixture
+def folder(tmp_path, picture):
+    """Three good pictures, and four that are none."""
+    place = tmp_path / "pictures"
+    place.mkdir()
+    for name in ("a.png", "b.png", "c d.png"):
+        shutil.copy(picture, place / name)
+    (place / "cut.png").write_bytes(picture.read_bytes()[:2000])
+    (place / "empty.jpg").touch()
+    (place / "text.gif").write_text("no picture")
+    (place / "zero.bmp").write_bytes(b"BM" + bytes(60))
+    (place / "notes.txt").write_text("not looked at")
+    return place
+
+
+def refused(result, *expected: str) -> str:
+    """The error of a command that did nothing: exit code 2, three lines, no answer."""
+    code, out, err = result
+    assert (code, out) == (2, "")
+    lines = err.splitlines()
+    assert len(lines) == 3, err
+    assert lines[0].startswith("error: ")
+    assert all(line.startswith("  ") and line.strip() for line in lines[1:])
+    for words in expected:
+        assert words in err
+    return err
+
+
+def program(*words, stdin: bytes = b"", **options) -> subprocess.CompletedProcess:
+    """`python -m minigptv2` in a process of its own."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"} | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", "minigptv2", *map(str, words)], input=stdin, env=env, check=False,
+                          **({"capture_output": True} | options))  # fmt: skip
+
+
+# ---- the program ----
+
+
+@pytest.mark.parametrize("words", [["--help"], ["chat", "--help"], ["train", "--help"], ["--version"], ["chta"]])
+def test_help_imports_nothing_heavy(words):
+    code = f"""
+import sys
+from minigptv2.cli import main
+main({words!r})
+print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_help_names_every_command(capsys):
+    assert cli.main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"  {name} " in told for name in cli.COMMANDS)
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err == told
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"minigptv2 {minigptv2.__version__}\n"
+
+
+@pytest.mark.parametrize(("words", "advice"), [
+    (["chta", "a.png"], "Did you mean minigptv2 chat?"),
+    (["xyz"], "minigptv2 --help"),
+    (["chat", "a.png", "hi", "--modle", "x"], "Did you mean --model?"),
+    (["chat", "a.png", "hi", "--max-new-tokens", "0"], "no whole number of 1 or more"),
+    (["chat", "a.png", "hi", "--batch-size", "many"], "no whole number of 1 or more"),
+    (["--verison"], "Did you mean --version?"),
+    (["train"], "required: CONFIG"),
+    (["show", "scens"], "Did you mean scenes?"),
+])  # fmt: skip
+def test_bad_usage(capsys, words, advice):
+    refused((cli.main(words), *capsys.readouterr()), advice)
+
+
+def test_the_program_shows_our_output_alone(tiny_folder, picture, tmp_path):
+    done = program("chat", picture, "--json", "what is this?", "--model", tiny_folder, "--max-new-tokens", 3,
+                   "--save", tmp_path / "out.png")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["picture"] == str(picture)
+    assert done.stderr.decode() == f"saved {tmp_path / 'out.png'}\n"
+
+
+def test_the_program_converses_through_a_pipe(tiny_folder, picture):
+    done = program("chat", picture, "--model", tiny_folder, "--max-new-tokens", 3, stdin="hello\n[nope] \xff\n".encode("latin-1"))
+    assert done.returncode == 0
+    assert done.stdout.strip()
+    assert b"error: The task tag [nope] is unknown." in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_reader_that_went_away():
+    read, write = os.pipe()
+    os.close(read)
+    done = program("--help", capture_output=False, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_an_interrupt(chat, picture, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(terminal.Run, "ask", interrupted)
+    assert chat(picture, "hi") == (130, "", "")
+
+
+@pytest.mark.parametrize(("command", "home"), [("train", "minigptv2.train.loop"), ("eval", "minigptv2.eval.runner")])
+def test_recipes_are_handed_on(command, home, monkeypatch):
+    calls = []
+    monkeypatch.setitem(sys.modules, home, SimpleNamespace(run=lambda *given: calls.append(given)))
+    parent = home.rpartition(".")[0]
+    monkeypatch.setitem(sys.modules, parent, SimpleNamespace(__path__=[]))
+    assert cli.main([command, "x.yaml", "a.b=1", "--smoke", "c=2"]) == 0
+    assert cli.main([command, "x.yaml"]) == 0
+    assert calls == [("x.yaml", ["a.b=1", "c=2"], True), ("x.yaml", [], False)]
+
+
+# ---- one picture ----
+
+
+def test_an_answer_and_its_table(chat, picture, grounded):
+    code, out, err = chat(picture, "[refer] red ball")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "<p>red ball</p> {<10><10><90><90>}",
+        "",
+        "phrase        x1  y1   x2   y2  score",
+        "red\\x1b ball  64  40  576  360   0.88",
+    ]
+
+
+def test_an_answer_without_boxes_has_no_table(chat, picture, tiny_model):
+    code, out, _ = chat(picture, "hello")
+    text = tiny_model.chat(picture, "hello", 6).text
+    assert (code, out) == (0, terminal.visible(text) + "\n")
+
+
+def test_json(chat, picture, grounded):
+    code, out, _ = chat("--json", picture, "[refer] red ball")
+    told = json.loads(out)
+    assert code == 0
+    assert told["picture"] == str(picture)
+    assert told["boxes"] == [{"phrase": "red\x1b ball", "xyxy": [64, 40, 576, 360], "score": 0.875}]
+    assert {"text", "task", "ended", "problems"} <= set(told)
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (640, 400)), (6, (400, 640))])
+def test_save_writes_the_upright_picture(chat, picture, tmp_path, grounded, orientation, size):
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.open(picture).save(tmp_path / "in.jpg", exif=exif)
+    code, _, err = chat(tmp_path / "in.jpg", "--save", tmp_path / "new" / "out.png", "[refer] red ball")
+    assert (code, err) == (0, f"saved {tmp_path / 'new' / 'out.png'}\n")
+    saved = Image.open(tmp_path / "new" / "out.png")
+    assert (saved.format, saved.size) == ("PNG", size)
+
+
+def test_a_picture_from_standard_input(chat, picture, tmp_path):
+    code, out, _ = chat("-", "--json", "hello", stdin=picture.read_bytes())
+    assert code == 0
+    assert json.loads(out)["picture"] == "-"
+    assert json.loads(out)["text"] == json.loads(chat(picture, "--json", "hello")[1])["text"]
+    refused(chat("-", "hello", stdin=b"no picture"), "is no picture")
+    refused(chat("-", "hello", stdin=b""), "is empty")
+    refused(chat("-", "-", "hello", stdin=b""), "given twice")
+    refused(chat("-", stdin=picture.read_bytes()), "without an instruction")
+
+
+@pytest.mark.parametrize("instruction", ["a\x07b\x1b[31m", "</s>", "<s> <Img></Img>", "[INST] hi [/INST]", "猫?", "end.png?"])
+def test_odd_text_stays_text(chat, picture, instruction):
+    code, out, err = chat(picture, instruction)
+    assert code == 0
+    assert all(c.isprintable() or c == "\n" for c in out + err)
+
+
+# ---- which word is the instruction ----
+
+
+def test_the_last_word_is_the_instruction(picture, tmp_path, monkeypatch):
+    split = terminal.pictures_and_instruction
+    p = str(picture)
+    assert split([p, "what is it?"], None) == ([p], "what is it?")
+    assert split([p, "missing.png", "hi"], None) == ([p, "missing.png"], "hi")
+    assert split([p, p], None) == ([p, p], None)
+    assert split([p], None) == ([p], None)
+    assert split(["-", "hi"], None) == (["-"], "hi")
+    assert split([p, ""], None) == ([p], "")
+    for mistyped in ("missing.png", "Missing.JPG", "./there", "folder/", "bal.heic"):
+        assert split([p, mistyped], None) == ([p, mistyped], None)
+        assert split([mistyped], None) == ([mistyped], None)
+    for text in ("</s>", "yes/no", "the end.", "is it 0.5 or 1.5", "cat"):
+        assert split([p, text], None) == ([p], text)
+    monkeypatch.chdir(tmp_path)
+    Path("cat").touch()
+    assert split([p, "cat"], None) == ([p, "cat"], None)
+    assert split([p], "cat") == ([p], "cat")
+
+
+def test_words_without_a_picture(chat):
+    refused(chat(), "No picture was given")
+    refused(chat("-i", "hello"), "No picture was given")
+    refused(chat("[refer] red balloon"), "only the words '[refer] red balloon'")
+
+
+# ---- bad input ----
+
+
+def test_pictures_that_are_none(chat, folder, tmp_path):
+    (tmp_path / "none").mkdir()
+    with_instruction = {
+        "missing.png": "does not exist", "text.gif": "is no picture", "cut.png": "is damaged or cut short",
+        "empty.jpg": "is empty", "../none": "holds no pictures", "zero.bmp": "zero.bmp",
+    }  # fmt: skip
+    for name, expected in with_instruction.items():
+        refused(chat(folder / name, "hi"), expected)
+    for name in ("missing.png", "text.gif", "cut.png", "empty.jpg"):
+        refused(chat(folder / name), with_instruction[name])
+    refused(chat(folder / "a.png", folder / "missing.png"), "missing.png does not exist")
+
+
+def test_a_conversation_is_about_one_picture(chat, folder):
+    refused(chat(folder), "is a folder")
+    refused(chat(folder / "a.png", folder / "b.png"), "2 pictures were given without an instruction")
+    refused(chat(folder / "a.png", "--save", "x.png"), "--save was given without an instruction")
+
+
+@pytest.mark.parametrize("words", IDENTIFY)
+def test_identify_needs_a_possible_box(chat, picture, words):
+    refused(chat(picture, f"[identify] {words}"), "[identify] {<10><20><30><40>}")
+
+
+@pytest.mark.parametrize(("instruction", "expected"), [
+    ("", "is empty"), ("   ", "is empty"), ("[reefr] ball", "Did you mean [refer]?"), ("[xyz] ball", "is unknown"),
+    ("[refer]", "no words after its tag"), ("ball " * 2000, "too long"), ("a\udcffb", "is no character"),
+])  # fmt: skip
+def test_instructions_that_are_refused(chat, picture, instruction, expected):
+    refused(chat(picture, instruction), expected)
+    refused(chat(picture, "-i", instruction), expected)
+
+
+def test_bad_instructions_are_told_before_the_model_is_opened(chat, picture, monkeypatch):
+    monkeypatch.setattr(api.MiniGPTv2, "from_pretrained", lambda *_: pytest.fail("the model was opened"))
+    for words in ([picture, "[xyz] a"], ["missing.png", "hi"], ["missing.png"], [picture, "hi", "--save", picture]):
+        refused(chat(*words))
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    (["--dtype", "float8"], "It must be one of float32, bfloat16, float16"),
+    (["--device", "gpu"], "cannot be used"),
+    (["--model", "nowhere"], "has no config.json"),
+    (["--max-new-tokens", "5000"], "context is 512 tokens"),
+])  # fmt: skip
+def test_bad_options(capsys, picture, tiny_folder, words, expected):
+    given = ["--model", str(tiny_folder), "--device", "cpu", *words]
+    refused((cli.main(["chat", str(picture), "hi", *given]), *capsys.readouterr()), expected)
+
+
+def _without(name):
+    return lambda tensors: tensors.pop(name)
+
+
+def _cut(name):
+    return lambda tensors: tensors.update({name: tensors[name][..., :-1].contiguous()})
+
+
+@pytest.mark.parametrize(("file", "change", "expected"), [
+    ("model.safetensors", _without("projector.weight"), "projector.weight is missing"),
+    ("model.safetensors", _cut("projector.weight"), "projector.weight has shape"),
+    ("model.safetensors", None, "cannot be read"),
+    ("adapter/adapter_model.safetensors", dict.popitem, "adapter does not fit"),
+    ("config.json", None, "config.json is no JSON"),
+    ("tokenizer.model", None, "tokenizer.model cannot be read"),
+])  # fmt: skip
+def test_model_folders_that_do_not_fit(capsys, tmp_path, picture, tiny_folder, file, change, expected):
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_folder, broken)
+    if change is None:
+        (broken / file).write_bytes(b"{ broken")
+    else:
+        tensors = load_file(broken / file)
+        change(tensors)
+        save_file(tensors, broken / file)
+    refused((cli.main(["chat", str(picture), "hi", "--model", str(broken)]), *capsys.readouterr()), expected)
+
+
+def test_places_that_cannot_be_saved_to(chat, folder, tmp_path, grounded):
+    a, b = folder / "a.png", folder / "b.png"
+    (tmp_path / "file").touch()
+    refused(chat(a, "hi", "--save", tmp_path / "out.jpg"), "is no .png", "out.png")
+    refused(chat(a, "hi", "--save", a), "would be overwritten")
+    refused(chat(a, "hi", "--save", folder), "would be overwritten")
+    refused(chat(a, b, "hi", "--save", tmp_path / "out.png"), "Give a folder's name")
+    refused(chat(a, b, "hi", "--save", tmp_path / "file"), "Give a folder's name")
+    code, _, err = chat(a, "hi", "--save", tmp_path / "file" / "out.png")
+    assert (code, len(err.splitlines())) == (2, 3)
+    assert "cannot be written" in err
+
+
+# ---- several pictures ----
+
+
+def test_a_folder_is_answered_and_its_failures_counted(chat, folder, tmp_path, grounded):
+    code, out, err = chat(folder, "[refer] red ball", "--save", tmp_path / "drawn", "--batch-size", 2)
+    assert code == 1
+    names = [str(folder / name) for name in ("a.png", "b.png", "c d.png")]
+    assert [line for line in out.splitlines() if line.endswith(".png")] == names
+    assert err.count("error: ") == 4
+    assert err.splitlines()[-1] == "3 answered, 4 failed"
+    assert "Traceback" not in err
+    assert sorted(file.name for file in (tmp_path / "drawn").iterdir()) == ["a.png", "b.png", "c d.png"]
+
+
+def test_a_folder_as_json_lines(chat, folder):
+    code, out, _ = chat(folder, folder / "missing.png", "hello", "--json")
+    assert code == 1
+    told = [json.loads(line) for line in out.splitlines()]
+    assert [Path(t["picture"]).name for t in told] == ["a.png", "b.png", "c d.png"]
+    assert len({t["text"] for t in told}) == 1, "three copies of one picture"
+
+
+def test_nothing_answered(chat, folder):
+    code, out, err = chat(folder / "cut.png", folder / "missing.png", "hello")
+    assert (code, out) == (2, "")
+    assert err.count("error: ") == 2
+    assert err.endswith("0 answered, 2 failed\n")
+
+
+def test_pictures_of_one_name_are_saved_apart(chat, folder, picture, tmp_path, grounded):
+    (folder / "more").mkdir()
+    shutil.copy(picture, folder / "more" / "a.png")
+    assert chat(folder / "a.png", folder / "more", "hi", "--save", tmp_path / "drawn")[0] == 0
+    assert sorted(file.name for file in (tmp_path / "drawn").iterdir()) == ["a-2.png", "a.png"]
+
+
+# ---- a conversation ----
+
+
+def test_a_conversation(chat, picture, tmp_path, tiny_model, monkeypatch):
+    asked = []
+    real = api.Chat.stream
+    monkeypatch.setattr(api.Chat, "stream", lambda self, line, most: asked.append((line, len(self.exchanges))) or real(self, line, most))
+    other = tmp_path / "other one.png"
+    Image.new("RGB", (50, 80), "red").save(other)
+    lines = [
+        "what is this?", "", "/task", "/task refer", "red ball", "[caption]", "/task reefr", "/task none", "[nope] x",
+        "and now?", "/help", "/reset", "again?", "/tsk", "/image missing.png", f"/image '{other}'", "hello",
+        f"/save {tmp_path / 'drawn.png'}", "/save drawn.jpg", f"/save {other}", "/save", "/quit", "never asked",
+    ]  # fmt: skip
+    code, out, err = chat(picture, stdin="\n".join(lines) + "\n")
+    assert code == 0
+    assert asked == [
+        ("what is this?", 0), ("[refer] red ball", 1), ("[caption]", 2), ("[nope] x", 3), ("and now?", 3),
+        ("again?", 0), ("hello", 0),
+    ]  # fmt: skip
+    assert terminal.visible(tiny_model.chat(picture, "what is this?", 6).text) in out
+    assert err.startswith(tiny_model.config.knows)
+    assert Image.open(tmp_path / "drawn.png").size == (50, 80)
+    expected = [
+        "task: none", "task: [refer] the box", "Did you mean /task refer?", "error: The task tag [nope] is unknown.", "/reset  ",
+        "[grounding]  ", "Did you mean /task?", "error: missing.png does not exist.", f"picture: {other}, 50 x 80", "is no .png",
+        "would be overwritten", "No path was given",
+    ]  # fmt: skip
+    for words in expected:
+        assert words in err
+    assert "Traceback" not in err
+
+
+def test_a_conversation_ends_with_its_input(chat, picture):
+    assert chat(picture, stdin="")[:2] == (0, "")
+    code, out, err = chat(picture, stdin="/save out.png\n[caption]")
+    assert code == 0
+    assert out
+    assert "There is no answer to draw yet" in err
+
+
+def test_a_conversation_in_json(chat, picture):
+    code, out, _ = chat(picture, "--json", stdin="hello\n/help\nhello\n")
+    assert code == 0
+    assert [json.loads(line)["picture"] for line in out.splitlines()] == [str(picture)] * 2
+
+
+# ---- show ----
+
+
+def test_show_scenes(capsys, tmp_path, tiny_folder):
+    words = ["show", "scenes", "-n", "2", "--seed", "7", "--out", str(tmp_path), "--model", str(tiny_folder)]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    files = [line.removeprefix("picture: ") for line in out.splitlines() if line.startswith("picture: ")]
+    assert len(files) == 2
+    assert all(Image.open(file).size == (448, 448) for file in files)
+    assert out.count("(picture x 64)") == 2
+    assert out.count("«") == out.count("»") == out.count("  assistant: ")
+    assert "</s>»" in out
+    assert "\x1b" not in out
+    assert cli.main([*words, "--color"]) == 0
+    colored = capsys.readouterr().out
+    assert "«" not in colored
+    assert colored.replace("\x1b[32m", "«").replace("\x1b[0m", "»") == out
+
+
+def test_show_without_a_model(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "BUNDLED", tmp_path)
+    refused((cli.main(["show", "scenes"]), *capsys.readouterr()), "has no config.json")
