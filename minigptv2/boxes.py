@@ -12,10 +12,13 @@ Coding = Literal["floor", "center", "round"]
 CODINGS: tuple[Coding, ...] = ("floor", "center", "round")
 BINS = 100
 DELIMITER = "<delim>"
+JOINTS = ("{<", "><", ">}")  # what opens a box, stands between its numbers and closes it
 PHRASE_OPEN, PHRASE_CLOSE = "<p>", "</p>"
 
 _BOX = re.compile(r"\{<(\d{1,3})><(\d{1,3})><(\d{1,3})><(\d{1,3})>\}")
-_PHRASE_OR_BOX = re.compile(rf"{PHRASE_OPEN}(?P<phrase>.*?){PHRASE_CLOSE}|(?P<box>{_BOX.pattern})", re.DOTALL)
+# a phrase holds no other phrase and no box: where its end is missing, it swallows neither
+_WORDS = rf"(?:(?!{PHRASE_OPEN}|\{{\s*<).)*?"
+_PHRASE_OR_BOX = re.compile(rf"{PHRASE_OPEN}(?P<phrase>{_WORDS}){PHRASE_CLOSE}|(?P<box>{_BOX.pattern})", re.DOTALL)
 # what looks like the beginning of a box; where no box matches there, it is counted as malformed
 _OPENING = re.compile(r"\{\s*<")
 

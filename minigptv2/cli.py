@@ -201,16 +201,16 @@ def _recipe_arguments(parser: Parser) -> None:
     parser.add_argument("--smoke", action="store_true", help="a few steps on a few samples, to see that it runs")
 
 
-def _train(args: argparse.Namespace) -> int | None:
+def _train(args: argparse.Namespace) -> None:
     from minigptv2.train.loop import run
 
-    return run(args.config, args.overrides, args.smoke)
+    print(f"done: {run(args.config, args.overrides, args.smoke)}")
 
 
-def _eval(args: argparse.Namespace) -> int | None:
+def _eval(args: argparse.Namespace) -> None:
     from minigptv2.eval.runner import run
 
-    return run(args.config, args.overrides, args.smoke)
+    run(args.config, args.overrides, args.smoke)
 
 
 COMMANDS: dict[str, Command] = {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from minigptv2.boxes import Coding
+from minigptv2.conversation import Prompt
 from minigptv2.errors import UserError
 
 T = TypeVar("T")
@@ -31,9 +32,9 @@ class VisionConfig:
     depth: int = 6
     heads: int = 4
     mlp_ratio: float = 4.0
-    stem_channels: tuple[int, ...] = (64, 128, 128, 256, 256)
-    stem_kernels: tuple[int, ...] = (9, 3, 3, 3, 3)
-    stem_strides: tuple[int, ...] = (7, 1, 2, 1, 2)
+    stem_channels: tuple[int, ...] = (64, 128, 128, 256, 256, 256, 256)
+    stem_kernels: tuple[int, ...] = (9, 3, 3, 3, 3, 3, 3)
+    stem_strides: tuple[int, ...] = (7, 1, 2, 1, 2, 1, 1)
     stem_patch: int = 1
 
 
@@ -71,7 +72,7 @@ class ModelConfig:
     language: LanguageConfig = field(default_factory=LanguageConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     merge: int = 4
-    prompt: str = "llama2"
+    prompt: Prompt = "llama2"
     box_coding: Coding = "round"
     knows: str = ""
 
@@ -101,7 +102,9 @@ def from_dict(kind: type[T], data: dict[str, Any], where: str = "") -> T:
         if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]  # fmt: skip
     if missing:
-        raise UserError(f"{where or 'The config'} lacks {', '.join(missing)}.", f"Known keys: {', '.join(known)}.", "Add it.")
+        raise UserError(
+            f"{where or 'The config'} lacks {', '.join(missing)}.", f"Known keys: {', '.join(known)}.", "Add it.",
+        )  # fmt: skip
     return kind(**values)
 
 
@@ -111,7 +114,9 @@ def _path(where: str, key: str) -> str:
 
 def _value(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    wrong = UserError(f"{where} is {value!r}.", f"It must be {_described(hint)}.", "Correct it in the file or on the command line.")
+    wrong = UserError(
+        f"{where} is {value!r}.", f"It must be {_described(hint)}.", "Correct it in the file or on the command line.",
+    )  # fmt: skip
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -153,14 +158,15 @@ def read_yaml(file: Path, overrides: list[str] = ()) -> dict[str, Any]:
     """The file's mapping with `a.b=c` overrides applied; each c is read as YAML."""
     import yaml
 
+    advice = "It must be a YAML config.", "See train_configs/ and eval_configs/."
     try:
         data = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{file} does not exist.", "It must be a YAML config.", "See train_configs/ and eval_configs/.") from None
+        raise UserError(f"{file} does not exist.", *advice) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file} cannot be read: {error}", "It must be a YAML config.", "See train_configs/ and eval_configs/.") from None
+        raise UserError(f"{file} cannot be read: {error}", *advice) from None
     if not isinstance(data, dict):
-        raise UserError(f"{file} holds no mapping.", "It must be a YAML config.", "See train_configs/ and eval_configs/.")
+        raise UserError(f"{file} holds no mapping.", *advice)
     for override in overrides:
         path, sign, value = override.partition("=")
         if not sign or not path:
@@ -171,5 +177,12 @@ def read_yaml(file: Path, overrides: list[str] = ()) -> dict[str, Any]:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
                 raise UserError(f"{override!r}: {key} is no mapping.", "Only mappings have keys below them.", "Check the path.")
-        node[last] = yaml.safe_load(value)
+        try:
+            node[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            problem = str(error).splitlines()[0]
+            raise UserError(
+                f"{override!r} has a value that is no YAML: {problem}.", "A value is a number, a text, true, [a, b] or {a: b}.",
+                "Close its brackets and quotes.",
+            ) from None  # fmt: skip
     return data

@@ -23,7 +23,8 @@ class Wrapper:
     image_close: str
 
 
-WRAPPERS: dict[str, Wrapper] = {"llama2": Wrapper("[INST] ", " [/INST]", "<Img>", "</Img> ")}
+Prompt = Literal["llama2"]
+WRAPPERS: dict[Prompt, Wrapper] = {"llama2": Wrapper("[INST] ", " [/INST]", "<Img>", "</Img> ")}
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,17 @@ class Tokenizer:
     """A SentencePiece model: text to pieces, never to a control token, whatever the text holds."""
 
     def __init__(self, model: bytes):
+        """model: the bytes of a `tokenizer.model`. Raises ValueError or RuntimeError where they are none."""
         import sentencepiece
 
+        if not model:  # sentencepiece itself would open it and log an error at every call
+            raise ValueError("it is empty")
         self.model = model
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.bos, self.eos = self._pieces.bos_id(), self._pieces.eos_id()
         self.size = self._pieces.get_piece_size()
+        if min(self.bos, self.eos) < 0:  # -1 stands for "has none", and is IMAGE_ID here
+            raise ValueError("it has no token for the beginning or the end of a text")
 
     @classmethod
     def load(cls, file: Path) -> Tokenizer:
@@ -113,8 +118,16 @@ class Encoder:
             shared                 causal       |          .           |          .
             exchange 1             all          |        causal        |          .
             exchange 2             all          |          .           |        causal
+
+        UserError where one exchange and the picture are longer than the context; their sum may be.
         """
         row, block = Encoded(), SHARED
+        if not turns or turns[0].role != "user":
+            raise ValueError("The first turn must be the user's.")
+        words = [p for p in turns[0].pieces if not isinstance(p, Picture)]
+        later = [p for t in turns[1:] for p in t.pieces if isinstance(p, Picture)]
+        if list(turns[0].pieces[len(turns[0].pieces) - len(words):]) != words or later:
+            raise ValueError("The pictures of exchanges side by side must stand at the head of the first turn.")
         head = segments(turns[:1], self.wrapper)
         for segment in head[:-1]:
             self._append(row, segment, SHARED)
@@ -127,6 +140,12 @@ class Encoder:
             else:
                 for segment in segments([turn], self.wrapper):
                     self._append(row, segment, block)
+        longest = 1 + max(row.positions)
+        if longest > self.context:
+            raise UserError(
+                f"An exchange is too long: {longest} tokens with its picture.",
+                f"The model's context is {self.context} tokens.", "Shorten it.",
+            )  # fmt: skip
         return row
 
     def _append(self, row: Encoded, segment: Segment, block: int) -> None:

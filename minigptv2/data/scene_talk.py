@@ -11,7 +11,7 @@ from minigptv2.boxes import Box
 from minigptv2.data.kinds import KINDS
 from minigptv2.data.scenes import COLORS, Scene, Thing
 from minigptv2.sample import Exchange, Phrase
-from minigptv2.tasks import ABSENT, STATEMENT
+from minigptv2.tasks import ABSENT, STATEMENT, instruction_text
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 FOREIGN = (
@@ -54,7 +54,7 @@ class Talk:
 
     def __init__(self, scene: Scene, rng: random.Random):
         self.rng = rng
-        self.side = scene.image.width
+        self.side = scene.side
         self.things = sorted(scene.things, key=lambda t: (t.box.center[0], t.box.center[1]))
         self.names = Counter(t.name for t in self.things)
         self.kinds = Counter(t.kind for t in self.things)
@@ -73,7 +73,8 @@ class Talk:
 
     def refer(self) -> Exchange:
         if self.rng.random() < 0.15:
-            return Exchange("refer", (Phrase(self._worded(self._absent())),))
+            absent = self.absent()
+            return Exchange("refer", (Phrase(absent),), self._worded(absent))
         words, thing = self._description()
         return Exchange("refer", (Phrase(words, (thing.box,)),))
 
@@ -94,7 +95,7 @@ class Talk:
         words: list[str] = []
         for _ in range(count):
             if self.rng.random() < 0.15:
-                word = self._absent()
+                word = self.absent()
             else:
                 thing = self.rng.choice(self.things)
                 word = self.rng.choice((thing.name, thing.name, thing.kind))
@@ -138,6 +139,7 @@ class Talk:
             (self.rng.choice(("what color is it?", "which color does it have?")), thing.color),
             (self.rng.choice(("what is it?", "what kind of thing is it?")), article(thing.kind)),
         ]
+        aside = []  # what speaks of another thing comes last: after it, "it" would be that thing
         others = [t for t in unique if t is not thing]
         if others:
             other = self.rng.choice(others)
@@ -146,11 +148,12 @@ class Talk:
                 if true is not None:
                     asked = f"is it {self.rng.choice(WORDED[relation])} the {other.name}?"
                     follow.append((asked, "yes" if true else "no"))
-            follow.append((f"and where is the {other.name}?", "{}", Phrase(other.name, (other.box,))))
-            missing = self._absent()
-            follow.append((f"and is there {article(missing)}?", "no"))
+            aside.append((f"and where is the {other.name}?", "{}", Phrase(other.name, (other.box,))))
+            aside.append((f"and is there {article(self.absent())}?", "no"))
         self.rng.shuffle(follow)
-        for question, answer, *phrases in follow[: self.rng.randint(2, 5)]:
+        self.rng.shuffle(aside)
+        last = aside[: self.rng.randint(0, 2)]
+        for question, answer, *phrases in follow[: self.rng.randint(2, 5) - len(last)] + last:
             turns.append(Exchange("chat", tuple(phrases), question, answer))
         return turns
 
@@ -190,7 +193,7 @@ class Talk:
     def _is_there(self):
         there = self.rng.random() < 0.5
         words = self.rng.choice((self.rng.choice(self.things).name, self.rng.choice(self.things).kind)) if there \
-            else self._absent()
+            else self.absent()
         question = self.rng.choice((f"is there {article(words)}?", f"do you see {article(words)}?",
                                     f"is there {article(words)} in the picture?"))  # fmt: skip
         return question, "yes" if there else "no"
@@ -233,7 +236,7 @@ class Talk:
 
     def _where(self):
         if self.rng.random() < 0.2:
-            words = self._absent()
+            words = self.absent()
             return self._asked_where(words), ABSENT.format(words)
         words, thing = self._description()
         bare = words.removeprefix("the ").removeprefix("a ").removeprefix("an ")
@@ -276,7 +279,7 @@ class Talk:
             groups.setdefault(thing.name, []).append(thing.box)
         return [Phrase(name if plain else _counted(name, len(boxes)), tuple(boxes)) for name, boxes in groups.items()]
 
-    def _absent(self) -> str:
+    def absent(self) -> str:
         """A name that nothing in the scene has: another colour of a kind that is there, another kind, or a stranger."""
         chance = self.rng.random()
         if chance < 0.12:
@@ -362,11 +365,13 @@ class Talk:
             return None
         a, b = self.rng.sample(unique, 2)
         true = self.rng.random() < 0.5
-        fitting = [r for r in RELATIONS if self._holds(r, a, b) is true]  # where false, the opposite holds
-        if not fitting:
+        holding = [r for r in RELATIONS if self._holds(r, a, b)]
+        if not holding:
             return None
+        relation = self.rng.choice(holding)
+        said = relation if true else RELATIONS[relation][0]  # its opposite is clearly false
         words = [t.kind if self.kinds[t.kind] == 1 and self.rng.random() < 0.3 else t.name for t in (a, b)]
-        return words[0], self.rng.choice(fitting), words[1], true
+        return words[0], said, words[1], true
 
 
 def _counted(name: str, count: int) -> str:
@@ -386,12 +391,12 @@ def exchanges(scene: Scene, weights: dict[str, float], count: int, rng: random.R
 
     weights: of the methods of Talk: caption, grounding, refer, identify, detection, statement, vqa, chat.
     """
-    talk, out = Talk(scene, rng), []
+    talk, out = Talk(scene, rng), {}
     names, shares = list(weights), list(weights.values())
     for _ in range(4 * count):
         exchange = getattr(talk, rng.choices(names, shares)[0])()
-        if exchange is not None and exchange not in out:
-            out.append(exchange)
+        if exchange is not None:
+            out.setdefault(instruction_text(exchange, (scene.side, scene.side), "round", None), exchange)
         if len(out) == count:
             break
-    return out
+    return list(out.values())

@@ -47,11 +47,13 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """image: RGB. things: in drawing order. seen: [H, W] uint8, 0 for the ground, i + 1 where thing i is on top."""
+    """image: RGB, side x side pixels. things: in drawing order. seen: [side, side] uint8, 0 for the ground, i + 1 where
+    thing i is on top. A scene whose features are cached is kept without its picture and map."""
 
-    image: Image.Image
     things: tuple[Thing, ...]
-    seen: np.ndarray
+    side: int
+    image: Image.Image | None = None
+    seen: np.ndarray | None = None
 
 
 def draw_scene(seed: int | tuple[int, ...], size: int = 448, most: int = 8, zoom: float = 1.0) -> Scene:
@@ -88,7 +90,7 @@ def draw_scene(seed: int | tuple[int, ...], size: int = 448, most: int = 8, zoom
         taken.append((*place, place[0] + sprite.width, place[1] + sprite.height))
     seen_array = np.asarray(seen)
     things = tuple(Thing(kind, color, _visible_box(seen_array, i + 1, taken[i])) for i, (kind, color) in enumerate(named))
-    return Scene(_worn(rng, canvas), things, seen_array)
+    return Scene(things, size, _worn(rng, canvas), seen_array)
 
 
 def _visible_box(seen: np.ndarray, index: int, within: tuple[int, int, int, int]) -> Box:

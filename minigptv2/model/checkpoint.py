@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,31 +20,55 @@ from minigptv2.errors import UserError
 from minigptv2.model.grounding_vlm import GroundingVLM
 
 WEIGHTS, CONFIG, TOKENIZER, ADAPTER = "model.safetensors", "config.json", "tokenizer.model", "adapter"
-_NEW = ".new"
+_NEW, _OLD = ".new", ".old"
 
 
 def save_folder(model: GroundingVLM, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write the folder, whole or not at all: it is made under another name first. An older one there is replaced."""
-    from safetensors.torch import save_file
+    """Write the folder, whole or not at all: it is made under another name first. An older one there is replaced.
 
-    folder = Path(folder)
+    Raises UserError where the folder cannot be written; an older model is then still there.
+    """
+    folder = Path(folder).resolve()
     if folder.exists() and not (folder.is_dir() and ((folder / CONFIG).exists() or not any(folder.iterdir()))):
         raise UserError(
             f"{folder} exists and is no model folder.", "A model is saved to a new folder or over an older model.",
             "Choose another name.",
         )  # fmt: skip
-    new = folder.with_name(folder.name + _NEW)
-    shutil.rmtree(new, ignore_errors=True)
+    new, old = folder.with_name(folder.name + _NEW), folder.with_name(folder.name + _OLD)
+    try:
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        _write(model, tokenizer, new, dtype)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error}", "A model needs a writable folder and room on the disk.",
+            "Make room, or choose another place.",
+        ) from error  # fmt: skip
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _write(model: GroundingVLM, tokenizer: Tokenizer, new: Path, dtype: torch.dtype) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     new.mkdir(parents=True)
     tensors = {name: _stored(name, t, dtype) for name, t in base_state(model).items()}
-    save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
+    try:
+        save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:  # what safetensors makes of a full disk
+        raise OSError(str(error)) from error
     (new / CONFIG).write_text(json.dumps(asdict(model.config), indent=2) + "\n")
     (new / TOKENIZER).write_bytes(tokenizer.model)
     if hasattr(model.language, "peft_config"):
         model.language.save_pretrained(new / ADAPTER)
         (new / ADAPTER / "README.md").unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
 
 
 def base_state(model: GroundingVLM) -> dict[str, torch.Tensor]:
@@ -63,7 +89,9 @@ def _stored(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
         return tensor.detach().cpu().contiguous()
     stored = tensor.detach().cpu().to(dtype).contiguous()
     if not stored.isfinite().all():
-        raise UserError(f"The tensor {name} is not finite in {dtype}.", "Weights must be finite.", "Train again, more gently.")
+        raise UserError(
+            f"The tensor {name} is not finite in {dtype}.", "Weights must be finite.", "Train again, more gently.",
+        )  # fmt: skip
     return stored
 
 
@@ -80,16 +108,36 @@ def load_folder(folder: Path) -> tuple[GroundingVLM, Tokenizer]:
                 "Check the path; save_pretrained(folder) writes such a folder.",
             )  # fmt: skip
     try:
-        config = from_dict(ModelConfig, json.loads((folder / CONFIG).read_text()), str(folder / CONFIG))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder / CONFIG} is no JSON: {error}", "It is written by save_pretrained.", "Save the model again.") from None
+        data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:  # ValueError: no UTF-8, no JSON, an endless number
+        raise UserError(
+            f"{folder / CONFIG} is no JSON: {error}", "It is written by save_pretrained.", "Save the model again.",
+        ) from None  # fmt: skip
+    config = from_dict(ModelConfig, data, str(folder / CONFIG))
+    tokenizer = _open_tokenizer(folder / TOKENIZER, config)
     lora, config.lora = config.lora, type(config.lora)()
-    model = GroundingVLM(config)
+    with _names(folder / CONFIG):
+        model = GroundingVLM(config)
     _fill(model, _read(folder / WEIGHTS), folder / WEIGHTS)
     config.lora = lora
     if lora.r:
-        _open_adapter(model, folder / ADAPTER)
-    return model.eval(), _open_tokenizer(folder / TOKENIZER, config)
+        with _names(folder / CONFIG):
+            model.add_lora()
+        _fill_adapter(model, folder / ADAPTER)
+    return model.eval(), tokenizer
+
+
+@contextmanager
+def _names(file: Path) -> Iterator[None]:
+    """What torch, timm, transformers or peft say to sizes and names that fit nothing, as an error about the file."""
+    try:
+        yield
+    except Exception as error:
+        said = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"No model can be built from {file}: {type(error).__name__}: {said}",
+            "Its sizes and names must be those that the model was saved with.", "Copy the whole model folder again.",
+        ) from error  # fmt: skip
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
@@ -99,7 +147,9 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} cannot be read: {error}", "It must be a complete safetensors file.", "Copy it again.") from None
+        raise UserError(
+            f"{file} cannot be read: {error}", "It must be a complete safetensors file.", "Copy it again.",
+        ) from None  # fmt: skip
 
 
 def _fill(model: GroundingVLM, found: dict[str, torch.Tensor], file: Path) -> None:
@@ -110,7 +160,7 @@ def _fill(model: GroundingVLM, found: dict[str, torch.Tensor], file: Path) -> No
         f"{k} has shape {list(found[k].shape)} instead of {list(wanted[k].shape)}"
         for k in wanted if k in found and found[k].shape != wanted[k].shape
     ]  # fmt: skip
-    problems += [f"{k} holds NaN or infinity" for k, v in found.items() if v.is_floating_point() and not v.isfinite().all()]
+    problems += [f"{k} holds NaN or infinity" for k, v in found.items() if not _finite(v)]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(
@@ -121,7 +171,11 @@ def _fill(model: GroundingVLM, found: dict[str, torch.Tensor], file: Path) -> No
     model.load_state_dict(found)
 
 
-def _open_adapter(model: GroundingVLM, folder: Path) -> None:
+def _finite(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def _fill_adapter(model: GroundingVLM, folder: Path) -> None:
     import peft
 
     if not (folder / "adapter_model.safetensors").is_file():
@@ -130,13 +184,13 @@ def _open_adapter(model: GroundingVLM, folder: Path) -> None:
             "Copy the whole model folder.",
         )  # fmt: skip
     wanted = model.config.lora
-    model.add_lora()
     found = _read(folder / "adapter_model.safetensors")
     needed = peft.get_peft_model_state_dict(model.language)
-    wrong = [k for k in needed if k not in found or found[k].shape != needed[k].shape] + [k for k in found if k not in needed]
+    wrong = [k for k in needed if k not in found or found[k].shape != needed[k].shape or not _finite(found[k])]
+    wrong += [k for k in found if k not in needed]
     if wrong:
         raise UserError(
-            f"{folder} does not fit the model: {', '.join(wrong[:3])} missing, unknown or of another shape.",
+            f"{folder} does not fit the model: {', '.join(wrong[:3])} missing, unknown, not finite or of another shape.",
             f"It must be an adapter with r = {wanted.r} on {', '.join(wanted.targets)}.", "Copy the whole model folder.",
         )  # fmt: skip
     peft.set_peft_model_state_dict(model.language, found)
@@ -145,8 +199,10 @@ def _open_adapter(model: GroundingVLM, folder: Path) -> None:
 def _open_tokenizer(file: Path, config: ModelConfig) -> Tokenizer:
     try:
         tokenizer = Tokenizer.load(file)
-    except RuntimeError as error:
-        raise UserError(f"{file} cannot be read: {error}", "It must be a SentencePiece model.", "Copy it again.") from None
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(
+            f"{file} cannot be read: {error}", "It must be a SentencePiece model with <s> and </s>.", "Copy it again.",
+        ) from None  # fmt: skip
     if tokenizer.size != config.language.vocab_size:
         raise UserError(
             f"{file} has {tokenizer.size} pieces, the model {config.language.vocab_size}.", "They must be equal.",

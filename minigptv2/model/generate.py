@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from minigptv2.boxes import BINS
+from minigptv2.boxes import BINS, JOINTS
 from minigptv2.encode import Batch, Tokenizer, attention_mask
 from minigptv2.model.grounding_vlm import GroundingVLM, attention_bias
 
@@ -34,10 +34,9 @@ class BoxGrammar:
 
     def __init__(self, tokenizer: Tokenizer):
         ids = {tokenizer.piece(i): i for i in range(tokenizer.size)}
-        joints = ("{<", "><", ">}")
-        self.usable = all(p in ids for p in (*joints, *"0123456789"))
+        self.usable = all(p in ids for p in (*JOINTS, *"0123456789"))
         if self.usable:
-            self.opens, self.between, self.closes = (ids[j] for j in joints)
+            self.opens, self.between, self.closes = (ids[j] for j in JOINTS)
             self.digit_ids = {d: ids[d] for d in "0123456789"}
             self.digits = {i: d for d, i in self.digit_ids.items()}
 
@@ -80,7 +79,7 @@ def generate(model: GroundingVLM, tokenizer: Tokenizer, batch: Batch, visual: to
              max_new_tokens: int) -> list[Generated]:
     """The greedy answer to every row of a left-padded batch. visual: [P, V, D] of all its pictures in order."""
     rows: list[Generated] = []
-    for rows in steps(model, tokenizer, batch, visual, max_new_tokens):
+    for rows in steps(model, tokenizer, batch, visual, max_new_tokens):  # noqa: B007 - the last one is the result
         pass
     return rows
 

@@ -21,6 +21,8 @@ class GroundingVLM(nn.Module):
         super().__init__()
         self.config = config
         self.vision = VisionTower(config.vision)
+        if config.merge < 1 or self.vision.patches % config.merge:
+            raise ValueError(f"{self.vision.patches} visual tokens cannot be merged by {config.merge}")
         self.projector = Projector(self.vision.width, config.merge, config.language.hidden_size)
         self.language = build_language(config.language)
         if config.lora.r:
@@ -43,16 +45,17 @@ class GroundingVLM(nn.Module):
         """[P, 3, H, W] pixels, or [P, N, C] features of the frozen tower -> [P, V, D] visual tokens."""
         if features is None:
             with torch.no_grad():
-                features = self.vision(pixels)
+                features = self.vision(pixels.to(self.projector.weight.dtype))
         return self.projector(features.to(self.projector.weight.dtype))
 
     def embed(self, ids: torch.Tensor, visual: torch.Tensor | None) -> torch.Tensor:
         """[B, L] ids -> [B, L, D]; visual tokens take the places of IMAGE_ID, in order."""
         embedded = self.decoder.get_input_embeddings()(ids.clamp(min=0))
-        if visual is None:
-            return embedded
         places = (ids == IMAGE_ID)[..., None]  # [B, L, 1]
-        return embedded.masked_scatter(places, visual.to(embedded.dtype))
+        given = 0 if visual is None else visual.shape[0] * visual.shape[1]
+        if int(places.sum()) != given:
+            raise ValueError(f"The rows have {int(places.sum())} places for visual tokens, but {given} were given.")
+        return embedded if visual is None else embedded.masked_scatter(places, visual.to(embedded.dtype))
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The mean loss over all supervised tokens of the batch."""

@@ -40,7 +40,22 @@ class VisionTower(nn.Module):
 
     def resize(self, image_size: int) -> None:
         """Take pictures of another size: the position table is interpolated, the class position kept."""
+        table, grid = self.trunk.pos_embed, self.trunk.patch_embed.grid_size
         self.trunk.set_input_size(image_size)
+        resized = interpolate_positions(table.detach(), grid, self.trunk.patch_embed.grid_size)
+        self.trunk.pos_embed = nn.Parameter(resized, requires_grad=table.requires_grad)
+        self.config.image_size = image_size
+
+
+def interpolate_positions(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
+    """[1, prefix + N, C] positions of an old grid (rows, columns) -> of a new one; the prefix is kept.
+
+    Bicubic with corners not aligned and no antialiasing, as the published model: timm's own filter is another one.
+    """
+    prefix, places = table.split([table.shape[1] - old[0] * old[1], old[0] * old[1]], dim=1)
+    map_ = places.unflatten(1, old).permute(0, 3, 1, 2)  # [1, C, rows, columns]
+    map_ = nn.functional.interpolate(map_.float(), size=new, mode="bicubic", align_corners=False).to(table.dtype)
+    return torch.cat([prefix, map_.flatten(2).transpose(1, 2)], dim=1)
 
 
 def _build_trunk(config: VisionConfig) -> nn.Module:
@@ -50,9 +65,12 @@ def _build_trunk(config: VisionConfig) -> nn.Module:
     from timm.models.vision_transformer_hybrid import ConvStem
 
     if config.timm_name:
+        if ":" in config.timm_name:
+            raise ValueError(f"timm_name {config.timm_name!r} names a place; it must be a model that timm builds itself")
         trunk = timm.create_model(
-            config.timm_name, img_size=config.image_size, num_classes=0, global_pool="", **config.timm_options
-        )
+            config.timm_name, pretrained=False, checkpoint_path="", img_size=config.image_size, num_classes=0,
+            global_pool="", **config.timm_options,
+        )  # fmt: skip
         trunk.norm = nn.Identity()
         return trunk
     stem = ConvStem(

@@ -19,13 +19,16 @@ from torch.nn import functional as F
 from minigptv2.boxes import BINS
 from minigptv2.data.kinds import KINDS
 from minigptv2.data.scenes import COLORS, Scene, draw_scene
+from minigptv2.errors import UserError
 from minigptv2.images import to_pixels
 from minigptv2.model.vision import VisionTower
 from minigptv2.train.optim import build_optimizers, learning_rate, set_learning_rate
 from minigptv2.train.precision import best_dtype, call_in
+from minigptv2.train.recipe import Phase, Recipe
 
 KIND_IDS = {kind: i + 1 for i, kind in enumerate(KINDS)}  # 0 is the ground
 COLOR_IDS = {color: i for i, color in enumerate(COLORS)}
+WEIGHTS = "backbone.safetensors"
 LEAST_SHARE = 0.12  # of a patch that a thing must fill to be the patch's thing
 
 
@@ -40,28 +43,16 @@ class DenseTargets:
 
 def dense_targets(scene: Scene, grid: int) -> DenseTargets:
     """What each of grid x grid patches of the scene's picture shows: the thing that fills most of it."""
-    size = scene.image.width
+    size = scene.side
     cells = scene.seen.reshape(grid, size // grid, grid, size // grid)[:, ::3, :, ::3]
     shares = np.stack([(cells == i + 1).mean((1, 3)).ravel() for i in range(len(scene.things))])  # [things, N]
     owner = np.where(shares.max(0) >= LEAST_SHARE, shares.argmax(0) + 1, 0)
-    owner[shares.argmax(1)] = np.arange(len(scene.things)) + 1
+    seen = shares.max(1) > 0  # a thing too thin for every third pixel is on no patch
+    owner[shares.argmax(1)[seen]] = np.flatnonzero(seen) + 1
     kinds = np.array([0, *(KIND_IDS[t.kind] for t in scene.things)])
     colors = np.array([-1, *(COLOR_IDS[t.color] for t in scene.things)])
     boxes = np.array([(0, 0, 0, 0), *(t.box.xyxy for t in scene.things)], dtype=np.float32) / size
     return DenseTargets(*(torch.from_numpy(table[owner]) for table in (kinds, colors, boxes)))
-
-
-@dataclass
-class Phase:
-    """image_size: pixels; steps and batch of this phase; views: how often a drawn scene is seen; most, zoom: of the
-    scenes, as `draw_scene` takes them."""
-
-    image_size: int
-    steps: int
-    batch: int
-    views: int = 2
-    most: int = 8
-    zoom: float = 1.0
 
 
 class SceneViews(torch.utils.data.IterableDataset):
@@ -137,20 +128,25 @@ def dense_loss(outputs, kind, color, box) -> tuple[torch.Tensor, dict[str, torch
     return thing_loss + kind_loss + color_loss + 0.5 * box_loss, readings
 
 
-def pretrain(tower: VisionTower, phases: list[Phase], output: Path, seed: int = 1, lr: float = 2e-3,
-             weight_decay: float = 0.05, workers: int = 2, save_every: int = 250, device: str = "cpu") -> None:
-    """Train the tower; `output` gets backbone.safetensors, log.jsonl and a checkpoint that a second call resumes."""
+def pretrain(recipe: Recipe) -> Path:
+    """Train the tower; recipe.output gets backbone.safetensors, log.jsonl and a checkpoint that a second call resumes."""
     import timm.layers
     from safetensors.torch import save_file
     from tqdm import tqdm
 
     timm.layers.set_fused_attn(False)  # on a CPU the fused backward is several times slower than plain products
+    phases, output = recipe.phases, Path(recipe.output)
     output.mkdir(parents=True, exist_ok=True)
-    dtype = best_dtype(torch.device(device))
+    device = torch.device(recipe.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = best_dtype(device)
+    tower = VisionTower(recipe.model.vision)
     total = sum(p.steps for p in phases)
-    model = DenseModel(tower).to(device)
+    model = DenseModel(tower)
+    if recipe.init:
+        _fill(model, Path(recipe.init) / WEIGHTS)
+    model.to(device)
     tower.resize(phases[0].image_size)
-    optimizers = build_optimizers(model, "muon", lr, weight_decay)
+    optimizers = build_optimizers(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
     step, scenes = 0, 0
     checkpoint = output / "checkpoint.pt"
     ends = np.cumsum([p.steps for p in phases])
@@ -159,7 +155,7 @@ def pretrain(tower: VisionTower, phases: list[Phase], output: Path, seed: int = 
         step, scenes = saved["step"], saved["scenes"]
         tower.resize(phases[int(np.searchsorted(ends, max(0, step - 1), side="right"))].image_size)
         model.load_state_dict(saved["model"])
-        optimizers = build_optimizers(model, "muon", lr, weight_decay)
+        optimizers = build_optimizers(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
     bar = tqdm(total=total, initial=step, desc="backbone", smoothing=0.05)
@@ -169,12 +165,12 @@ def pretrain(tower: VisionTower, phases: list[Phase], output: Path, seed: int = 
         phase = phases[phase_index]
         if tower.trunk.patch_embed.img_size[0] != phase.image_size:
             tower.resize(phase.image_size)
-            optimizers = build_optimizers(model, "muon", lr, weight_decay)
+            optimizers = build_optimizers(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
         grid = tower.trunk.patch_embed.grid_size[0]
-        views = SceneViews(seed, phase, grid, scenes)
-        batches = iter(torch.utils.data.DataLoader(views, phase.batch, num_workers=workers, prefetch_factor=4))
+        views = SceneViews(recipe.seed, phase, grid, scenes)
+        batches = iter(torch.utils.data.DataLoader(views, phase.batch, num_workers=recipe.workers, prefetch_factor=4 if recipe.workers else None))
         while step < ends[phase_index]:
-            rate = learning_rate(step, total, lr, lr * 0.02, warmup=150)
+            rate = learning_rate(step, total, recipe.lr, recipe.lowest_lr, recipe.warmup)
             set_learning_rate(optimizers, rate)
             waited = time.perf_counter()
             images, kind, color, box = (t.to(device) for t in next(batches))
@@ -182,21 +178,34 @@ def pretrain(tower: VisionTower, phases: list[Phase], output: Path, seed: int = 
             model.train()
             loss, readings = dense_loss(call_in(model, dtype, to_pixels(images)), kind, color, box)
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
             step, scenes = step + 1, scenes + phase.batch
             bar.update()
-            if step % 25 == 0:
+            if step % recipe.log_every == 0:
                 row = {"step": step, "loss": loss, **readings, "norm": norm, "lr": rate, "wait": waited}
                 row = {k: round(float(v), 5) for k, v in row.items()} | {"time": round(time.time())}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
                 bar.set_postfix({k: f"{row[k]:.3g}" for k in ("loss", "thing_right", "kind_right", "color_right", "box_error", "wait")})
-            if step % save_every == 0 or step == total:
+            if step % recipe.save_every == 0 or step == total:
                 state = {"step": step, "scenes": scenes, "model": model.state_dict(),
                          "optimizers": [o.state_dict() for o in optimizers]}  # fmt: skip
                 torch.save(state, checkpoint.with_suffix(".new"))
                 checkpoint.with_suffix(".new").replace(checkpoint)
-                save_file({k: v.contiguous() for k, v in model.state_dict().items()}, output / "backbone.safetensors")
+                save_file({k: v.contiguous() for k, v in model.state_dict().items()}, output / WEIGHTS)
+    return output
+
+
+def _fill(model: DenseModel, file: Path) -> None:
+    """Begin with the weights of an earlier run, whatever picture size it ended with."""
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        raise UserError(f"{file} does not exist.", "init is the output folder of a backbone run.", "Leave init away.")
+    found = load_file(file)
+    grid = round((found["tower.trunk.pos_embed"].shape[1] - 1) ** 0.5)
+    model.tower.resize(grid * model.tower.config.image_size // model.tower.trunk.patch_embed.grid_size[0])
+    model.load_state_dict(found)

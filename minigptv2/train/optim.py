@@ -30,7 +30,7 @@ def build_optimizers(module: nn.Module, name: str, lr: float, weight_decay: floa
 
 
 def learning_rate(step: int, steps: int, peak: float, lowest: float, warmup: int) -> float:
-    """Linear warm-up, then a cosine from `peak` to `lowest` at the last step."""
+    """Linear warm-up, then a cosine from `peak` to `lowest`, which it reaches at `step == steps`."""
     if step < warmup:
         return lowest + (peak - lowest) * (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, steps - warmup))

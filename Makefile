@@ -1,0 +1,59 @@
+# make alone lists the targets. Another Python: make demo PYTHON=python3.12
+PYTHON ?= python3
+PICTURE := minigptv2/examples/park.png
+ARGS ?=
+
+.PHONY: help demo test lint model
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@awk -F ':.*## *' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.demo  ## ask the bundled model about a picture and draw the box (the first time: install what that needs)
+	@.venv/bin/minigptv2 chat $(PICTURE) "[refer] red balloon" --save demo.png
+	@echo "The picture with its box: $$(pwd)/demo.png"
+
+test: .venv/.dev  ## run the whole test suite (ARGS="-k boxes" for a part of it)
+	@.venv/bin/python -m pytest $(ARGS)
+
+lint: .venv/.dev  ## check the code with ruff
+	@.venv/bin/ruff check .
+
+model: .venv/.demo  ## train the bundled model from nothing; run again after a stop, it goes on where it was
+	.venv/bin/minigptv2 train train_configs/tiny/backbone.yaml
+	.venv/bin/minigptv2 train train_configs/tiny/stage1.yaml
+	.venv/bin/minigptv2 train train_configs/tiny/stage2.yaml
+	.venv/bin/minigptv2 train train_configs/tiny/stage3.yaml
+
+# ---- .venv, and a stamp in it for each thing that was installed ----
+
+define check_python
+	@command -v "$(PYTHON)" >/dev/null || { printf '%s\n' 'error: "$(PYTHON)" was not found.' \
+	  '  minigptv2 needs Python 3.10 or newer.' '  Name one, as in make demo PYTHON=python3.12.' >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { printf '%s\n' \
+	  "error: $(PYTHON) is $$("$(PYTHON)" --version 2>&1)." '  minigptv2 needs Python 3.10 or newer.' \
+	  '  Name another one, as in make demo PYTHON=python3.12.' >&2; exit 2; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { printf '%s\n' \
+	  'error: $(PYTHON) cannot make virtual environments.' '  Its modules venv and ensurepip are missing.' \
+	  '  Install them; on Debian and Ubuntu the package is python3-venv.' >&2; exit 2; }
+endef
+
+.venv/.made:
+	$(check_python)
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv .venv
+	@touch $@
+
+define install
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable "$(1)" \
+	  $$(.venv/bin/python -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))')
+	@touch $@
+endef
+
+.venv/.demo: .venv/.made setup.cfg constraints.txt
+	@echo "Installing what inference needs into .venv: once, some minutes, about 6 GB. pip is silent meanwhile."
+	$(call install,.)
+
+.venv/.dev: .venv/.made setup.cfg constraints.txt
+	@echo "Installing what inference and the tests need into .venv: once, some minutes, about 6 GB. pip is silent meanwhile."
+	$(call install,.[dev])
+	@touch .venv/.demo

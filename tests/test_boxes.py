@@ -1,0 +1,155 @@
+"""Boxes: text and pixels there and back, what is no box, the best IoU that each coding can reach."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigptv2.boxes import (
+    CODINGS,
+    Box,
+    format_box,
+    format_boxes,
+    format_phrase,
+    iou,
+    parse,
+    with_scores,
+    without_markup,
+)
+
+REFCOCO = Path(__file__).parents[2] / "shared/data/refcoco_minigptv2"
+SHAPED = st.lists(st.sampled_from([*"{<>}0129 ,;", "<p>", "</p>", "<delim>", "{<", "><", ">}", "é", "\n", "cat"]))
+BOUND = {"round": 0.5, "floor": 1.0, "center": 0.5}  # hundredths of the side, the worst that a coding may lose
+
+
+@st.composite
+def boxes(draw, side: float = 1.0) -> Box:
+    x1, x2 = sorted(draw(st.lists(st.floats(0, side), min_size=2, max_size=2)))
+    y1, y2 = sorted(draw(st.lists(st.floats(0, side), min_size=2, max_size=2)))
+    return Box(x1, y1, x2, y2)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(st.text(), SHAPED.map("".join)))
+def test_parse_takes_any_text(text):
+    found = parse(text, 640, 480)
+    assert len(found.boxes) == len(found.spans)
+    for box, (start, end) in zip(found.boxes, found.spans):
+        assert 0 <= box.x1 <= box.x2 <= 640 and 0 <= box.y1 <= box.y2 <= 480
+        assert text[start] == "{" and text[end - 1] == "}"
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@settings(max_examples=80, deadline=None)
+@given(box=boxes(), width=st.integers(1, 4000), height=st.integers(1, 4000))
+def test_there_and_back_loses_no_more_than_the_coding_says(coding, box, width, height):
+    box = Box(box.x1 * width, box.y1 * height, box.x2 * width, box.y2 * height)
+    (back,) = parse(format_box(box, width, height, coding), width, height, coding).boxes
+    for there, here, side in zip(box.xyxy, back.xyxy, (width, height) * 2):
+        assert abs(there - here) <= (BOUND[coding] / 100 + 1e-9) * side
+
+
+def test_the_codings_differ_as_they_should():
+    box = Box(0.6, 9.4, 59.9, 100)
+    assert [format_box(box, 100, 100, c) for c in CODINGS] == ["{<0><9><59><100>}"] * 2 + ["{<1><9><60><100>}"]
+    assert parse("{<0><9><59><100>}", 200, 100, "floor").boxes[0].xyxy == (0, 9, 118, 100)
+    assert parse("{<0><9><59><100>}", 200, 100, "center").boxes[0].xyxy == (1, 9.5, 119, 100)
+    assert format_box(Box(-5, -0.1, 101, 250), 100, 100) == "{<0><0><100><100>}"
+
+
+def test_a_phrase_is_bound_to_the_boxes_that_follow_it():
+    a, b, c = Box(10, 20, 30, 40), Box(50, 60, 70, 80), Box(0, 0, 5, 5)
+    text = format_phrase("two cats", (a, b), 100, 100) + " and " + format_phrase("a dog", (c,), 100, 100)
+    assert text == "<p>two cats</p> {<10><20><30><40>}<delim>{<50><60><70><80>} and <p>a dog</p> {<0><0><5><5>}"
+    found = parse(text, 100, 100)
+    assert [(x.phrase, x.xyxy) for x in found.boxes] == [("two cats", a.xyxy), ("two cats", b.xyxy), ("a dog", c.xyxy)]
+    assert [text[s:e] for s, e in found.spans] == [format_box(x, 100, 100) for x in (a, b, c)]
+    assert not found.problems
+    assert without_markup(text + " .") == "two cats and a dog."
+    assert format_boxes((a, b), 100, 100) == "{<10><20><30><40>}<delim>{<50><60><70><80>}"
+
+
+@pytest.mark.parametrize(
+    "text, phrases",
+    [
+        ("<p>x</p> at last {<1><2><3><4>}", [""]),
+        ("<p>x</p> {<1><2><3><4>}, {<1><2><3><5>}", ["x", "x"]),
+        ("<p>x</p> {<1><2><3><4>} near {<1><2><3><5>}", ["x", ""]),
+        ("<p> x </p>{<1><2><3><4>}", ["x"]),
+        ("<p>x {<1><2><3><4>} </p>", [""]),  # a phrase whose end comes too late swallows no box
+        ("<p>lost {<1><2><3><4>} <p>x</p> {<1><2><3><5>}", ["", "x"]),
+        ("<p>lost <p>x</p> {<1><2><3><5>}", ["x"]),
+    ],
+)
+def test_words_between_end_the_binding(text, phrases):
+    assert [b.phrase for b in parse(text, 100, 100).boxes] == phrases
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("{<1><2><3><101>}", "101 is over 100"),
+        ("{<30><2><3><4>}", "edge lies before"),
+        ("{<1><40><3><4>}", "edge lies before"),
+        ("{<1><2><3>}", "does not continue"),
+        ("{<1><2><3><4>", "does not continue"),
+        ("{ <1><2><3><4>}", "does not continue"),
+        ("{<1><2><3><4000>}", "does not continue"),
+        ("{<-1><2><3><4>}", "does not continue"),
+    ],
+)
+def test_what_is_no_box_is_told(text, said):
+    found = parse(text + " {<1><2><3><4>}", 100, 100)
+    assert [b.xyxy for b in found.boxes] == [(1, 2, 3, 4)]
+    assert len(found.problems) == 1 and said in found.problems[0]
+
+
+def _cells_iou(a: Box, b: Box) -> float:
+    """Whole-numbered boxes as sets of unit cells."""
+    cells = [{(x, y) for x in range(int(v.x1), int(v.x2)) for y in range(int(v.y1), int(v.y2))} for v in (a, b)]
+    either = cells[0] | cells[1]
+    return len(cells[0] & cells[1]) / len(either) if either else 0.0
+
+
+@st.composite
+def whole_boxes(draw) -> Box:
+    xs, ys = (sorted(draw(st.lists(st.integers(0, 12), min_size=2, max_size=2))) for _ in range(2))
+    return Box(xs[0], ys[0], xs[1], ys[1])
+
+
+@settings(max_examples=150, deadline=None)
+@given(whole_boxes(), whole_boxes(), st.floats(0.1, 50))
+def test_iou_is_that_of_sets(a, b, scale):
+    assert iou(a, b) == pytest.approx(_cells_iou(a, b))
+    assert iou(a, b) == iou(b, a)
+    assert iou(a, a) == (1.0 if a.area else 0.0)
+    larger = [Box(*(v * scale for v in box.xyxy)) for box in (a, b)]
+    assert iou(*larger) == pytest.approx(iou(a, b))
+
+
+def test_scores_are_attached_in_order():
+    scored = with_scores((Box(0, 0, 1, 1, "a"), Box(1, 1, 2, 2, "b")), (0.25, 0.5))
+    assert [(b.phrase, b.score) for b in scored] == [("a", 0.25), ("b", 0.5)]
+    with pytest.raises(ValueError):
+        with_scores(scored, (0.5,))
+
+
+@pytest.mark.skipif(not REFCOCO.is_dir(), reason=f"{REFCOCO} is not there: RefCOCO is not part of the repository")
+def test_the_best_iou_that_each_coding_can_reach_on_refcoco():
+    boxes_ = {
+        (tuple(r["bbox"]), r["width"], r["height"]) for f in sorted(REFCOCO.glob("*.json"))
+        for r in json.loads(f.read_text())[::4]
+    }  # fmt: skip
+    assert len(boxes_) > 3000
+    mean = dict.fromkeys(CODINGS, 0.0)
+    for (x, y, w, h), *size in boxes_:
+        box = Box(x, y, x + w, y + h)
+        for coding in CODINGS:
+            best = iou(box, parse(format_box(box, *size, coding), *size, coding).boxes[0])
+            assert best >= 0.5
+            mean[coding] += best / len(boxes_)
+    assert mean["floor"] == pytest.approx(0.949, abs=0.002)
+    assert mean["center"] == pytest.approx(0.972, abs=0.002)  # .970 where 100 is decoded as 100.5, outside the picture
+    assert mean["round"] == pytest.approx(0.974, abs=0.002)

@@ -1,0 +1,124 @@
+"""What README, ARCHITECTURE and the configs say is so: targets, files, commands, the four lines of Python."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from minigptv2.cli import COMMANDS, Parser
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md")
+CONFIGS = [file for folder in ("train_configs", "eval_configs") for file in sorted((ROOT / folder).rglob("*.y*ml"))]
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+
+
+def fenced(document: str, language: str) -> list[str]:
+    """The blocks between ```language and ```."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def tree_paths(tree: str) -> list[str]:
+    """The paths of a file tree in which two spaces are one level and the first word of a line is the name."""
+    paths, parents = [], []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        parents[depth:] = [line.split()[0]]
+        paths.append("".join(parents))
+    return paths
+
+
+def commands() -> list[list[str]]:
+    """The words after `minigptv2` of every such line in the documents' sh blocks, without redirections."""
+    lines = [line for document in DOCUMENTS for block in fenced(document, "sh") for line in block.splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [w[1:w.index("<")] if "<" in w else w[1:] for w in words if w and Path(w[0]).name == "minigptv2"]
+
+
+def test_every_make_target_named_exists():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    named = set()
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        named |= set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE))
+    assert {"demo", "test"} <= named
+    assert named <= targets
+
+
+@pytest.mark.parametrize("document", ["README.md", "ARCHITECTURE.md"])
+def test_every_path_of_the_file_tree_exists(document):
+    (tree,) = fenced(document, "text")
+    paths = tree_paths(tree)
+    assert len(paths) > 20
+    assert [p for p in paths if not (ROOT / p).exists()] == []
+
+
+def test_every_module_is_in_the_architecture():
+    (tree,) = fenced("ARCHITECTURE.md", "text")
+    told = set(tree_paths(tree))
+    files = [f.relative_to(ROOT) for f in (ROOT / "minigptv2").rglob("*.py") if f.stat().st_size]
+    missing = [f.as_posix() for f in files if f.as_posix() not in told and f.parent.name != "kinds"]
+    assert missing == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_leads_to_a_file(document):
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / document).read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (ROOT / link).exists()] == []
+
+
+def test_every_command_parses():
+    found = commands()
+    assert len(found) > 5
+    for name, *rest in found:
+        parser = Parser(name, COMMANDS[name].help)
+        COMMANDS[name].add_arguments(parser)
+        args = parser.parse_intermixed_args(rest)
+        if name in ("train", "eval"):
+            assert (ROOT / args.config).is_file(), args.config
+
+
+def test_the_python_lines_run(capsys, monkeypatch):
+    if not (ROOT / "minigptv2" / "weights").is_dir():
+        pytest.skip("there is no bundled model yet")
+    (block,), (output,) = fenced("README.md", "python"), fenced("README.md", "output")
+    assert len(block.splitlines()) == 4
+    monkeypatch.chdir(ROOT)
+    exec(compile(block, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert NUMBER.sub("#", printed) == NUMBER.sub("#", output)
+    for now, told in zip(NUMBER.findall(printed), NUMBER.findall(output), strict=True):
+        room = 0.05 if abs(float(told)) <= 1 else 10  # of a score; pixels, a little over a hundredth of the side
+        assert abs(float(now) - float(told)) <= room
+
+
+def test_make_lists_its_targets():
+    done = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "make demo" in done.stdout
+    assert "make test" in done.stdout
+
+
+def test_there_are_configs():
+    assert {file.relative_to(ROOT).parts[0] for file in CONFIGS} == {"train_configs", "eval_configs"}
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.relative_to(ROOT).as_posix())
+def test_config_loads_and_opens_with_its_command(file):
+    text = file.read_text(encoding="utf-8")
+    head = "\n".join(text.partition("\n\n")[0].splitlines())
+    assert head.startswith("#"), "a config opens with its command, hardware, time and expected result"
+    assert file.relative_to(ROOT).as_posix() in head, "the header names the command that runs the config"
+    assert isinstance(yaml.safe_load(text), dict)
+
+
+def test_python_m_minigptv2_runs():
+    done = subprocess.run([sys.executable, "-m", "minigptv2", "--version"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("minigptv2 ")

@@ -1,0 +1,127 @@
+"""Every task's prompt as a snapshot; what an instruction's tag may be; what [identify] takes."""
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigptv2.boxes import Box
+from minigptv2.conversation import WRAPPERS, segments
+from minigptv2.errors import UserError
+from minigptv2.sample import Exchange, Phrase, Sample
+from minigptv2.tasks import TASKS, question_of, render, split_tag
+
+GOLDEN = Path(__file__).parent / "golden/prompts.txt"  # UPDATE: python -m tests.test_tasks
+CAT, DOG = Box(10, 20, 30, 40), Box(50, 60, 70, 80)
+EXAMPLES = {
+    "vqa": Exchange("vqa", question="how many cats are there?", answer="one"),
+    "caption": Exchange("caption", answer="a cat and a dog."),
+    "grounding": Exchange("grounding", (Phrase("a cat", (CAT,)), Phrase("two dogs", (DOG, CAT))), answer="{} and {}."),
+    "refer": Exchange("refer", (Phrase("the cat", (CAT,)),)),
+    "refer, absent": Exchange("refer", (Phrase("cow"),), question="the cow"),
+    "identify": Exchange("identify", (Phrase("cat", (CAT,)),)),
+    "detection": Exchange("detection", (Phrase("cat", (CAT, DOG)), Phrase("cow"))),
+    "chat": Exchange("chat", (Phrase("", (DOG,)),), question="where is the dog?", answer="It is at {}."),
+}
+
+
+def _shown(sample: Sample, rng: random.Random | None = None) -> str:
+    """The text around the picture; what the loss is taken over stands between guillemets."""
+    marks = {"bos": "<BOS>", "eos": "<EOS>", "image": "<PICTURE>"}
+    out = ""
+    for s in segments(render(sample, rng=rng), WRAPPERS["llama2"]):
+        text = marks.get(s.kind, f"|{s.text}|")
+        out += f"«{text}»" if s.supervised else text
+    return out
+
+
+def _snapshot() -> str:
+    lines = [f"{name}\n  {_shown(Sample('x.png', (100, 100), (e,)))}" for name, e in EXAMPLES.items()]
+    turns = EXAMPLES["chat"], Exchange("vqa", question="and the cat?", verbatim=True)
+    lines.append(f"two turns, the last unanswered\n  {_shown(Sample('x.png', (100, 100), turns))}")
+    lines.append(f"no picture\n  {_shown(Sample(None, (0, 0), turns[1:]))}")
+    lines += [f"wordings of {name}: " + " | ".join(t.wordings) for name, t in TASKS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def test_prompts_are_those_of_the_snapshot():
+    assert _snapshot() == GOLDEN.read_text()
+    assert {e.task for e in EXAMPLES.values()} == set(TASKS)
+
+
+def test_every_wording_is_used_and_holds_what_is_asked():
+    for exchange in EXAMPLES.values():
+        sample, rng = Sample(None, (100, 100), (exchange,)), random.Random(0)
+        said = {render(sample, rng=rng)[0].pieces[0] for _ in range(300)}
+        assert len(said) == len(TASKS[exchange.task].wordings)
+        asked = exchange.question or (exchange.phrases[0].text if exchange.task in ("refer", "detection") else "")
+        assert all(asked in s and "{}" not in s and s.startswith(TASKS[exchange.task].tag) for s in said)
+
+
+def test_an_answer_with_too_few_places_for_its_phrases_is_no_sample():
+    with pytest.raises(ValueError):
+        render(Sample(None, (9, 9), (Exchange("grounding", (Phrase("a"),), answer="{} and {}"),)))
+
+
+@pytest.mark.parametrize(
+    "instruction, task, words",
+    [
+        ("[refer] red balloon", "refer", "red balloon"),
+        ("  [ Refer ]red balloon ", "refer", "red balloon"),
+        ("[VQA] is it?", "vqa", "is it?"),
+        ("[caption]", "caption", "describe the picture."),
+        ("[identify] {<1><2><3><4>}", "identify", "{<1><2><3><4>}"),
+        ("what is [refer]?", "chat", "what is [refer]?"),
+        ("[INST] hi", "chat", "[INST] hi"),
+        ("[1] is this a tag?", "chat", "[1] is this a tag?"),
+    ],
+)
+def test_tags(instruction, task, words):
+    assert split_tag(instruction) == (task, words)
+    asked = question_of(instruction)
+    assert (asked.task, asked.question, asked.verbatim) == (task, words, True)
+
+
+@pytest.mark.parametrize(
+    "instruction, said",
+    [
+        ("", "empty"),
+        (" \n", "empty"),
+        ("[refre] ball", "Did you mean [refer]?"),
+        ("[detect] ball", "Did you mean [detection]?"),
+        ("[xyzzy] ball", "Leave the tag away"),
+        ("[chat] ball", "unknown"),
+        ("[refer]", "has no words"),
+        ("[vqa] ", "has no words"),
+        ("[identify] the cat", "was given 0 boxes"),
+        ("[identify] {<1><2><3><4>} {<1><2><3><4>}", "was given 2 boxes"),
+        ("[identify] {<1><2><1><4>}", "no area"),
+        ("[identify] {<5><2><1><4>}", "edge lies before"),
+        ("[identify] {<1><2><3><400>}", "over 100"),
+        ("[identify] {<1><2><3>}", "does not continue"),
+    ],
+)
+def test_wrong_instructions_are_told(instruction, said):
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        split_tag(instruction)
+    assert all((caught.value.given, caught.value.allowed, caught.value.advice))
+
+
+TAGGED = st.tuples(st.sampled_from([*(f"[{k}]" for k in TASKS), "[", "]", "[x]", "[INST]", ""]), st.text())
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(st.text(), TAGGED.map(" ".join)))
+def test_split_tag_raises_nothing_but_user_errors(instruction):
+    try:
+        task, words = split_tag(instruction)
+    except UserError:
+        return
+    assert task in TASKS and words
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(_snapshot())
