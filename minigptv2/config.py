@@ -1,4 +1,4 @@
-"""Typed configs: dataclasses filled from YAML and from `a.b=c` overrides; an unknown key is an error with a suggestion."""
+"""Typed configs: dataclasses filled from YAML and `a.b=c` overrides; an unknown key is an error with a suggestion."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class LanguageConfig:
     """A Llama causal language model; the names are those of transformers' LlamaConfig."""
 
     vocab_size: int = 1024
-    hidden_size: int = 320
-    intermediate_size: int = 896
-    num_hidden_layers: int = 6
-    num_attention_heads: int = 5
-    num_key_value_heads: int = 5
+    hidden_size: int = 256
+    intermediate_size: int = 704
+    num_hidden_layers: int = 5
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 4
     max_position_embeddings: int = 1024
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = False
@@ -176,13 +176,15 @@ def read_yaml(file: Path, overrides: list[str] = ()) -> dict[str, Any]:
         for key in parents:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
-                raise UserError(f"{override!r}: {key} is no mapping.", "Only mappings have keys below them.", "Check the path.")
+                raise UserError(
+                    f"{override!r}: {key} is no mapping.", "Only mappings have keys below them.", "Check the path.",
+                )  # fmt: skip
         try:
             node[last] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             problem = str(error).splitlines()[0]
             raise UserError(
-                f"{override!r} has a value that is no YAML: {problem}.", "A value is a number, a text, true, [a, b] or {a: b}.",
-                "Close its brackets and quotes.",
+                f"{override!r} has a value that is no YAML: {problem}.",
+                "A value is a number, a text, true, [a, b] or {a: b}.", "Close its brackets and quotes.",
             ) from None  # fmt: skip
     return data

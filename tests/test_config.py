@@ -84,7 +84,8 @@ def test_overrides(tmp_path):
     file.write_text("rate: 1e-3\ninner: {size: 1}\n")
     data = read_yaml(file, ["rate=1e-4", "inner.size=9", "shares.a.b=[1, x]", "note=a=b", "inner.names=", "on=true"])
     assert data == {
-        "rate": "1e-4", "inner": {"size": 9, "names": None}, "shares": {"a": {"b": [1, "x"]}}, "note": "a=b", "on": True,
+        "rate": "1e-4", "inner": {"size": 9, "names": None}, "shares": {"a": {"b": [1, "x"]}}, "note": "a=b",
+        "on": True,
     }  # fmt: skip
     assert from_dict(Outer, read_yaml(file, ["rate=1e-4"])).rate == 1e-4
 

@@ -135,7 +135,8 @@ class Talk:
         thing = self.rng.choice(unique)
         turns = [Exchange("chat", (), f"is there {article(thing.name)}?", "yes")]
         follow = [
-            (self.rng.choice(("where is it?", "where?", "show me where it is")), "{}", Phrase(thing.name, (thing.box,))),
+            (self.rng.choice(("where is it?", "where?", "show me where it is")), "{}",
+             Phrase(thing.name, (thing.box,))),
             (self.rng.choice(("what color is it?", "which color does it have?")), thing.color),
             (self.rng.choice(("what is it?", "what kind of thing is it?")), article(thing.kind)),
         ]

@@ -89,7 +89,8 @@ def draw_scene(seed: int | tuple[int, ...], size: int = 448, most: int = 8, zoom
         named.append((kind, color))
         taken.append((*place, place[0] + sprite.width, place[1] + sprite.height))
     seen_array = np.asarray(seen)
-    things = tuple(Thing(kind, color, _visible_box(seen_array, i + 1, taken[i])) for i, (kind, color) in enumerate(named))
+    boxes = [_visible_box(seen_array, i + 1, place) for i, place in enumerate(taken)]
+    things = tuple(Thing(kind, color, box) for (kind, color), box in zip(named, boxes))
     return Scene(things, size, _worn(rng, canvas), seen_array)
 
 
@@ -100,7 +101,8 @@ def _visible_box(seen: np.ndarray, index: int, within: tuple[int, int, int, int]
     return Box(float(left + xs[0]), float(top + ys[0]), float(left + xs[-1] + 1), float(top + ys[-1] + 1))
 
 
-def _hsv(rng, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]) -> tuple[int, int, int]:
+def _hsv(rng, hue: tuple[float, float], saturation: tuple[float, float],
+         value: tuple[float, float]) -> tuple[int, int, int]:
     h, s, v = rng.uniform(*hue) % 360 / 60, rng.uniform(*saturation), rng.uniform(*value)
     steps = ((n + h) % 6 for n in (5, 3, 1))
     return tuple(round(255 * v * (1 - s * max(0.0, min(k, 4 - k, 1.0)))) for k in steps)

@@ -60,6 +60,8 @@ def _write(model: GroundingVLM, tokenizer: Tokenizer, new: Path, dtype: torch.dt
 
     new.mkdir(parents=True)
     tensors = {name: _stored(name, t, dtype) for name, t in base_state(model).items()}
+    if model.config.language.tie_word_embeddings:  # one tensor under two names, which safetensors refuses
+        tensors["language.lm_head.weight"] = tensors["language.lm_head.weight"].clone()
     try:
         save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:  # what safetensors makes of a full disk
@@ -190,8 +192,9 @@ def _fill_adapter(model: GroundingVLM, folder: Path) -> None:
     wrong += [k for k in found if k not in needed]
     if wrong:
         raise UserError(
-            f"{folder} does not fit the model: {', '.join(wrong[:3])} missing, unknown, not finite or of another shape.",
-            f"It must be an adapter with r = {wanted.r} on {', '.join(wanted.targets)}.", "Copy the whole model folder.",
+            f"{folder} does not fit the model: {', '.join(wrong[:3])} missing, unknown, not finite or misshapen.",
+            f"It must be an adapter with r = {wanted.r} on {', '.join(wanted.targets)}.",
+            "Copy the whole model folder.",
         )  # fmt: skip
     peft.set_peft_model_state_dict(model.language, found)
 

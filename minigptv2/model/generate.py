@@ -120,10 +120,10 @@ def steps(model: GroundingVLM, tokenizer: Tokenizer, batch: Batch, visual: torch
 def _choose(logits: torch.Tensor, allowed: list[list[int] | None]) -> tuple[list[int], list[float]]:
     """The likeliest allowed token of each row, and its probability among all tokens."""
     probabilities = logits.softmax(-1)
-    open_rows = probabilities.clone()
+    open_rows = logits.clone()  # logits, since all probabilities of a box's tokens may round to zero
     for row, ids in enumerate(allowed):
         if ids is not None:
-            open_rows[row] = -1
-            open_rows[row, ids] = probabilities[row, ids]
+            open_rows[row] = -torch.inf
+            open_rows[row, ids] = logits[row, ids]
     chosen = open_rows.argmax(-1)
     return chosen.tolist(), probabilities.gather(1, chosen[:, None])[:, 0].tolist()

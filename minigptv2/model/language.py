@@ -13,8 +13,7 @@ def build_language(config: LanguageConfig) -> nn.Module:
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     if config.hidden_size % heads or heads % shared:
         raise ValueError(f"hidden_size {config.hidden_size} must divide by {heads} heads, and they by {shared}")
-    # plain products: on a CPU in bfloat16 the fused backward is several times slower
-    return LlamaForCausalLM(LlamaConfig(**asdict(config), attn_implementation="eager"))
+    return LlamaForCausalLM(LlamaConfig(**asdict(config), attn_implementation="sdpa"))
 
 
 def add_lora(language: nn.Module, config: LoraConfig) -> nn.Module:

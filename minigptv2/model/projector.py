@@ -1,6 +1,6 @@
 """Merge neighbouring visual tokens and project them to the language model's width.
 
-Source: MiniGPT-v2 (arXiv 2310.09478) section 2: four adjacent tokens are concatenated and projected by one linear layer.
+Source: MiniGPT-v2 (arXiv 2310.09478) section 2: four adjacent tokens are joined and projected by one linear layer.
 """
 
 import torch

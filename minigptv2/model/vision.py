@@ -66,7 +66,7 @@ def _build_trunk(config: VisionConfig) -> nn.Module:
 
     if config.timm_name:
         if ":" in config.timm_name:
-            raise ValueError(f"timm_name {config.timm_name!r} names a place; it must be a model that timm builds itself")
+            raise ValueError(f"timm_name {config.timm_name!r} names a place; it must be one that timm builds itself")
         trunk = timm.create_model(
             config.timm_name, pretrained=False, checkpoint_path="", img_size=config.image_size, num_classes=0,
             global_pool="", **config.timm_options,

@@ -1,0 +1,207 @@
+"""Model folders: whole or refused, and a failed save leaves the older model as it was."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from minigptv2.errors import UserError
+from minigptv2.model import checkpoint
+from minigptv2.model.checkpoint import load_folder, save_folder
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def _config(**changes) -> Callable[[Path], None]:
+    """a__b=c sets the key b of a."""
+
+    def change(folder: Path) -> None:
+        data = json.loads((folder / "config.json").read_text())
+        for path, value in changes.items():
+            *parents, last = path.split("__")
+            node = data
+            for key in parents:
+                node = node[key]
+            node[last] = value
+        (folder / "config.json").write_text(json.dumps(data))
+
+    return change
+
+
+def _bytes(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def _cut(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-100]) and None
+
+
+def _tensors(change: Callable[[dict], object], name: str = "model.safetensors") -> Callable[[Path], None]:
+    def changed(folder: Path) -> None:
+        tensors = load_file(folder / name)
+        change(tensors)
+        save_file(tensors, folder / name)
+
+    return changed
+
+
+A_LORA = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+BAD = {
+    "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
+    "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "has no tokenizer.model"),
+    "no adapter": (lambda f: shutil.rmtree(f / "adapter"), "has no adapter_model.safetensors"),
+    "config not UTF-8": (_bytes("config.json", b'{"knows": "\xff\xfe"}'), "config.json is no JSON"),
+    "config no JSON": (_bytes("config.json", b"{"), "config.json is no JSON"),
+    "config too deep": (_bytes("config.json", b"[" * 100_000), "config.json is no JSON"),
+    "endless number": (_bytes("config.json", b'{"merge": ' + b"9" * 5000 + b"}"), "config.json is no JSON"),
+    "config a list": (_bytes("config.json", b"[]"), "config.json is .*mapping"),
+    "unknown key": (_config(language__hiden_size=3), "Did you mean hidden_size"),
+    "unknown prompt": (_config(prompt="alpaca"), "prompt is 'alpaca'.*'llama2'"),
+    "vision heads": (_config(vision__heads=3), "No model can be built from .*config.json"),
+    "language heads": (_config(language__num_attention_heads=3), "built from .*config.json.*3 heads"),
+    "key heads": (_config(language__num_key_value_heads=3), "built from .*config.json.*2 heads, and they by 3"),
+    "no heads": (_config(language__num_attention_heads=0), "built from .*config.json"),
+    "negative width": (_config(language__hidden_size=-32), "built from .*config.json"),
+    "zero width": (_config(vision__width=0), "config.json"),
+    "negative depth": (_config(vision__image_size=-1), "built from .*config.json"),
+    "merge of nothing": (_config(merge=0), "built from .*config.json.*merged by 0"),
+    "merge that does not divide": (_config(merge=7), "built from .*config.json.*merged by 7"),
+    "stem too short": (_config(vision__stem_strides=[7]), "built from .*config.json"),
+    "unknown tower": (_config(vision__timm_name="no_such_vit"), "built from .*config.json.*no_such_vit"),
+    "tower from a hub": (_config(vision__timm_name="hf-hub:timm/x"), "built from .*config.json.*names a place"),
+    "tower with a pickle": (
+        _config(vision__timm_name="vit_tiny_patch16_224", vision__timm_options={"checkpoint_path": "x.pth"}),
+        "built from .*config.json.*checkpoint_path",
+    ),
+    "LoRA on nothing": (_config(lora__targets=["nothing"]), "built from .*config.json.*nothing"),
+    "LoRA of negative rank": (_config(lora__r=-1), "built from .*config.json"),
+    "LoRA of another rank": (_config(lora__r=8), "adapter does not fit"),
+    "other sizes": (_config(language__hidden_size=64), "does not fit its config.*has shape"),
+    "more layers": (_config(language__num_hidden_layers=3), "is missing"),
+    "fewer layers": (_config(language__num_hidden_layers=1), "is unknown"),
+    "other vocabulary": (_config(language__vocab_size=50), "the model 50"),
+    "cut weights": (_cut("model.safetensors"), "model.safetensors cannot be read"),
+    "empty weights": (_bytes("model.safetensors", b""), "model.safetensors cannot be read"),
+    "cut adapter": (_cut("adapter/adapter_model.safetensors"), "cannot be read"),
+    "a tensor less": (_tensors(lambda t: t.pop("projector.weight")), "projector.weight is missing"),
+    "a tensor more": (_tensors(lambda t: t.update(x=torch.ones(1))), "x is unknown"),
+    "NaN": (_tensors(lambda t: t["projector.bias"].fill_(float("nan"))), "projector.bias holds NaN"),
+    "NaN in the adapter": (
+        _tensors(lambda t: t[A_LORA].fill_(float("inf")), "adapter/adapter_model.safetensors"), "not finite",
+    ),
+    "adapter without a tensor": (_tensors(lambda t: t.pop(A_LORA), "adapter/adapter_model.safetensors"), "lora_A"),
+    "empty tokenizer": (_bytes("tokenizer.model", b""), "tokenizer.model cannot be read: it is empty"),
+    "no tokenizer at all": (_bytes("tokenizer.model", b"\x00\x01nonsense"), "tokenizer.model cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_folders_are_told(folder, bad, capfd):
+    change, said = BAD[bad]
+    change(folder)
+    with pytest.raises(UserError, match="(?s)" + said):
+        load_folder(folder)
+    if bad == "empty tokenizer":
+        assert capfd.readouterr() == ("", "")
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def test_what_is_saved_is_what_is_opened(folder, tmp_path):
+    model, tokenizer = load_folder(folder)
+    save_folder(model, tokenizer, tmp_path / "again")
+    again, other = load_folder(tmp_path / "again")
+    assert other.model == tokenizer.model and again.config == model.config
+    state, saved = model.state_dict(), again.state_dict()
+    assert state.keys() == saved.keys() and any("lora_B" in k for k in state)
+    for name, tensor in state.items():
+        assert torch.equal(tensor, saved[name]), name  # it had been rounded to 16 bits before
+    stored = {k: v.dtype for k, v in load_file(tmp_path / "again/model.safetensors").items()}
+    assert {torch.float16} == {v for k, v in stored.items() if "running" not in k and "num_batches" not in k}
+    assert all(v == torch.float32 for k, v in stored.items() if "running_" in k)
+    assert not [f for f in (tmp_path / "again").rglob("*") if f.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+
+def test_weights_are_rounded_to_16_bits_and_no_further(folder, tmp_path):
+    model, tokenizer = load_folder(folder)
+    with torch.no_grad():
+        model.projector.weight.add_(torch.randn_like(model.projector.weight) * 1e-3)
+    for dtype in (torch.float16, torch.bfloat16):
+        save_folder(model, tokenizer, tmp_path / "again", dtype)
+        again = load_folder(tmp_path / "again")[0]
+        assert torch.equal(again.projector.weight, model.projector.weight.to(dtype).float())
+
+
+@pytest.mark.parametrize("broken", ["save_file", "write_bytes", "rename"])
+def test_a_full_disk_leaves_the_older_model(folder, monkeypatch, broken):
+    import safetensors.torch
+
+    model, tokenizer = load_folder(folder)
+    before = _contents(folder)
+    with torch.no_grad():
+        model.projector.bias.add_(1)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    def full_in_safetensors(tensors, file, metadata=None):
+        Path(file).write_bytes(b"half")
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    rename = Path.rename
+    with monkeypatch.context() as patch:
+        if broken == "save_file":
+            patch.setattr(safetensors.torch, "save_file", full_in_safetensors)
+        elif broken == "write_bytes":
+            patch.setattr(Path, "write_bytes", full)
+        else:
+            patch.setattr(Path, "rename", lambda f, to: full() if f.name.endswith(".new") else rename(f, to))
+        with pytest.raises(UserError, match="No space left"):
+            save_folder(model, tokenizer, folder)
+    assert _contents(folder) == before
+    assert [f.name for f in folder.parent.iterdir()] == ["model"]
+
+
+def test_an_interrupted_save_leaves_the_older_model(folder, monkeypatch):
+    model, tokenizer = load_folder(folder)
+    before = _contents(folder)
+    monkeypatch.setattr(checkpoint, "base_state", lambda model: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        save_folder(model, tokenizer, folder)
+    assert _contents(folder) == before and [f.name for f in folder.parent.iterdir()] == ["model"]
+
+
+def test_saving_replaces_a_model_and_nothing_else(folder, tmp_path):
+    model, tokenizer = load_folder(folder)
+    with torch.no_grad():
+        model.projector.bias.fill_(2)
+    save_folder(model, tokenizer, folder)
+    assert load_folder(folder)[0].projector.bias.eq(2).all()
+    assert [f.name for f in tmp_path.iterdir()] == ["model"]
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/mine.txt").write_text("mine")
+    for place in ("notes", "notes/mine.txt"):
+        with pytest.raises(UserError, match="is no model folder"):
+            save_folder(model, tokenizer, tmp_path / place)
+    with pytest.raises(UserError, match="cannot be written"):
+        save_folder(model, tokenizer, tmp_path / "notes/mine.txt/model")
+    assert (tmp_path / "notes/mine.txt").read_text() == "mine"
+
+
+def test_weights_that_are_not_finite_are_not_saved(folder, tmp_path):
+    model, tokenizer = load_folder(folder)
+    with torch.no_grad():
+        model.projector.bias[0] = 1e6  # over the largest float16
+    with pytest.raises(UserError, match="projector.bias is not finite"):
+        save_folder(model, tokenizer, tmp_path / "new")
+    assert [f.name for f in tmp_path.iterdir()] == ["model"]
