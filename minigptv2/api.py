@@ -40,8 +40,9 @@ class MiniGPTv2:
         self.encoder = Encoder(tokenizer, self.config.prompt, network.image_tokens, context)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path | None = None, device: str | None = None,
-                        dtype: torch.dtype | str | None = None) -> MiniGPTv2:
+    def from_pretrained(
+        cls, folder: str | Path | None = None, device: str | None = None, dtype: torch.dtype | str | None = None
+    ) -> MiniGPTv2:
         """Open a model folder, or the bundled small model where none is named.
 
         device: "cpu", "cuda", ...; default: a GPU where there is one. dtype: "float32", "bfloat16", "float16"; default:
@@ -75,7 +76,9 @@ class MiniGPTv2:
         exchanges = [_question(instruction) for _, instruction in questions]
         rows = [self._encode([e], i, max_new_tokens) for e, i in zip(exchanges, upright)]
         visual = self._visual([image for row in rows for image in row.images])
-        generated = generate(self.network, self.tokenizer, collate(rows, left=True).to(self.device), visual, max_new_tokens)
+        generated = generate(
+            self.network, self.tokenizer, collate(rows, left=True).to(self.device), visual, max_new_tokens
+        )
         return [self._answer(g, e, i) for g, e, i in zip(generated, exchanges, upright)]
 
     def stream(self, image: Any, instruction: str, max_new_tokens: int = MAX_NEW_TOKENS) -> Stream:
@@ -125,7 +128,7 @@ class MiniGPTv2:
         text = self.tokenizer.decode(generated.ids)
         size = image.size if image is not None else (0, 0)
         found = parse(text, *size, self.config.box_coding)
-        ends = [len(self.tokenizer.decode(generated.ids[:i + 1])) for i in range(len(generated.ids))]
+        ends = [len(self.tokenizer.decode(generated.ids[: i + 1])) for i in range(len(generated.ids))]
         boxes = []
         for box, (start, end) in zip(found.boxes, found.spans):
             chances = [
@@ -184,11 +187,11 @@ class Stream:
                 text = model.tokenizer.decode(generated.ids)
                 if text.startswith(shown) and not text.endswith("\ufffd"):  # an unfinished character waits for its rest
                     if text != shown:
-                        yield text[len(shown):]
+                        yield text[len(shown) :]
                     shown = text
         self.answer = model._answer(generated, self.exchange, self.chat.image)
-        if self.answer.text[len(shown):]:
-            yield self.answer.text[len(shown):]
+        if self.answer.text[len(shown) :]:
+            yield self.answer.text[len(shown) :]
         said = Exchange(self.exchange.task, question=self.exchange.question, answer=self.answer.text, verbatim=True)
         self.chat.exchanges.append(said)
 

@@ -97,7 +97,7 @@ def parse(text: str, width: float, height: float, coding: Coding = "round") -> P
         if match["box"] is None:
             phrase, bound_until = match["phrase"].strip(), match.end()
             continue
-        if text[bound_until:match.start()].replace(DELIMITER, "").strip(" ,;"):
+        if text[bound_until : match.start()].replace(DELIMITER, "").strip(" ,;"):
             phrase = ""
         bound_until = match.end()
         numbers = [int(n) for n in _BOX.match(match["box"]).groups()]
@@ -112,7 +112,9 @@ def parse(text: str, width: float, height: float, coding: Coding = "round") -> P
     well_formed = {m.start() for m in _BOX.finditer(text)}
     for opening in _OPENING.finditer(text):
         if opening.start() not in well_formed:
-            problems.append(f"{text[opening.start():opening.start() + 24]!r} does not continue as {{<x1><y1><x2><y2>}}")
+            problems.append(
+                f"{text[opening.start() : opening.start() + 24]!r} does not continue as {{<x1><y1><x2><y2>}}"
+            )
     return Parsed(tuple(boxes), tuple(spans), tuple(problems))
 
 

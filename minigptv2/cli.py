@@ -184,7 +184,9 @@ def _show_arguments(parser: Parser) -> None:
     parser.add_argument("data", help="what to look at: scenes")
     parser.add_argument("-n", type=_whole_number(1), default=3, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=_whole_number(0), default=0, help="of the first one (default: %(default)s)")
-    parser.add_argument("--out", default="output/show", metavar="FOLDER", help="for the pictures (default: %(default)s)")
+    parser.add_argument(
+        "--out", default="output/show", metavar="FOLDER", help="for the pictures (default: %(default)s)"
+    )
     parser.add_argument("--model", metavar="FOLDER", help="whose tokenizer and prompt (default: the bundled model)")
     parser.add_argument("--color", action="store_true", help="colours although standard output is no terminal")
 

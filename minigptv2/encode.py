@@ -126,7 +126,7 @@ class Encoder:
             raise ValueError("The first turn must be the user's.")
         words = [p for p in turns[0].pieces if not isinstance(p, Picture)]
         later = [p for t in turns[1:] for p in t.pieces if isinstance(p, Picture)]
-        if list(turns[0].pieces[len(turns[0].pieces) - len(words):]) != words or later:
+        if list(turns[0].pieces[len(turns[0].pieces) - len(words) :]) != words or later:
             raise ValueError("The pictures of exchanges side by side must stand at the head of the first turn.")
         head = segments(turns[:1], self.wrapper)
         for segment in head[:-1]:
@@ -164,7 +164,7 @@ def _without_oldest(turns: list[Turn]) -> list[Turn] | None:
     if len(asked) < 2:
         return None
     pictures = tuple(p for t in turns[: asked[1]] for p in t.pieces if isinstance(p, Picture))
-    first, *rest = turns[asked[1]:]
+    first, *rest = turns[asked[1] :]
     return [Turn("user", (*pictures, *first.pieces)), *rest]
 
 
@@ -186,8 +186,9 @@ class Batch:
         return Batch(*(None if t is None else t.to(device) for t in vars(self).values()))
 
 
-def collate(rows: Sequence[Encoded], left: bool = False,
-            load: Callable[[list[object]], torch.Tensor] | None = None) -> Batch:
+def collate(
+    rows: Sequence[Encoded], left: bool = False, load: Callable[[list[object]], torch.Tensor] | None = None
+) -> Batch:
     """Pad rows to one batch; left for generation, right for training. load: pictures -> pixels [P, 3, H, W]."""
     import torch
 
@@ -197,7 +198,7 @@ def collate(rows: Sequence[Encoded], left: bool = False,
         out = torch.full((len(rows), length), fill)
         for i, row in enumerate(rows):
             start = length - len(row) if left else 0
-            out[i, start:start + len(row)] = torch.tensor(getattr(row, name))
+            out[i, start : start + len(row)] = torch.tensor(getattr(row, name))
         return out
 
     images = [image for row in rows for image in row.images]

@@ -128,5 +128,7 @@ def _write(image, file: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         image.save(file)
     except OSError as error:
-        raise UserError(f"{file} cannot be written.", f"The system says: {error}.", "Name a folder with --out.") from None
+        raise UserError(
+            f"{file} cannot be written.", f"The system says: {error}.", "Name a folder with --out."
+        ) from None
     return file

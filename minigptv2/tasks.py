@@ -66,7 +66,7 @@ def split_tag(instruction: str) -> tuple[str, str]:
     match = _TAG.match(instruction)
     if match is None or match[1].lower() == "inst":
         return "chat", instruction.strip()
-    name, words = match[1].lower(), instruction[match.end():].strip()
+    name, words = match[1].lower(), instruction[match.end() :].strip()
     if name not in TASKS or not TASKS[name].tag:
         near = difflib.get_close_matches(name, [k for k, t in TASKS.items() if t.tag], 1)
         raise UserError(

@@ -156,9 +156,13 @@ def targets_of(save: str, sources: Sequence[Source], several: bool) -> list[Path
     """The file to write for each source. Refuses what would overwrite a given picture, before any work is done."""
     out = Path(save)
     if several and (out.is_file() or (out.suffix.lower() == ".png" and not out.is_dir())):
-        raise UserError(f"--save {save} is one file.", "Several pictures are saved to a folder.", "Give a folder's name.")
+        raise UserError(
+            f"--save {save} is one file.", "Several pictures are saved to a folder.", "Give a folder's name."
+        )
     if not several and not out.is_dir() and out.suffix.lower() != ".png":
-        raise UserError(f"--save {save} is no .png.", "The picture is saved as PNG.", f"Try --save {out.with_suffix('.png')}.")
+        raise UserError(
+            f"--save {save} is no .png.", "The picture is saved as PNG.", f"Try --save {out.with_suffix('.png')}."
+        )
     targets = [out]
     if several or out.is_dir():
         taken: dict[str, int] = {}
@@ -174,7 +178,9 @@ def targets_of(save: str, sources: Sequence[Source], several: bool) -> list[Path
 
 def _refuse_overwriting(target: Path, names: Sequence[str]) -> None:
     if any(target.resolve() == Path(name).resolve() for name in names):
-        raise UserError(f"{target} is one of the pictures asked about.", "It would be overwritten.", "Choose another place.")
+        raise UserError(
+            f"{target} is one of the pictures asked about.", "It would be overwritten.", "Choose another place."
+        )
 
 
 # ---- many pictures, one instruction ----
@@ -201,11 +207,13 @@ class Run:
         jobs, model, answered, failed = list(zip(sources, targets)), None, 0, 0
         with tqdm(total=len(jobs), unit="picture", disable=not (several and sys.stderr.isatty())) as bar:
             for start in range(0, len(jobs), self.batch_size):
-                batch = jobs[start:start + self.batch_size]
+                batch = jobs[start : start + self.batch_size]
                 opened, errors = _open_each(batch)
                 if opened and model is None:
                     model = self.load()
-                answers = model.chat_batch([(i, self.instruction) for *_, i in opened], self.max_new_tokens) if opened else []
+                answers = (
+                    model.chat_batch([(i, self.instruction) for *_, i in opened], self.max_new_tokens) if opened else []
+                )
                 bar.clear()
                 for error in errors:
                     print_error(error)
@@ -248,7 +256,9 @@ def _open_each(batch) -> tuple[list[tuple[Source, Path | None, Image.Image]], li
 # ---- one picture, a conversation ----
 
 
-def converse(load: Callable[[], MiniGPTv2], words: Sequence[str], max_new_tokens: int, as_json: bool, save: str | None) -> int:
+def converse(
+    load: Callable[[], MiniGPTv2], words: Sequence[str], max_new_tokens: int, as_json: bool, save: str | None
+) -> int:
     """A conversation on standard input about one picture, until /quit or its end."""
     from minigptv2.images import open_image
 
@@ -258,7 +268,11 @@ def converse(load: Callable[[], MiniGPTv2], words: Sequence[str], max_new_tokens
             'Give the instruction too, as in minigptv2 chat - "[caption]", or give a file.',
         )  # fmt: skip
     if save is not None:
-        raise UserError("--save was given without an instruction.", "It draws one answer.", "Give one, or use /save in the conversation.")
+        raise UserError(
+            "--save was given without an instruction.",
+            "It draws one answer.",
+            "Give one, or use /save in the conversation.",
+        )
     for word in words:
         if not os.path.exists(word):
             open_image(word)  # says what is wrong with the path
@@ -295,7 +309,11 @@ class Session:
 
     def run(self) -> int:
         knows = self.model.config.knows
-        _note(visible((knows.rstrip() + " " if knows else "") + f"Ask about {self.name}; commands: {' '.join(self.commands)}"))
+        _note(
+            visible(
+                (knows.rstrip() + " " if knows else "") + f"Ask about {self.name}; commands: {' '.join(self.commands)}"
+            )
+        )
         for line in _lines():
             try:
                 if line.split()[0] == "/quit":
@@ -362,7 +380,9 @@ class Session:
             raise UserError("There is no answer to draw yet.", "/save draws the last answer.", "Ask first.")
         target = Path(_one_path(path, "/save out.png"))
         if target.suffix.lower() != ".png":
-            raise UserError(f"{target} is no .png.", "The picture is saved as PNG.", f"Try /save {target.stem or 'out'}.png.")
+            raise UserError(
+                f"{target} is no .png.", "The picture is saved as PNG.", f"Try /save {target.stem or 'out'}.png."
+            )
         _refuse_overwriting(target, [self.name])
         _write_picture(self.answer.draw(), target)
 

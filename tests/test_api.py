@@ -12,7 +12,18 @@ from minigptv2.encode import IMAGE_ID
 from minigptv2.model import generate
 from minigptv2.model.generate import Generated
 
-LITERALS = ("</s>", "<s>", "<Img>", "</Img>", "[INST]", "[/INST]", "<unk>", "<ImageHere>", "a\x00b\x1b[31m\x7f", "é ✓ 猫")
+LITERALS = (
+    "</s>",
+    "<s>",
+    "<Img>",
+    "</Img>",
+    "[INST]",
+    "[/INST]",
+    "<unk>",
+    "<ImageHere>",
+    "a\x00b\x1b[31m\x7f",
+    "é ✓ 猫",
+)
 GROUNDED = "<p>red ball</p> {<10><20><30><40>}"
 
 
@@ -189,7 +200,9 @@ def test_max_new_tokens_must_be_a_number(tiny_model, picture, most):
         tiny_model.chat(picture, "hello", most)
 
 
-@pytest.mark.parametrize("instruction", ["", "  \n", "[foo] x", "[refer]", "[identify] box", "a\udcff", None, 5, "word " * 600])
+@pytest.mark.parametrize(
+    "instruction", ["", "  \n", "[foo] x", "[refer]", "[identify] box", "a\udcff", None, 5, "word " * 600]
+)
 def test_instructions_that_are_refused(tiny_model, picture, instruction):
     for ask in (tiny_model.chat, tiny_model.stream):
         with pytest.raises(UserError) as caught:

@@ -69,7 +69,7 @@ def imports_of(file: Path) -> Iterator[tuple[str, bool]]:
             if isinstance(child, ast.Import):
                 yield from ((alias.name, top) for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
-                base = package[:len(package) - child.level + 1] if child.level else []
+                base = package[: len(package) - child.level + 1] if child.level else []
                 source = ".".join([*base, *filter(None, [child.module])])
                 for alias in child.names:
                     inner = f"{source}.{alias.name}"

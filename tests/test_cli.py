@@ -18,8 +18,28 @@ from minigptv2.boxes import Box
 from minigptv2.sample import Answer
 
 ROOT = Path(minigptv2.__file__).parents[1]
-HEAVY = ("torch", "torchvision", "transformers", "timm", "peft", "PIL", "numpy", "yaml", "sentencepiece", "tqdm", "rich")
-IDENTIFY = ("", "the box", "{<50><50><10><10>}", "{<1><2><3><400>}", "{<10><10><10><20>}", "{<1><2><3>", "{<1><2><3><4>} {<5><6><7><8>}")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "timm",
+    "peft",
+    "PIL",
+    "numpy",
+    "yaml",
+    "sentencepiece",
+    "tqdm",
+    "rich",
+)
+IDENTIFY = (
+    "",
+    "the box",
+    "{<50><50><10><10>}",
+    "{<1><2><3><400>}",
+    "{<10><10><10><20>}",
+    "{<1><2><3>",
+    "{<1><2><3><4>} {<5><6><7><8>}",
+)
 
 
 @pytest.fixture
@@ -139,7 +159,9 @@ def test_the_program_shows_our_output_alone(tiny_folder, picture, tmp_path):
 
 
 def test_the_program_converses_through_a_pipe(tiny_folder, picture):
-    done = program("chat", picture, "--model", tiny_folder, "--max-new-tokens", 3, stdin="hello\n[nope] \xff\n".encode("latin-1"))
+    done = program(
+        "chat", picture, "--model", tiny_folder, "--max-new-tokens", 3, stdin="hello\n[nope] \xff\n".encode("latin-1")
+    )
     assert done.returncode == 0
     assert done.stdout.strip()
     assert b"error: The task tag [nope] is unknown." in done.stderr
@@ -224,7 +246,9 @@ def test_a_picture_from_standard_input(chat, picture, tmp_path):
     refused(chat("-", stdin=picture.read_bytes()), "without an instruction")
 
 
-@pytest.mark.parametrize("instruction", ["a\x07b\x1b[31m", "</s>", "<s> <Img></Img>", "[INST] hi [/INST]", "猫?", "end.png?"])
+@pytest.mark.parametrize(
+    "instruction", ["a\x07b\x1b[31m", "</s>", "<s> <Img></Img>", "[INST] hi [/INST]", "猫?", "end.png?"]
+)
 def test_odd_text_stays_text(chat, picture, instruction):
     code, out, err = chat(picture, instruction)
     assert code == 0
@@ -398,7 +422,9 @@ def test_pictures_of_one_name_are_saved_apart(chat, folder, picture, tmp_path, g
 def test_a_conversation(chat, picture, tmp_path, tiny_model, monkeypatch):
     asked = []
     real = api.Chat.stream
-    monkeypatch.setattr(api.Chat, "stream", lambda self, line, most: asked.append((line, len(self.exchanges))) or real(self, line, most))
+    monkeypatch.setattr(
+        api.Chat, "stream", lambda self, line, most: asked.append((line, len(self.exchanges))) or real(self, line, most)
+    )
     other = tmp_path / "other one.png"
     Image.new("RGB", (50, 80), "red").save(other)
     lines = [
@@ -416,8 +442,9 @@ def test_a_conversation(chat, picture, tmp_path, tiny_model, monkeypatch):
     assert err.startswith(tiny_model.config.knows)
     assert Image.open(tmp_path / "drawn.png").size == (50, 80)
     expected = [
-        "task: none", "task: [refer] the box", "Did you mean /task refer?", "error: The task tag [nope] is unknown.", "/reset  ",
-        "[grounding]  ", "Did you mean /task?", "error: missing.png does not exist.", f"picture: {other}, 50 x 80", "is no .png",
+        "task: none", "task: [refer] the box", "Did you mean /task refer?", "error: The task tag [nope] is unknown.",
+        "/reset  ", "[grounding]  ", "Did you mean /task?",
+        "error: missing.png does not exist.", f"picture: {other}, 50 x 80", "is no .png",
         "would be overwritten", "No path was given",
     ]  # fmt: skip
     for words in expected:

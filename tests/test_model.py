@@ -35,7 +35,7 @@ def _small(**changes) -> ModelConfig:
 def _small_batch(seed: int = 0) -> Batch:
     made = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, 60, (2, 12), generator=made)
-    ids[:, 2:2 + PLACES] = IMAGE_ID
+    ids[:, 2 : 2 + PLACES] = IMAGE_ID
     labels = torch.where(torch.arange(12) > 7, ids, -100)
     pixels = torch.randn(2, 3, 64, 64, generator=made)
     return Batch(ids, labels, torch.arange(12).repeat(2, 1), torch.zeros(2, 12, dtype=torch.int64), pixels)
@@ -63,7 +63,7 @@ def test_tokens_of_the_tower_are_in_raster_order_without_class_token():
     blank = torch.zeros(1, 3, 64, 64)
     for row, column in ((0, 0), (1, 3), (3, 2)):
         marked = blank.clone()
-        marked[:, :, 16 * row:16 * row + 16, 16 * column:16 * column + 16] = 1
+        marked[:, :, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = 1
         with torch.no_grad():
             changed = (tower(marked) - tower(blank)).abs().sum(-1)[0]
         assert changed.shape == (16,) and changed.nonzero().flatten().tolist() == [4 * row + column]
@@ -88,7 +88,7 @@ def test_a_row_does_not_depend_on_its_batch():
     model, batch = GroundingVLM(_small()).eval(), _small_batch()
     with torch.no_grad():
         both = model(batch)
-        alone = [model(Batch(*(t[i:i + 1] for t in list(vars(batch).values())[:5]))) for i in (0, 1)]
+        alone = [model(Batch(*(t[i : i + 1] for t in list(vars(batch).values())[:5]))) for i in (0, 1)]
         padded = [F.pad(t, (0, 5), value=v) for t, v in zip(list(vars(batch).values())[:4], (0, -100, 0, -1))]
         features = model.vision(batch.pixels)
         torch.testing.assert_close(both, (alone[0] + alone[1]) / 2, atol=1e-5, rtol=1e-5)
@@ -241,7 +241,7 @@ def test_every_walk_over_allowed_tokens_ends_in_a_box(data, before):
 @given(st.lists(st.integers(0, 100), min_size=4, max_size=4))
 def test_every_right_box_is_allowed_and_no_wrong_one(numbers):
     ids = TOKENIZER.encode("{" + "".join(f"<{n}>" for n in numbers) + "}")
-    ids = ids[ids.index(GRAMMAR.opens):]
+    ids = ids[ids.index(GRAMMAR.opens) :]
     kept = all(ids[i] in GRAMMAR.allowed(ids[:i]) for i in range(1, len(ids)))
     assert kept == (numbers[0] <= numbers[2] and numbers[1] <= numbers[3])
 

@@ -37,7 +37,7 @@ def commands() -> list[list[str]]:
     """The words after `minigptv2` of every such line in the documents' sh blocks, without redirections."""
     lines = [line for document in DOCUMENTS for block in fenced(document, "sh") for line in block.splitlines()]
     words = [shlex.split(line, comments=True) for line in lines]
-    return [w[1:w.index("<")] if "<" in w else w[1:] for w in words if w and Path(w[0]).name == "minigptv2"]
+    return [w[1 : w.index("<")] if "<" in w else w[1:] for w in words if w and Path(w[0]).name == "minigptv2"]
 
 
 def test_every_make_target_named_exists():

@@ -152,7 +152,7 @@ def test_a_false_relation_is_clearly_false():
     talk, heard = Talk(Scene(far, SIDE), random.Random(0)), set()
     for _ in range(300):
         a, relation, b, true = talk._relation()
-        first, second = (far if a in ("red cat", "cat") else far[::-1])
+        first, second = far if a in ("red cat", "cat") else far[::-1]
         assert b in (second.name, second.kind)
         assert _is_so(relation, first.box, second.box) is true
         heard.add((relation, true))

@@ -135,8 +135,11 @@ class Talk:
         thing = self.rng.choice(unique)
         turns = [Exchange("chat", (), f"is there {article(thing.name)}?", "yes")]
         follow = [
-            (self.rng.choice(("where is it?", "where?", "show me where it is")), "{}",
-             Phrase(thing.name, (thing.box,))),
+            (
+                self.rng.choice(("where is it?", "where?", "show me where it is")),
+                "{}",
+                Phrase(thing.name, (thing.box,)),
+            ),
             (self.rng.choice(("what color is it?", "which color does it have?")), thing.color),
             (self.rng.choice(("what is it?", "what kind of thing is it?")), article(thing.kind)),
         ]
@@ -193,8 +196,11 @@ class Talk:
 
     def _is_there(self):
         there = self.rng.random() < 0.5
-        words = self.rng.choice((self.rng.choice(self.things).name, self.rng.choice(self.things).kind)) if there \
+        words = (
+            self.rng.choice((self.rng.choice(self.things).name, self.rng.choice(self.things).kind))
+            if there
             else self.absent()
+        )
         question = self.rng.choice((f"is there {article(words)}?", f"do you see {article(words)}?",
                                     f"is there {article(words)} in the picture?"))  # fmt: skip
         return question, "yes" if there else "no"

@@ -101,8 +101,9 @@ def _visible_box(seen: np.ndarray, index: int, within: tuple[int, int, int, int]
     return Box(float(left + xs[0]), float(top + ys[0]), float(left + xs[-1] + 1), float(top + ys[-1] + 1))
 
 
-def _hsv(rng, hue: tuple[float, float], saturation: tuple[float, float],
-         value: tuple[float, float]) -> tuple[int, int, int]:
+def _hsv(
+    rng, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]
+) -> tuple[int, int, int]:
     h, s, v = rng.uniform(*hue) % 360 / 60, rng.uniform(*saturation), rng.uniform(*value)
     steps = ((n + h) % 6 for n in (5, 3, 1))
     return tuple(round(255 * v * (1 - s * max(0.0, min(k, 4 - k, 1.0)))) for k in steps)

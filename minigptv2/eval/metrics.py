@@ -23,9 +23,13 @@ class Counts:
         return 2 * self.right / (self.wanted + self.given) if self.wanted + self.given else 1.0
 
 
-def matches(given: Sequence[Box], wanted: Sequence[Box], threshold: float, same: Callable[[Box, Box], bool] = lambda a, b: True) -> int:
+def matches(
+    given: Sequence[Box], wanted: Sequence[Box], threshold: float, same: Callable[[Box, Box], bool] = lambda a, b: True
+) -> int:
     """How many of the given boxes meet a wanted one of their own, best overlaps first: IoU >= threshold and `same`."""
-    pairs = sorted(((iou(g, w), i, j) for i, g in enumerate(given) for j, w in enumerate(wanted) if same(g, w)), reverse=True)
+    pairs = sorted(
+        ((iou(g, w), i, j) for i, g in enumerate(given) for j, w in enumerate(wanted) if same(g, w)), reverse=True
+    )
     used_given, used_wanted = set(), set()
     for overlap, i, j in pairs:
         if overlap >= threshold and i not in used_given and j not in used_wanted:

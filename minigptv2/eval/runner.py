@@ -44,8 +44,13 @@ def run(config: str | Path, overrides: list[str] = (), smoke: bool = False) -> d
     output, score, began, asked = Path(wanted.output), Score(), time.time(), 0
     output.mkdir(parents=True, exist_ok=True)
     size = (model.config.vision.image_size,) * 2
-    with open(output / "predictions.new", "w", encoding="utf-8") as file, tqdm(desc="eval scenes", unit=" answers") as bar:
-        for kind, exchange, answer, scene in ask_all(model, wanted.scenes.seed, wanted.scenes.count, wanted.scenes.batch):
+    with (
+        open(output / "predictions.new", "w", encoding="utf-8") as file,
+        tqdm(desc="eval scenes", unit=" answers") as bar,
+    ):
+        for kind, exchange, answer, scene in ask_all(
+            model, wanted.scenes.seed, wanted.scenes.count, wanted.scenes.batch
+        ):
             score.add(kind, exchange, answer, size)
             asked += 1
             things = [[t.name, *t.box.xyxy] for t in scene.things]
@@ -56,8 +61,15 @@ def run(config: str | Path, overrides: list[str] = (), smoke: bool = False) -> d
             bar.update()
     (output / "predictions.new").replace(output / "predictions.jsonl")
     metrics = dict(score.metrics())
-    report = {"metrics": metrics, "pictures": wanted.scenes.count, "seed": wanted.scenes.seed, "model": wanted.model or "bundled",
-              "seconds": round(time.time() - began), "answers_per_second": round(asked / (time.time() - began), 2)}  # fmt: skip
+    seconds = time.time() - began
+    report = {
+        "metrics": metrics,
+        "pictures": wanted.scenes.count,
+        "seed": wanted.scenes.seed,
+        "model": wanted.model or "bundled",
+        "seconds": round(seconds),
+        "answers_per_second": round(asked / seconds, 2),
+    }
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     print(table(metrics, wanted.scenes.count))
     return metrics
@@ -66,5 +78,7 @@ def run(config: str | Path, overrides: list[str] = (), smoke: bool = False) -> d
 def table(metrics: dict[str, float], pictures: int) -> str:
     """The figures as a Markdown table."""
     rows = [f"| figure on held-out scenes ({pictures} pictures) | measured |", "|---|---|"]
-    rows += [f"| {name} | {value if isinstance(value, int) else format(value, '.3f')} |" for name, value in metrics.items()]
+    rows += [
+        f"| {name} | {value if isinstance(value, int) else format(value, '.3f')} |" for name, value in metrics.items()
+    ]
     return "\n".join(rows)

@@ -1,6 +1,6 @@
 """Benchmark: held-out scenes of the generated world, every task, with the share of malformed answers.
 
-The pictures come from seeds that no training uses. A question is put by itself, as a user would, in one of the wordings.
+The pictures come from seeds that no training uses. A question is put by itself, as a user would put it.
 """
 
 from __future__ import annotations
@@ -72,13 +72,24 @@ class Score:
             refused = answer.text.startswith(ABSENT.split("{}")[0]) and not answer.boxes and not answer.problems
             self.hits["absent phrase refused"].append(refused)
         else:
-            name = {"identify": "identify, kind and colour right", "statement": "spatial statements", "vqa": "short answers"}
+            name = {
+                "identify": "identify, kind and colour right",
+                "statement": "spatial statements",
+                "vqa": "short answers",
+            }
             self.hits[name[kind]].append(answer.text.strip() == answer_text(exchange, size, "round"))
 
     def metrics(self) -> Iterator[tuple[str, float]]:
-        order = ("refer acc@0.5", "refer acc@0.75", "detection F1@0.5, all instances", "identify, kind and colour right",
-                 "grounded caption, phrase with right box F1@0.5", "spatial statements", "absent phrase refused",
-                 "short answers")  # fmt: skip
+        order = (
+            "refer acc@0.5",
+            "refer acc@0.75",
+            "detection F1@0.5, all instances",
+            "identify, kind and colour right",
+            "grounded caption, phrase with right box F1@0.5",
+            "spatial statements",
+            "absent phrase refused",
+            "short answers",
+        )
         counted = {order[2]: self.detection.f1, order[4]: self.grounding.f1}
         for name in order:
             hits = self.hits.get(name)

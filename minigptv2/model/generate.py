@@ -65,7 +65,7 @@ class BoxGrammar:
                 return None
         else:
             return None
-        text = "".join("," if i == self.between else self.digits[i] for i in ids[start + 1:])
+        text = "".join("," if i == self.between else self.digits[i] for i in ids[start + 1 :])
         return text.split(",")
 
 
@@ -75,8 +75,9 @@ def grammar_of(tokenizer: Tokenizer) -> BoxGrammar:
 
 
 @torch.inference_mode()
-def generate(model: GroundingVLM, tokenizer: Tokenizer, batch: Batch, visual: torch.Tensor | None,
-             max_new_tokens: int) -> list[Generated]:
+def generate(
+    model: GroundingVLM, tokenizer: Tokenizer, batch: Batch, visual: torch.Tensor | None, max_new_tokens: int
+) -> list[Generated]:
     """The greedy answer to every row of a left-padded batch. visual: [P, V, D] of all its pictures in order."""
     rows: list[Generated] = []
     for rows in steps(model, tokenizer, batch, visual, max_new_tokens):  # noqa: B007 - the last one is the result
@@ -84,8 +85,9 @@ def generate(model: GroundingVLM, tokenizer: Tokenizer, batch: Batch, visual: to
     return rows
 
 
-def steps(model: GroundingVLM, tokenizer: Tokenizer, batch: Batch, visual: torch.Tensor | None,
-          max_new_tokens: int) -> Iterator[list[Generated]]:
+def steps(
+    model: GroundingVLM, tokenizer: Tokenizer, batch: Batch, visual: torch.Tensor | None, max_new_tokens: int
+) -> Iterator[list[Generated]]:
     """As `generate`, yielding the same growing list after every token. A row that has ended stays as it is."""
     from transformers import DynamicCache
 

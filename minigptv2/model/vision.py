@@ -36,7 +36,7 @@ class VisionTower(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         tokens = self.trunk.forward_features(pixels)  # [B, prefix + N, C]
-        return self.ln_vision(tokens[:, self.trunk.num_prefix_tokens:])  # [B, N, C]
+        return self.ln_vision(tokens[:, self.trunk.num_prefix_tokens :])  # [B, N, C]
 
     def resize(self, image_size: int) -> None:
         """Take pictures of another size: the position table is interpolated, the class position kept."""

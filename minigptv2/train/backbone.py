@@ -109,7 +109,10 @@ class DenseModel(nn.Module):
 def dense_loss(outputs, kind, color, box) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The summed loss and its readings: share of patches, colours and box error in hundredths of the side."""
     on_thing = kind > 0
-    thing_logits, kind_logits, color_logits, box_logits = outputs[0].float(), *(o[on_thing].float() for o in outputs[1:])
+    thing_logits, kind_logits, color_logits, box_logits = (
+        outputs[0].float(),
+        *(o[on_thing].float() for o in outputs[1:]),
+    )
     kind, color = kind[on_thing] - 1, color[on_thing]
     thing_loss = F.binary_cross_entropy_with_logits(thing_logits, on_thing.float())
     kind_loss = F.cross_entropy(kind_logits, kind)
@@ -129,7 +132,7 @@ def dense_loss(outputs, kind, color, box) -> tuple[torch.Tensor, dict[str, torch
 
 
 def pretrain(recipe: Recipe) -> Path:
-    """Train the tower; recipe.output gets backbone.safetensors, log.jsonl and a checkpoint that a second call resumes."""
+    """Train the tower; recipe.output gets the weights, log.jsonl and a checkpoint that a second call resumes."""
     import timm.layers
     from safetensors.torch import save_file
     from tqdm import tqdm
@@ -168,7 +171,11 @@ def pretrain(recipe: Recipe) -> Path:
             optimizers = build_optimizers(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
         grid = tower.trunk.patch_embed.grid_size[0]
         views = SceneViews(recipe.seed, phase, grid, scenes)
-        batches = iter(torch.utils.data.DataLoader(views, phase.batch, num_workers=recipe.workers, prefetch_factor=4 if recipe.workers else None))
+        batches = iter(
+            torch.utils.data.DataLoader(
+                views, phase.batch, num_workers=recipe.workers, prefetch_factor=4 if recipe.workers else None
+            )
+        )
         while step < ends[phase_index]:
             rate = learning_rate(step, total, recipe.lr, recipe.lowest_lr, recipe.warmup)
             set_learning_rate(optimizers, rate)
@@ -189,7 +196,12 @@ def pretrain(recipe: Recipe) -> Path:
                 row = {k: round(float(v), 5) for k, v in row.items()} | {"time": round(time.time())}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
-                bar.set_postfix({k: f"{row[k]:.3g}" for k in ("loss", "thing_right", "kind_right", "color_right", "box_error", "wait")})
+                bar.set_postfix(
+                    {
+                        k: f"{row[k]:.3g}"
+                        for k in ("loss", "thing_right", "kind_right", "color_right", "box_error", "wait")
+                    }
+                )
             if step % recipe.save_every == 0 or step == total:
                 state = {"step": step, "scenes": scenes, "model": model.state_dict(),
                          "optimizers": [o.state_dict() for o in optimizers]}  # fmt: skip

@@ -1,7 +1,7 @@
 """Features of the frozen tower for a fixed number of drawn scenes, written once and read by every stage.
 
-A folder: features.npy [scenes, N, C] float16, memory-mapped; scenes.jsonl, a line of things for each scene. A build that
-was interrupted goes on where it stopped. N: patches, C: channels of the tower.
+A folder: features.npy [scenes, N, C] float16, memory-mapped; scenes.jsonl, a line of things for each. A build that was
+interrupted goes on where it stopped. N: patches, C: channels of the tower.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ class FeatureCache:
         about = json.loads((folder / "about.json").read_text())
         lines = (folder / "scenes.jsonl").read_text().splitlines()
         if len(lines) < about["count"]:
-            raise UserError(f"{folder} holds {len(lines)} of {about['count']} scenes.", "It must be complete.", "Run the command again.")
+            raise UserError(
+                f"{folder} holds {len(lines)} of {about['count']} scenes.",
+                "It must be complete.",
+                "Run the command again.",
+            )
         self.scenes = [
             Scene(tuple(Thing(kind, color, Box(*box)) for kind, color, *box in json.loads(line)), about["side"])
             for line in lines[: about["count"]]
@@ -50,7 +54,9 @@ class FeatureCache:
         return torch.from_numpy(self.features[index].copy())
 
 
-def build_cache(tower: VisionTower, folder: Path, seed: int, count: int, device: str = "cpu", workers: int = 2) -> FeatureCache:
+def build_cache(
+    tower: VisionTower, folder: Path, seed: int, count: int, device: str = "cpu", workers: int = 2
+) -> FeatureCache:
     """Draw `count` scenes of this seed, encode them with the tower and return the open cache; complete ones are reused.
 
     A cache of another tower, seed or count in the folder is an error, not silently used.
@@ -79,9 +85,11 @@ def build_cache(tower: VisionTower, folder: Path, seed: int, count: int, device:
         tower = tower.eval().to(device)
         drawn = torch.utils.data.DataLoader(_Drawn(seed, side, done, count), 32, num_workers=workers)
         with open(folder / "scenes.jsonl", "a") as lines, torch.inference_mode():
-            for images, things in tqdm(drawn, "feature cache", initial=done // 32, total=-(-count // 32), unit_scale=32, unit=" pictures"):
+            for images, things in tqdm(
+                drawn, "feature cache", initial=done // 32, total=-(-count // 32), unit_scale=32, unit=" pictures"
+            ):
                 encoded = call_in(tower, dtype, to_pixels(images.to(device)))
-                features[done:done + len(images)] = encoded.half().cpu().numpy()
+                features[done : done + len(images)] = encoded.half().cpu().numpy()
                 lines.write("".join(t + "\n" for t in things))
                 lines.flush()
                 done += len(images)

@@ -166,7 +166,11 @@ def train_stage(recipe: Recipe) -> Path:
     optimizers = build_optimizers(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
     step = _resume(output / "checkpoint.pt", model, optimizers)
     rows = SceneRows(cache, encoder, recipe, step)
-    batches = iter(torch.utils.data.DataLoader(rows, batch_size=None, num_workers=recipe.workers, prefetch_factor=4 if recipe.workers else None))
+    batches = iter(
+        torch.utils.data.DataLoader(
+            rows, batch_size=None, num_workers=recipe.workers, prefetch_factor=4 if recipe.workers else None
+        )
+    )
     bar = tqdm(total=recipe.steps, initial=step, desc=output.name, smoothing=0.05)
     model.train()
     model.vision.eval()
@@ -251,7 +255,9 @@ def _resume(file: Path, model: GroundingVLM, optimizers) -> int:
 
 
 @torch.no_grad()
-def _check(model: GroundingVLM, tokenizer: Tokenizer, cache: FeatureCache, recipe: Recipe, pictures: int = 48) -> dict[str, float]:
+def _check(
+    model: GroundingVLM, tokenizer: Tokenizer, cache: FeatureCache, recipe: Recipe, pictures: int = 48
+) -> dict[str, float]:
     """Accuracy of short answers on questions that were not trained on, about cached scenes: a reading, no benchmark."""
     from minigptv2.boxes import iou, parse
     from minigptv2.model.generate import generate
@@ -264,12 +270,16 @@ def _check(model: GroundingVLM, tokenizer: Tokenizer, cache: FeatureCache, recip
         for number, scene in enumerate(cache.scenes[: 2 * pictures]):
             found = exchanges(scene, {task: 1.0}, 1, rng) if scene.things else []
             if found and (task != "refer" or found[0].phrases[0].boxes):
-                question, wanted = render(Sample(number, (scene.side, scene.side), (found[0],)), model.config.box_coding)
+                question, wanted = render(
+                    Sample(number, (scene.side, scene.side), (found[0],)), model.config.box_coding
+                )
                 rows.append(encoder.encode([question]))
                 asked.append((wanted.pieces[0], scene.side))
                 numbers.append(number)
         visual = model.encode_images(None, torch.stack([cache[n] for n in numbers]).to(device))
-        texts = [tokenizer.decode(g.ids) for g in generate(model, tokenizer, collate(rows, left=True).to(device), visual, 40)]
+        texts = [
+            tokenizer.decode(g.ids) for g in generate(model, tokenizer, collate(rows, left=True).to(device), visual, 40)
+        ]
         right = 0
         for text, (wanted, side) in zip(texts, asked):
             if task == "refer":

@@ -23,9 +23,7 @@ def build_optimizers(module: nn.Module, name: str, lr: float, weight_decay: floa
     if any(g["params"] for g in groups):
         optimizers.append(torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.98)))
     if matrices:
-        optimizers.append(
-            torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
+        optimizers.append(torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 

@@ -12,8 +12,8 @@ TASKS = ("caption", "grounding", "refer", "identify", "detection", "statement", 
 
 @dataclass
 class Phase:
-    """A phase of the backbone's pre-training. image_size: pixels; batch: pictures a step; views: how often a drawn scene
-    is seen; most, zoom: of the scenes, as `draw_scene` takes them."""
+    """A phase of the backbone's pre-training. image_size: pixels; batch: pictures a step; views: how often a scene is
+    seen; most, zoom: of the scenes, as `draw_scene` takes them."""
 
     image_size: int
     steps: int
@@ -41,8 +41,8 @@ class DataConfig:
 class Recipe:
     """kind: "backbone" pre-trains the vision tower, "stage" trains the whole on conversations.
 
-    output: folder of the run; the trained model is output/model. init: the model folder to begin from, or the backbone's
-    run for the first stage. cache: folder of the tower's features. trained: of projector, language, lora.
+    output: folder of the run; the trained model is output/model. init: the model folder to begin from, or
+    the backbone's run for the first stage. cache: folder of the tower's features. trained: what is not frozen.
     """
 
     output: str

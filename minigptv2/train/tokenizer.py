@@ -15,6 +15,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> bytes:
         sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=vocabulary,
         hard_vocab_limit=False, byte_fallback=True, split_digits=True, add_dummy_prefix=True,
         remove_extra_whitespaces=False, normalization_rule_name="identity", character_coverage=1.0,
-        user_defined_symbols=[*JOINTS, PHRASE_OPEN, PHRASE_CLOSE, DELIMITER], unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
+        user_defined_symbols=[*JOINTS, PHRASE_OPEN, PHRASE_CLOSE, DELIMITER],
+        unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
     )  # fmt: skip
     return model.getvalue()

@@ -38,9 +38,12 @@ def _football(rng: np.random.Generator) -> list[Part]:
         patch = turned(corners * 1.05, 180) + [0, -rng.uniform(0.98, 1.02)]
         patch *= np.minimum(1, 0.99 / np.linalg.norm(patch, axis=1))[:, None]
         inward = np.array([[0, -size], [0, -0.7]])
-        parts += [Part(turned(patch, spin + 72 * k), ink), Part(turned(inward, spin + 72 * k), ink, width=line),
-                  Part(turned(np.array([[0, -0.7], [-0.41, -0.56], [-0.45, -0.62]]), spin + 72 * k), ink, width=line),
-                  Part(turned(np.array([[0, -0.7], [0.41, -0.56], [0.45, -0.62]]), spin + 72 * k), ink, width=line)]
+        parts += [
+            Part(turned(patch, spin + 72 * k), ink),
+            Part(turned(inward, spin + 72 * k), ink, width=line),
+            Part(turned(np.array([[0, -0.7], [-0.41, -0.56], [-0.45, -0.62]]), spin + 72 * k), ink, width=line),
+            Part(turned(np.array([[0, -0.7], [0.41, -0.56], [0.45, -0.62]]), spin + 72 * k), ink, width=line),
+        ]
     return parts
 
 

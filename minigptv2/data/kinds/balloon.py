@@ -14,8 +14,11 @@ def _bag(rx: float, height: float, neck: float) -> np.ndarray:
 def _string(rng: np.random.Generator, length: float, paint: str | tuple[int, int, int]) -> Part:
     t = np.linspace(0, 1, 20)
     sway, waves = rng.uniform(0, 0.13), rng.uniform(0.5, 2)
-    return Part(np.stack([sway * np.sin(2 * np.pi * waves * t), 0.06 + length * t], axis=1), paint,
-                width=rng.uniform(0.025, 0.05))
+    return Part(
+        np.stack([sway * np.sin(2 * np.pi * waves * t), 0.06 + length * t], axis=1),
+        paint,
+        width=rng.uniform(0.025, 0.05),
+    )
 
 
 def _single(rng: np.random.Generator, rx: float, height: float) -> list[Part]:

@@ -21,13 +21,25 @@ def _hull(rng: np.random.Generator, top: float, bottom: float, length: float) ->
     if rng.random() < 0.5:
         stern, bow = rng.uniform(0.65, 0.9), rng.uniform(0.55, 0.8)
         return polygon((-length, top), (length, top), (length * bow, bottom), (-length * stern, bottom))
-    return np.concatenate([polygon((-length, top)), smooth((length, top), (length * 0.8, (top + bottom) / 2 + 0.08),
-                           (length * 0.45, bottom), (-length * 0.5, bottom),
-                           (-length * 0.85, (top + bottom) / 2 + 0.05), (-length, top), closed=False)])
+    return np.concatenate(
+        [
+            polygon((-length, top)),
+            smooth(
+                (length, top),
+                (length * 0.8, (top + bottom) / 2 + 0.08),
+                (length * 0.45, bottom),
+                (-length * 0.5, bottom),
+                (-length * 0.85, (top + bottom) / 2 + 0.05),
+                (-length, top),
+                closed=False,
+            ),
+        ]
+    )
 
 
-def _sail(rng: np.random.Generator, foot: tuple[float, float], head: tuple[float, float], end: tuple[float, float],
-          paint: str) -> Part:
+def _sail(
+    rng: np.random.Generator, foot: tuple[float, float], head: tuple[float, float], end: tuple[float, float], paint: str
+) -> Part:
     """A triangle at the mast whose free edge may bulge."""
     bulge = rng.choice((0.0, rng.uniform(0.05, 0.14)))
     middle = ((head[0] + end[0]) / 2 + np.sign(end[0] - foot[0]) * bulge, (head[1] + end[1]) / 2)
@@ -38,8 +50,12 @@ def _sailing(rng: np.random.Generator) -> list[Part]:
     top, mast, length = rng.uniform(0.42, 0.58), rng.uniform(-0.15, 0.15), rng.uniform(0.65, 0.95)
     wood = WOODS[rng.integers(len(WOODS))]
     sails = rng.integers(3)
-    sail_paint, hull_paint = (("body", "body"), ("body", "shade"), ("tint", "body"),
-                              ("body", wood if sails == 1 else "body"))[rng.choice(4, p=(0.35, 0.2, 0.2, 0.25))]
+    sail_paint, hull_paint = (
+        ("body", "body"),
+        ("body", "shade"),
+        ("tint", "body"),
+        ("body", wood if sails == 1 else "body"),
+    )[rng.choice(4, p=(0.35, 0.2, 0.2, 0.25))]
     head = rng.uniform(-1.0, -0.8)
     parts = [Part(polygon((mast, head - 0.08), (mast, top + 0.05)), wood, width=rng.uniform(0.04, 0.08))]
     gap = rng.uniform(0.04, 0.09)
@@ -49,8 +65,15 @@ def _sailing(rng: np.random.Generator) -> list[Part]:
         parts.append(_sail(rng, (mast + gap, low), (mast + gap, head), end, sail_paint))
     if sails > 0:
         rise = head if sails == 2 else head + rng.uniform(0.05, 0.5)
-        parts.append(_sail(rng, (mast - gap, low), (mast - gap, rise), (mast - rng.uniform(0.45, 0.7), low),
-                           sail_paint if sails == 2 or rng.random() < 0.7 else "tint"))
+        parts.append(
+            _sail(
+                rng,
+                (mast - gap, low),
+                (mast - gap, rise),
+                (mast - rng.uniform(0.45, 0.7), low),
+                sail_paint if sails == 2 or rng.random() < 0.7 else "tint",
+            )
+        )
     parts.append(Part(_hull(rng, top, rng.uniform(0.9, 1.0), length), hull_paint))
     if rng.random() < 0.5:
         stripe = polygon((-length * 0.9, top + 0.11), (length * 0.9, top + 0.11))
@@ -66,17 +89,31 @@ def _rowing(rng: np.random.Generator) -> list[Part]:
     rise, deep, wood = rng.uniform(0.1, 0.25), rng.uniform(0.4, 0.55), WOODS[rng.integers(3)]
     rim = smooth((-1, -rise), (-0.5, 0.02), (0, 0.07), (0.5, 0.02), (1, -rise), closed=False)
     far = smooth((1, -rise), (0.5, -rise * 0.9), (0, -rise * 0.8), (-0.5, -rise * 0.9), (-1, -rise), closed=False)
-    keel = smooth((1, -rise), (0.8, deep * 0.5), (0.5, deep), (-0.5, deep), (-0.85, deep * 0.5), (-1, -rise),
-                  closed=False)
-    parts = [Part(np.concatenate([rim, far]), "shade"), Part(rectangle(-0.4, -0.08, -0.2, 0.06), wood, True),
-             Part(rectangle(0.2, -0.08, 0.4, 0.06), wood, True), Part(np.concatenate([rim, keel]))]
+    keel = smooth(
+        (1, -rise), (0.8, deep * 0.5), (0.5, deep), (-0.5, deep), (-0.85, deep * 0.5), (-1, -rise), closed=False
+    )
+    parts = [
+        Part(np.concatenate([rim, far]), "shade"),
+        Part(rectangle(-0.4, -0.08, -0.2, 0.06), wood, True),
+        Part(rectangle(0.2, -0.08, 0.4, 0.06), wood, True),
+        Part(np.concatenate([rim, keel])),
+    ]
     if rng.random() < 0.5:
         parts.append(Part(polygon((-0.8, deep * 0.5), (0.8, deep * 0.5)), "shade", True, 0.04))
-    for x in (0.0, 0.5)[:rng.integers(1, 3)]:
+    for x in (0.0, 0.5)[: rng.integers(1, 3)]:
         tip = (x - rng.uniform(0.5, 0.8), deep + rng.uniform(0.15, 0.3))
         parts.append(Part(polygon((x + 0.15, -0.35), tip), wood, width=0.06))
-        parts.append(Part(polygon((tip[0] + 0.12, tip[1] - 0.16), (tip[0] + 0.16, tip[1] - 0.02),
-                                  (tip[0] - 0.1, tip[1] + 0.18), (tip[0] - 0.16, tip[1] + 0.06)), wood))
+        parts.append(
+            Part(
+                polygon(
+                    (tip[0] + 0.12, tip[1] - 0.16),
+                    (tip[0] + 0.16, tip[1] - 0.02),
+                    (tip[0] - 0.1, tip[1] + 0.18),
+                    (tip[0] - 0.16, tip[1] + 0.06),
+                ),
+                wood,
+            )
+        )
     return parts
 
 
@@ -133,7 +170,8 @@ def _paper(rng: np.random.Generator) -> list[Part]:
     """Folded of paper: a triangle between two raised ends."""
     peak, edge, deep = rng.uniform(-0.55, -0.3), rng.uniform(-0.1, 0.0), rng.uniform(0.5, 0.62)
     w = rng.uniform(0.35, 0.5)
-    return [Part(polygon((0, peak), (w, 0.25), (-w, 0.25)), ("shade", "tint")[rng.integers(2)]),
-            Part(polygon((-1, edge), (-w * 0.9, 0.15), (0, 0.22), (w * 0.9, 0.15), (1, edge), (0.6, deep),
-                         (-0.6, deep))),
-            Part(polygon((-0.6, deep), (0, 0.22), (0.6, deep)), "shade", True)]
+    return [
+        Part(polygon((0, peak), (w, 0.25), (-w, 0.25)), ("shade", "tint")[rng.integers(2)]),
+        Part(polygon((-1, edge), (-w * 0.9, 0.15), (0, 0.22), (w * 0.9, 0.15), (1, edge), (0.6, deep), (-0.6, deep))),
+        Part(polygon((-0.6, deep), (0, 0.22), (0.6, deep)), "shade", True),
+    ]

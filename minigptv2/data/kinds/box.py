@@ -43,8 +43,10 @@ def _parcel(rng: np.random.Generator) -> list[Part]:
         near = [(-w + a * w, y + a * rise), (-w + b * w, y + b * rise)]
         far = [(b * w, y - rise + b * rise), (a * w, y - rise + a * rise)]
         tape = CREAM if rng.random() < 0.6 else "shade"
-        parts += [Part(polygon(*near, *far), tape),
-                  Part(polygon(*near, (near[1][0], near[1][1] + drop), (near[0][0], near[0][1] + drop)), tape)]
+        parts += [
+            Part(polygon(*near, *far), tape),
+            Part(polygon(*near, (near[1][0], near[1][1] + drop), (near[0][0], near[0][1] + drop)), tape),
+        ]
     return parts
 
 
@@ -59,7 +61,8 @@ def _gift(rng: np.random.Generator) -> list[Part]:
         Part(rectangle(-w - over, -h - lid, w + over, -h, rng.uniform(0, 0.08)), "body" if over > 0.06 else "shade"),
         Part(rectangle(-w, -h, w, -h + 0.07), "shade", detail=True),
         Part(rectangle(-t, -h - lid, t, h), ribbon),
-        Part(loop, ribbon), Part(loop * [-1, 1], ribbon),
+        Part(loop, ribbon),
+        Part(loop * [-1, 1], ribbon),
         Part(ellipse(0, y - 0.02, t * 0.9, t * 0.8, 16), ribbon),
     ]
 
@@ -72,8 +75,11 @@ def _crate(rng: np.random.Generator) -> list[Part]:
     planks = [Part(polygon((-x, v * y), (x, v * y)), "dark", detail=True, width=0.03) for v in (-0.5, 0, 0.5)]
     slant = Part(polygon((-x, y), (-x, y - beam), (x - beam, -y), (x, -y), (x, -y + beam), (-x + beam, y)), "body")
     cross = [slant] if rng.random() < 0.5 else [slant, Part(slant.points * [-1, 1], "body")]
-    nails = [Part(ellipse(i * (1 - frame / 2), j * (h - frame / 2), 0.035, n=8), "dark", detail=True)
-             for i in (-1, 1) for j in (-1, 1)]
+    nails = [
+        Part(ellipse(i * (1 - frame / 2), j * (h - frame / 2), 0.035, n=8), "dark", detail=True)
+        for i in (-1, 1)
+        for j in (-1, 1)
+    ]
     edges = [Part(rectangle(-1, -h, 1, -y), "body"), Part(rectangle(-1, y, 1, h), "body")]
     return [Part(rectangle(-1, -h, 1, h)), Part(rectangle(-x, -y, x, y), "shade"), *planks, *cross, *edges, *nails]
 
@@ -85,8 +91,9 @@ def _open(rng: np.random.Generator) -> list[Part]:
     back = -h - depth
     handle = arc(0, h * 0.05, w * 0.25, 0.07, 0, 180, 10)
     return [
-        Part(polygon((-w + inset, back), (w - inset, back), (w - inset / 3, back - flap),
-                     (inset / 3 - w, back - flap))),
+        Part(
+            polygon((-w + inset, back), (w - inset, back), (w - inset / 3, back - flap), (inset / 3 - w, back - flap))
+        ),
         Part(polygon((-w, -h), (-w + inset, back), (w - inset, back), (w, -h)), "dark"),
         Part(polygon((-w, -h), (-w + inset, back), (-w - flap + inset, back - 0.05), (-w - flap, -h + 0.05)), "tint"),
         Part(polygon((w, -h), (w - inset, back), (w + flap - inset, back - 0.05), (w + flap, -h + 0.05)), "tint"),

@@ -11,8 +11,15 @@ def _steam(rng: np.random.Generator, y: float) -> list[Part]:
     t = np.linspace(0, 1, 14)
     height, sway = rng.uniform(0.3, 0.45), rng.uniform(0.05, 0.09)
     xs = (-0.25, 0.0, 0.25) if rng.random() < 0.6 else (-0.15, 0.15)
-    return [Part(np.stack([x + sway * np.sin(2 * np.pi * t), y - height * t], axis=1), (185, 190, 200), detail=True,
-                 width=0.06) for x in xs]
+    return [
+        Part(
+            np.stack([x + sway * np.sin(2 * np.pi * t), y - height * t], axis=1),
+            (185, 190, 200),
+            detail=True,
+            width=0.06,
+        )
+        for x in xs
+    ]
 
 
 def _handle(rng: np.random.Generator, x: float, y: float, rx: float, ry: float) -> Part:
@@ -48,7 +55,8 @@ def _rimmed(rng: np.random.Generator) -> list[Part]:
     body = np.concatenate([polygon((-w, -h), (w, -h)), arc(0, h, foot, ry * 0.9, 0, 180, 20)])
     parts = [
         _handle(rng, w * 0.92, 0.05, rng.uniform(0.3, 0.4), h * rng.uniform(0.45, 0.6)),
-        Part(body), Part(ellipse(0, -h, w, ry, 32), "tint" if rng.random() < 0.6 else "shade"),
+        Part(body),
+        Part(ellipse(0, -h, w, ry, 32), "tint" if rng.random() < 0.6 else "shade"),
         Part(ellipse(0, -h + 0.03, w * 0.86, ry * 0.72, 32), DRINKS[rng.integers(4)]),
         Part(rectangle(-w * 0.72, -h * 0.5, -w * 0.58, h * 0.6, 0.06), "tint", detail=True),
     ]
@@ -64,14 +72,20 @@ def _teacup(rng: np.random.Generator) -> list[Part]:
     saucer = ellipse(0, bottom + 0.07, rng.uniform(0.85, 1.0), rng.uniform(0.08, 0.15), 32)
     parts = [
         Part(saucer, "shade" if rng.random() < 0.6 else "tint"),
-        Part(arc(w * 0.9, top + deep * 0.32, rng.uniform(0.24, 0.32), deep * 0.3, -110, 110), "body",
-             width=rng.uniform(0.09, 0.13)),
-        Part(bowl), Part(rectangle(-w * 0.4, bottom - 0.05, w * 0.4, bottom + 0.05), "shade"),
+        Part(
+            arc(w * 0.9, top + deep * 0.32, rng.uniform(0.24, 0.32), deep * 0.3, -110, 110),
+            "body",
+            width=rng.uniform(0.09, 0.13),
+        ),
+        Part(bowl),
+        Part(rectangle(-w * 0.4, bottom - 0.05, w * 0.4, bottom + 0.05), "shade"),
     ]
     if rng.random() < 0.55:
         ry = rng.uniform(0.1, 0.17)
-        parts += [Part(ellipse(0, top - 0.08, w * 1.04, ry, 32), "tint"),
-                  Part(ellipse(0, top - 0.06, w * 0.9, ry * 0.7, 32), DRINKS[rng.integers(4)])]
+        parts += [
+            Part(ellipse(0, top - 0.08, w * 1.04, ry, 32), "tint"),
+            Part(ellipse(0, top - 0.06, w * 0.9, ry * 0.7, 32), DRINKS[rng.integers(4)]),
+        ]
     elif rng.random() < 0.6:
         parts.append(Part(polygon((-w, top + 0.1), (w, top + 0.1)), "tint", detail=True, width=0.07))
     return parts + (_steam(rng, top - 0.25) if rng.random() < 0.6 else [])
@@ -103,11 +117,16 @@ def _soda(rng: np.random.Generator) -> list[Part]:
     side = rng.choice([-1, 1])
     straw = ((235, 60, 60), (240, 240, 240), "dark", "tint")[rng.integers(4)]
     bend = polygon((0, y), (0.1 * side, -0.95), (0.42 * side, -1.08))
-    parts = [Part(bend, straw, width=rng.uniform(0.07, 0.11)), Part(polygon((-w, y), (w, y), (foot, 1), (-foot, 1))),
-             Part(rectangle(-w - 0.07, y - 0.14, w + 0.07, y, 0.05), "tint" if rng.random() < 0.5 else (240, 240, 240))]
+    parts = [
+        Part(bend, straw, width=rng.uniform(0.07, 0.11)),
+        Part(polygon((-w, y), (w, y), (foot, 1), (-foot, 1))),
+        Part(rectangle(-w - 0.07, y - 0.14, w + 0.07, y, 0.05), "tint" if rng.random() < 0.5 else (240, 240, 240)),
+    ]
     if rng.random() < 0.5:
-        stripes = [polygon((w * k - 0.05, y), (w * k + 0.05, y), (foot * k + 0.04, 1), (foot * k - 0.04, 1))
-                   for k in (-0.6, 0, 0.6)]
+        stripes = [
+            polygon((w * k - 0.05, y), (w * k + 0.05, y), (foot * k + 0.04, 1), (foot * k - 0.04, 1))
+            for k in (-0.6, 0, 0.6)
+        ]
         return [*parts, *(Part(s, (250, 250, 250), detail=True) for s in stripes)]
     return [*parts, Part(ellipse(0, 0.25, 0.24, n=24), "tint", detail=True)]
 

@@ -31,8 +31,18 @@ def _tail(rng: np.random.Generator, x: float, height: float, paint: str) -> Part
     notch = rng.uniform(0.7, 1.0)
     if rng.random() < 0.5:
         return Part(polygon((x, 0), (1, -height), (notch, 0), (1, height)), paint)
-    return Part(smooth((x, -0.06), (0.8, -height), (1, -height * 0.85), (notch - 0.1, 0), (1, height * 0.85),
-                       (0.8, height), (x, 0.06)), paint)
+    return Part(
+        smooth(
+            (x, -0.06),
+            (0.8, -height),
+            (1, -height * 0.85),
+            (notch - 0.1, 0),
+            (1, height * 0.85),
+            (0.8, height),
+            (x, 0.06),
+        ),
+        paint,
+    )
 
 
 def _oval(rng: np.random.Generator) -> list[Part]:
@@ -55,14 +65,28 @@ def _oval(rng: np.random.Generator) -> list[Part]:
 def _tropical(rng: np.random.Generator) -> list[Part]:
     w, h, accent = rng.uniform(0.6, 0.75), rng.uniform(0.6, 0.85), _accent(rng)
     reach, cx, oval = rng.uniform(0.15, 0.38), -0.95 + w, rng.random() < 0.5
-    fin = smooth((cx - w * 0.4, -h * 0.75), (cx, -h - reach * 0.8), (cx + w, -h - reach), (cx + w * 0.75, -h * 0.5),
-                 (cx + w * 0.5, -h * 0.2))
-    body = ellipse(cx, 0, w, h) if oval else polygon(
-        (cx - w, 0), (cx - w * 0.1, -h), (cx + w * 0.1, -h), (cx + w, 0), (cx + w * 0.1, h), (cx - w * 0.1, h))
-    parts = [_tail(rng, cx + w * 0.8, rng.uniform(0.3, 0.55), accent), Part(fin, accent), Part(fin * [1, -1], accent),
-             Part(body)]
+    fin = smooth(
+        (cx - w * 0.4, -h * 0.75),
+        (cx, -h - reach * 0.8),
+        (cx + w, -h - reach),
+        (cx + w * 0.75, -h * 0.5),
+        (cx + w * 0.5, -h * 0.2),
+    )
+    body = (
+        ellipse(cx, 0, w, h)
+        if oval
+        else polygon(
+            (cx - w, 0), (cx - w * 0.1, -h), (cx + w * 0.1, -h), (cx + w, 0), (cx + w * 0.1, h), (cx - w * 0.1, h)
+        )
+    )
+    parts = [
+        _tail(rng, cx + w * 0.8, rng.uniform(0.3, 0.55), accent),
+        Part(fin, accent),
+        Part(fin * [1, -1], accent),
+        Part(body),
+    ]
     stripe_paint = ((255, 255, 255), "dark", "shade", "tint")[rng.integers(4)]
-    for start in (-0.4, 0.05, 0.45)[:rng.integers(2, 4)]:
+    for start in (-0.4, 0.05, 0.45)[: rng.integers(2, 4)]:
         u = np.linspace(start, start + rng.uniform(0.13, 0.24), 6)
         edge = np.sqrt(1 - u**2) if oval else np.minimum(1, (1 - np.abs(u)) / 0.9)
         top = np.stack([cx + w * u, -h * edge], axis=1)
@@ -72,18 +96,23 @@ def _tropical(rng: np.random.Generator) -> list[Part]:
 
 def _long(rng: np.random.Generator) -> list[Part]:
     h, t, x = rng.uniform(0.2, 0.36), rng.uniform(0.28, 0.42), rng.uniform(0.55, 0.7)
-    outline = np.concatenate([
-        smooth((-1, 0.03), (-0.75, -h * 0.75), (-0.3, -h), (0.2, -h * 0.75), (x, -h * 0.22), closed=False),
-        polygon((1, -t), (0.86, 0), (1, t)),
-        smooth((x, h * 0.22), (0.2, h * 0.75), (-0.3, h), (-0.75, h * 0.75), (-1, 0.03), closed=False),
-    ])
+    outline = np.concatenate(
+        [
+            smooth((-1, 0.03), (-0.75, -h * 0.75), (-0.3, -h), (0.2, -h * 0.75), (x, -h * 0.22), closed=False),
+            polygon((1, -t), (0.86, 0), (1, t)),
+            smooth((x, h * 0.22), (0.2, h * 0.75), (-0.3, h), (-0.75, h * 0.75), (-1, 0.03), closed=False),
+        ]
+    )
     accent = _accent(rng)
-    parts = [Part(polygon((-0.3, -h * 0.9), (-0.05, -h - 0.22), (0.3, -h - 0.1), (0.2, -h * 0.6)), accent),
-             Part(polygon((-0.25, h * 0.85), (-0.05, h + 0.18), (0.05, h * 0.7)), accent),
-             Part(polygon((0.25, h * 0.6), (0.45, h + 0.08), (0.45, h * 0.4)), accent, rng.random() < 0.5),
-             Part(outline)]
-    belly = smooth((-0.95, 0.06), (-0.3, h * 0.3), (0.45, h * 0.25), (0.2, h * 0.68), (-0.3, h * 0.92),
-                   (-0.75, h * 0.68))
+    parts = [
+        Part(polygon((-0.3, -h * 0.9), (-0.05, -h - 0.22), (0.3, -h - 0.1), (0.2, -h * 0.6)), accent),
+        Part(polygon((-0.25, h * 0.85), (-0.05, h + 0.18), (0.05, h * 0.7)), accent),
+        Part(polygon((0.25, h * 0.6), (0.45, h + 0.08), (0.45, h * 0.4)), accent, rng.random() < 0.5),
+        Part(outline),
+    ]
+    belly = smooth(
+        (-0.95, 0.06), (-0.3, h * 0.3), (0.45, h * 0.25), (0.2, h * 0.68), (-0.3, h * 0.92), (-0.75, h * 0.68)
+    )
     parts.append(Part(belly, "tint", True))
     parts.append(Part(arc(-0.75, 0, 0.22, h * 0.7, -65, 65, 10), "shade", True, 0.04))
     parts.append(Part(polygon((-0.45, 0.02), (-0.15, h * 0.3), (-0.2, h * 0.6)), "shade", True))
@@ -99,7 +128,7 @@ def _loop(rng: np.random.Generator) -> list[Part]:
     upper = np.stack([2 * u - 1, -np.abs(y) - 0.04 * (u > 0.05)], axis=1)
     parts = [Part(np.concatenate([upper, upper[::-1] * [1, -1]]))]
     if rng.random() < 0.4:
-        for shift in (0.0, 0.18, 0.36)[:rng.integers(1, 4)]:
+        for shift in (0.0, 0.18, 0.36)[: rng.integers(1, 4)]:
             parts.append(Part(arc(-0.55 + shift, 0, 0.22, h * 0.6, -60, 60, 10), "shade", True, 0.05))
     return parts + _eye(rng, -0.66, -h * 0.2, rng.uniform(0.07, 0.12))
 
@@ -107,11 +136,23 @@ def _loop(rng: np.random.Generator) -> list[Part]:
 def _scaly(rng: np.random.Generator) -> list[Part]:
     h, accent = rng.uniform(0.5, 0.72), _accent(rng)
     dorsal = [(x, -h * 0.8 - lift) for x, lift in zip(np.linspace(-0.45, 0.25, 5), (0.1, 0.4, 0.28, 0.4, 0.2))]
-    parts = [_tail(rng, 0.3, rng.uniform(0.4, 0.65), accent),
-             Part(polygon((-0.5, -h * 0.5), *dorsal, (0.2, -h * 0.4)), accent),
-             Part(smooth((-0.2, h * 0.8), (0.0, h + 0.25), (0.2, h + 0.15), (0.1, h * 0.6)), accent),
-             Part(smooth((-0.98, 0), (-0.8, -h * 0.7), (-0.25, -h), (0.25, -h * 0.65), (0.5, 0), (0.25, h * 0.65),
-                         (-0.25, h), (-0.8, h * 0.7)))]
+    parts = [
+        _tail(rng, 0.3, rng.uniform(0.4, 0.65), accent),
+        Part(polygon((-0.5, -h * 0.5), *dorsal, (0.2, -h * 0.4)), accent),
+        Part(smooth((-0.2, h * 0.8), (0.0, h + 0.25), (0.2, h + 0.15), (0.1, h * 0.6)), accent),
+        Part(
+            smooth(
+                (-0.98, 0),
+                (-0.8, -h * 0.7),
+                (-0.25, -h),
+                (0.25, -h * 0.65),
+                (0.5, 0),
+                (0.25, h * 0.65),
+                (-0.25, h),
+                (-0.8, h * 0.7),
+            )
+        ),
+    ]
     scale = arc(0, 0, 0.1, 0.12, -80, 80, 7)
     paint = ("shade", "tint", "dark")[rng.integers(3)]
     for row in range(-1, 2):

@@ -67,12 +67,22 @@ def _blossom(rng: np.random.Generator) -> list[Part]:
     """Cherry blossom: four to six wide petals with a notch."""
     count = int(rng.integers(4, 7))
     w, notch = np.tan(np.pi / count) * rng.uniform(0.62, 0.75), rng.uniform(0.72, 0.88)
-    petal = smooth((0, -0.05), (-w * 0.8, -0.5), (-w * 0.65, -0.88), (-0.14, -0.98), (0, -notch), (0.14, -0.98),
-                   (w * 0.65, -0.88), (w * 0.8, -0.5), n=5)
+    petal = smooth(
+        (0, -0.05),
+        (-w * 0.8, -0.5),
+        (-w * 0.65, -0.88),
+        (-0.14, -0.98),
+        (0, -notch),
+        (0.14, -0.98),
+        (w * 0.65, -0.88),
+        (w * 0.8, -0.5),
+        n=5,
+    )
     parts = _round(petal, count, "body")
     if rng.random() < 0.5:
-        parts += [Part(turned(petal * 0.5, 360 * i / count), ("tint", "shade")[rng.integers(2)], True)
-                  for i in range(count)]
+        parts += [
+            Part(turned(petal * 0.5, 360 * i / count), ("tint", "shade")[rng.integers(2)], True) for i in range(count)
+        ]
     if rng.random() < 0.5:
         thread = np.array([[0, 0], [0, -0.42]])
         parts += [Part(turned(thread, 360 * (i + 0.5) / count), (250, 215, 90), True, 0.04) for i in range(count)]

@@ -7,7 +7,7 @@ from .sketch import Part, arc, ellipse, mirrored, smooth, turned
 
 def _classic() -> np.ndarray:
     t = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    x = 16 * np.sin(t)**3
+    x = 16 * np.sin(t) ** 3
     y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
     return np.stack([x, y], axis=1) / 16
 

@@ -49,8 +49,14 @@ def _front(rng: np.random.Generator) -> list[Part]:
         parts.append(Part(polygon((-w - over, eaves), (0, ridge), (w + over, eaves)), roof))
     else:
         t = rng.uniform(0.16, 0.26)
-        band = polygon((-w - over, eaves), (0, ridge - 0.1), (w + over, eaves), (w + over - 0.08, eaves + t * 0.6),
-                       (0, ridge - 0.1 + t * 1.3), (-w - over + 0.08, eaves + t * 0.6))
+        band = polygon(
+            (-w - over, eaves),
+            (0, ridge - 0.1),
+            (w + over, eaves),
+            (w + over - 0.08, eaves + t * 0.6),
+            (0, ridge - 0.1 + t * 1.3),
+            (-w - over + 0.08, eaves + t * 0.6),
+        )
         parts.append(Part(band, roof if roof != walls else "shade"))
     glass, layout = _pick(rng, GLASS), rng.random()
     y = (eaves + 0.9) / 2 - 0.05
@@ -79,10 +85,20 @@ def _perspective(rng: np.random.Generator) -> list[Part]:
     parts += [
         Part(polygon((left, eaves), (peak, ridge), (edge, eaves), (edge, floor), (left, floor)), walls),
         Part(polygon((edge, eaves), (end, eaves), (end, far), (edge, floor)), "shade" if walls == "body" else "body"),
-        Part(polygon((peak - 0.02, ridge - over), (end - gable * 0.6, ridge - over), (end + over, eaves + over / 2),
-                     (edge + 0.04, eaves + over)), roof if roof != walls else "shade"),
-        Part(polygon((left - over, eaves + over), (peak, ridge - over / 2), (edge + 0.04, eaves + over)), "dark",
-             width=0.07),
+        Part(
+            polygon(
+                (peak - 0.02, ridge - over),
+                (end - gable * 0.6, ridge - over),
+                (end + over, eaves + over / 2),
+                (edge + 0.04, eaves + over),
+            ),
+            roof if roof != walls else "shade",
+        ),
+        Part(
+            polygon((left - over, eaves + over), (peak, ridge - over / 2), (edge + 0.04, eaves + over)),
+            "dark",
+            width=0.07,
+        ),
         *_door(peak, floor, gable * 0.36, rng.uniform(0.42, 0.55), rng),
     ]
     for share in (0.3, 0.72):
@@ -98,8 +114,10 @@ def _long(rng: np.random.Generator) -> list[Part]:
     parts = [
         _chimney(rng.choice([-0.5, 0.45]), ridge - 0.2, ridge + 0.1, rng),
         Part(rectangle(-0.88, eaves, 0.88, floor), walls),
-        Part(polygon((-1.05, eaves), (-1.05 + slope, ridge), (1.05 - slope, ridge), (1.05, eaves)),
-             roof if roof != walls else "shade"),
+        Part(
+            polygon((-1.05, eaves), (-1.05 + slope, ridge), (1.05 - slope, ridge), (1.05, eaves)),
+            roof if roof != walls else "shade",
+        ),
         *_door(rng.uniform(-0.1, 0.1), floor, 0.14, 0.48, rng),
     ]
     for x in (-0.52, 0.52):

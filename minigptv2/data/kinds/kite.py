@@ -26,8 +26,11 @@ def _tail(rng: np.random.Generator, x: float, y: float, length: float, bows: int
     points = np.stack([x + sway * np.sin(t * rng.uniform(4, 9)), y + length * t], axis=1)
     parts = [Part(points, _line(rng), width=rng.uniform(0.035, 0.06))]
     size, tied = rng.uniform(0.1, 0.16), rng.random() < 0.7
-    bow = (polygon((0, 0), (-1, -0.6), (-1, 0.6), (0, 0), (1, -0.6), (1, 0.6)) if tied
-           else polygon((-0.8, -0.5), (0.8, -0.5), (0, 1))) * size
+    bow = (
+        polygon((0, 0), (-1, -0.6), (-1, 0.6), (0, 0), (1, -0.6), (1, 0.6))
+        if tied
+        else polygon((-0.8, -0.5), (0.8, -0.5), (0, 1))
+    ) * size
     paint = ("body", "shade", "tint")[rng.integers(3)]
     for i in np.linspace(8, 22, bows).astype(int):
         parts.append(Part(turned(bow, rng.uniform(-25, 25)) + points[i], paint))
@@ -67,8 +70,10 @@ def _arch(rng: np.random.Generator) -> list[Part]:
         parts += [Part(ellipse(side * w * 0.4, arm, 0.07, n=14), "dark") for side in (-1, 1)]
         parts.append(Part(arc(0, arm + 0.1, w * 0.35, 0.15, 20, 160, 10), "dark", width=0.05))
         return parts
-    return parts + [Part(polygon((0, -1), (0, foot)), _line(rng), width=0.04),
-                    Part(polygon((-w, arm), (w, arm)), _line(rng), width=0.04)]
+    return parts + [
+        Part(polygon((0, -1), (0, foot)), _line(rng), width=0.04),
+        Part(polygon((-w, arm), (w, arm)), _line(rng), width=0.04),
+    ]
 
 
 def _delta(rng: np.random.Generator) -> list[Part]:
@@ -92,14 +97,15 @@ def _delta(rng: np.random.Generator) -> list[Part]:
 def _hexagon(rng: np.random.Generator) -> list[Part]:
     """A tall hexagon with crossing spars and two or three tails."""
     w, shoulder = rng.uniform(0.5, 0.65), rng.uniform(0.3, 0.42)
-    corners = polygon((0, -1), (w, -0.3 - shoulder), (w, -0.3 + shoulder), (0, 0.4), (-w, -0.3 + shoulder),
-                      (-w, -0.3 - shoulder))
+    corners = polygon(
+        (0, -1), (w, -0.3 - shoulder), (w, -0.3 + shoulder), (0, 0.4), (-w, -0.3 + shoulder), (-w, -0.3 - shoulder)
+    )
     parts = []
     for x, y in ((-w, -0.3 + shoulder), (0, 0.4), (w, -0.3 + shoulder)):
         parts += _tail(rng, x * 0.95, y - 0.03, rng.uniform(0.5, 0.6), int(rng.integers(0, 3)))
     parts.append(Part(corners))
     if rng.random() < 0.6:
         paint = ("shade", "tint")[rng.integers(2)]
-        parts += [Part(np.concatenate([corners[i:i + 2], [[0, -0.3]]]), paint) for i in (0, 2)]
+        parts += [Part(np.concatenate([corners[i : i + 2], [[0, -0.3]]]), paint) for i in (0, 2)]
     line = _line(rng)
     return parts + [Part(corners[[i, i + 3]], line, width=0.04) for i in range(3)]

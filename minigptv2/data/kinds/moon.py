@@ -21,8 +21,10 @@ def _crescent(tip: float, thick: float) -> tuple[np.ndarray, np.ndarray]:
     c, s, left = cos(radians(tip)), sin(radians(tip)), thick - 1
     middle = (1 - left**2) / (2 * (c - left))
     opening = degrees(atan2(s, c - middle))
-    return (arc(0, 0, 1, 1, tip, 360 - tip, 40),
-            arc(middle, 0, middle - left, middle - left, 360 - opening, opening, 30))
+    return (
+        arc(0, 0, 1, 1, tip, 360 - tip, 40),
+        arc(middle, 0, middle - left, middle - left, 360 - opening, opening, 30),
+    )
 
 
 def _plain(rng: np.random.Generator) -> list[Part]:
@@ -36,7 +38,7 @@ def _plain(rng: np.random.Generator) -> list[Part]:
 def _cratered(rng: np.random.Generator) -> list[Part]:
     thick = rng.uniform(0.6, 0.9)
     parts = [Part(np.concatenate(_crescent(rng.uniform(25, 65), thick)))]
-    for angle in rng.permutation([115, 150, 180, 215, 245])[:rng.integers(3, 6)] + rng.uniform(-8, 8):
+    for angle in rng.permutation([115, 150, 180, 215, 245])[: rng.integers(3, 6)] + rng.uniform(-8, 8):
         reach = 1 - thick * rng.uniform(0.35, 0.5)
         size = rng.uniform(0.06, 0.14) * (1 - abs(angle - 180) / 160)
         parts.append(Part(ellipse(reach * cos(radians(angle)), reach * sin(radians(angle)), size, n=20), "shade", True))
@@ -47,7 +49,7 @@ def _face(rng: np.random.Generator) -> list[Part]:
     """The man in the moon in profile: a nose on the inner edge."""
     tip, thick = rng.uniform(30, 60), rng.uniform(0.65, 0.85)
     outer, inner = _crescent(tip, thick)
-    nose = rng.uniform(0.14, 0.3) * np.exp(-((inner[:, 1] - 0.02) / rng.uniform(0.09, 0.15)) ** 2)
+    nose = rng.uniform(0.14, 0.3) * np.exp(-(((inner[:, 1] - 0.02) / rng.uniform(0.09, 0.15)) ** 2))
     inner = inner + np.stack([nose, np.zeros_like(nose)], axis=1)
     edge = thick - 1
     parts = [Part(np.concatenate([outer, inner]))]
@@ -79,8 +81,10 @@ def _gibbous(rng: np.random.Generator) -> list[Part]:
     """A dark disc, more than half of it lit, with craters."""
     bulge = rng.uniform(0.1, 0.6)
     night = [(60, 65, 90), (40, 40, 50), (90, 95, 110)][rng.integers(3)]
-    parts = [Part(ellipse(0, 0, 1), night),
-             Part(np.concatenate([arc(0, 0, 1, 1, 90, 270, 30), arc(0, 0, bulge, 1, -90, 90, 30)]))]
-    for x, y in ((-0.5, -0.3), (-0.2, 0.25), (-0.6, 0.35), (-0.1, -0.5))[:rng.integers(2, 5)]:
+    parts = [
+        Part(ellipse(0, 0, 1), night),
+        Part(np.concatenate([arc(0, 0, 1, 1, 90, 270, 30), arc(0, 0, bulge, 1, -90, 90, 30)])),
+    ]
+    for x, y in ((-0.5, -0.3), (-0.2, 0.25), (-0.6, 0.35), (-0.1, -0.5))[: rng.integers(2, 5)]:
         parts.append(Part(ellipse(x, y, rng.uniform(0.1, 0.19), n=20), "shade"))
     return parts

@@ -38,16 +38,34 @@ def _hair(rng: np.random.Generator, y: float, rx: float, ry: float) -> tuple[lis
         return [], []
     if look == 1:
         long = rng.uniform(0.9, 1.7)
-        behind.append(Part(np.concatenate([arc(0, y, rx * 1.25, ry * 1.15, 180, 360, 16),
-                                           polygon((rx * 1.3, y + ry * long), (-rx * 1.3, y + ry * long))]), paint))
+        behind.append(
+            Part(
+                np.concatenate(
+                    [
+                        arc(0, y, rx * 1.25, ry * 1.15, 180, 360, 16),
+                        polygon((rx * 1.3, y + ry * long), (-rx * 1.3, y + ry * long)),
+                    ]
+                ),
+                paint,
+            )
+        )
     if look == 2:
         behind.append(Part(ellipse(0, y - ry * 1.15, rx * 0.5, n=16), paint))
     if look == 3:
         paint = "body"
     fringe = rng.uniform(0.3, 0.7)
-    cap = np.concatenate([arc(0, y, rx * 1.08, ry * 1.1, 175, 365, 18),
-                          smooth((rx * 0.7, y - ry * 0.35), (rx * rng.uniform(-0.4, 0.4), y - ry * fringe),
-                                 (-rx * 0.8, y - ry * 0.25), closed=False, n=4)])
+    cap = np.concatenate(
+        [
+            arc(0, y, rx * 1.08, ry * 1.1, 175, 365, 18),
+            smooth(
+                (rx * 0.7, y - ry * 0.35),
+                (rx * rng.uniform(-0.4, 0.4), y - ry * fringe),
+                (-rx * 0.8, y - ry * 0.25),
+                closed=False,
+                n=4,
+            ),
+        ]
+    )
     return behind, [Part(cap, paint)]
 
 
@@ -88,8 +106,20 @@ def _standing(rng: np.random.Generator) -> list[Part]:
     parts.append(Part(rectangle(-0.07, neck - 0.08, 0.07, neck + 0.12), skin))
     hem = hip + (0.3 if dress else 0.04)
     flare = w * rng.uniform(1.5, 2.0) if dress else w * rng.uniform(0.8, 1.0)
-    parts.append(Part(polygon((-w * 0.55, neck + 0.04), (w * 0.55, neck + 0.04), (w, neck + 0.12), (w * 0.8, hip - 0.2),
-                              (flare, hem), (-flare, hem), (-w * 0.8, hip - 0.2), (-w, neck + 0.12))))
+    parts.append(
+        Part(
+            polygon(
+                (-w * 0.55, neck + 0.04),
+                (w * 0.55, neck + 0.04),
+                (w, neck + 0.12),
+                (w * 0.8, hip - 0.2),
+                (flare, hem),
+                (-flare, hem),
+                (-w * 0.8, hip - 0.2),
+                (-w, neck + 0.12),
+            )
+        )
+    )
     if rng.random() < 0.4:
         parts.append(Part(polygon((-w * 0.8, hip - 0.04), (w * 0.8, hip - 0.04)), "dark", True, 0.06))
     return parts + _head(rng, -1 + head, head, skin)
@@ -110,10 +140,12 @@ def _walking(rng: np.random.Generator) -> list[Part]:
     front_leg = _limb(leg, (0.02, 0.05), (stride * 0.75, 0.45), (stride * 0.8, 0.92))
     parts = [Part(back_arm, "body" if plain else "shade"), Part(back_leg, trousers), Part(front_leg, trousers)]
     if not plain:
-        parts += [Part(ellipse(-stride - 0.1, 0.93, 0.13, 0.07, 16), (50, 40, 40)),
-                  Part(ellipse(stride * 0.8 + 0.06, 0.95, 0.14, 0.06, 16), (50, 40, 40)),
-                  Part(ellipse(swing + 0.2, neck + 0.49, 0.08, n=14), skin),
-                  Part(rectangle(lean - 0.06, neck - 0.1, lean + 0.06, neck + 0.12), skin)]
+        parts += [
+            Part(ellipse(-stride - 0.1, 0.93, 0.13, 0.07, 16), (50, 40, 40)),
+            Part(ellipse(stride * 0.8 + 0.06, 0.95, 0.14, 0.06, 16), (50, 40, 40)),
+            Part(ellipse(swing + 0.2, neck + 0.49, 0.08, n=14), skin),
+            Part(rectangle(lean - 0.06, neck - 0.1, lean + 0.06, neck + 0.12), skin),
+        ]
     parts.append(Part(_limb(rng.uniform(0.3, 0.38), (lean * 0.6, neck + 0.22), (0, 0.05))))
     parts.append(Part(front_arm, "body" if plain else "tint", plain and rng.random() < 0.3))
     if plain:
@@ -152,8 +184,11 @@ def _bust(rng: np.random.Generator) -> list[Part]:
     skin: Colour = SKINS[rng.integers(len(SKINS))]
     y, collar = top - r * 0.85, rng.uniform(0.18, 0.3)
     head = _head(rng, y, r, skin)
-    parts = [Part(shoulders), Part(rectangle(-0.14, y, 0.14, top + 0.1), skin),
-             Part(polygon((-collar, top + 0.03), (collar, top + 0.03), (0, top + 0.3)), skin, rng.random() < 0.5)]
+    parts = [
+        Part(shoulders),
+        Part(rectangle(-0.14, y, 0.14, top + 0.1), skin),
+        Part(polygon((-collar, top + 0.03), (collar, top + 0.03), (0, top + 0.3)), skin, rng.random() < 0.5),
+    ]
     if rng.random() < 0.5:
         parts += [Part(polygon((side * w * 0.6, 0.7), (side * w * 0.6, 1)), "shade", True, 0.04) for side in (-1, 1)]
     skip = 1 if head[0].paint in HAIRS else 0

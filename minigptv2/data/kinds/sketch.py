@@ -50,10 +50,14 @@ def rectangle(x1: float, y1: float, x2: float, y2: float, corner: float = 0.0) -
     if corner <= 0:
         return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], dtype=float)
     r = min(corner, abs(x2 - x1) / 2, abs(y2 - y1) / 2)
-    return np.concatenate([
-        arc(x2 - r, y1 + r, r, r, -90, 0, 6), arc(x2 - r, y2 - r, r, r, 0, 90, 6),
-        arc(x1 + r, y2 - r, r, r, 90, 180, 6), arc(x1 + r, y1 + r, r, r, 180, 270, 6),
-    ])
+    return np.concatenate(
+        [
+            arc(x2 - r, y1 + r, r, r, -90, 0, 6),
+            arc(x2 - r, y2 - r, r, r, 0, 90, 6),
+            arc(x1 + r, y2 - r, r, r, 90, 180, 6),
+            arc(x1 + r, y1 + r, r, r, 180, 270, 6),
+        ]
+    )
 
 
 def polygon(*points: tuple[float, float]) -> np.ndarray:
@@ -97,8 +101,15 @@ def _mix(a, b, share: float) -> tuple[int, int, int]:
     return tuple(round(x + (y - x) * share) for x, y in zip(a, b))
 
 
-def paint(parts: list[Part], rgb: tuple[int, int, int], side: int, style: str, rng: np.random.Generator,
-          tilt: float = 0.0, stretch: tuple[float, float] = (1.0, 1.0)) -> Image.Image:
+def paint(
+    parts: list[Part],
+    rgb: tuple[int, int, int],
+    side: int,
+    style: str,
+    rng: np.random.Generator,
+    tilt: float = 0.0,
+    stretch: tuple[float, float] = (1.0, 1.0),
+) -> Image.Image:
     """Draw the parts as an RGBA sprite, cropped to what is visible, its longer edge about `side` pixels.
 
     rgb: the body colour. style: one of STYLES. tilt: degrees clockwise. stretch: of the drawing, before the tilt.
@@ -119,9 +130,12 @@ def paint(parts: list[Part], rgb: tuple[int, int, int], side: int, style: str, r
     ink = _mix(rgb, (0, 0, 0), 1.0 if rng.random() < 0.5 else 0.65)
     if sum(rgb) < 130 and outline:
         ink = _mix(rgb, (255, 255, 255), rng.uniform(0.25, 0.9))
-    paints = {"body": rgb, "shade": _mix(rgb, (0, 0, 0), rng.uniform(0.15, 0.4)),
-              "tint": _mix(rgb, (255, 255, 255), rng.uniform(0.25, 0.6)),
-              "dark": _mix(rgb, (15, 15, 25), rng.uniform(0.6, 1.0))}
+    paints = {
+        "body": rgb,
+        "shade": _mix(rgb, (0, 0, 0), rng.uniform(0.15, 0.4)),
+        "tint": _mix(rgb, (255, 255, 255), rng.uniform(0.25, 0.6)),
+        "dark": _mix(rgb, (15, 15, 25), rng.uniform(0.6, 1.0)),
+    }
     line = max(zoom, round(side * zoom * rng.uniform(0.012, 0.04)))
 
     sprite = Image.new("RGBA", (width, height), (*rgb, 0))

@@ -16,7 +16,7 @@ def _fat(rng: np.random.Generator) -> np.ndarray:
     before, after = np.roll(corners, 1, axis=0), np.roll(corners, -1, axis=0)
     t = np.linspace(0, 1, 6)[None, :, None]
     start, end = corners + (before - corners) * beside, corners + (after - corners) * beside
-    curve = (1 - t)**2 * start[:, None] + 2 * t * (1 - t) * corners[:, None] + t**2 * end[:, None]
+    curve = (1 - t) ** 2 * start[:, None] + 2 * t * (1 - t) * corners[:, None] + t**2 * end[:, None]
     if rng.random() < 0.5:
         curve[1::2] = corners[1::2, None]
     return curve.reshape(-1, 2)
@@ -29,7 +29,7 @@ def _sparkle(rng: np.random.Generator) -> np.ndarray:
         return star_points(4, rng.uniform(0.22, 0.36)) * slim
     t = np.linspace(0, np.pi / 2, 12, endpoint=False)
     power = rng.uniform(2.9, 4.0)
-    quarter = np.stack([np.cos(t)**power, np.sin(t)**power], axis=1)
+    quarter = np.stack([np.cos(t) ** power, np.sin(t) ** power], axis=1)
     turn = np.array([[0, 1], [-1, 0]])
     return np.concatenate([quarter, quarter @ turn, -quarter, -quarter @ turn]) * slim
 

@@ -53,10 +53,12 @@ def _wavy(rng: np.random.Generator, disc: float) -> list[Part]:
     count = int(rng.integers(8, 13))
     w, sway = np.pi * disc / count * rng.uniform(0.7, 0.95), rng.choice((-1, 1)) * rng.uniform(0.07, 0.12)
     middle = (1 + disc) / 2
-    ray = np.concatenate([
-        smooth((-w, -disc * 0.92), (-w * 0.6 + sway, -middle), (0, -1), closed=False, n=6),
-        smooth((0, -1), (w * 0.6 + sway, -middle), (w, -disc * 0.92), closed=False, n=6),
-    ])
+    ray = np.concatenate(
+        [
+            smooth((-w, -disc * 0.92), (-w * 0.6 + sway, -middle), (0, -1), closed=False, n=6),
+            smooth((0, -1), (w * 0.6 + sway, -middle), (w, -disc * 0.92), closed=False, n=6),
+        ]
+    )
     return _ring(rng, ray, count, _accent(rng))
 
 

@@ -24,8 +24,11 @@ def _round(rng: np.random.Generator) -> list[Part]:
     trunk = _trunk(rng, cy, rng.uniform(0.09, 0.16))
     parts = [trunk, Part(crown)]
     if rng.random() < 0.4:
-        fork = [polygon((0, cy + ry), (0, cy + ry * 0.2)), polygon((0, cy + ry * 0.7), (rx * 0.35, cy + ry * 0.3)),
-                polygon((0, cy + ry * 0.85), (-rx * 0.35, cy + ry * 0.45))]
+        fork = [
+            polygon((0, cy + ry), (0, cy + ry * 0.2)),
+            polygon((0, cy + ry * 0.7), (rx * 0.35, cy + ry * 0.3)),
+            polygon((0, cy + ry * 0.85), (-rx * 0.35, cy + ry * 0.45)),
+        ]
         parts += [Part(line, trunk.paint, detail=True, width=0.07) for line in fork]
     else:
         light = ellipse(-rx * 0.3, cy - ry * 0.3, rx * rng.uniform(0.25, 0.45), ry * 0.3, 20)
@@ -68,12 +71,25 @@ def _conifer(rng: np.random.Generator) -> list[Part]:
     for k in range(tiers):
         bottom = foot - 0.62 * reach * k
         half = w * (1 - 0.55 * k / max(tiers - 1, 1)) if tiers > 1 else w
-        tier = smooth((half, bottom - sag), (half * 0.5, bottom), (0, bottom + sag / 2), (-half * 0.5, bottom),
-                      (-half, bottom - sag), closed=False, n=4)
+        tier = smooth(
+            (half, bottom - sag),
+            (half * 0.5, bottom),
+            (0, bottom + sag / 2),
+            (-half * 0.5, bottom),
+            (-half, bottom - sag),
+            closed=False,
+            n=4,
+        )
         parts.append(Part(np.concatenate([tier, [[0, bottom - reach]]]), "shade" if banded and k % 2 == 0 else "body"))
     if tiers == 1:
-        ridge = [polygon((-w * s, foot - (1 - s) * reach * 0.9), (0, foot + 0.06 - (1 - s) * reach * 0.9),
-                         (w * s, foot - (1 - s) * reach * 0.9)) for s in (0.3, 0.6)]
+        ridge = [
+            polygon(
+                (-w * s, foot - (1 - s) * reach * 0.9),
+                (0, foot + 0.06 - (1 - s) * reach * 0.9),
+                (w * s, foot - (1 - s) * reach * 0.9),
+            )
+            for s in (0.3, 0.6)
+        ]
         parts += [Part(line * [0.7, 1], "shade", detail=True, width=0.06) for line in ridge]
     return parts
 
@@ -85,11 +101,23 @@ def _palm(rng: np.random.Generator) -> list[Part]:
     thin = np.linspace(1.5, 0.9, len(middle))[:, None] * [w, 0]
     trunk = Part(np.concatenate([middle + thin, (middle - thin)[::-1]]), BARK[rng.integers(len(BARK))])
     length, droop = rng.uniform(0.75, 0.95), rng.uniform(0.1, 0.3)
-    frond = smooth((0, 0.08), (length * 0.35, -0.2), (length * 0.75, -0.12), (length, droop + 0.1),
-                   (length * 0.7, 0.1), (length * 0.35, 0.08))
+    frond = smooth(
+        (0, 0.08),
+        (length * 0.35, -0.2),
+        (length * 0.75, -0.12),
+        (length, droop + 0.1),
+        (length * 0.7, 0.1),
+        (length * 0.35, 0.08),
+    )
     flip = [-1, 1]
-    shapes = [turned(frond, 48), turned(frond * flip, -48), turned(frond, 8), turned(frond * flip, -8),
-              turned(frond, -40), turned(frond * flip, 40)]
+    shapes = [
+        turned(frond, 48),
+        turned(frond * flip, -48),
+        turned(frond, 8),
+        turned(frond * flip, -8),
+        turned(frond, -40),
+        turned(frond * flip, 40),
+    ]
     if rng.random() < 0.5:
         shapes.append(turned(frond * 0.85, -75))
     parts = [trunk, *(Part(s + top, "shade" if k < 2 else "body") for k, s in enumerate(shapes))]

@@ -10,7 +10,7 @@ def _rounded(corners: np.ndarray, share: float) -> np.ndarray:
     before, after = np.roll(corners, 1, axis=0), np.roll(corners, -1, axis=0)
     start, end = corners + (before - corners) * share, corners + (after - corners) * share
     t = np.linspace(0, 1, 8)[None, :, None]
-    return ((1 - t)**2 * start[:, None] + 2 * t * (1 - t) * corners[:, None] + t**2 * end[:, None]).reshape(-1, 2)
+    return ((1 - t) ** 2 * start[:, None] + 2 * t * (1 - t) * corners[:, None] + t**2 * end[:, None]).reshape(-1, 2)
 
 
 def _corners(rng: np.random.Generator) -> np.ndarray:

@@ -22,8 +22,12 @@ def _panels(count: int, height: float, scallop: float, power: float) -> list[np.
     t = np.linspace(0, np.pi / 2, 10)
     meridian = np.stack([np.sin(t) ** power, -height * np.cos(t)], axis=1)
     ribs = np.sin(np.linspace(-np.pi / 2, np.pi / 2, count + 1) * 0.9) / np.sin(np.pi * 0.45)
-    return [np.concatenate([meridian * [a, 1], arc((a + b) / 2, 0, (b - a) / 2, scallop, 180, 360, 9),
-                            meridian[::-1] * [b, 1]]) for a, b in pairwise(ribs)]
+    return [
+        np.concatenate(
+            [meridian * [a, 1], arc((a + b) / 2, 0, (b - a) / 2, scallop, 180, 360, 9), meridian[::-1] * [b, 1]]
+        )
+        for a, b in pairwise(ribs)
+    ]
 
 
 def _canopy(rng: np.random.Generator, panels: list[np.ndarray], striped: bool) -> list[Part]:
@@ -74,10 +78,23 @@ def _folded(rng: np.random.Generator) -> list[Part]:
     w, top = rng.uniform(0.2, 0.3), rng.uniform(-0.5, -0.4)
     bend, paint = rng.uniform(0.15, 0.22), HANDLES[rng.integers(len(HANDLES))]
     shaft = np.concatenate([arc(bend, -0.82, bend, bend, 20, -180, 14), polygon((0, 1.15))])
-    cloth = np.concatenate([smooth((-w, top + 0.08), (-w * 0.75, 0.3), (-0.05, 1), closed=False),
-                            smooth((0.05, 1), (w * 0.75, 0.3), (w, top + 0.08), closed=False),
-                            polygon((w * 0.6, top - 0.05), (w * 0.3, top + 0.06), (0, top - 0.05),
-                                    (-w * 0.3, top + 0.06), (-w * 0.6, top - 0.05))])
+    cloth = np.concatenate(
+        [
+            smooth((-w, top + 0.08), (-w * 0.75, 0.3), (-0.05, 1), closed=False),
+            smooth((0.05, 1), (w * 0.75, 0.3), (w, top + 0.08), closed=False),
+            polygon(
+                (w * 0.6, top - 0.05),
+                (w * 0.3, top + 0.06),
+                (0, top - 0.05),
+                (-w * 0.3, top + 0.06),
+                (-w * 0.6, top - 0.05),
+            ),
+        ]
+    )
     fold = polygon((w * 0.3, top + 0.06), (0.02, 0.95))
-    return [Part(shaft, paint, width=0.09), Part(cloth), Part(fold, "shade", True, 0.04),
-            Part(fold * [-1, 1], "shade", True, 0.04)]
+    return [
+        Part(shaft, paint, width=0.09),
+        Part(cloth),
+        Part(fold, "shade", True, 0.04),
+        Part(fold * [-1, 1], "shade", True, 0.04),
+    ]
