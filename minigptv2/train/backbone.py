@@ -177,7 +177,9 @@ def pretrain(recipe: Recipe) -> Path:
             )
         )
         while step < ends[phase_index]:
-            rate = learning_rate(step, total, recipe.lr, recipe.lowest_lr, recipe.warmup)
+            rate = learning_rate(
+                step - (ends[phase_index] - phase.steps), phase.steps, recipe.lr, recipe.lowest_lr, recipe.warmup
+            )
             set_learning_rate(optimizers, rate)
             waited = time.perf_counter()
             images, kind, color, box = (t.to(device) for t in next(batches))

@@ -78,7 +78,9 @@ def _begin(recipe: Recipe) -> tuple[GroundingVLM, Tokenizer]:
     """The model of the stage before, or a new language model and tokenizer on a pre-trained backbone."""
     folder = Path(recipe.init)
     if (folder / "config.json").is_file():
-        return load_folder(folder)
+        model, tokenizer = load_folder(folder)
+        model.config.knows = recipe.model.knows or model.config.knows
+        return model, tokenizer
     weights = folder / "backbone.safetensors"
     if not weights.is_file():
         raise UserError(

@@ -16,8 +16,9 @@ def build_optimizers(module: nn.Module, name: str, lr: float, weight_decay: floa
     matrices = [p for n, p in trained if name == "muon" and p.ndim == 2 and (".blocks." in n or ".layers." in n)]
     chosen = {id(p) for p in matrices}
     rest = [(n, p) for n, p in trained if id(p) not in chosen]
-    plain = [p for n, p in rest if p.ndim < 2 or "embed" in n]
-    decayed = [p for n, p in rest if not (p.ndim < 2 or "embed" in n)]
+    tables = ("pos_embed", "cls_token", "embed_tokens.weight")
+    plain = [p for n, p in rest if p.ndim < 2 or n.endswith(tables)]
+    decayed = [p for n, p in rest if not (p.ndim < 2 or n.endswith(tables))]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = []
     if any(g["params"] for g in groups):
