@@ -1,0 +1,79 @@
+"""The bundled model's recipes through the real command line, on a model of a few thousand weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from minigptv2 import cli
+
+CONFIGS = Path(__file__).parents[2] / "train_configs" / "tiny"
+EVAL = Path(__file__).parents[2] / "eval_configs" / "scenes.yaml"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which all recipes have run with --smoke, one after the other."""
+    folder = tmp_path_factory.mktemp("recipes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("backbone", "stage1", "stage2", "stage3"):
+            assert cli.main(["train", str(CONFIGS / f"{name}.yaml"), "--smoke"]) == 0
+    return folder
+
+
+def test_every_stage_logs_its_losses(trained):
+    for name, steps in (("backbone", 4), ("stage1", 2), ("stage2", 2), ("stage3", 2)):
+        rows = [json.loads(line) for line in open(trained / f"output/tiny/{name}-smoke/log.jsonl")]
+        assert [row["step"] for row in rows] == list(range(1, steps + 1))
+        assert all(0 < row["loss"] < 20 for row in rows)
+
+
+def test_the_tower_stays_frozen_and_the_language_model_does_not(trained):
+    before = load_file(trained / "output/tiny/backbone-smoke/backbone.safetensors")
+    first, second, third = (
+        load_file(trained / f"output/tiny/stage{i}-smoke/model/model.safetensors") for i in (1, 2, 3)
+    )
+    tower = "trunk.blocks.0.attn.qkv.weight"
+    assert first[f"vision.{tower}"].equal(before[f"tower.{tower}"].to(first[f"vision.{tower}"].dtype))
+    assert third[f"vision.{tower}"].equal(first[f"vision.{tower}"])
+    base = "language.model.layers.0.self_attn.q_proj.weight"
+    assert not second[base].equal(first[base])
+    assert third[base].equal(second[base]), "stage 3 trains the adapter, not the base"
+    assert not third["projector.weight"].equal(second["projector.weight"])
+    adapter = load_file(trained / "output/tiny/stage3-smoke/model/adapter/adapter_model.safetensors")
+    assert any(t.abs().sum() > 0 for name, t in adapter.items() if "lora_B" in name)
+
+
+def test_a_resumed_run_equals_an_unbroken_one(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    small = ["init=output/tiny/stage1-smoke/model", "cache=output/tiny/features-smoke", "data.scenes=16", "batch=2"]
+    small += ["data.exchanges=4", "workers=0", "check_every=0", "warmup=1", "save_every=2", "lowest_lr=1e-3", "lr=1e-3"]
+
+    def train(output: str, steps: int) -> dict:
+        arguments = ["train", str(CONFIGS / "stage2.yaml"), f"output={output}", f"steps={steps}", *small]
+        assert cli.main(arguments) == 0
+        return load_file(trained / output / "model/model.safetensors")
+
+    straight, half = train("straight", 4), train("broken", 2)
+    resumed = train("broken", 4)
+    assert all(straight[name].equal(resumed[name]) for name in straight)
+    assert not all(half[name].equal(resumed[name]) for name in half)
+
+
+def test_eval_writes_a_report_with_invalid_and_total(trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained)
+    arguments = ["eval", str(EVAL), "model=output/tiny/stage3-smoke/model", "scenes.count=2"]
+    assert cli.main(arguments) == 0
+    assert "| malformed answers |" in capsys.readouterr().out
+    report = json.loads((trained / "output/eval/report.json").read_text())
+    rows = (trained / "output/eval/predictions.jsonl").read_text().splitlines()
+    assert report["metrics"]["total"] == len(rows) > 8
+    assert 0 <= report["metrics"]["invalid"] <= len(rows)
+
+
+def test_a_stage_without_the_one_before_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", str(CONFIGS / "stage2.yaml")]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 3
