@@ -65,7 +65,8 @@ def build_cache(
 
     folder.mkdir(parents=True, exist_ok=True)
     side = tower.config.image_size
-    print_of_tower = float(sum(p.double().abs().sum() for p in tower.parameters()))
+    # of the weights as they are stored, so that a saved tower is known again
+    print_of_tower = float(sum(p.detach().half().double().abs().sum() for p in tower.parameters()))
     about = {"seed": seed, "count": count, "side": side, "tower": round(print_of_tower, 3)}
     file = folder / "about.json"
     if file.exists() and json.loads(file.read_text()) != about:
