@@ -18,12 +18,17 @@ def build_language(config: LanguageConfig) -> nn.Module:
 
 def add_lora(language: nn.Module, config: LoraConfig) -> nn.Module:
     """The same model with a trainable adapter on the named projections; everything else is frozen."""
+    import warnings
+
     import peft
 
-    return peft.get_peft_model(
-        language,
-        peft.LoraConfig(
-            r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.targets),
-            task_type="CAUSAL_LM",
-        ),
-    )  # fmt: skip
+    wanted = peft.LoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=list(config.targets),
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():  # peft asks transformers by a name that is on its way out: not the user's business
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        return peft.get_peft_model(language, wanted)
