@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from minigptv2.boxes import Coding, iou, parse
 from minigptv2.config import LanguageConfig, LoraConfig, VisionConfig, from_dict, read_yaml
 from minigptv2.data.scene_talk import Talk, exchanges
 from minigptv2.data.scenes import draw_scene
@@ -24,6 +25,8 @@ from minigptv2.model.checkpoint import load_folder, save_folder
 from minigptv2.model.grounding_vlm import GroundingVLM
 from minigptv2.sample import Sample
 from minigptv2.tasks import render
+from minigptv2.train.backbone import WEIGHTS as BACKBONE
+from minigptv2.train.backbone import pretrain
 from minigptv2.train.feature_cache import FeatureCache, build_cache
 from minigptv2.train.optim import build_optimizers, learning_rate, set_learning_rate
 from minigptv2.train.precision import best_dtype, call_in
@@ -43,8 +46,6 @@ def run(config: str | Path, overrides: list[str] = (), smoke: bool = False) -> P
         shutil.rmtree(recipe.cache, ignore_errors=True)
     torch.manual_seed(recipe.seed)
     if recipe.kind == "backbone":
-        from minigptv2.train.backbone import pretrain
-
         return pretrain(recipe)
     return train_stage(recipe)
 
@@ -81,11 +82,11 @@ def _begin(recipe: Recipe) -> tuple[GroundingVLM, Tokenizer]:
         model, tokenizer = load_folder(folder)
         model.config.knows = recipe.model.knows or model.config.knows
         return model, tokenizer
-    weights = folder / "backbone.safetensors"
+    weights = folder / BACKBONE
     if not weights.is_file():
         raise UserError(
             f"init is {recipe.init!r}, which holds neither a model nor a backbone.",
-            "It must be a model folder (config.json) or the output of a backbone run (backbone.safetensors).",
+            f"It must be a model folder (config.json) or the output of a backbone run ({BACKBONE}).",
             "Train the stage before first: minigptv2 train train_configs/tiny/backbone.yaml, then stage1, stage2.",
         )  # fmt: skip
     from safetensors.torch import load_file
@@ -117,8 +118,9 @@ def scene_texts(recipe: Recipe):
 class SceneRows(torch.utils.data.IterableDataset):
     """An endless stream of (row, scene number), a function of the seed and the position alone."""
 
-    def __init__(self, cache: FeatureCache, encoder: Encoder, recipe: Recipe, start: int):
-        self.scenes, self.encoder, self.recipe, self.start = cache.scenes, encoder, recipe, start
+    def __init__(self, cache: FeatureCache, encoder: Encoder, coding: Coding, recipe: Recipe, start: int):
+        self.scenes, self.encoder, self.coding = cache.scenes, encoder, coding
+        self.recipe, self.start = recipe, start
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
@@ -143,7 +145,7 @@ class SceneRows(torch.utils.data.IterableDataset):
             if memory:
                 told = Talk(scene, rng).dialogue()
                 talk = told if told and rng.random() < 0.6 else talk[: rng.randint(1, 6)]
-            turns = render(Sample(number, (scene.side, scene.side), tuple(talk)), self.encoder.box_coding, rng)
+            turns = render(Sample(number, (scene.side, scene.side), tuple(talk)), self.coding, rng)
             if not memory:
                 return self.encoder.encode_side_by_side(turns), number
             try:
@@ -164,10 +166,9 @@ def train_stage(recipe: Recipe) -> Path:
     model.to(device)
     cache = build_cache(model.vision, Path(recipe.cache), recipe.data.seed, recipe.data.scenes, str(device))
     encoder = Encoder(tokenizer, model.config.prompt, model.image_tokens, model.config.language.max_position_embeddings)
-    encoder.box_coding = model.config.box_coding
     optimizers = build_optimizers(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
     step = _resume(output / "checkpoint.pt", model, optimizers)
-    rows = SceneRows(cache, encoder, recipe, step)
+    rows = SceneRows(cache, encoder, model.config.box_coding, recipe, step)
     batches = iter(
         torch.utils.data.DataLoader(
             rows, batch_size=None, num_workers=recipe.workers, prefetch_factor=4 if recipe.workers else None
@@ -198,7 +199,7 @@ def train_stage(recipe: Recipe) -> Path:
                 _log(log, row)
                 bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{rate:.1e}", tokens_s=f"{row['tokens_per_s']:.0f}")
             if recipe.check_every and step % recipe.check_every == 0:
-                checked = _check(model, tokenizer, cache, recipe)
+                checked = _check(model, encoder, cache)
                 _log(log, {"step": step, **checked})
                 bar.write(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in checked.items()))
             if step % recipe.save_every == 0 or step == recipe.steps:
@@ -257,24 +258,19 @@ def _resume(file: Path, model: GroundingVLM, optimizers) -> int:
 
 
 @torch.no_grad()
-def _check(
-    model: GroundingVLM, tokenizer: Tokenizer, cache: FeatureCache, recipe: Recipe, pictures: int = 48
-) -> dict[str, float]:
-    """Accuracy of short answers on questions that were not trained on, about cached scenes: a reading, no benchmark."""
-    from minigptv2.boxes import iou, parse
+def _check(model: GroundingVLM, encoder: Encoder, cache: FeatureCache, pictures: int = 96) -> dict[str, float]:
+    """Accuracy of short answers about the first cached scenes, which are trained on too: a reading, no benchmark."""
     from minigptv2.model.generate import generate
 
-    encoder = Encoder(tokenizer, model.config.prompt, model.image_tokens, model.config.language.max_position_embeddings)
+    tokenizer, coding = encoder.tokenizer, model.config.box_coding
     device, out = next(model.parameters()).device, {}
     model.eval()
     for task in ("refer", "identify", "statement"):
         rng, asked, rows, numbers = random.Random(5), [], [], []
-        for number, scene in enumerate(cache.scenes[: 2 * pictures]):
+        for number, scene in enumerate(cache.scenes[:pictures]):
             found = exchanges(scene, {task: 1.0}, 1, rng) if scene.things else []
             if found and (task != "refer" or found[0].phrases[0].boxes):
-                question, wanted = render(
-                    Sample(number, (scene.side, scene.side), (found[0],)), model.config.box_coding
-                )
+                question, wanted = render(Sample(number, (scene.side, scene.side), (found[0],)), coding)
                 rows.append(encoder.encode([question]))
                 asked.append((wanted.pieces[0], scene.side))
                 numbers.append(number)
@@ -285,7 +281,7 @@ def _check(
         right = 0
         for text, (wanted, side) in zip(texts, asked):
             if task == "refer":
-                found, true = parse(text, side, side).boxes, parse(wanted, side, side).boxes
+                found, true = (parse(words, side, side, coding).boxes for words in (text, wanted))
                 right += bool(found) and iou(found[0], true[0]) >= 0.5
             else:
                 right += text == wanted
