@@ -181,18 +181,44 @@ class Batch:
     blocks: torch.Tensor
     pixels: torch.Tensor | None = None
     features: torch.Tensor | None = None
+    layout: Layout | None = None  # of one packed row, where `pack` made it
 
     def to(self, device) -> Batch:
         return Batch(*(None if t is None else t.to(device) for t in vars(self).values()))
 
 
+@dataclass
+class Group:
+    """N blocks of M tokens each. owners: [N] whose shared part each sees; mask: [N, 1, M, S + M] bool, True: seen."""
+
+    owners: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass
+class Layout:
+    """A packed row: the shared parts of all pictures, `shared` tokens each, then the blocks of every group."""
+
+    pictures: int
+    shared: int
+    groups: list[Group]
+
+    def to(self, device) -> Layout:
+        groups = [Group(g.owners.to(device), g.mask.to(device)) for g in self.groups]
+        return Layout(self.pictures, self.shared, groups)
+
+
 def collate(
-    rows: Sequence[Encoded], left: bool = False, load: Callable[[list[object]], torch.Tensor] | None = None
+    rows: Sequence[Encoded],
+    left: bool = False,
+    load: Callable[[list[object]], torch.Tensor] | None = None,
+    length: int = 0,
 ) -> Batch:
-    """Pad rows to one batch; left for generation, right for training. load: pictures -> pixels [P, 3, H, W]."""
+    """Pad rows to one batch, left or right, of the longest one's length or `length`. load: pictures -> pixels
+    [P, 3, H, W]."""
     import torch
 
-    length = max(len(r) for r in rows)
+    length = max(length, max(len(r) for r in rows))
 
     def padded(name: str, fill: int) -> torch.Tensor:
         out = torch.full((len(rows), length), fill)
@@ -206,6 +232,53 @@ def collate(
         padded("ids", 0), padded("labels", IGNORED), padded("positions", 0), padded("blocks", -1),
         load(images) if images and load else None,
     )  # fmt: skip
+
+
+def pack(rows: Sequence[Encoded]) -> Batch:
+    """All rows as one, for training: blocks of like length lie together, so that little is padded or masked away.
+
+    The blocks of a row are its exchanges side by side, or all that follows its last picture. Same loss as `collate`.
+    """
+    import torch
+
+    split = [_split(row) for row in rows]
+    shared = max(len(head) for head, _ in split)
+    groups: dict[int, list[tuple[int, Encoded]]] = {}
+    for owner, (_, blocks) in enumerate(split):
+        for block in blocks:
+            groups.setdefault(next(n for n in LENGTHS if n >= len(block)), []).append((owner, block))
+    heads = torch.tensor([len(head) for head, _ in split])
+    parts = [collate([head for head, _ in split])]
+    layout = Layout(len(rows), shared, [])
+    for length, blocks in sorted(groups.items()):
+        owners = torch.tensor([owner for owner, _ in blocks])
+        before = torch.arange(shared) < heads[owners][:, None]  # [N, S]
+        own = torch.ones(length, length, dtype=torch.bool).tril()
+        mask = torch.cat([before[:, None].expand(-1, length, -1), own.expand(len(blocks), -1, -1)], dim=-1)
+        layout.groups.append(Group(owners, mask[:, None]))
+        parts.append(collate([block for _, block in blocks], length=length))
+    names = ("ids", "labels", "positions", "blocks")
+    return Batch(*(torch.cat([getattr(p, n).flatten() for p in parts])[None] for n in names), layout=layout)
+
+
+LENGTHS = [*range(16, 128, 16), *range(128, 512, 64), *range(512, 1 << 20, 512)]  # that blocks are padded to
+
+
+def _split(row: Encoded) -> tuple[Encoded, list[Encoded]]:
+    """The part of a row that all its blocks share, and the blocks."""
+    if set(row.blocks) == {SHARED}:
+        end = 1 + max((i for i, token in enumerate(row.ids) if token == IMAGE_ID), default=0)
+        blocks = [SHARED] * end + [1] * (len(row) - end)
+    else:
+        blocks = row.blocks
+    parts: dict[int, Encoded] = {SHARED: Encoded()}
+    for token, label, position, block in zip(row.ids, row.labels, row.positions, blocks):
+        part = parts.setdefault(block, Encoded())
+        part.ids.append(token)
+        part.labels.append(label)
+        part.positions.append(position)
+        part.blocks.append(block)
+    return parts.pop(SHARED), list(parts.values())
 
 
 def attention_mask(blocks: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minigptv2.encode import IGNORED, IMAGE_ID, SHARED, Batch, Encoded, Encoder, Tokenizer, attention_mask, collate
+from minigptv2.encode import (
+    IGNORED,
+    IMAGE_ID,
+    SHARED,
+    Batch,
+    Encoded,
+    Encoder,
+    Tokenizer,
+    attention_mask,
+    collate,
+    pack,
+)
 from minigptv2.errors import UserError
 from minigptv2.model.grounding_vlm import attention_bias
 from minigptv2.sample import Exchange, Picture, Sample, Turn
@@ -118,6 +129,31 @@ def test_side_by_side_is_as_each_alone(tiny_model, encoder, image):
         count += int((labels != IGNORED).sum())
     both.features = features
     assert model(both).item() == pytest.approx(total / count, rel=1e-5)
+
+
+def test_a_packed_row_has_the_loss_and_gradients_of_the_rows_in_it(tiny_model, encoder):
+    model, merge = tiny_model.network, tiny_model.network.config.merge
+    long = Exchange("chat", question="what do you see? " * 9, answer="a red ball and two cats, " * 9)
+    rows = [
+        encoder.encode_side_by_side(_turns((*TALK, long))),
+        encoder.encode(_turns()),
+        encoder.encode_side_by_side(_turns(image=None)),  # a shorter shared part than those with a picture
+        encoder.encode(_turns(TALK[:1], image=None)),
+    ]
+    torch.manual_seed(0)
+    features = torch.randn(2, PLACES * merge, model.vision.width)
+    losses, gradients = [], []
+    for batch in (collate(rows), pack(rows)):
+        batch.features = features
+        losses.append(model(batch))
+        wanted = [p for p in model.parameters() if p.requires_grad and p not in set(model.vision.parameters())]
+        gradients.append(torch.autograd.grad(losses[-1], wanted))
+    together, packed = collate(rows), pack(rows)
+    assert sorted(packed.ids[packed.blocks >= 0].tolist()) == sorted(together.ids[together.blocks >= 0].tolist())
+    assert len(packed.layout.groups) > 1 and packed.ids.shape == packed.labels.shape == packed.positions.shape
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

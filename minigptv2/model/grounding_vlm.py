@@ -63,13 +63,16 @@ class GroundingVLM(nn.Module):
         if batch.pixels is not None or batch.features is not None:
             visual = self.encode_images(batch.pixels, batch.features)
         embedded = self.embed(batch.ids, visual)
-        bias = attention_bias(attention_mask(batch.blocks), embedded.dtype)
+        seen = {"layout": batch.layout}
+        if batch.layout is None:
+            seen = {"attention_mask": attention_bias(attention_mask(batch.blocks), embedded.dtype)}
         states = self.decoder.model(
-            inputs_embeds=embedded, attention_mask=bias, position_ids=batch.positions, use_cache=False
+            inputs_embeds=embedded, position_ids=batch.positions, use_cache=False, **seen
         ).last_hidden_state  # [B, L, D]
         wanted = batch.labels[:, 1:] != IGNORED
         logits = self.decoder.lm_head(states[:, :-1][wanted])  # [supervised, vocabulary]
-        return F.cross_entropy(logits.float(), batch.labels[:, 1:][wanted])
+        total = F.cross_entropy(logits.float(), batch.labels[:, 1:][wanted], reduction="sum")
+        return total / max(1, len(logits))  # 0, and no gradient, where nothing is supervised
 
 
 def attention_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -10,10 +10,12 @@ def build_language(config: LanguageConfig) -> nn.Module:
 
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from minigptv2.model.attention import NAME
+
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     if config.hidden_size % heads or heads % shared:
         raise ValueError(f"hidden_size {config.hidden_size} must divide by {heads} heads, and they by {shared}")
-    return LlamaForCausalLM(LlamaConfig(**asdict(config), attn_implementation="sdpa"))
+    return LlamaForCausalLM(LlamaConfig(**asdict(config), attn_implementation=NAME))
 
 
 def add_lora(language: nn.Module, config: LoraConfig) -> nn.Module:

@@ -21,10 +21,12 @@ from minigptv2.data.kinds import KINDS
 from minigptv2.data.scenes import COLORS, Scene, draw_scene
 from minigptv2.errors import UserError
 from minigptv2.images import to_pixels
+from minigptv2.model.checkpoint import WEIGHTS as MODEL
 from minigptv2.model.vision import VisionTower
 from minigptv2.train.optim import build_optimizers, learning_rate, set_learning_rate
 from minigptv2.train.precision import best_dtype, call_in
 from minigptv2.train.recipe import Phase, Recipe
+from minigptv2.train.state import choose_device, save_state
 
 KIND_IDS = {kind: i + 1 for i, kind in enumerate(KINDS)}  # 0 is the ground
 COLOR_IDS = {color: i for i, color in enumerate(COLORS)}
@@ -113,13 +115,17 @@ def dense_loss(outputs, kind, color, box) -> tuple[torch.Tensor, dict[str, torch
         outputs[0].float(),
         *(o[on_thing].float() for o in outputs[1:]),
     )
-    kind, color = kind[on_thing] - 1, color[on_thing]
+    kind, color, box = kind[on_thing] - 1, color[on_thing], box[on_thing]
+    patches = (box[:, 2:] - box[:, :2]).prod(-1) * on_thing.shape[1]  # that the patch's thing covers, [M]
+    weight = patches.clamp(min=1) ** -0.5  # small things count too
+    weight = weight / weight.sum()
     thing_loss = F.binary_cross_entropy_with_logits(thing_logits, on_thing.float())
-    kind_loss = F.cross_entropy(kind_logits, kind)
-    color_loss = F.cross_entropy(color_logits, color)
-    numbers = box[on_thing] * BINS  # [M, 4]
-    near = torch.exp(-0.5 * (torch.arange(BINS + 1) - numbers[..., None]).square() / 0.8**2)
-    box_loss = -(near / near.sum(-1, keepdim=True) * box_logits.log_softmax(-1)).sum(-1).mean()
+    kind_loss = (F.cross_entropy(kind_logits, kind, reduction="none") * weight).sum()
+    color_loss = (F.cross_entropy(color_logits, color, reduction="none") * weight).sum()
+    numbers = box * BINS  # [M, 4]
+    near = torch.exp(-0.5 * (torch.arange(BINS + 1, device=box.device) - numbers[..., None]).square() / 0.8**2)
+    near = near / near.sum(-1, keepdim=True)
+    box_loss = -((near * box_logits.log_softmax(-1)).sum(-1).mean(-1) * weight).sum()
     with torch.no_grad():
         readings = {
             "thing": thing_loss, "kind": kind_loss, "color": color_loss, "box": box_loss,
@@ -140,13 +146,13 @@ def pretrain(recipe: Recipe) -> Path:
     timm.layers.set_fused_attn(False)  # on a CPU the fused backward is several times slower than plain products
     phases, output = recipe.phases, Path(recipe.output)
     output.mkdir(parents=True, exist_ok=True)
-    device = torch.device(recipe.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(recipe.device)
     dtype = best_dtype(device)
     tower = VisionTower(recipe.model.vision)
     total = sum(p.steps for p in phases)
     model = DenseModel(tower)
     if recipe.init:
-        _fill(model, Path(recipe.init) / WEIGHTS)
+        _fill(model, Path(recipe.init))
     model.to(device)
     tower.resize(phases[0].image_size)
     optimizers = build_optimizers(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
@@ -207,19 +213,28 @@ def pretrain(recipe: Recipe) -> Path:
             if step % recipe.save_every == 0 or step == total:
                 state = {"step": step, "scenes": scenes, "model": model.state_dict(),
                          "optimizers": [o.state_dict() for o in optimizers]}  # fmt: skip
-                torch.save(state, checkpoint.with_suffix(".new"))
-                checkpoint.with_suffix(".new").replace(checkpoint)
+                save_state(checkpoint, state)
                 save_file({k: v.contiguous() for k, v in model.state_dict().items()}, output / WEIGHTS)
     return output
 
 
-def _fill(model: DenseModel, file: Path) -> None:
-    """Begin with the weights of an earlier run, whatever picture size it ended with."""
+def _fill(model: DenseModel, folder: Path) -> None:
+    """Begin with an earlier run's weights, or with the tower of a model folder, whatever picture size it had."""
     from safetensors.torch import load_file
 
-    if not file.is_file():
-        raise UserError(f"{file} does not exist.", "init is the output folder of a backbone run.", "Leave init away.")
-    found = load_file(file)
+    if (folder / WEIGHTS).is_file():
+        found = load_file(folder / WEIGHTS)
+    elif (folder / MODEL).is_file():
+        found = {
+            k.replace("vision.", "tower.", 1): v.float()
+            for k, v in load_file(folder / MODEL).items() if k.startswith("vision.")
+        }  # fmt: skip
+        found |= {k: v for k, v in model.state_dict().items() if k.startswith("head.")}
+    else:
+        raise UserError(
+            f"{folder} holds neither {WEIGHTS} nor {MODEL}.",
+            "init is the output folder of a backbone run or a model folder.", "Leave init away to begin from nothing.",
+        )  # fmt: skip
     grid = round((found["tower.trunk.pos_embed"].shape[1] - 1) ** 0.5)
     model.tower.resize(grid * model.tower.config.image_size // model.tower.trunk.patch_embed.grid_size[0])
     model.load_state_dict(found)

@@ -19,7 +19,7 @@ from minigptv2.boxes import Coding, iou, parse
 from minigptv2.config import LanguageConfig, LoraConfig, VisionConfig, from_dict, read_yaml
 from minigptv2.data.scene_talk import Talk, exchanges
 from minigptv2.data.scenes import draw_scene
-from minigptv2.encode import Batch, Encoded, Encoder, Tokenizer, collate
+from minigptv2.encode import Batch, Encoded, Encoder, Tokenizer, collate, pack
 from minigptv2.errors import UserError
 from minigptv2.model.checkpoint import load_folder, save_folder
 from minigptv2.model.grounding_vlm import GroundingVLM
@@ -31,6 +31,7 @@ from minigptv2.train.feature_cache import FeatureCache, build_cache
 from minigptv2.train.optim import build_optimizers, learning_rate, set_learning_rate
 from minigptv2.train.precision import best_dtype, call_in
 from minigptv2.train.recipe import Recipe
+from minigptv2.train.state import choose_device, save_state
 from minigptv2.train.tokenizer import train_tokenizer
 
 VOCABULARY = 1024
@@ -62,7 +63,7 @@ def _smoke(recipe: Recipe) -> Recipe:
     return replace(
         recipe, model=model, phases=phases, data=data, output=recipe.output + "-smoke", cache=recipe.cache + "-smoke",
         init=_smoke_name(recipe.init),
-        steps=2, batch=2, warmup=1, log_every=1, check_every=0, save_every=1, workers=0,
+        steps=2, batch=2, warmup=1, log_every=1, check_every=0, save_every=1, workers=0, compile=False,
     )  # fmt: skip
 
 
@@ -136,7 +137,7 @@ class SceneRows(torch.utils.data.IterableDataset):
         rng = random.Random(f"{self.recipe.seed}/{position}")
         most = max((m for m in data.most if m[0] <= step), key=lambda m: m[0])[1]
         while True:
-            number = rng.randrange(len(self.scenes))
+            number = rng.randrange(checked(len(self.scenes)), len(self.scenes))
             scene = self.scenes[number]
             if not 1 <= len(scene.things) <= most:
                 continue
@@ -154,12 +155,17 @@ class SceneRows(torch.utils.data.IterableDataset):
                 continue  # one conversation too long for the context: another scene takes its place
 
 
+def checked(scenes: int) -> int:
+    """How many of the first cached scenes are kept for the readings during training."""
+    return min(96, scenes // 8)
+
+
 def train_stage(recipe: Recipe) -> Path:
     from tqdm import tqdm
 
     output = Path(recipe.output)
     output.mkdir(parents=True, exist_ok=True)
-    device = torch.device(recipe.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(recipe.device)
     dtype = best_dtype(device)
     model, tokenizer = _begin(recipe)
     _choose_trained(model, recipe)
@@ -175,6 +181,9 @@ def train_stage(recipe: Recipe) -> Path:
         )
     )
     bar = tqdm(total=recipe.steps, initial=step, desc=output.name, smoothing=0.05)
+    if recipe.compile:
+        for layer in model.decoder.model.layers:
+            layer.compile(dynamic=True)
     model.train()
     model.vision.eval()
     with open(output / "log.jsonl", "a") as log:
@@ -199,9 +208,10 @@ def train_stage(recipe: Recipe) -> Path:
                 _log(log, row)
                 bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{rate:.1e}", tokens_s=f"{row['tokens_per_s']:.0f}")
             if recipe.check_every and step % recipe.check_every == 0:
-                checked = _check(model, encoder, cache)
-                _log(log, {"step": step, **checked})
-                bar.write(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in checked.items()))
+                with torch.compiler.set_stance("force_eager"):
+                    readings = _check(model, encoder, cache)
+                _log(log, {"step": step, **readings})
+                bar.write(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in readings.items()))
             if step % recipe.save_every == 0 or step == recipe.steps:
                 _save(output / "checkpoint.pt", step, model, optimizers)
     model.eval()
@@ -215,7 +225,7 @@ def _log(file, row: dict) -> None:
 
 
 def _batch(rows: list[tuple[Encoded, int]], cache: FeatureCache) -> Batch:
-    batch = collate([row for row, _ in rows])
+    batch = pack([row for row, _ in rows])
     batch.features = torch.stack([cache[number] for _, number in rows])
     return batch
 
@@ -235,8 +245,7 @@ def _choose_trained(model: GroundingVLM, recipe: Recipe) -> None:
 def _save(file: Path, step: int, model: GroundingVLM, optimizers) -> None:
     trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     state = {"step": step, "trained": trained, "optimizers": [o.state_dict() for o in optimizers]}
-    torch.save(state, file.with_suffix(".new"))
-    file.with_suffix(".new").replace(file)
+    save_state(file, state)
 
 
 def _resume(file: Path, model: GroundingVLM, optimizers) -> int:
@@ -258,8 +267,8 @@ def _resume(file: Path, model: GroundingVLM, optimizers) -> int:
 
 
 @torch.no_grad()
-def _check(model: GroundingVLM, encoder: Encoder, cache: FeatureCache, pictures: int = 96) -> dict[str, float]:
-    """Accuracy of short answers about the first cached scenes, which are trained on too: a reading, no benchmark."""
+def _check(model: GroundingVLM, encoder: Encoder, cache: FeatureCache) -> dict[str, float]:
+    """Accuracy of short answers about the cached scenes that are not trained on: a reading, no benchmark."""
     from minigptv2.model.generate import generate
 
     tokenizer, coding = encoder.tokenizer, model.config.box_coding
@@ -267,7 +276,7 @@ def _check(model: GroundingVLM, encoder: Encoder, cache: FeatureCache, pictures:
     model.eval()
     for task in ("refer", "identify", "statement"):
         rng, asked, rows, numbers = random.Random(5), [], [], []
-        for number, scene in enumerate(cache.scenes[:pictures]):
+        for number, scene in enumerate(cache.scenes[: checked(len(cache.scenes))]):
             found = exchanges(scene, {task: 1.0}, 1, rng) if scene.things else []
             if found and (task != "refer" or found[0].phrases[0].boxes):
                 question, wanted = render(Sample(number, (scene.side, scene.side), (found[0],)), coding)

@@ -43,6 +43,7 @@ class Recipe:
 
     output: folder of the run; the trained model is output/model. init: the model folder to begin from, or
     the backbone's run for the first stage. cache: folder of the tower's features. trained: what is not frozen.
+    compile: the layers of the language model with torch.compile, which needs a C++ compiler.
     """
 
     output: str
@@ -67,3 +68,4 @@ class Recipe:
     check_every: int = 500
     save_every: int = 250
     device: str = ""
+    compile: bool = False

@@ -1,0 +1,48 @@
+"""Attention over packed rows: every exchange about a picture looks at the picture and at itself, and nothing is
+computed for the pairs that may not see each other.
+
+Shapes: T tokens of a packed row, H heads of width D; a group has N blocks of M tokens, each after a shared part of S.
+"""
+
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from minigptv2.encode import Layout
+
+NAME = "sdpa_packed"  # of the attention that a language model is built with
+
+
+@torch.compiler.disable  # group counts differ from step to step: each would be compiled anew
+def packed_attention(module, query, key, value, attention_mask, scaling=None, layout: Layout | None = None, **kwargs):
+    """What transformers calls in every layer: [1, H, T, D] each -> ([1, T, H, D], None). Without a layout: SDPA."""
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    sizes = [layout.pictures * layout.shared, *(g.mask.shape[2] * len(g.owners) for g in layout.groups)]
+    query, key, value = (t[0].transpose(0, 1).split(sizes) for t in (query, key, value))  # of [size, H, D]
+    heads = tuple(_blocks(t[0], layout.pictures) for t in (query, key, value))  # [P, H, S, D]
+    causal = torch.ones(layout.shared, layout.shared, dtype=torch.bool, device=query[0].device).tril()
+    out = [_attend(*heads, causal, scaling)]
+    for i, group in enumerate(layout.groups, 1):
+        own = [_blocks(t[i], len(group.owners)) for t in (query, key, value)]  # [N, H, M, D]
+        seen = [torch.cat([h.index_select(0, group.owners), o], 2) for h, o in zip(heads[1:], own[1:])]  # .. S + M ..
+        out.append(_attend(own[0], *seen, group.mask, scaling))
+    return torch.cat(out)[None], None
+
+
+def _attend(query, key, value, mask, scaling) -> torch.Tensor:
+    """[N, H, M, D] -> [N * M, H, D]. Plain products: on a CPU the fused kernel's backward is many times slower."""
+    shared = query.shape[1] // key.shape[1]
+    if shared > 1:
+        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    scores = (query * scaling) @ key.transpose(2, 3)
+    weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+    return (weights @ value).transpose(1, 2).flatten(0, 1)
+
+
+def _blocks(tokens: torch.Tensor, count: int) -> torch.Tensor:
+    """[count * M, H, D] -> [count, H, M, D]."""
+    return tokens.unflatten(0, (count, -1)).transpose(1, 2)
+
+
+AttentionInterface.register(NAME, packed_attention)
