@@ -61,7 +61,7 @@ def segments(turns: Sequence[Turn], wrapper: Wrapper) -> list[Segment]:
     last_question = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=0)
     for number, turn in enumerate(turns):
         if turn.role == "assistant" and out and wrapper.joined_history and number < last_question:
-            out[-1] = Segment("text", out[-1].text + "".join(turn.pieces))
+            out[-1] = Segment("text", out[-1].text + "".join(turn.pieces).strip())
             continue
         if turn.role == "assistant":
             out += [Segment("text", piece, supervised=True) for piece in turn.pieces]
