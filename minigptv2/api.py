@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigptv2.boxes import Box, parse
 from minigptv2.errors import UserError
 from minigptv2.images import open_image, squash, to_pixels
-from minigptv2.sample import Answer, Exchange, Sample, Turn
+from minigptv2.sample import Answer, Exchange, Sample, TokenLogprob, Turn
 from minigptv2.tasks import question_of, render
 
 if TYPE_CHECKING:
@@ -29,33 +30,54 @@ class MiniGPTv2:
     A picture is a path, bytes, a PIL image, a numpy array ([H, W, 3] uint8), or None for a question without one.
     """
 
-    def __init__(self, network, tokenizer, device: str | None = None, dtype: torch.dtype | str | None = None):
+    def __init__(
+        self, network, tokenizer, device: str | None = None, dtype: torch.dtype | str | None = None,
+        quantize: str | None = None,
+    ):  # fmt: skip
         from minigptv2.encode import Encoder
+        from minigptv2.model.language import keep_rotary_exact
 
-        self.device = _device(device)
-        self.dtype = _dtype(dtype, self.device)
+        self.device, self.dtype = _place(device, dtype, quantize)
+        self.quantize = quantize
+        if quantize is not None:
+            from minigptv2.model.quantize import quantize_language
+
+            quantize_language(network.decoder, quantize, self.device, self.dtype)
         self.network = network.eval().to(self.device, self.dtype)
+        keep_rotary_exact(self.network.decoder)
         self.tokenizer, self.config = tokenizer, network.config
         context = self.config.language.max_position_embeddings
         self.encoder = Encoder(tokenizer, self.config.prompt, network.image_tokens, context)
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path | None = None, device: str | None = None, dtype: torch.dtype | str | None = None
-    ) -> MiniGPTv2:
+        cls, folder: str | Path | None = None, device: str | None = None, dtype: torch.dtype | str | None = None,
+        quantize: str | None = None,
+    ) -> MiniGPTv2:  # fmt: skip
         """Open a model folder, or the bundled small model where none is named.
 
         device: "cpu", "cuda", ...; default: a GPU where there is one. dtype: "float32", "bfloat16", "float16"; default:
-        float32 on a CPU, bfloat16 on a GPU. Raises UserError where the folder is no whole, fitting model.
+        float32 on a CPU, bfloat16 on a GPU. quantize: "8bit" or "4bit" (a GPU, with bitsandbytes) or "int8" (a CPU)
+        keep the language model's layers so; see `model/quantize.py`. Raises UserError where the folder is no whole,
+        fitting model, and where this machine cannot quantise so.
         """
         from minigptv2.model.checkpoint import load_folder
 
-        return cls(*load_folder(BUNDLED if folder is None else Path(folder)), device, dtype)
+        device, dtype = _place(device, dtype, quantize)  # before the weights are read
+        return cls(*load_folder(BUNDLED if folder is None else Path(folder)), device, dtype, quantize)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write safetensors (16 bits), config.json, the tokenizer and the adapter: what `from_pretrained` opens."""
+        """Write safetensors (16 bits), config.json, the tokenizer and the adapter: what `from_pretrained` opens.
+
+        Raises UserError for a quantised model, whose 16-bit weights are gone.
+        """
         from minigptv2.model.checkpoint import save_folder
 
+        if self.quantize is not None:
+            raise UserError(
+                f"This model is quantised ({self.quantize}).", "A folder holds weights of 16 bits.",
+                "Copy the folder that it was opened from, and give quantize again when you open the copy.",
+            )  # fmt: skip
         save_folder(self.network, self.tokenizer, Path(folder))
 
     def chat(self, image: Any, instruction: str, max_new_tokens: int = MAX_NEW_TOKENS) -> Answer:
@@ -89,6 +111,38 @@ class MiniGPTv2:
         """A conversation with memory about one picture, which is opened and encoded once."""
         return Chat(self, image)
 
+    def logprobs(self, image: Any, instruction: str, answer: str) -> list[TokenLogprob]:
+        """How likely the model finds this answer: each token's log-probability, and that of the end after it.
+
+        Nothing is generated: every token is judged with the right ones before it. Their sum ranks candidates.
+        Raises UserError for an empty answer, a bad picture or instruction, and for what does not fit the context.
+        """
+        return self.logprobs_batch([(image, instruction, answer)])[0]
+
+    def logprobs_batch(self, asked: Sequence[tuple[Any, str, str]]) -> list[list[TokenLogprob]]:
+        """As `logprobs` for many (image, instruction, answer) at once: no result depends on the others."""
+        import torch
+
+        from minigptv2.encode import IGNORED, collate
+
+        if not asked:
+            return []
+        upright = self._open_all([image for image, _, _ in asked])
+        exchanges = [replace(_question(instruction), answer=_given_answer(answer)) for _, instruction, answer in asked]
+        rows = [self.encoder.encode(self._turns([e], i)) for e, i in zip(exchanges, upright)]
+        visual = self._visual([image for row in rows for image in row.images])
+        with torch.inference_mode():
+            losses = iter(self.network.token_losses(collate(rows).to(self.device), visual).tolist())
+        tokens = [[i for i in row.labels if i != IGNORED] for row in rows]
+        return [[TokenLogprob(self.tokenizer.words(i), i, -next(losses)) for i in ids] for ids in tokens]
+
+    def encode_image(self, image: Any) -> torch.Tensor:
+        """[V, D] float32 on the CPU: a picture as the language model gets it, V visual tokens of its width D.
+
+        V is 256 at the published sizes and 64 in the bundled model. Raises UserError for a bad picture.
+        """
+        return self._visual([open_image(image)])[0].float().cpu()
+
     # ---- one question on its way through the model ----
 
     def _open_all(self, images: Sequence[Any]) -> list[Image.Image | None]:
@@ -104,9 +158,11 @@ class MiniGPTv2:
     def _encode(self, exchanges: Sequence[Exchange], image: Image.Image | None, room: int) -> Encoded:
         if not isinstance(room, int) or room < 1:
             raise UserError(f"max_new_tokens is {room!r}.", "It must be a whole number, 1 or more.", "Leave it away.")
+        return self.encoder.encode(self._turns(exchanges, image), room)
+
+    def _turns(self, exchanges: Sequence[Exchange], image: Image.Image | None) -> list[Turn]:
         size = image.size if image is not None else (0, 0)
-        turns: list[Turn] = render(Sample(image, size, tuple(exchanges)), self.config.box_coding)
-        return self.encoder.encode(turns, room)
+        return render(Sample(image, size, tuple(exchanges)), self.config.box_coding)
 
     def _visual(self, images: Sequence[Image.Image]) -> torch.Tensor | None:
         """[P, V, D] visual tokens of upright pictures, each encoded once."""
@@ -197,19 +253,41 @@ class Stream:
 
 
 def _question(instruction: Any) -> Exchange:
-    if not isinstance(instruction, str):
-        raise UserError(f"The instruction is {instruction!r}.", "It must be text.", 'Try "[refer] red balloon".')
+    return question_of(_text(instruction, "instruction", 'Try "[refer] red balloon".'))
+
+
+def _given_answer(answer: Any) -> str:
+    advice = 'Give the words to judge, such as "red".'
+    if not _text(answer, "answer", advice).strip():
+        raise UserError("The answer is empty.", "It is the text whose probability is asked for.", advice)
+    return answer
+
+
+def _text(given: Any, name: str, advice: str) -> str:
+    if not isinstance(given, str):
+        raise UserError(f"The {name} is {given!r}.", "It must be text.", advice)
     try:
-        instruction.encode()
+        given.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"The instruction holds {instruction[error.start]!r} at place {error.start}, which is no character.",
+            f"The {name} holds {given[error.start]!r} at place {error.start}, which is no character.",
             "It must be text in UTF-8.", "Type it again, or remove it.",
         ) from None  # fmt: skip
-    return question_of(instruction)
+    return given
 
 
-def _device(name: str | None) -> torch.device:
+def _place(device, dtype, quantize: str | None) -> tuple[torch.device, torch.dtype]:
+    """Where and in which numbers to compute; UserError where this machine cannot, or cannot quantise so."""
+    device = _device(device)
+    dtype = _dtype(dtype, device)
+    if quantize is not None:
+        from minigptv2.model.quantize import check_quantization
+
+        check_quantization(quantize, device, dtype)
+    return device, dtype
+
+
+def _device(name: str | torch.device | None) -> torch.device:
     import torch
 
     try:

@@ -160,6 +160,8 @@ def _chat_arguments(parser: Parser) -> None:
     parser.add_argument("--model", metavar="FOLDER", help="a saved model (default: the small one that comes along)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU)")
+    parser.add_argument("--quantize", metavar="HOW",
+                        help="language model in few bits: int8 on a CPU, 8bit or 4bit on a GPU")  # fmt: skip
     parser.add_argument("--max-new-tokens", type=number, metavar="N", help="longest answer")
     parser.add_argument("--batch-size", type=number, default=4, metavar="N",
                         help="pictures answered at once; more needs more memory (default: %(default)s)")  # fmt: skip
@@ -170,7 +172,7 @@ def _chat(args: argparse.Namespace) -> int:
     from minigptv2.api import MAX_NEW_TOKENS, MiniGPTv2
 
     def load() -> MiniGPTv2:
-        return MiniGPTv2.from_pretrained(args.model, args.device, args.dtype)
+        return MiniGPTv2.from_pretrained(args.model, args.device, args.dtype, args.quantize)
 
     longest = args.max_new_tokens or MAX_NEW_TOKENS
     pictures, instruction = terminal.pictures_and_instruction(args.words, args.instruction)

@@ -66,7 +66,8 @@ class LoraConfig:
 @dataclass
 class ModelConfig:
     """merge: visual tokens that become one. prompt: a key of `conversation.WRAPPERS`. box_coding: how box numbers are
-    rounded and decoded, one of `boxes.CODINGS`. knows: one line that tells a user what the weights know."""
+    rounded and decoded, one of `boxes.CODINGS`; "center" for the published weights. knows: one line that tells a user
+    what the weights know."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)

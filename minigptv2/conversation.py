@@ -1,12 +1,19 @@
 """Turns -> segments: what each family of language models puts around a user's and an assistant's words.
 
 Source: LLaMA-2-chat's `[INST]` format as MiniGPT-v2 uses it; the picture stands between `<Img>` and `</Img>`.
+
+Each segment of text is tokenized by itself and so begins with SentencePiece's space. The published system asked its
+weights (`published`) otherwise than it trained them (`training`), here about a picture, with `|` between segments:
+
+    llama2     <s>|[INST] <Img>|picture|</Img> one [/INST]|answer|</s>|<s>|[INST] two [/INST]|
+    training   <s>|[INST] <Img>|picture|</Img> one  [/INST]|answer|</s>|<s>|[INST] two  [/INST]|
+    published  <s>|<s>|[INST] <Img>|picture|</Img> one [/INST]answer|<s>|[INST] two [/INST]|
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from minigptv2.sample import Picture, Turn
@@ -14,17 +21,28 @@ from minigptv2.sample import Picture, Turn
 
 @dataclass(frozen=True)
 class Wrapper:
-    """The text around a user's turn and around each picture. Each turn of the user begins with BOS, each answer ends
-    with EOS."""
+    """The text around a user's turn and around each picture.
+
+    first_bos: how many BOS the conversation begins with; each later turn of the user begins with one. joined_history:
+    an answer that another question follows is one segment with the question before it, without EOS, and no loss is
+    taken over it; else every answer is a segment of its own and ends with EOS, as the last one always does.
+    """
 
     user_open: str
     user_close: str
     image_open: str
     image_close: str
+    first_bos: int = 1
+    joined_history: bool = False
 
 
-Prompt = Literal["llama2"]
-WRAPPERS: dict[Prompt, Wrapper] = {"llama2": Wrapper("[INST] ", " [/INST]", "<Img>", "</Img> ")}
+Prompt = Literal["llama2", "training", "published"]
+_LLAMA2 = Wrapper("[INST] ", " [/INST]", "<Img>", "</Img> ")
+WRAPPERS: dict[Prompt, Wrapper] = {
+    "llama2": _LLAMA2,
+    "training": replace(_LLAMA2, user_close="  [/INST]"),  # what the published weights were trained on
+    "published": replace(_LLAMA2, first_bos=2, joined_history=True),  # what their published numbers were asked with
+}
 
 
 @dataclass(frozen=True)
@@ -40,12 +58,16 @@ class Segment:
 def segments(turns: Sequence[Turn], wrapper: Wrapper) -> list[Segment]:
     """The segments of a conversation, in order. A user's words never change its structure: they are text only."""
     out: list[Segment] = []
-    for turn in turns:
+    last_question = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=0)
+    for number, turn in enumerate(turns):
+        if turn.role == "assistant" and out and wrapper.joined_history and number < last_question:
+            out[-1] = Segment("text", out[-1].text + "".join(turn.pieces).strip())
+            continue
         if turn.role == "assistant":
             out += [Segment("text", piece, supervised=True) for piece in turn.pieces]
             out.append(Segment("eos", supervised=True))
             continue
-        out.append(Segment("bos"))
+        out += [Segment("bos")] * (1 if out else wrapper.first_bos)
         text = wrapper.user_open
         for piece in turn.pieces:
             if isinstance(piece, Picture):

@@ -52,6 +52,10 @@ class Tokenizer:
     def piece(self, index: int) -> str:
         return self._pieces.id_to_piece(index)
 
+    def words(self, index: int) -> str:
+        """The text of one token, with a space where it begins a word; the name of a control token or of a byte."""
+        return self.piece(index).replace("▁", " ")
+
 
 @dataclass
 class Encoded:
@@ -103,9 +107,11 @@ class Encoder:
                 return row
             shorter = _without_oldest(kept)
             if shorter is None:
+                to_come = f", and {room} for the answer" if room else ""
                 raise UserError(
-                    f"The instruction is too long: {len(row)} tokens with its picture, and {room} for the answer.",
-                    f"The model's context is {self.context} tokens.", "Shorten it, or lower max_new_tokens.",
+                    f"The instruction is too long: {len(row)} tokens with its picture{to_come}.",
+                    f"The model's context is {self.context} tokens.",
+                    "Shorten it, or lower max_new_tokens." if room else "Shorten it, or the answer that was given.",
                 )  # fmt: skip
             kept = shorter
 
@@ -131,7 +137,7 @@ class Encoder:
         head = segments(turns[:1], self.wrapper)
         for segment in head[:-1]:
             self._append(row, segment, SHARED)
-        opening = self.wrapper.image_close if len(head) > 2 else self.wrapper.user_open
+        opening = self.wrapper.image_close if row.images else self.wrapper.user_open
         for turn in turns:
             if turn.role == "user":
                 block += 1

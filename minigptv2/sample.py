@@ -64,6 +64,16 @@ class Turn:
     pieces: tuple[str | Picture, ...]
 
 
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One token of a given answer. text: with a space where it begins a word; the closing token's is `</s>`.
+    logprob: the natural logarithm of its probability, 0 or less, given all that stands before it."""
+
+    text: str
+    id: int
+    logprob: float
+
+
 @dataclass
 class Answer:
     """What the model said about one picture.

@@ -48,7 +48,18 @@ TASKS: dict[str, Task] = {
 }  # fmt: skip
 
 ABSENT = "There is no {} in the picture."
-STATEMENT = "Based on the image, is this statement true or false? {}"  # of VSR, as the published evaluation words it
+STATEMENT = "Based on the image, is this statement true or false? {}"
+# the instructions of the published evaluation, their spelling included, since the published weights answer to them
+EVALUATION: dict[str, str] = {
+    "refcoco": "[refer] give me the location of {}",
+    "okvqa": "[vqa] Based on the image, respond to this question with a short answer: {}",
+    "gqa": "[vqa] Based on the image, respond to this question with a short answer: {}",
+    "iconqa": "[vqa] Based on the image, respond to this question with a short answer: {}",
+    "vizwiz": "[vqa] The question is '{}' Based on the image, answer the question with a single word or phrase. and "
+              "reply 'unanswerable' when the provided information is insufficient",
+    "vsr": f"[vqa] {STATEMENT}",
+    "hateful_memes": "This is an image writting '{}'. Is this image hateful? Answer yes or no. Answer:",
+}  # fmt: skip
 _TAG = re.compile(r"\s*\[\s*([A-Za-z]+)\s*\]\s*")
 
 

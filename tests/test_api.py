@@ -1,6 +1,7 @@
 """MiniGPTv2 from Python: every kind of picture, batches, conversations, streams, what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,9 +9,12 @@ import torch
 from PIL import Image
 
 from minigptv2 import MiniGPTv2, UserError
-from minigptv2.encode import IMAGE_ID
+from minigptv2.encode import IMAGE_ID, attention_mask
+from minigptv2.images import open_image
 from minigptv2.model import generate
 from minigptv2.model.generate import Generated
+from minigptv2.model.grounding_vlm import attention_bias
+from minigptv2.tasks import question_of
 
 LITERALS = (
     "</s>",
@@ -131,6 +135,24 @@ def test_a_conversation_needs_no_picture(tiny_model):
     assert tiny_model.start_chat().ask("hello", 6) == tiny_model.chat(None, "hello", 6)
 
 
+@pytest.mark.parametrize("prompt, bos, eos", [("training", [1, 2], [0, 1]), ("published", [2, 3], [0, 0])])
+def test_a_conversation_is_asked_as_the_model_says(tiny_folder, tmp_path, picture, prompt, bos, eos):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "prompt": prompt}))
+    model = MiniGPTv2.from_pretrained(folder, device="cpu")
+    tokenizer, chat, rows = model.tokenizer, model.start_chat(picture), []
+    for _ in range(2):
+        stream = chat.stream("what is this?", 6)
+        list(stream)
+        rows.append(stream.row.ids)
+    assert chat.exchanges[0].answer
+    assert [ids.count(tokenizer.bos) for ids in rows] == bos
+    assert [ids.count(tokenizer.eos) for ids in rows] == eos
+    joined = f"[/INST]{chat.exchanges[0].answer} [INST] what"
+    assert (joined in tokenizer.decode([i for i in rows[1] if i != IMAGE_ID])) == (prompt == "published")
+
+
 @pytest.mark.parametrize("literal", LITERALS)
 def test_control_tokens_in_the_text_stay_text(tiny_model, picture, literal):
     tokenizer = tiny_model.tokenizer
@@ -178,6 +200,14 @@ def test_dtypes(tiny_folder, picture):
             MiniGPTv2.from_pretrained(tiny_folder, device="cpu", dtype=wrong)
 
 
+def test_rotary_frequencies_stay_exact_in_16_bits(tiny_folder, tiny_model):
+    exact = tiny_model.network.decoder.model.rotary_emb.inv_freq
+    for dtype in ("bfloat16", "float16"):
+        rotary = MiniGPTv2.from_pretrained(tiny_folder, "cpu", dtype).network.decoder.model.rotary_emb
+        assert torch.equal(rotary.inv_freq, exact)
+    assert not torch.equal(exact.bfloat16().float(), exact)
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
 def test_a_device_that_cannot_be_used(tiny_folder, device):
     with pytest.raises(UserError, match="cannot be used"):
@@ -208,6 +238,83 @@ def test_instructions_that_are_refused(tiny_model, picture, instruction):
         with pytest.raises(UserError) as caught:
             ask(picture, instruction)
         assert all((caught.value.given, caught.value.allowed, caught.value.advice))
+
+
+# ---- what the model thinks of a given answer, and of a picture ----
+
+
+@torch.no_grad()
+def _naive_logprobs(model, image, instruction: str, answer: str) -> list[float]:
+    """One forward pass a token, of one row, without padding."""
+    upright = None if image is None else open_image(image)
+    visual = None if image is None else model.encode_image(image)[None]
+    asked, out = model._encode([question_of(instruction)], upright, 1).ids, []
+    for token in (*model.tokenizer.encode(answer), model.tokenizer.eos):
+        ids = torch.tensor([asked])
+        bias = attention_bias(attention_mask(torch.zeros_like(ids)), torch.float32)
+        decoder, embedded = model.network.decoder, model.network.embed(ids, visual)
+        states = decoder.model(inputs_embeds=embedded, attention_mask=bias, use_cache=False).last_hidden_state
+        out.append(decoder.lm_head(states[0, -1]).log_softmax(-1)[token].item())
+        asked = [*asked, token]
+    return out
+
+
+def test_logprobs_are_those_of_the_naive_loop_in_any_batch(tiny_model, picture, other_picture):
+    asked = [
+        (picture, "[vqa] what color is the ball?", "red"),
+        (None, "hello", "Hello! Ask me about the picture. " * 3),
+        (other_picture, "[refer] red balloon", "{<10><20><30><40>}"),
+        (picture, "[vqa] " + "what color is the ball? " * 6, "é"),
+    ]
+    together = tiny_model.logprobs_batch(asked)
+    for row, question in zip(together, asked):
+        assert [t.logprob for t in row] == pytest.approx(_naive_logprobs(tiny_model, *question), abs=1e-4)
+        alone = tiny_model.logprobs(*question)
+        assert [(t.id, t.text) for t in alone] == [(t.id, t.text) for t in row]
+        assert [t.logprob for t in alone] == pytest.approx([t.logprob for t in row], abs=1e-4)
+        assert row[-1].id == tiny_model.tokenizer.eos and row[-1].text == "</s>"
+        assert tiny_model.tokenizer.decode([t.id for t in row]) == question[2]
+        assert all(t.logprob <= 0 for t in row)
+    assert "".join(t.text for t in together[0]) == " red</s>"
+    assert tiny_model.logprobs_batch([]) == []
+
+
+def test_the_likelier_answer_is_the_one_that_is_given(tiny_model, picture, monkeypatch):
+    """Greedy decoding takes the likeliest token each time: its first token beats that of any other answer."""
+    seen, real = [], generate.generate
+    monkeypatch.setattr(generate, "generate", lambda *a: seen.extend(rows := real(*a)) or rows)
+    tiny_model.chat(picture, "what is this?", 1)
+    (first,), (chance,) = seen[0].ids, seen[0].probabilities
+    for answer in ("red", "A red ball.", "7"):
+        judged = tiny_model.logprobs(picture, "what is this?", answer)[0]
+        assert judged.logprob <= np.log(chance) + 1e-4
+        assert (judged.id == first) == (judged.logprob == pytest.approx(np.log(chance), abs=1e-4))
+
+
+@pytest.mark.parametrize("answer, said", [("", "empty"), (" \n", "empty"), (None, "is None"), (5, "is 5"),
+                                          ("a\udcff", "no character"), ("word " * 600, "too long")])  # fmt: skip
+def test_answers_that_cannot_be_judged(tiny_model, picture, answer, said):
+    with pytest.raises(UserError, match=said) as caught:
+        tiny_model.logprobs(picture, "what is this?", answer)
+    assert all((caught.value.given, caught.value.allowed, caught.value.advice))
+
+
+def test_what_is_asked_about_a_given_answer_must_be_right_too(tiny_model, picture):
+    for image, instruction in (("nowhere.png", "hi"), (b"no picture", "hi"), (picture, ""), (picture, "[foo] x")):
+        with pytest.raises(UserError):
+            tiny_model.logprobs(image, instruction, "red")
+
+
+def test_a_picture_is_encoded_as_the_model_sees_it(tiny_model, tiny_folder, picture):
+    visual = tiny_model.encode_image(picture)
+    assert visual.shape == (64, 32) and visual.dtype == torch.float32 and not visual.is_inference()
+    assert torch.equal(visual, tiny_model.encode_image(np.asarray(Image.open(picture))))
+    assert torch.equal(visual, tiny_model.start_chat(picture).visual[0])
+    rough = MiniGPTv2.from_pretrained(tiny_folder, "cpu", "bfloat16").encode_image(picture)
+    assert rough.dtype == torch.float32 and torch.nn.functional.cosine_similarity(rough, visual).min() > 0.98
+    for wrong in (None, "nowhere.png", b"no picture", torch.zeros(3, 4, 4)):
+        with pytest.raises(UserError):
+            tiny_model.encode_image(wrong)
 
 
 def _count_pictures(model, monkeypatch) -> list[int]:

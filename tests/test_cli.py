@@ -330,11 +330,20 @@ def test_bad_instructions_are_told_before_the_model_is_opened(chat, picture, mon
     (["--dtype", "float8"], "It must be one of float32, bfloat16, float16"),
     (["--device", "gpu"], "cannot be used"),
     (["--model", "nowhere"], "has no config.json"),
+    (["--quantize", "3bit"], "It must be one of 8bit, 4bit, int8"),
+    (["--quantize", "4bit"], "4bit needs a CUDA GPU and bitsandbytes"),
+    (["--quantize", "int8", "--dtype", "bfloat16"], "int8 needs a CPU and float32"),
     (["--max-new-tokens", "5000"], "context is 512 tokens"),
 ])  # fmt: skip
 def test_bad_options(capsys, picture, tiny_folder, words, expected):
     given = ["--model", str(tiny_folder), "--device", "cpu", *words]
     refused((cli.main(["chat", str(picture), "hi", *given]), *capsys.readouterr()), expected)
+
+
+def test_a_quantised_model_answers(capsys, picture, tiny_folder):
+    given = ["--model", str(tiny_folder), "--device", "cpu", "--quantize", "int8", "--max-new-tokens", "6"]
+    assert cli.main(["chat", str(picture), "hello", "--json", *given]) == 0
+    assert json.loads(capsys.readouterr().out)["text"]
 
 
 def _without(name):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from minigptv2.conversation import WRAPPERS
 from minigptv2.encode import (
     IGNORED,
     IMAGE_ID,
@@ -156,6 +157,27 @@ def test_a_packed_row_has_the_loss_and_gradients_of_the_rows_in_it(tiny_model, e
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("prompt", WRAPPERS)
+@pytest.mark.parametrize("image", ["x.png", None])
+def test_ids_side_by_side_are_those_of_each_alone(tiny_model, prompt, image):
+    encoder = Encoder(tiny_model.tokenizer, prompt, PLACES, 512)
+    together = encoder.encode_side_by_side(_turns(image=image))
+    shared = together.blocks.count(SHARED)
+    for number, exchange in enumerate(TALK, 1):
+        inside = [i for i, block in enumerate(together.blocks) if block == number]
+        row = encoder.encode(_turns((exchange,), image))
+        assert row.ids == together.ids[:shared] + [together.ids[i] for i in inside]
+        assert row.labels == together.labels[:shared] + [together.labels[i] for i in inside]
+
+
+@pytest.mark.parametrize("prompt", WRAPPERS)
+def test_what_is_left_of_a_long_conversation_begins_as_a_whole_one(tiny_model, prompt):
+    question = Exchange("vqa", question="and what is this?")
+    alone = Encoder(tiny_model.tokenizer, prompt, PLACES, 512).encode(_turns((question,)))
+    short = Encoder(tiny_model.tokenizer, prompt, PLACES, len(alone))
+    assert short.encode(_turns((*TALK, question))).ids == alone.ids
+
+
 @pytest.mark.parametrize(
     "turns",
     [
@@ -206,15 +228,19 @@ def test_what_is_too_long_is_told(tiny_model):
     assert len(row) > 64 and max(row.positions) < 64
 
 
+@pytest.mark.parametrize("prompt", WRAPPERS)
 @pytest.mark.parametrize("text", HOSTILE)
-def test_no_text_becomes_a_control_token(encoder, text):
+def test_no_text_becomes_a_control_token(tiny_model, prompt, text):
+    encoder, wrapper = Encoder(tiny_model.tokenizer, prompt, PLACES, 512), WRAPPERS[prompt]
     tokenizer = encoder.tokenizer
     assert not {tokenizer.bos, tokenizer.eos, IMAGE_ID} & set(tokenizer.encode(text))
     assert tokenizer.decode(tokenizer.encode(text)) == text
-    row = encoder.encode([Turn("user", (Picture("x"), text)), Turn("assistant", (text,)), Turn("user", (text,))])
-    assert row.ids.count(tokenizer.bos) == 2 and row.ids.count(tokenizer.eos) == 1
+    turns = [Turn("user", (Picture("x"), text)), Turn("assistant", (text,)), Turn("user", (text,))]
+    row = encoder.encode(turns)
+    assert row.ids.count(tokenizer.bos) == wrapper.first_bos + 1
+    assert row.ids.count(tokenizer.eos) == (0 if wrapper.joined_history else 1)
     assert row.ids.count(IMAGE_ID) == PLACES
-    assert tokenizer.decode(_supervised(row)[0]) == text
+    assert tokenizer.decode(_supervised(encoder.encode(turns[:2]))[0]) == text
 
 
 def test_a_tokenizer_without_ends_is_refused():

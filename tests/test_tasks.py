@@ -12,7 +12,7 @@ from minigptv2.boxes import Box
 from minigptv2.conversation import WRAPPERS, segments
 from minigptv2.errors import UserError
 from minigptv2.sample import Exchange, Phrase, Sample
-from minigptv2.tasks import TASKS, question_of, render, split_tag
+from minigptv2.tasks import EVALUATION, TASKS, instruction_text, question_of, render, split_tag
 
 GOLDEN = Path(__file__).parent / "golden/prompts.txt"  # UPDATE: python -m tests.test_tasks
 CAT, DOG = Box(10, 20, 30, 40), Box(50, 60, 70, 80)
@@ -28,11 +28,11 @@ EXAMPLES = {
 }
 
 
-def _shown(sample: Sample, rng: random.Random | None = None) -> str:
+def _shown(sample: Sample, prompt: str = "llama2") -> str:
     """The text around the picture; what the loss is taken over stands between guillemets."""
     marks = {"bos": "<BOS>", "eos": "<EOS>", "image": "<PICTURE>"}
     out = ""
-    for s in segments(render(sample, rng=rng), WRAPPERS["llama2"]):
+    for s in segments(render(sample), WRAPPERS[prompt]):
         text = marks.get(s.kind, f"|{s.text}|")
         out += f"«{text}»" if s.supervised else text
     return out
@@ -41,8 +41,10 @@ def _shown(sample: Sample, rng: random.Random | None = None) -> str:
 def _snapshot() -> str:
     lines = [f"{name}\n  {_shown(Sample('x.png', (100, 100), (e,)))}" for name, e in EXAMPLES.items()]
     turns = EXAMPLES["chat"], Exchange("vqa", question="and the cat?", verbatim=True)
-    lines.append(f"two turns, the last unanswered\n  {_shown(Sample('x.png', (100, 100), turns))}")
-    lines.append(f"no picture\n  {_shown(Sample(None, (0, 0), turns[1:]))}")
+    both = Sample("x.png", (100, 100), turns)
+    for prompt in WRAPPERS:
+        lines.append(f"{prompt}, two turns, the last unanswered\n  {_shown(both, prompt)}")
+        lines.append(f"{prompt}, no picture\n  {_shown(Sample(None, (0, 0), turns[1:]), prompt)}")
     lines += [f"wordings of {name}: " + " | ".join(t.wordings) for name, t in TASKS.items()]
     return "\n".join(lines) + "\n"
 
@@ -64,6 +66,29 @@ def test_every_wording_is_used_and_holds_what_is_asked():
 def test_an_answer_with_too_few_places_for_its_phrases_is_no_sample():
     with pytest.raises(ValueError):
         render(Sample(None, (9, 9), (Exchange("grounding", (Phrase("a"),), answer="{} and {}"),)))
+
+
+ASKED = "Based on the image, respond to this question with a short answer: who?"
+
+
+@pytest.mark.parametrize(
+    "benchmark, expected",
+    [
+        ("refcoco", "[refer] give me the location of who?"),
+        ("okvqa", "[vqa] " + ASKED),
+        ("gqa", "[vqa] " + ASKED),
+        ("iconqa", "[vqa] " + ASKED),
+        ("vizwiz", "[vqa] The question is 'who?' Based on the image, answer the question with a single word or phrase. "
+         "and reply 'unanswerable' when the provided information is insufficient"),
+        ("vsr", "[vqa] Based on the image, is this statement true or false? who?"),
+        ("hateful_memes", "This is an image writting 'who?'. Is this image hateful? Answer yes or no. Answer:"),
+    ],
+)  # fmt: skip
+def test_the_published_evaluation_asks_word_for_word(benchmark, expected):
+    """As it reaches the model: nothing is stripped, corrected or put before it."""
+    asked = question_of(EVALUATION[benchmark].format("who?"))
+    assert instruction_text(asked, (1, 1), "center", None) == expected
+    assert len(EVALUATION) == 7
 
 
 @pytest.mark.parametrize(

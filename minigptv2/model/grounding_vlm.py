@@ -62,6 +62,14 @@ class GroundingVLM(nn.Module):
         visual = None
         if batch.pixels is not None or batch.features is not None:
             visual = self.encode_images(batch.pixels, batch.features)
+        losses = self.token_losses(batch, visual)
+        return losses.sum() / max(1, len(losses))  # 0, and no gradient, where nothing is supervised
+
+    def token_losses(self, batch: Batch, visual: torch.Tensor | None) -> torch.Tensor:
+        """[supervised]: -log of the probability of every supervised token, row after row, given all before it.
+
+        visual: [P, V, D] of all pictures of the batch, in order.
+        """
         embedded = self.embed(batch.ids, visual)
         seen = {"layout": batch.layout}
         if batch.layout is None:
@@ -71,8 +79,7 @@ class GroundingVLM(nn.Module):
         ).last_hidden_state  # [B, L, D]
         wanted = batch.labels[:, 1:] != IGNORED
         logits = self.decoder.lm_head(states[:, :-1][wanted])  # [supervised, vocabulary]
-        total = F.cross_entropy(logits.float(), batch.labels[:, 1:][wanted], reduction="sum")
-        return total / max(1, len(logits))  # 0, and no gradient, where nothing is supervised
+        return F.cross_entropy(logits.float(), batch.labels[:, 1:][wanted], reduction="none")
 
 
 def attention_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

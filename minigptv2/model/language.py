@@ -34,3 +34,13 @@ def add_lora(language: nn.Module, config: LoraConfig) -> nn.Module:
     with warnings.catch_warnings():  # peft asks transformers by a name that is on its way out: not the user's business
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         return peft.get_peft_model(language, wanted)
+
+
+def keep_rotary_exact(decoder: nn.Module) -> None:
+    """Give a causal LM that was cast to 16 bits its rotary frequencies in float32 again.
+
+    Rounded to bfloat16 they turn heads as wide as LLaMA-2's by up to 1.2 radians too little or much at position 1000.
+    """
+    rotary = decoder.model.rotary_emb
+    exact, _ = rotary.compute_default_rope_parameters(rotary.config)
+    rotary.inv_freq = exact.to(rotary.inv_freq.device)

@@ -17,6 +17,7 @@ import torch
 
 from minigptv2.boxes import Coding, iou, parse
 from minigptv2.config import LanguageConfig, LoraConfig, VisionConfig, from_dict, read_yaml
+from minigptv2.conversation import WRAPPERS, segments
 from minigptv2.data.scene_talk import Talk, exchanges
 from minigptv2.data.scenes import draw_scene
 from minigptv2.encode import Batch, Encoded, Encoder, Tokenizer, collate, pack
@@ -103,8 +104,6 @@ def _begin(recipe: Recipe) -> tuple[GroundingVLM, Tokenizer]:
 
 def scene_texts(recipe: Recipe):
     """What is said about scenes, wrapped as the model reads it: the tokenizer's training text."""
-    from minigptv2.conversation import WRAPPERS, segments
-
     for number in range(TEXT_SCENES):
         scene, rng = draw_scene((recipe.data.seed, number), 112), random.Random(number)
         if scene.things:
@@ -168,6 +167,12 @@ def train_stage(recipe: Recipe) -> Path:
     device = choose_device(recipe.device)
     dtype = best_dtype(device)
     model, tokenizer = _begin(recipe)
+    if WRAPPERS[model.config.prompt].joined_history and recipe.data.dialogues:
+        raise UserError(
+            f"The model's prompt is {model.config.prompt!r}, and data.dialogues is {recipe.data.dialogues}.",
+            "In that prompt an answer of the history is part of the next question: it would not be learned.",
+            'Set "prompt" to "training" in the config.json of its folder, or give data.dialogues=0.',
+        )  # fmt: skip
     _choose_trained(model, recipe)
     model.to(device)
     cache = build_cache(model.vision, Path(recipe.cache), recipe.data.seed, recipe.data.scenes, str(device))

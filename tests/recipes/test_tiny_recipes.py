@@ -1,6 +1,7 @@
 """The bundled model's recipes through the real command line, on a model of a few thousand weights."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,13 @@ def test_a_stage_without_the_one_before_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", str(CONFIGS / "stage2.yaml")]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 3
+
+
+def test_a_prompt_that_would_not_teach_the_history_is_refused(tmp_path, tiny_folder, monkeypatch, capsys):
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "prompt": "published"}))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", str(CONFIGS / "stage2.yaml"), f"init={model}", "data.dialogues=0.5"]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 3 and "'published'" in told[0] and '"training"' in told[2]
