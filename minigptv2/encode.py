@@ -6,6 +6,7 @@ so there is no offset to compute and nothing is tokenized twice.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 IMAGE_ID = -1  # at every place that a visual token will take; no tokenizer gives it, so no text can
 SHARED = 0  # the block that every other block of its row may look at
 IGNORED = -100  # the label of what has no loss
+LENGTHS = [*range(16, 128, 16), *range(128, 512, 64), *range(512, 1 << 20, 512)]  # that packed blocks are padded to
 
 
 class Tokenizer:
@@ -252,7 +254,7 @@ def pack(rows: Sequence[Encoded]) -> Batch:
     groups: dict[int, list[tuple[int, Encoded]]] = {}
     for owner, (_, blocks) in enumerate(split):
         for block in blocks:
-            groups.setdefault(next(n for n in LENGTHS if n >= len(block)), []).append((owner, block))
+            groups.setdefault(LENGTHS[bisect_left(LENGTHS, len(block))], []).append((owner, block))
     heads = torch.tensor([len(head) for head, _ in split])
     parts = [collate([head for head, _ in split])]
     layout = Layout(len(rows), shared, [])
@@ -265,9 +267,6 @@ def pack(rows: Sequence[Encoded]) -> Batch:
         parts.append(collate([block for _, block in blocks], length=length))
     names = ("ids", "labels", "positions", "blocks")
     return Batch(*(torch.cat([getattr(p, n).flatten() for p in parts])[None] for n in names), layout=layout)
-
-
-LENGTHS = [*range(16, 128, 16), *range(128, 512, 64), *range(512, 1 << 20, 512)]  # that blocks are padded to
 
 
 def _split(row: Encoded) -> tuple[Encoded, list[Encoded]]:
