@@ -25,14 +25,16 @@ class Exchange:
 
     task: a key of `tasks.TASKS`. phrases: what is asked for, or what the grounded caption names, in order.
     question: of [vqa] and free conversation; else empty, or the user's own wording. answer: the words of it, where
-    they do not follow from the phrases; in a grounded caption each `{}` is the place of the next phrase. verbatim:
-    question and answer are used as they are: a user's words, and what the model said to them.
+    they do not follow from the phrases; in a grounded caption each `{}` is the place of the next phrase. references:
+    what several people answered, the most common first, where there is no one `answer`. verbatim: question and answer
+    are used as they are: a user's words, and what the model said to them.
     """
 
     task: str
     phrases: tuple[Phrase, ...] = ()
     question: str = ""
     answer: str = ""
+    references: tuple[str, ...] = ()
     verbatim: bool = False
 
 
@@ -40,13 +42,15 @@ class Exchange:
 class Sample:
     """One picture and what is said about it. image: anything that `images.open_image` takes, or None for text alone.
 
-    size: width and height of that picture in pixels, (0, 0) without one. key: where it comes from, for messages.
+    size: width and height of that picture in pixels; (0, 0) without one, and where no box needs it. key: where it
+    comes from, for messages. side_by_side: the exchanges are independent questions, not one conversation.
     """
 
     image: Any
     size: tuple[int, int]
     exchanges: tuple[Exchange, ...]
     key: str = ""
+    side_by_side: bool = False
 
 
 @dataclass(frozen=True)

@@ -125,15 +125,15 @@ def question_of(instruction: str) -> Exchange:
 def render(sample: Sample, coding: Coding = "round", rng: random.Random | None = None) -> list[Turn]:
     """The turns of a sample: a user's and an assistant's for each exchange; the picture heads the first.
 
-    rng: chooses among the wordings; without it, the first. An exchange that has no answer yet gets no assistant turn:
-    it is the question that the model is asked.
+    rng: chooses among the wordings and the references; without it, the first. An exchange that has no answer yet gets
+    no assistant turn: it is the question that the model is asked.
     """
     turns: list[Turn] = []
     for exchange in sample.exchanges:
         words = instruction_text(exchange, sample.size, coding, rng)
         head = (Picture(sample.image),) if sample.image is not None and not turns else ()
         turns.append(Turn("user", (*head, words)))
-        answer = answer_text(exchange, sample.size, coding)
+        answer = answer_text(exchange, sample.size, coding, rng)
         if answer:
             turns.append(Turn("assistant", (answer,)))
     return turns
@@ -153,8 +153,10 @@ def instruction_text(exchange: Exchange, size: tuple[int, int], coding: Coding, 
     return f"{task.tag} {words}".strip()
 
 
-def answer_text(exchange: Exchange, size: tuple[int, int], coding: Coding) -> str:
+def answer_text(exchange: Exchange, size: tuple[int, int], coding: Coding, rng: random.Random | None = None) -> str:
     """The words of the answer; "" where there is none yet."""
+    if exchange.references and not exchange.answer:
+        return rng.choice(exchange.references) if rng else exchange.references[0]
     if exchange.verbatim:
         return exchange.answer
     if exchange.answer:
