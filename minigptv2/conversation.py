@@ -23,8 +23,12 @@ class Wrapper:
     image_close: str
 
 
-Prompt = Literal["llama2"]
-WRAPPERS: dict[Prompt, Wrapper] = {"llama2": Wrapper("[INST] ", " [/INST]", "<Img>", "</Img> ")}
+Prompt = Literal["llama2", "training", "published"]
+WRAPPERS: dict[Prompt, Wrapper] = {
+    "llama2": Wrapper("[INST] ", " [/INST]", "<Img>", "</Img> "),
+    "training": Wrapper("[INST] ", "  [/INST]", "<Img>", "</Img> "),
+    "published": Wrapper("[INST] ", " [/INST]", "<Img>", "</Img> "),
+}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ def build_language(config: LanguageConfig) -> nn.Module:
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     if config.hidden_size % heads or heads % shared:
         raise ValueError(f"hidden_size {config.hidden_size} must divide by {heads} heads, and they by {shared}")
-    return LlamaForCausalLM(LlamaConfig(**asdict(config), attn_implementation=NAME))
+    sizes = asdict(config)
+    rope = {"rope_type": "default", "rope_theta": sizes.pop("rope_theta")}
+    return LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters=rope, attn_implementation=NAME))
 
 
 def add_lora(language: nn.Module, config: LoraConfig) -> nn.Module:
@@ -34,3 +36,11 @@ def add_lora(language: nn.Module, config: LoraConfig) -> nn.Module:
     with warnings.catch_warnings():  # peft asks transformers by a name that is on its way out: not the user's business
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         return peft.get_peft_model(language, wanted)
+
+
+def merge_lora(language: nn.Module) -> nn.Module:
+    """The plain model again, the adapter's product added to the weights it adapted, one after the other."""
+    plain = language.merge_and_unload()
+    if hasattr(plain, "peft_config"):  # older versions of peft leave it there
+        del plain.peft_config
+    return plain
