@@ -18,7 +18,7 @@ from minigptv2.errors import UserError
 
 Shape = tuple[int, ...]
 _ZIP = b"PK\x03\x04"  # how a file of torch.save begins since torch 1.6; older ones cannot be mapped
-_HELD = 1 << 24  # bytes that are read of a mapped file before it is mapped anew, so that its pages do not pile up
+_HELD = 1 << 22  # bytes that are read of a mapped file before it is mapped anew, so that its pages do not pile up
 
 
 class Safetensors:
