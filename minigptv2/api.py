@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from minigptv2.encode import Encoded
     from minigptv2.model.generate import Generated
+    from minigptv2.model.report import LoadReport
 
 BUNDLED = Path(__file__).parent / "weights"
 MAX_NEW_TOKENS = 300
@@ -28,14 +29,17 @@ class MiniGPTv2:
     """One model, ready to answer. Build it with `from_pretrained`.
 
     A picture is a path, bytes, a PIL image, a numpy array ([H, W, 3] uint8), or None for a question without one.
+    report: what `from_published` did with every tensor, None otherwise.
     """
+
+    report: LoadReport | None = None
 
     def __init__(
         self, network, tokenizer, device: str | None = None, dtype: torch.dtype | str | None = None,
         quantize: str | None = None,
     ):  # fmt: skip
         from minigptv2.encode import Encoder
-        from minigptv2.model.language import keep_rotary_exact
+        from minigptv2.model.skeleton import cast
 
         self.device, self.dtype = _place(device, dtype, quantize)
         self.quantize = quantize
@@ -43,8 +47,7 @@ class MiniGPTv2:
             from minigptv2.model.quantize import quantize_language
 
             quantize_language(network.decoder, quantize, self.device, self.dtype)
-        self.network = network.eval().to(self.device, self.dtype)
-        keep_rotary_exact(self.network.decoder)
+        self.network = cast(network.eval(), self.dtype).to(self.device)
         self.tokenizer, self.config = tokenizer, network.config
         context = self.config.language.max_position_embeddings
         self.encoder = Encoder(tokenizer, self.config.prompt, network.image_tokens, context)
@@ -64,7 +67,30 @@ class MiniGPTv2:
         from minigptv2.model.checkpoint import load_folder
 
         device, dtype = _place(device, dtype, quantize)  # before the weights are read
-        return cls(*load_folder(BUNDLED if folder is None else Path(folder)), device, dtype, quantize)
+        return cls(*load_folder(BUNDLED if folder is None else Path(folder), dtype), device, dtype, quantize)
+
+    @classmethod
+    def from_published(
+        cls, checkpoint: str | Path, eva: str | Path, llama: str | Path, prompt: str = "published",
+        vision: dict[str, int] | None = None, device: str | None = None, dtype: torch.dtype | str | None = None,
+        quantize: str | None = None, image_size: int = 448, lora_alpha: int = 16,
+    ) -> MiniGPTv2:  # fmt: skip
+        """Open the published files as they are: a checkpoint's .pth, eva_vit_g.pth, a LLaMA-2-7b-chat folder.
+
+        prompt: "published", the form of the published numbers, or "training", the form of the training. vision:
+        num_heads and depth where they are not those of ViT-g. device, dtype, quantize: of `from_pretrained`. No code
+        of a file is run. `.report` says what became of each tensor; print it. Raises UserError, with the likely cause,
+        where anything is missing or does not fit.
+        """
+        from minigptv2.model.published import load_published
+
+        device, dtype = _place(device, dtype, quantize)  # before the weights are read
+        network, tokenizer, report = load_published(
+            Path(checkpoint), Path(eva), Path(llama), prompt, vision, image_size, lora_alpha, dtype
+        )
+        model = cls(network, tokenizer, device, dtype, quantize)
+        model.report = report
+        return model
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write safetensors (16 bits), config.json, the tokenizer and the adapter: what `from_pretrained` opens.

@@ -1,13 +1,15 @@
-"""The command line: `minigptv2 chat | show | train | eval`. This file parses and tells errors; the work is elsewhere.
+"""The command line: `minigptv2 chat | info | convert | show | train | eval`.
 
-Nothing heavy is imported before a command needs it. Exit codes: 0 all went well, 1 some pictures failed, 2 nothing was
-done because of bad input, 130 interrupted, 141 whoever read the output is gone.
+This file parses and tells errors; the work is elsewhere. Nothing heavy is imported before a command needs it. Exit
+codes: 0 all went well, 1 some pictures failed, 2 nothing was done because of bad input, 130 interrupted, 141 whoever
+read the output is gone.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
 import sys
 import warnings
@@ -80,6 +82,7 @@ def _prepare() -> None:
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that are not asked for
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # any bytes in, any terminal out
             stream.reconfigure(errors="replace" if stream is sys.stdin else "backslashreplace")
@@ -116,7 +119,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _without_command(argv: list[str]) -> int:
-    lines = "\n".join(f"  {name:<6} {command.help}" for name, command in COMMANDS.items())
+    lines = "\n".join(f"  {name:<8} {command.help}" for name, command in COMMANDS.items())
     parser = Parser("", f"MiniGPT-v2: ask a picture, get text and boxes.\n\ncommands:\n{lines}")
     parser.usage = "minigptv2 COMMAND ..."
     parser.epilog = "minigptv2 COMMAND --help tells what a command takes."
@@ -182,6 +185,55 @@ def _chat(args: argparse.Namespace) -> int:
     return run.ask(pictures, args.save)
 
 
+def _info_arguments(parser: Parser) -> None:
+    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="a saved model (default: the bundled one)")
+
+
+def _info(args: argparse.Namespace) -> None:
+    from minigptv2.info import info
+
+    print(info(args.folder))
+
+
+_CONVERT = """\
+Write the published files as one model folder, which chat --model and from_pretrained open without them:
+
+  minigptv2 convert checkpoint.pth --eva eva_vit_g.pth --llama Llama-2-7b-chat-hf --out minigptv2-7b
+
+What became of every tensor is printed, and stored in the folder as report.json; nothing is written where one is missing
+or does not fit. docs/weights.md tells where the files are from.
+"""
+
+
+def _convert_arguments(parser: Parser) -> None:
+    number = _whole_number(1)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a MiniGPT-v2 checkpoint, .pth")
+    parser.add_argument("--eva", required=True, metavar="FILE", help="the vision tower, eva_vit_g.pth")
+    parser.add_argument("--llama", required=True, metavar="DIR", help="LLaMA-2-7b-chat in the layout of its hub")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="the model folder to write")
+    parser.add_argument("--merge", action="store_true", help="fold the LoRA into the language model's weights")
+    parser.add_argument("--prompt", default="published", metavar="NAME",
+                        help="published, as the published numbers, or training (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"),
+                        help="of the stored weights (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--image-size", type=number, default=448, metavar="N", help="pixels (default: %(default)s)")
+    parser.add_argument("--vision-heads", type=number, metavar="N", help="of the tower (default: its width / 88)")
+    parser.add_argument("--vision-depth", type=number, metavar="N", help="blocks of the tower (default: 39 of 40)")
+    parser.add_argument("--lora-alpha", type=number, default=16, metavar="N", help="(default: %(default)s)")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from minigptv2.model.published import convert
+
+    vision = {"num_heads": args.vision_heads, "depth": args.vision_depth}
+    report = convert(
+        args.checkpoint, args.eva, args.llama, args.out, args.merge, args.dtype, prompt=args.prompt,
+        vision={k: v for k, v in vision.items() if v}, image_size=args.image_size, lora_alpha=args.lora_alpha,
+    )  # fmt: skip
+    print(report, file=sys.stderr)
+    print(f"done: {args.out}")
+
+
 def _show_arguments(parser: Parser) -> None:
     parser.add_argument("data", help="what to look at: scenes")
     parser.add_argument("-n", type=_whole_number(1), default=3, metavar="N", help="how many (default: %(default)s)")
@@ -219,6 +271,9 @@ def _eval(args: argparse.Namespace) -> None:
 
 COMMANDS: dict[str, Command] = {
     "chat": Command("ask about pictures, once or in a conversation", _chat_arguments, _chat, _CHAT),
+    "info": Command("sizes of a model and the memory it needs", _info_arguments, _info,
+                    "Sizes, parameters of each part, and memory to answer and to train: calculated, not measured."),
+    "convert": Command("make a model folder of the published weights", _convert_arguments, _convert, _CONVERT),
     "show": Command("look at the data as the model sees it", _show_arguments, _show,
                     "Print conversations and their tokens, supervised ones marked, and draw the annotated boxes."),
     "train": Command("train a stage, as a config says", _recipe_arguments, _train),

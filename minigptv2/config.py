@@ -40,7 +40,8 @@ class VisionConfig:
 
 @dataclass
 class LanguageConfig:
-    """A Llama causal language model; the names are those of transformers' LlamaConfig."""
+    """A Llama causal language model; the names are those of transformers' LlamaConfig. rope_theta: the longest
+    wavelength of its rotary positions, divided by 2 pi."""
 
     vocab_size: int = 1024
     hidden_size: int = 256
@@ -51,6 +52,7 @@ class LanguageConfig:
     max_position_embeddings: int = 1024
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = False
+    rope_theta: float = 10000.0
 
 
 @dataclass

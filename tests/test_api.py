@@ -193,7 +193,9 @@ def test_an_answer_draws_the_upright_picture(tiny_model, tmp_path, picture, says
 def test_dtypes(tiny_folder, picture):
     for dtype in ("bfloat16", torch.bfloat16):
         model = MiniGPTv2.from_pretrained(tiny_folder, device="cpu", dtype=dtype)
-        assert {p.dtype for p in model.network.parameters()} == {torch.bfloat16}
+        norms = [m for m in model.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]  # these stay in float32
+        kept = {id(p) for m in norms for p in m.parameters()}
+        assert kept and {p.dtype for p in model.network.parameters() if id(p) not in kept} == {torch.bfloat16}
         assert model.chat(picture, "[refer] red balloon", 4).text
     for wrong in ("float8", "int8", torch.int64):
         with pytest.raises(UserError, match="dtype is"):

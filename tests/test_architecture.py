@@ -30,9 +30,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"boxes", "config", "conversation", "data", "encode", "errors", "images", "model", "sample", "tasks"},
     "api": {"boxes", "config", "encode", "errors", "images", "model", "sample", "tasks"},
     "eval": {"api", "boxes", "config", "data", "encode", "errors", "images", "model", "sample", "tasks"},
+    "info": {"api", "config", "model"},
     "terminal": {"errors", "images", "sample", "tasks"},
     "show": {"api", "boxes", "config", "data", "drawing", "encode", "errors", "model", "sample", "tasks", "terminal"},
-    "cli": {"api", "errors", "eval", "minigptv2", "show", "terminal", "train"},
+    "cli": {"api", "errors", "eval", "info", "minigptv2", "model", "show", "terminal", "train"},
     "__main__": {"cli"},
     "minigptv2": set(),
 }

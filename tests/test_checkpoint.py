@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from minigptv2.errors import UserError
 from minigptv2.model import checkpoint
 from minigptv2.model.checkpoint import load_folder, save_folder
+from minigptv2.model.skeleton import cast
 
 
 @pytest.fixture
@@ -142,7 +143,86 @@ def test_weights_are_rounded_to_16_bits_and_no_further(folder, tmp_path):
         assert torch.equal(again.projector.weight, model.projector.weight.to(dtype).float())
 
 
-@pytest.mark.parametrize("broken", ["save_file", "write_bytes", "rename"])
+@pytest.fixture
+def shards(folder, tmp_path) -> Path:
+    """The tiny model in several files."""
+    model, tokenizer = load_folder(folder)
+    save_folder(model, tokenizer, tmp_path / "shards", max_shard=50_000)
+    return tmp_path / "shards"
+
+
+def test_a_model_in_several_files_is_the_same(folder, shards):
+    files = sorted(f.name for f in shards.glob("*.safetensors"))
+    assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    assert not (shards / "model.safetensors").exists()
+    index = json.loads((shards / "model.safetensors.index.json").read_text())
+    stored = {name: shards / file for name, file in index["weight_map"].items()}
+    assert set(files) == {file.name for file in stored.values()}
+    assert all(name in load_file(file) for name, file in stored.items())
+    sizes = [sum(t.nbytes for t in load_file(shards / f).values()) for f in files]
+    assert sum(sizes) == index["metadata"]["total_size"]
+    largest = max(t.nbytes for f in files for t in load_file(shards / f).values())
+    assert max(sizes) <= max(50_000, largest)
+    one, several = (load_folder(f)[0].state_dict() for f in (folder, shards))
+    assert one.keys() == several.keys() and all(torch.equal(one[k], several[k]) for k in one)
+
+
+SHARD = "model-00002-of-00"
+BAD_SHARDS = {
+    "a shard less": (lambda f: next(f.glob(SHARD + "*")).unlink(), "lacks " + SHARD),
+    "cut shard": (lambda f: _cut(next(f.glob(SHARD + "*")).name)(f), SHARD + ".* cannot be read"),
+    "a shard of another model": (
+        lambda f: save_file({"x": torch.ones(1)}, next(f.glob(SHARD + "*"))), SHARD + ".* does not hold",
+    ),
+    "a shard twice": (
+        lambda f: shutil.copy(next(f.glob(SHARD + "*")), next(f.glob("model-00001-of-00*"))), "is in model-00001.* and",
+    ),
+    "index no JSON": (_bytes("model.safetensors.index.json", b"{"), "index.json cannot be read"),
+    "index of nothing": (_bytes("model.safetensors.index.json", b"[]"), "index.json cannot be read"),
+    "empty index": (_bytes("model.safetensors.index.json", b'{"weight_map": {}}'), "index.json cannot be read"),
+    "index that leads away": (
+        _bytes("model.safetensors.index.json", b'{"weight_map": {"x": "../x.safetensors"}}'), "json cannot be read",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD_SHARDS)
+def test_bad_shards_are_told(shards, bad):
+    change, said = BAD_SHARDS[bad]
+    change(shards)
+    with pytest.raises(UserError, match="(?s)" + said):
+        load_folder(shards)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_opened_in_16_bits_is_the_rounded_one(folder, dtype):
+    """Batch norms, the adapter and what is not saved stay in float32; `cast` then copies the adapter alone."""
+    exact, rounded = load_folder(folder)[0], load_folder(folder, dtype)[0]
+    norms = {n for n, m in exact.named_modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
+    assert norms
+    for name, tensor in exact.state_dict().items():
+        kept = name.rpartition(".")[0] in norms or "lora_" in name
+        found = rounded.state_dict()[name]
+        assert torch.equal(found, tensor if kept or not tensor.is_floating_point() else tensor.to(dtype)), name
+    places = {name: p.data_ptr() for name, p in rounded.named_parameters()}
+    cast(rounded, dtype)
+    moved = {name for name, p in rounded.named_parameters() if p.data_ptr() != places[name]}
+    assert moved and all("lora_" in name for name in moved)
+    assert rounded.decoder.model.rotary_emb.inv_freq.dtype == torch.float32
+    with torch.no_grad():
+        features = rounded.vision(torch.zeros(1, 3, 448, 448, dtype=dtype))
+    assert features.dtype == dtype and features.isfinite().all()
+
+
+def test_a_model_is_built_without_memory_for_its_weights(folder):
+    model = checkpoint.open_empty(folder)
+    assert all(p.is_meta for p in model.parameters()) and not any(b.is_meta for b in model.buffers())
+    wanted = {name: t.shape for name, t in load_folder(folder)[0].state_dict().items()}
+    assert {name: t.shape for name, t in model.state_dict().items()} == wanted
+    assert not any(p.is_meta for p in torch.nn.Linear(2, 2).parameters())  # what is built afterwards is as ever
+
+
+@pytest.mark.parametrize("broken", ["save_file", "adapter", "write_bytes", "rename"])
 def test_a_full_disk_leaves_the_older_model(folder, monkeypatch, broken):
     import safetensors.torch
 
@@ -162,6 +242,8 @@ def test_a_full_disk_leaves_the_older_model(folder, monkeypatch, broken):
     with monkeypatch.context() as patch:
         if broken == "save_file":
             patch.setattr(safetensors.torch, "save_file", full_in_safetensors)
+        elif broken == "adapter":
+            patch.setattr("peft.peft_model.safe_save_file", full_in_safetensors)
         elif broken == "write_bytes":
             patch.setattr(Path, "write_bytes", full)
         else:

@@ -202,8 +202,8 @@ def test_an_open_box_is_closed_whatever_the_model_wants(tiny_model):
     """The model wants nothing but openings of boxes, then nothing but nines: only boxes come out."""
     rows, visual = _prompts(tiny_model)
     tokenizer = tiny_model.tokenizer
-    grammar = BoxGrammar(tokenizer)
-    wanted = {grammar.opens: 1e4, grammar.digit_ids["9"]: 9e3}
+    opening, nine = (tokenizer.encode("a" + text)[-1] for text in ("{<", "9"))
+    wanted = {opening: 1e4, nine: 9e3}
     network = _with_head(tiny_model, _Plus(tokenizer.size, wanted))
     out = generate(network, tokenizer, collate(rows, left=True), visual, 39)
     for row in out:
@@ -218,46 +218,62 @@ def _digits_tokenizer() -> Tokenizer:
     return Tokenizer(train_tokenizer(["the ball is at {<12><3><100><45>} 0123456789"] * 20, 300))
 
 
-TOKENIZER = _digits_tokenizer()
-GRAMMAR = BoxGrammar(TOKENIZER)
+def _foreign_tokenizer() -> Tokenizer:
+    """One that nobody made with boxes in mind: its pieces hold a digit and a joint, or half of one."""
+    import sentencepiece
+
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a ball {<12><3><100><45>} > < { } 0 1 2 3 4 5 6 7 8 9"] * 9), model_writer=made,
+        vocab_size=320, model_type="bpe", byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    return Tokenizer(made.getvalue())
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.data(), st.sampled_from(["", "the ball is at ", "{<1><2><3><4>}", "7><"]))
-def test_every_walk_over_allowed_tokens_ends_in_a_box(data, before):
-    ids = [*TOKENIZER.encode(before), GRAMMAR.opens]
-    for _ in range(16):
-        allowed = GRAMMAR.allowed(ids)
+TOKENIZERS = {"ours": _digits_tokenizer(), "foreign": _foreign_tokenizer()}
+TOKENIZER = TOKENIZERS["ours"]
+GRAMMARS = {name: BoxGrammar(tokenizer) for name, tokenizer in TOKENIZERS.items()}
+NAMES = st.sampled_from(list(TOKENIZERS))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), NAMES, st.sampled_from(["", "the ball is at ", "{<1><2><3><4>} ", "7><"]))
+def test_every_walk_over_allowed_tokens_ends_in_a_box(data, name, before):
+    tokenizer, grammar = TOKENIZERS[name], GRAMMARS[name]
+    ids = tokenizer.encode(before + "{<")
+    for _ in range(24):
+        allowed = grammar.allowed(ids)
         if allowed is None:
             break
         assert allowed
         ids.append(data.draw(st.sampled_from(allowed)))
-    text = TOKENIZER.decode(ids)
+    text = tokenizer.decode(ids)
     found = parse(text, 100, 100)
     assert found.boxes and not found.problems and found.spans[-1][1] == len(text), text
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(0, 100), min_size=4, max_size=4))
-def test_every_right_box_is_allowed_and_no_wrong_one(numbers):
-    ids = TOKENIZER.encode("{" + "".join(f"<{n}>" for n in numbers) + "}")
-    ids = ids[ids.index(GRAMMAR.opens) :]
-    kept = all(ids[i] in GRAMMAR.allowed(ids[:i]) for i in range(1, len(ids)))
-    assert kept == (numbers[0] <= numbers[2] and numbers[1] <= numbers[3])
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 100), min_size=4, max_size=4), NAMES)
+def test_every_right_box_is_allowed_and_no_wrong_one(numbers, name):
+    tokenizer, grammar = TOKENIZERS[name], GRAMMARS[name]
+    ids = tokenizer.encode("a {" + "".join(f"<{n}>" for n in numbers) + "}")
+    bound = [(grammar.allowed(ids[:i]), ids[i]) for i in range(1, len(ids))]
+    assert any(allowed is not None for allowed, _ in bound)
+    kept = all(allowed is None or token in allowed for allowed, token in bound)
+    right = numbers[0] <= numbers[2] and numbers[1] <= numbers[3]
+    assert kept == right or (name == "foreign" and not right)  # a piece that opens a box may hold a number of it
 
 
-def test_words_are_free_and_foreign_tokenizers_unbound():
-    import sentencepiece
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_words_are_free(name):
+    for text in ("", "hello", "{<1><2><3><4>} and", "{<1><2><3><4>}", "12", "><", "{", "a < b", "{<1> b"):
+        assert GRAMMARS[name].allowed(TOKENIZERS[name].encode(text)) is None, text
 
-    for text in ("", "hello", "{<1><2><3><4>} and", "12", "><"):
-        assert GRAMMAR.allowed(TOKENIZER.encode(text)) is None
-    made = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a ball {<12><3><100><45>}"] * 9), model_writer=made, vocab_size=300, model_type="bpe",
-        byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
-    other = BoxGrammar(Tokenizer(made.getvalue()))
-    assert not other.usable and other.allowed([5]) is None
+
+def test_the_foreign_tokenizer_cuts_boxes_otherwise():
+    box = "a {<12><3><100><45>}"
+    pieces = {name: [t.piece(i) for i in t.encode(box)] for name, t in TOKENIZERS.items()}
+    assert {"{<", "><", ">}"} <= set(pieces["ours"]) and not {"{<", "><", ">}"} <= set(pieces["foreign"])
 
 
 # ---- LoRA, saving, training ----

@@ -12,7 +12,7 @@ import yaml
 from minigptv2.cli import COMMANDS, Parser
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "docs/weights.md")
 CONFIGS = [file for folder in ("train_configs", "eval_configs") for file in sorted((ROOT / folder).rglob("*.y*ml"))]
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 

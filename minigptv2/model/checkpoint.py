@@ -1,6 +1,8 @@
 """A model's folder: config.json, model.safetensors, tokenizer.model and, with LoRA, adapter/ in peft's own format.
 
-Nothing in it is pickled. Weights are stored in 16 bits, running statistics in 32.
+A large model is stored in several files that model.safetensors.index.json names. Nothing is pickled. Weights are stored
+in 16 bits, running statistics in 32. Opening takes the memory of the model in the number format asked for, and one
+tensor more.
 """
 
 from __future__ import annotations
@@ -18,31 +20,40 @@ from minigptv2.config import ModelConfig, from_dict
 from minigptv2.encode import Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.model.grounding_vlm import GroundingVLM
+from minigptv2.model.report import LoadReport
+from minigptv2.model.skeleton import empty_places, put, without_weights
+from minigptv2.model.tensors import Tensors, open_file, open_shards
 
 WEIGHTS, CONFIG, TOKENIZER, ADAPTER = "model.safetensors", "config.json", "tokenizer.model", "adapter"
+INDEX, REPORT = "model.safetensors.index.json", "report.json"
+SHARD = 2 * 10**9  # bytes
 _NEW, _OLD = ".new", ".old"
 
 
-def save_folder(model: GroundingVLM, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+def save_folder(
+    model: GroundingVLM, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype = torch.float16,
+    max_shard: int = SHARD, report: LoadReport | None = None,
+) -> None:  # fmt: skip
     """Write the folder, whole or not at all: it is made under another name first. An older one there is replaced.
 
+    max_shard: bytes; a larger model is stored in several files. report: what its loader did, stored as report.json.
     Raises UserError where the folder cannot be written; an older model is then still there.
     """
+    from safetensors import SafetensorError
+
     folder = Path(folder).resolve()
-    if folder.exists() and not (folder.is_dir() and ((folder / CONFIG).exists() or not any(folder.iterdir()))):
-        raise UserError(
-            f"{folder} exists and is no model folder.", "A model is saved to a new folder or over an older model.",
-            "Choose another name.",
-        )  # fmt: skip
+    check_target(folder)
     new, old = folder.with_name(folder.name + _NEW), folder.with_name(folder.name + _OLD)
     try:
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        _write(model, tokenizer, new, dtype)
+        _write(model, tokenizer, new, dtype, max_shard)
+        if report is not None:
+            (new / REPORT).write_text(report.to_json())
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is either, whoever writes
         raise UserError(
             f"{folder} cannot be written: {error}", "A model needs a writable folder and room on the disk.",
             "Make room, or choose another place.",
@@ -54,23 +65,65 @@ def save_folder(model: GroundingVLM, tokenizer: Tokenizer, folder: Path, dtype: 
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _write(model: GroundingVLM, tokenizer: Tokenizer, new: Path, dtype: torch.dtype) -> None:
-    from safetensors import SafetensorError
+def check_target(folder: Path) -> None:
+    """Raise UserError where `save_folder` would refuse the folder, before any work is done."""
+    if folder.exists() and not (folder.is_dir() and ((folder / CONFIG).exists() or not any(folder.iterdir()))):
+        raise UserError(
+            f"{folder} exists and is no model folder.", "A model is saved to a new folder or over an older model.",
+            "Choose another name.",
+        )  # fmt: skip
+
+
+def _write(model: GroundingVLM, tokenizer: Tokenizer, new: Path, dtype: torch.dtype, max_shard: int) -> None:
     from safetensors.torch import save_file
 
     new.mkdir(parents=True)
-    tensors = {name: _stored(name, t, dtype) for name, t in base_state(model).items()}
-    if model.config.language.tie_word_embeddings:  # one tensor under two names, which safetensors refuses
-        tensors["language.lm_head.weight"] = tensors["language.lm_head.weight"].clone()
-    try:
-        save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
-    except SafetensorError as error:  # what safetensors makes of a full disk
-        raise OSError(str(error)) from error
+    tensors = base_state(model)
+    shards = _shards(tensors, dtype, max_shard)
+    for file, names in shards.items():
+        stored = {name: _stored(name, tensors[name], dtype) for name in names}
+        if model.config.language.tie_word_embeddings and HEAD in stored:
+            stored[HEAD] = stored[HEAD].clone()  # one tensor under two names, which safetensors refuses
+        save_file(stored, new / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(_bytes(name, t, dtype) for name, t in tensors.items())},
+            "weight_map": {name: file for file, names in shards.items() for name in names},
+        }
+        (new / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     (new / CONFIG).write_text(json.dumps(asdict(model.config), indent=2) + "\n")
     (new / TOKENIZER).write_bytes(tokenizer.model)
     if hasattr(model.language, "peft_config"):
         model.language.save_pretrained(new / ADAPTER)
         (new / ADAPTER / "README.md").unlink(missing_ok=True)
+
+
+HEAD = "language.lm_head.weight"
+
+
+def _shards(tensors: dict[str, torch.Tensor], dtype: torch.dtype, most: int) -> dict[str, list[str]]:
+    """File name -> names of its tensors, in order; no file is larger than `most` bytes unless one tensor is."""
+    shards, room = [[]], most
+    for name, tensor in tensors.items():
+        size = _bytes(name, tensor, dtype)
+        if size > room and shards[-1]:
+            shards.append([])
+            room = most
+        shards[-1].append(name)
+        room -= size
+    if len(shards) == 1:
+        return {WEIGHTS: shards[0]}
+    stem, suffix = WEIGHTS.split(".")
+    return {f"{stem}-{i:05}-of-{len(shards):05}.{suffix}": names for i, names in enumerate(shards, 1)}
+
+
+def _bytes(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> int:
+    return tensor.numel() * (tensor.dtype if _kept(name, tensor) else dtype).itemsize
+
+
+def _kept(name: str, tensor: torch.Tensor) -> bool:
+    """Whether a tensor is stored in its own number format."""
+    return not tensor.is_floating_point() or name.endswith(("running_mean", "running_var"))
 
 
 def base_state(model: GroundingVLM) -> dict[str, torch.Tensor]:
@@ -87,7 +140,7 @@ def _named(module: torch.nn.Module, prefix: str):
 
 
 def _stored(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    if not tensor.is_floating_point() or name.endswith(("running_mean", "running_var")):
+    if _kept(name, tensor):
         return tensor.detach().cpu().contiguous()
     stored = tensor.detach().cpu().to(dtype).contiguous()
     if not stored.isfinite().all():
@@ -97,13 +150,38 @@ def _stored(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
     return stored
 
 
-def load_folder(folder: Path) -> tuple[GroundingVLM, Tokenizer]:
-    """Open a folder that `save_folder` wrote, in float32 on the CPU.
+def load_folder(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[GroundingVLM, Tokenizer]:
+    """Open a folder that `save_folder` wrote, in `dtype` on the CPU; its adapter, batch norms and buffers in float32.
 
     Raises UserError that names the first missing, wrong-shaped, unknown or non-finite tensors, or the missing file.
     """
     folder = Path(folder)
-    for name in (CONFIG, WEIGHTS, TOKENIZER):
+    config = read_config(folder)
+    weights = _open_weights(folder)
+    tokenizer = _open_tokenizer(folder / TOKENIZER, config)
+    lora, config.lora = config.lora, type(config.lora)()
+    with _names(folder / CONFIG), without_weights():
+        model = GroundingVLM(config)
+    _fill(model, weights, dtype)
+    config.lora = lora
+    if lora.r:
+        with _names(folder / CONFIG):
+            model.add_lora()
+        _fill_adapter(model, folder / ADAPTER)
+    return model.eval(), tokenizer
+
+
+def open_empty(folder: Path) -> GroundingVLM:
+    """The model of a folder, its adapter included, without any weights: for its shapes."""
+    config = read_config(Path(folder))
+    with _names(Path(folder) / CONFIG), without_weights():
+        return GroundingVLM(config)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The config of a model folder, whose weights are not read. Raises UserError where a file of it is missing."""
+    sharded = (folder / INDEX).is_file()
+    for name in (CONFIG, *(() if sharded else (WEIGHTS,)), TOKENIZER):
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder} has no {name}.", f"A model folder holds {CONFIG}, {WEIGHTS} and {TOKENIZER}.",
@@ -115,18 +193,11 @@ def load_folder(folder: Path) -> tuple[GroundingVLM, Tokenizer]:
         raise UserError(
             f"{folder / CONFIG} is no JSON: {error}", "It is written by save_pretrained.", "Save the model again.",
         ) from None  # fmt: skip
-    config = from_dict(ModelConfig, data, str(folder / CONFIG))
-    tokenizer = _open_tokenizer(folder / TOKENIZER, config)
-    lora, config.lora = config.lora, type(config.lora)()
-    with _names(folder / CONFIG):
-        model = GroundingVLM(config)
-    _fill(model, _read(folder / WEIGHTS), folder / WEIGHTS)
-    config.lora = lora
-    if lora.r:
-        with _names(folder / CONFIG):
-            model.add_lora()
-        _fill_adapter(model, folder / ADAPTER)
-    return model.eval(), tokenizer
+    return from_dict(ModelConfig, data, str(folder / CONFIG))
+
+
+def _open_weights(folder: Path) -> Tensors:
+    return open_file(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else open_shards(folder / INDEX)
 
 
 @contextmanager
@@ -142,35 +213,31 @@ def _names(file: Path) -> Iterator[None]:
         ) from error  # fmt: skip
 
 
-def _read(file: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file} cannot be read: {error}", "It must be a complete safetensors file.", "Copy it again.",
-        ) from None  # fmt: skip
-
-
-def _fill(model: GroundingVLM, found: dict[str, torch.Tensor], file: Path) -> None:
-    wanted = model.state_dict()
+def _fill(model: GroundingVLM, found: Tensors, dtype: torch.dtype) -> None:
+    """Put every tensor into a model without weights, or name those that do not fit."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     problems = [f"{k} is missing" for k in wanted if k not in found]
     problems += [f"{k} is unknown" for k in found if k not in wanted]
     problems += [
-        f"{k} has shape {list(found[k].shape)} instead of {list(wanted[k].shape)}"
-        for k in wanted if k in found and found[k].shape != wanted[k].shape
+        f"{k} has shape {list(found.shapes[k])} instead of {list(wanted[k])}"
+        for k in wanted if k in found and found.shapes[k] != wanted[k]
     ]  # fmt: skip
-    problems += [f"{k} holds NaN or infinity" for k, v in found.items() if not _finite(v)]
+    if not problems:
+        for name in found:
+            if not _finite(put(model, name, found[name], dtype)):
+                exact = _finite(found[name])
+                problems.append(f"{name} is too large for {dtype}" if exact else f"{name} holds NaN or infinity")
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(
-            f"{file} does not fit its config: {'; '.join(problems[:3])}{more}.",
+            f"{found.path} does not fit its config: {'; '.join(problems[:3])}{more}.",
             f"All {len(wanted)} tensors of the model must be there, in their shapes, finite.",
-            "Check that config.json and model.safetensors belong together.",
+            f"Check that {CONFIG} and {WEIGHTS} belong together.",
         )  # fmt: skip
-    model.load_state_dict(found)
+    if model.config.language.tie_word_embeddings:
+        model.decoder.tie_weights()
+    if left := empty_places(model):
+        raise RuntimeError(f"Nothing was put into {left[:3]}.")
 
 
 def _finite(tensor: torch.Tensor) -> bool:
@@ -186,7 +253,8 @@ def _fill_adapter(model: GroundingVLM, folder: Path) -> None:
             "Copy the whole model folder.",
         )  # fmt: skip
     wanted = model.config.lora
-    found = _read(folder / "adapter_model.safetensors")
+    tensors = open_file(folder / "adapter_model.safetensors")
+    found = {name: tensors[name] for name in tensors}
     needed = peft.get_peft_model_state_dict(model.language)
     wrong = [k for k in needed if k not in found or found[k].shape != needed[k].shape or not _finite(found[k])]
     wrong += [k for k in found if k not in needed]

@@ -16,6 +16,8 @@ from minigptv2.boxes import BINS, JOINTS
 from minigptv2.encode import Batch, Tokenizer, attention_mask
 from minigptv2.model.grounding_vlm import GroundingVLM, attention_bias
 
+_IN_A_BOX = frozenset("".join(JOINTS) + "0123456789")
+
 
 @dataclass
 class Generated:
@@ -29,44 +31,55 @@ class Generated:
 class BoxGrammar:
     """Which tokens may follow inside an open box, so that every box is `{<x1><y1><x2><y2>}` with x1 <= x2, y1 <= y2.
 
-    Works on tokenizers whose pieces hold the three joints of a box and single digits; on others it allows everything.
+    It goes by the text, so it does not matter how a tokenizer cuts a box into pieces.
     """
 
     def __init__(self, tokenizer: Tokenizer):
-        ids = {tokenizer.piece(i): i for i in range(tokenizer.size)}
-        self.usable = all(p in ids for p in (*JOINTS, *"0123456789"))
-        if self.usable:
-            self.opens, self.between, self.closes = (ids[j] for j in JOINTS)
-            self.digit_ids = {d: ids[d] for d in "0123456789"}
-            self.digits = {i: d for d, i in self.digit_ids.items()}
+        self.texts = [tokenizer.words(i) for i in range(tokenizer.size)]
+        self.parts = {i: text for i, text in enumerate(self.texts) if text and set(text) <= _IN_A_BOX}
+        self.following: dict[str, list[int]] = {}
 
     def allowed(self, ids: Sequence[int]) -> list[int] | None:
         """The ids that may come next after these, None where any may."""
-        if not self.usable:
+        written = self._open_box(ids)
+        if written is None:
             return None
-        numbers = self._open_box(ids)
-        if numbers is None:
-            return None
-        written = numbers[-1]
-        lowest = int(numbers[-3]) if len(numbers) > 2 else 0
-        fitting = [str(n) for n in range(lowest, BINS + 1) if str(n).startswith(written)]
-        following = {n[len(written)] for n in fitting if len(n) > len(written)}
-        out = [self.digit_ids[d] for d in sorted(following)]
-        if written in fitting:
-            out.append(self.between if len(numbers) < 4 else self.closes)
-        return out
+        if written not in self.following:
+            self.following[written] = [i for i, part in self.parts.items() if _continues_a_box(written + part)]
+        return self.following[written] or None  # no piece fits where the model opened a box in a way of its own
 
-    def _open_box(self, ids: Sequence[int]) -> list[str] | None:
-        """The numbers of a box that is still open at the end, as far as they are written."""
-        for start in range(len(ids) - 1, -1, -1):
-            if ids[start] == self.opens:
-                break
-            if ids[start] != self.between and ids[start] not in self.digits:
+    def _open_box(self, ids: Sequence[int]) -> str | None:
+        """What is written of a box, after its opening, that is still open at the end."""
+        text = ""
+        for index in reversed(ids):
+            text = self.texts[index] + text
+            before, opening, written = text.rpartition(JOINTS[0])
+            if opening:
+                return written if _continues_a_box(written) and JOINTS[2] not in written else None
+            if not set(text[1:]) <= _IN_A_BOX:
                 return None
-        else:
-            return None
-        text = "".join("," if i == self.between else self.digits[i] for i in ids[start + 1 :])
-        return text.split(",")
+        return None
+
+
+def _continues_a_box(text: str) -> bool:
+    """Whether `text`, after the opening of a box, is the beginning of what may stand there, or all of it."""
+    numbers: list[int] = []
+    for place in range(4):
+        digits = text[: len(text) - len(text.lstrip("0123456789"))]
+        text = text[len(digits) :]
+        least = numbers[place - 2] if place > 1 else 0
+        if not text:
+            return any(str(n).startswith(digits) for n in range(least, BINS + 1))
+        if digits not in map(str, range(least, BINS + 1)):
+            return False
+        numbers.append(int(digits))
+        joint = JOINTS[1] if place < 3 else JOINTS[2]
+        if len(text) <= len(joint):
+            return joint.startswith(text)
+        if not text.startswith(joint):
+            return False
+        text = text[len(joint) :]
+    return False
 
 
 @functools.lru_cache(maxsize=8)

@@ -15,7 +15,9 @@ def build_language(config: LanguageConfig) -> nn.Module:
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     if config.hidden_size % heads or heads % shared:
         raise ValueError(f"hidden_size {config.hidden_size} must divide by {heads} heads, and they by {shared}")
-    return LlamaForCausalLM(LlamaConfig(**asdict(config), attn_implementation=NAME))
+    sizes = asdict(config)
+    rope = {"rope_type": "default", "rope_theta": sizes.pop("rope_theta")}
+    return LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters=rope, attn_implementation=NAME))
 
 
 def add_lora(language: nn.Module, config: LoraConfig) -> nn.Module:
@@ -36,11 +38,9 @@ def add_lora(language: nn.Module, config: LoraConfig) -> nn.Module:
         return peft.get_peft_model(language, wanted)
 
 
-def keep_rotary_exact(decoder: nn.Module) -> None:
-    """Give a causal LM that was cast to 16 bits its rotary frequencies in float32 again.
-
-    Rounded to bfloat16 they turn heads as wide as LLaMA-2's by up to 1.2 radians too little or much at position 1000.
-    """
-    rotary = decoder.model.rotary_emb
-    exact, _ = rotary.compute_default_rope_parameters(rotary.config)
-    rotary.inv_freq = exact.to(rotary.inv_freq.device)
+def merge_lora(language: nn.Module) -> nn.Module:
+    """The plain model again, the adapter's product added to the weights it adapted, one after the other."""
+    plain = language.merge_and_unload()
+    if hasattr(plain, "peft_config"):  # older versions of peft leave it there
+        del plain.peft_config
+    return plain

@@ -58,6 +58,19 @@ def interpolate_positions(table: torch.Tensor, old: tuple[int, int], new: tuple[
     return torch.cat([prefix, map_.flatten(2).transpose(1, 2)], dim=1)
 
 
+_PADDING = 1  # pixels around the input of each of the stem's convolutions
+
+
+def _stem_side(config: VisionConfig) -> int:
+    """Places of a side after the stem. timm would try a picture out, which needs weights."""
+    side = config.image_size
+    for kernel, stride in zip(config.stem_kernels, config.stem_strides):
+        side = (side + 2 * _PADDING - kernel) // stride + 1
+        if side < 1:
+            raise ValueError(f"a picture of {config.image_size} pixels is smaller than the stem's kernels")
+    return side
+
+
 def _build_trunk(config: VisionConfig) -> nn.Module:
     import timm
     from timm.layers import HybridEmbed
@@ -78,8 +91,10 @@ def _build_trunk(config: VisionConfig) -> nn.Module:
         channels=tuple(config.stem_channels),
         kernel_size=tuple(config.stem_kernels),
         stride=tuple(config.stem_strides),
-        padding=(1,) * len(config.stem_channels),
+        padding=(_PADDING,) * len(config.stem_channels),
     )
+    stem.num_features = config.stem_channels[-1]
+    side = _stem_side(config)
     trunk = VisionTransformer(
         img_size=config.image_size,
         patch_size=config.stem_patch,
@@ -89,7 +104,7 @@ def _build_trunk(config: VisionConfig) -> nn.Module:
         mlp_ratio=config.mlp_ratio,
         num_classes=0,
         global_pool="",
-        embed_layer=partial(HybridEmbed, stem),
+        embed_layer=partial(HybridEmbed, stem, feature_size=side, feature_ratio=config.image_size // side),
     )
     trunk.norm = nn.Identity()
     nn.init.trunc_normal_(trunk.pos_embed, std=0.2)  # as large as the stem's output: places are learned at once
