@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigptv2.boxes import Box, parse
+from minigptv2.boxes import Box, Coding, parse
 from minigptv2.errors import UserError
 from minigptv2.images import open_image, squash, to_pixels
 from minigptv2.sample import Answer, Exchange, Sample, TokenLogprob, Turn
@@ -73,21 +73,23 @@ class MiniGPTv2:
     def from_published(
         cls, checkpoint: str | Path, eva: str | Path, llama: str | Path, prompt: str = "published",
         vision: dict[str, int] | None = None, device: str | None = None, dtype: torch.dtype | str | None = None,
-        quantize: str | None = None, image_size: int = 448, lora_alpha: int = 16,
+        quantize: str | None = None, image_size: int = 448, lora_alpha: int = 16, box_coding: Coding = "center",
     ) -> MiniGPTv2:  # fmt: skip
         """Open the published files as they are: a checkpoint's .pth, eva_vit_g.pth, a LLaMA-2-7b-chat folder.
 
         prompt: "published", the form of the published numbers, or "training", the form of the training. vision:
-        num_heads and depth where they are not those of ViT-g. device, dtype, quantize: of `from_pretrained`. No code
-        of a file is run. `.report` says what became of each tensor; print it. Raises UserError, with the likely cause,
-        where anything is missing or does not fit.
+        num_heads and depth where they are not those of ViT-g. device, dtype, quantize: of `from_pretrained`.
+        box_coding: "center", or "floor" for the very boxes of the published code. No code of a file is run. `.report`
+        says what became of each tensor; print it. Raises UserError, with the likely cause, where anything is missing or
+        does not fit.
         """
         from minigptv2.model.published import load_published
 
         device, dtype = _place(device, dtype, quantize)  # before the weights are read
         network, tokenizer, report = load_published(
-            Path(checkpoint), Path(eva), Path(llama), prompt, vision, image_size, lora_alpha, dtype
-        )
+            Path(checkpoint), Path(eva), Path(llama), prompt, vision, image_size, lora_alpha, dtype,
+            box_coding,
+        )  # fmt: skip
         model = cls(network, tokenizer, device, dtype, quantize)
         model.report = report
         return model

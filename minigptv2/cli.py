@@ -214,6 +214,8 @@ def _convert_arguments(parser: Parser) -> None:
     parser.add_argument("--merge", action="store_true", help="fold the LoRA into the language model's weights")
     parser.add_argument("--prompt", default="published", metavar="NAME",
                         help="published, as the published numbers, or training (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--boxes", default="center", choices=("center", "floor"),
+                        help="how box numbers are read; floor: as published (default: %(default)s)")  # fmt: skip
     parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"),
                         help="of the stored weights (default: %(default)s)")  # fmt: skip
     parser.add_argument("--image-size", type=number, default=448, metavar="N", help="pixels (default: %(default)s)")
@@ -229,6 +231,7 @@ def _convert(args: argparse.Namespace) -> None:
     report = convert(
         args.checkpoint, args.eva, args.llama, args.out, args.merge, args.dtype, prompt=args.prompt,
         vision={k: v for k, v in vision.items() if v}, image_size=args.image_size, lora_alpha=args.lora_alpha,
+        box_coding=args.boxes,
     )  # fmt: skip
     print(report, file=sys.stderr)
     print(f"done: {args.out}")

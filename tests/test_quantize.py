@@ -93,15 +93,21 @@ def test_a_wrong_way_is_told_before_the_weights_are_read(tmp_path):
         MiniGPTv2.from_pretrained(tmp_path / "nowhere", device="cpu", quantize="2bit")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="bitsandbytes needs a GPU")
 @pytest.mark.parametrize("how", [how for how in WAYS if how != "int8"])
-def test_bitsandbytes_thinks_nearly_the_same(tiny_folder, picture, how):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_bitsandbytes_thinks_nearly_the_same(picture, monkeypatch, device, how):
+    """The bundled model, since 4 bits come in blocks of 64. On a CPU users are given int8, which is faster there; that
+    these run there, too, is how this is tested without a GPU."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
-    exact = MiniGPTv2.from_pretrained(tiny_folder, device="cuda")
-    rough = MiniGPTv2.from_pretrained(tiny_folder, device="cuda", quantize=how)
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    if device == "cpu":
+        monkeypatch.setattr("minigptv2.model.quantize.check_quantization", lambda *_: None)
+    exact = MiniGPTv2.from_pretrained(None, device, "bfloat16")
+    rough = MiniGPTv2.from_pretrained(None, device, "bfloat16", how)
     kind = {"8bit": bitsandbytes.nn.Linear8bitLt, "4bit": bitsandbytes.nn.Linear4bit}[how]
     assert sum(isinstance(m, kind) for m in rough.network.modules()) == 7 * rough.config.language.num_hidden_layers
-    assert {p.dtype for p in rough.network.vision.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in rough.network.vision.trunk.blocks.parameters()} == {torch.bfloat16}
     for instruction, answer in ASKED:
         pairs = zip(*(m.logprobs(picture, instruction, answer) for m in (exact, rough)), strict=True)
         away = [abs(a.logprob - b.logprob) for a, b in pairs]

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 
+from minigptv2.boxes import Coding
 from minigptv2.config import LanguageConfig, LoraConfig, ModelConfig, VisionConfig, from_dict
 from minigptv2.encode import Tokenizer
 from minigptv2.errors import UserError
@@ -43,24 +44,30 @@ _LLAMA_FILES = (
     ("model.safetensors.index.json", open_shards), ("model.safetensors", open_file),
     ("pytorch_model.bin.index.json", open_shards), ("pytorch_model.bin", open_file),
 )  # fmt: skip
+_READ_AS: dict[Coding, str] = {
+    "center": "boxes are read as the middle of their hundredths (center): the weights were trained on cut numbers",
+    "floor": "boxes are read as in the published code (floor): half a hundredth too far left and up on the average",
+    "round": "boxes are read as rounded numbers (round), which the published weights were not trained on",
+}
 _ADVICE = "docs/weights.md names the files that belong together."
 
 
 def load_published(
     checkpoint: Path, eva: Path, llama: Path, prompt: str = "published", vision: Mapping[str, int] | None = None,
-    image_size: int = 448, lora_alpha: int = 16, dtype: torch.dtype = torch.float32,
+    image_size: int = 448, lora_alpha: int = 16, dtype: torch.dtype = torch.float32, box_coding: Coding = "center",
 ) -> tuple[GroundingVLM, Tokenizer, LoadReport]:  # fmt: skip
     """The model in `dtype` on the CPU (its adapter in float32), the tokenizer, and what became of each tensor.
 
     vision: num_heads (default: width / 88) and depth (default: all blocks, but 39 of the 40 of ViT-g). image_size:
-    pixels of a side, to which the position table is interpolated. Memory: the model's, and one more tensor.
+    pixels of a side, to which the position table is interpolated. box_coding: see `boxes`. Memory: the model's, and
+    one more tensor.
     Raises UserError for a file that cannot be read and UnfitError, which carries the report, for files that do not fit.
     """
     tower, trained, base = open_file(Path(eva)), open_file(Path(checkpoint), "model"), _open_llama(Path(llama))
     language, notes = _language_config(Path(llama) / CONFIG, base.shapes)
     tokenizer = _open_tokenizer(Path(llama) / TOKENIZER, language)
-    fitted = fit(tower, trained, base, language, prompt, vision, image_size, lora_alpha)
-    fitted.report.notes += notes
+    fitted = fit(tower, trained, base, language, prompt, vision, image_size, lora_alpha, box_coding)
+    fitted.report.notes += [*notes, _READ_AS[box_coding]]
     _fill(fitted, dtype)
     return fitted.model.eval(), tokenizer, fitted.report
 
@@ -86,12 +93,12 @@ class Fitted:
 
 def fit(
     tower: Tensors, trained: Tensors, base: Tensors, language: LanguageConfig, prompt: str = "published",
-    vision: Mapping[str, int] | None = None, image_size: int = 448, lora_alpha: int = 16,
+    vision: Mapping[str, int] | None = None, image_size: int = 448, lora_alpha: int = 16, box_coding: Coding = "center",
 ) -> Fitted:  # fmt: skip
     """The model that these names and shapes make: no tensor is read. Raises UnfitError where they make none."""
     sizes, grid = _vision_config(tower, dict(vision or {}), image_size)
     merge = _merge(trained.shapes, sizes.timm_options["embed_dim"])
-    config = ModelConfig(sizes, language, _lora_config(trained.shapes, lora_alpha), merge, prompt, "center", KNOWS)
+    config = ModelConfig(sizes, language, _lora_config(trained.shapes, lora_alpha), merge, prompt, box_coding, KNOWS)
     config = from_dict(ModelConfig, asdict(config))
     patches = (image_size // sizes.timm_options["patch_size"]) ** 2
     if patches % merge:
@@ -125,7 +132,7 @@ def _fill(fitted: Fitted, dtype: torch.dtype) -> None:
         for name, place in part.places.items():
             tensor = part.tensors[name]
             if name in source.resized:
-                tensor = interpolate_positions(tensor, fitted.grid, new_grid)
+                tensor = interpolate_positions(tensor.float(), fitted.grid, new_grid)
             copy = put(model, place, tensor, torch.float32 if "lora_" in place else dtype)
             if not tensor.is_floating_point():
                 source.wrong_shape[name] = f"whole numbers ({tensor.dtype}), as quantised weights have"

@@ -18,6 +18,7 @@ from minigptv2.errors import UserError
 
 Shape = tuple[int, ...]
 _ZIP = b"PK\x03\x04"  # how a file of torch.save begins since torch 1.6; older ones cannot be mapped
+_PICKLE = b"\x80"  # and how such an older one does
 _HELD = 1 << 22  # bytes that are read of a mapped file before it is mapped anew, so that its pages do not pile up
 
 
@@ -78,7 +79,10 @@ class Pickled:
     def _load(self) -> object:
         try:
             with open(self.file, "rb") as opened:
-                self._mapped = opened.read(len(_ZIP)) == _ZIP
+                start = opened.read(len(_ZIP))
+            self._mapped = start == _ZIP
+            if not self._mapped and start[:1] != _PICKLE:
+                raise ValueError(f"it begins with {start!r}, as no file of torch.save does")
             return torch.load(self.file, map_location="cpu", weights_only=True, mmap=self._mapped)
         except MemoryError:
             raise
