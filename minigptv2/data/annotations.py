@@ -6,7 +6,6 @@ What is wrong with a whole file is a UserError; what is wrong with one record is
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from minigptv2.errors import UserError
 
 _CHUNK = 1 << 20  # characters read at a time
 _SPACE = " \t\r\n"
+_FAR = 1e9  # pixels; no box reaches so far, infinity and what is no number included
 
 
 class Malformed(ValueError):
@@ -65,27 +65,36 @@ def items_of(path: Path) -> Iterator[Any]:
     decoder = json.JSONDecoder()
     with open_text(path) as file:
         try:
-            text, at = file.read(_CHUNK).lstrip(_SPACE), 1
-            if not text.startswith("["):
+            while (first := file.read(1)) and first in _SPACE:
+                pass
+            if first != "[":
                 raise ValueError("it is no list")
+            text, at = "", 0
             while True:
-                while at < len(text) and text[at] in _SPACE + ",":
-                    at += 1
+                at = _after(text, at, _SPACE + ",")
                 if text[at : at + 1] == "]":
                     return
                 try:
-                    item, at = decoder.raw_decode(text, at)
-                    if at == len(text) and not isinstance(item, dict | list):
-                        raise ValueError("a number may go on")
-                except ValueError:
+                    item, end = decoder.raw_decode(text, at)
+                    end = _after(text, end, _SPACE)
+                    if text[end : end + 1] not in (",", "]"):
+                        raise ValueError("an item is followed by neither comma nor bracket")
+                except ValueError:  # wrong, or not all of it is read yet
                     more = file.read(max(_CHUNK, len(text)))
                     if not more:
                         raise
                     text, at = text[at:] + more, 0
-                    continue
-                yield item
+                else:
+                    yield item
+                    at = end
         except (ValueError, RecursionError) as error:
             raise damaged(path, error) from error
+
+
+def _after(text: str, at: int, skipped: str) -> int:
+    while at < len(text) and text[at] in skipped:
+        at += 1
+    return at
 
 
 def damaged(path: Path, error: object) -> UserError:
@@ -130,7 +139,7 @@ def box_of(numbers: Any, size: tuple[int, int], form: str = "xywh") -> Box:
     """
     if not isinstance(numbers, list | tuple) or len(numbers) != 4:
         raise Malformed("a box that is not four numbers")
-    if any(isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n) for n in numbers):
+    if any(isinstance(n, bool) or not isinstance(n, int | float) or not abs(n) < _FAR for n in numbers):
         raise Malformed("a box that is not four numbers")
     x1, y1, x2, y2 = numbers
     if form == "xywh":

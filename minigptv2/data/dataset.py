@@ -18,6 +18,13 @@ from minigptv2.sample import Sample
 
 DATASETS: dict[str, str] = {
     "refcoco": "minigptv2.data.refcoco:RefCoco",
+    "visual_genome": "minigptv2.data.visual_genome:VisualGenome",
+    "flickr30k": "minigptv2.data.flickr30k:Flickr30k",
+    "grit": "minigptv2.data.grit:Grit",
+    "laion": "minigptv2.data.web_captions:WebCaptions",
+    "cc3m": "minigptv2.data.web_captions:WebCaptions",
+    "sbu": "minigptv2.data.web_captions:WebCaptions",
+    "vsr": "minigptv2.data.vsr:VSR",
 }
 _EXAMPLES = 3
 
