@@ -60,13 +60,14 @@ class Flickr30k:
 
     def __getitem__(self, index: int) -> Sample:
         name, line, size, words, phrases = self.records[index]
+        key = f"flickr30k {name} line {line}"
         if self.task == "grounding":
             exchange = Exchange("grounding", phrases, answer=words)
         elif self.task == "caption_to_phrases":
             exchange = Exchange("detection", phrases, question=words)
         else:
-            exchange = Exchange("detection", phrases)
-        return Sample(self.images / f"{name}.jpg", size, (exchange,), f"flickr30k {name} line {line}")
+            exchange, key = Exchange("detection", phrases), f"{key} {phrases[0].text!r}"
+        return Sample(self.images / f"{name}.jpg", size, (exchange,), key)
 
     def missing_pictures(self) -> list[Path]:
         """Where pictures are expected that are not on the disk now; their captions are not left out."""
