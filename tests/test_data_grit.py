@@ -97,6 +97,17 @@ def test_the_three_tasks(tmp_path):
     assert open_image(sample.image).size == (20, 10)  # made smaller by the download: the boxes are shares
 
 
+def test_a_caption_beside_the_json(tmp_path):
+    """img2dataset writes the caption into a .txt of its own."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        bare = {k: v for k, v in RECORD.items() if k != "caption"}
+        for suffix, data in (("png", _picture((9, 9))), ("txt", CAPTION.encode()), ("json", json.dumps(bare).encode())):
+            info = tarfile.TarInfo(f"1.{suffix}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    assert Grit(str(tmp_path / "a.tar"))[0].exchanges == Grit(_shard(tmp_path, RECORD))[0].exchanges
+
+
 def test_words_that_name_two_things_are_not_asked_for(tmp_path):
     record = RECORD | {"caption": "a cat and a cat", "ref_exps": [[0, 5, 0, 0, 0.5, 1, 1], [10, 15, 0.5, 0, 1, 1, 1]]}
     with pytest.raises(UserError, match="no expression for one box"):

@@ -4,10 +4,12 @@ import builtins
 import io
 import json
 import pickle
+import re
 import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from minigptv2.boxes import Box
@@ -94,9 +96,16 @@ def opened(request, tmp_path):
 def test_every_reader_of_this_file_is_registered_and_has_a_card():
     cards = {file.stem for file in (Path(__file__).parents[1] / "datasets").glob("*.md")}
     assert set(MADE) <= set(DATASETS) and set(MADE) <= cards
-    for name in MADE:
-        card = (Path(__file__).parents[1] / "datasets" / f"{name}.md").read_text()
-        assert f"name: {name}" in card, f"the card of {name} does not show the lines that use it"
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_lines_that_a_card_shows_are_options_of_the_reader(name):
+    card = (Path(__file__).parents[1] / "datasets" / f"{name}.md").read_text(encoding="utf-8")
+    ((source,),) = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", card, re.DOTALL))
+    assert source["name"] == name
+    with pytest.raises(UserError) as caught:  # the folder is not here, but every option is known
+        open_dataset(name, source["options"])
+    assert "option" not in caught.value.given
 
 
 def test_samples_are_well_formed(opened):

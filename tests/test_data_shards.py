@@ -196,13 +196,27 @@ def test_a_picture_is_read_only_when_it_is_opened(tmp_path, monkeypatch):
         record = shards[1]
     copy = pickle.loads(pickle.dumps(record.image))
     assert copy == record.image and hash(copy) == hash(record.image) and str(copy).startswith(str(tmp_path / "a.tar"))
-    assert copy.read() == picture(1, "JPEG")
+    assert copy.read() == copy.open() == picture(1, "JPEG")
+    assert copy.key == record.image.key != shards[0].image.key
+    before = copy.key
+    os.utime(tmp_path / "a.tar", ns=(1, 1))
+    assert copy.key != before  # written anew, it may hold other pictures
     os.truncate(tmp_path / "a.tar", record.image.offset + 5)
     with pytest.raises(UserError, match="ends after 5 of"):
         open_image(record.image)
     os.remove(tmp_path / "a.tar")
     with pytest.raises(UserError, match="cannot be read"):
         open_image(record.image)
+
+
+def test_a_shard_that_changes_while_it_is_read_is_told(tmp_path):
+    shards = Shards(str(write_tar(tmp_path / "a.tar", members(0, 2))), all_of, "p")
+    (tmp_path / "a.tar").write_bytes(b"\xff" * (tmp_path / "a.tar").stat().st_size)
+    with pytest.raises(UserError, match="changed since"):
+        shards[1]
+    next(tmp_path.glob("*.index")).write_bytes(b"")
+    with pytest.raises(UserError, match="has become shorter"):
+        shards[1]
 
 
 def test_what_only_looks_like_a_picture_is_told(tmp_path):
@@ -270,7 +284,8 @@ def test_parquet_with_pictures_inside(tmp_path):
     assert numbers(shards) == list(range(10)) and shards[5].key == "a.parquet row group 1 row 1"
     assert "jpg" not in shards[9].fields and open_image(shards[9].image).width == 29
     copy = pickle.loads(pickle.dumps(shards[9].image))
-    assert copy.read() == picture(9) and copy == shards[9].image
+    assert copy.read() == copy.open() == picture(9) and copy == shards[9].image
+    assert copy.key == shards[9].image.key != shards[8].image.key
 
 
 def test_parquet_as_the_datasets_library_writes_it(tmp_path):

@@ -19,7 +19,7 @@ from typing import Any
 from minigptv2.boxes import Box
 from minigptv2.data.annotations import Malformed, box_of, field, one_of, size_of
 from minigptv2.data.dataset import Problems
-from minigptv2.data.shards import Record, Shards
+from minigptv2.data.shards import Record, Shards, changed
 from minigptv2.sample import Exchange, Phrase, Sample
 
 _LISTS = {"refer": "ref_exps", "identify": "ref_exps", "grounding": "noun_chunks"}
@@ -53,7 +53,10 @@ class Grit:
 
     def __getitem__(self, index: int) -> Sample:
         record = self.shards[index]
-        size, exchanges = self._exchanges(record, [])
+        try:
+            size, exchanges = self._exchanges(record, [])
+        except Malformed as error:
+            raise changed(record.key, error) from error
         return Sample(record.image, size, exchanges, f"grit {record.key}", self.task != "grounding")
 
     def missing_pictures(self) -> list[Path]:
@@ -72,7 +75,9 @@ class Grit:
     def _exchanges(self, record: Record, wrong: list[str]) -> tuple[tuple[int, int], tuple[Exchange, ...]]:
         """The size and what is asked. wrong: gets what is wrong with single items. Raises Malformed."""
         size = size_of({side: _whole(record.fields.get(side)) for side in ("width", "height")})
-        caption = field(record.fields, "caption", str)
+        caption = (
+            record.text if "caption" not in record.fields and record.text else field(record.fields, "caption", str)
+        )
         spans = self._spans(record.fields, caption, size, wrong)
         if self.task == "grounding":
             return size, (_grounded(caption, spans),)

@@ -62,6 +62,13 @@ class Member:
             )  # fmt: skip
         return data
 
+    open = read  # as `images.LazyPicture` calls it
+
+    @property
+    def key(self) -> str:
+        """Another picture, another key: a tar that was written anew holds others."""
+        return f"{_written(self.path)}, byte {self.offset}, {self.size} bytes"
+
     def __str__(self) -> str:
         return f"{self.path} at byte {self.offset}"
 
@@ -85,6 +92,13 @@ class Cell:
                 "Name the right column as `picture`.",
             )  # fmt: skip
         return value
+
+    open = read  # as `images.LazyPicture` calls it
+
+    @property
+    def key(self) -> str:
+        """Another picture, another key: a file that was written anew holds others."""
+        return f"{_written(self.path)}, row group {self.group}, row {self.row}, {self.column}"
 
     def __str__(self) -> str:
         return f"{self.path} row group {self.group} row {self.row}"
@@ -158,7 +172,10 @@ class Shards:
             raise UserError(
                 f"{file} has become shorter.", "It is the index of a shard.", "Start again: it is made anew."
             )
-        return self._record(shard, form.unpack(row))
+        try:
+            return self._record(shard, form.unpack(row))
+        except Malformed as error:
+            raise changed(shard, error) from error
 
     def _record(self, shard: str, row: tuple[int, ...]) -> Record:
         if _form(shard) is _PARQUET:
@@ -233,6 +250,22 @@ class Shards:
                     f"The index {file} cannot be written.", f"The system says: {error.strerror}.",
                     "Name a folder that you may write to as `index`.",
                 ) from error  # fmt: skip
+
+
+def changed(key: str, error: Malformed) -> UserError:
+    """For a record that was usable when the index was made, and is no more."""
+    return UserError(
+        f"{key} has {error}.", "It had not when it was indexed: the shard was changed since.",
+        "Start again, so that its index is made anew.",
+    )  # fmt: skip
+
+
+def _written(path: str) -> str:
+    try:
+        about = os.stat(path)
+    except OSError:
+        return f"{path}, which cannot be found"
+    return f"{path}, {about.st_size} bytes, {about.st_mtime_ns}"
 
 
 def _identity(shard: str) -> list:

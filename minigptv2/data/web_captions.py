@@ -13,7 +13,7 @@ from pathlib import Path
 
 from minigptv2.data.annotations import Malformed, words_of
 from minigptv2.data.dataset import Problems
-from minigptv2.data.shards import Record, Shards
+from minigptv2.data.shards import Record, Shards, changed
 from minigptv2.errors import UserError
 from minigptv2.sample import Exchange, Sample
 
@@ -56,7 +56,11 @@ class WebCaptions:
 
     def __getitem__(self, index: int) -> Sample:
         record = self.shards[index]
-        return Sample(record.image, (0, 0), (Exchange("caption", answer=self._caption(record)),), record.key)
+        try:
+            exchange = Exchange("caption", answer=self._caption(record))
+        except Malformed as error:
+            raise changed(record.key, error) from error
+        return Sample(record.image, (0, 0), (exchange,), record.key)
 
     def missing_pictures(self) -> list[Path]:
         """None: pictures that are not there are counted in `problems` and their records left out."""
