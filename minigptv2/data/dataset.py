@@ -16,7 +16,16 @@ from typing import Any, Protocol
 from minigptv2.errors import UserError
 from minigptv2.sample import Sample
 
-DATASETS: dict[str, str] = {}
+DATASETS: dict[str, str] = {
+    "refcoco": "minigptv2.data.refcoco:RefCoco",
+    "visual_genome": "minigptv2.data.visual_genome:VisualGenome",
+    "flickr30k": "minigptv2.data.flickr30k:Flickr30k",
+    "grit": "minigptv2.data.grit:Grit",
+    "laion": "minigptv2.data.web_captions:WebCaptions",
+    "cc3m": "minigptv2.data.web_captions:WebCaptions",
+    "sbu": "minigptv2.data.web_captions:WebCaptions",
+    "vsr": "minigptv2.data.vsr:VSR",
+}
 _EXAMPLES = 3
 
 

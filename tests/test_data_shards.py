@@ -1,0 +1,326 @@
+"""Random access into tar shards and parquet files: whole, damaged, changed, and read by several processes at once."""
+
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minigptv2.data.annotations import Malformed
+from minigptv2.data.shards import Member, Record, Shards
+from minigptv2.errors import UserError
+from minigptv2.images import open_image
+
+pyarrow = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow.parquet")
+
+
+def picture(number: int, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20 + number, 10), (number * 5 % 256, 100, 50)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def members(first: int, count: int) -> list[tuple[str, bytes]]:
+    found = []
+    for n in range(first, first + count):
+        found += [(f"{n:05d}.jpg", picture(n, "JPEG")), (f"{n:05d}.json", json.dumps({"n": n}).encode()),
+                  (f"{n:05d}.txt", f"caption {n}".encode())]  # fmt: skip
+    return found
+
+
+def write_tar(file: Path, inside: list[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> Path:
+    with tarfile.open(file, "w", format=form) as tar:
+        for name, data in inside:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file
+
+
+def all_of(record: Record) -> tuple:
+    return ()
+
+
+def numbers(shards: Shards) -> list[int]:
+    return [shards[i].fields["n"] for i in range(len(shards))]
+
+
+def test_records_by_number(tmp_path):
+    write_tar(tmp_path / "00000.tar", members(0, 3))
+    write_tar(tmp_path / "00001.tar", members(3, 4))
+    shards = Shards(str(tmp_path / "{00000..00001}.tar"), all_of, "test")
+    assert len(shards) == 7 and not shards.problems
+    for n in (6, 0, 3, 2, 5, 1, 4):
+        record = shards[n]
+        assert (record.fields, record.text) == ({"n": n}, f"caption {n}")
+        assert record.key == f"0000{n // 3 if n < 6 else 1}.tar {n:05d}"
+        assert open_image(record.image).size == (20 + n, 10)
+    assert shards[-1].fields == {"n": 6}
+    with pytest.raises(IndexError):
+        shards[7]
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_kind_of_tar(tmp_path, form):
+    """Folders, names too long for a header, letters beyond ASCII, members apart from each other, other files."""
+    long = "a" * 90 + "/" + ("b" * 60 if form == tarfile.USTAR_FORMAT else "b" * 150)
+    inside = [
+        ("./x/1.jpg", picture(1)), (f"{long}.webp", picture(2, "WEBP")), ("x/2.é.json", b"{}"), ("1.cls", b"7"),
+        (f"{long}.json", b'{"n": 2}'), ("./x/1.json", b'{"n": 1}'), ("ü.PNG", picture(3)), ("ü.json", b'{"n": 3}'),
+    ]  # fmt: skip
+    shards = Shards(str(write_tar(tmp_path / "a.tar", inside, form)), all_of, "test")
+    assert numbers(shards) == [1, 2, 3] and not shards.problems
+    assert [open_image(shards[i].image).width for i in range(3)] == [21, 22, 23]
+
+
+def test_what_a_judge_refuses_is_counted_and_left_out(tmp_path):
+    def judge(record):
+        if record.fields["n"] % 3 == 0:
+            raise Malformed("a multiple of three")
+        return ["an even number"] if record.fields["n"] % 2 == 0 else []
+
+    for _ in range(2):  # made, then read back
+        shards = Shards(str(write_tar(tmp_path / "a.tar", members(0, 10))), judge, "odd")
+        assert numbers(shards) == [1, 2, 4, 5, 7, 8]
+        assert list(shards.problems.lines()) == [
+            "4 x a multiple of three: a.tar 00000, a.tar 00003, a.tar 00006, ...",
+            "3 x an even number: a.tar 00002, a.tar 00004, a.tar 00008",
+        ]
+    assert len(Shards(str(tmp_path / "a.tar"), all_of, "other purpose")) == 10
+    assert len(list(tmp_path.glob("*.index"))) == 2
+    with pytest.raises(UserError, match="None of the 1 shards"):
+        Shards(str(tmp_path / "a.tar"), lambda record: [][0:0] if record.fields["n"] > 99 else _refuse(), "none")
+
+
+def _refuse():
+    raise Malformed("too small")
+
+
+def test_an_index_is_used_again_until_the_shard_changes(tmp_path):
+    file = write_tar(tmp_path / "a.tar", members(0, 2))
+    seen = []
+
+    def judge(record):
+        seen.append(record.key)
+        return ()
+
+    folder = tmp_path / "indexes"
+    for _ in range(2):
+        assert numbers(Shards(str(file), judge, "p", index=str(folder))) == [0, 1]
+    assert len(seen) == 2 and list(tmp_path.glob("*.index")) == [] and len(list(folder.iterdir())) == 1
+    write_tar(file, members(5, 3))
+    assert numbers(Shards(str(file), judge, "p", index=str(folder))) == [5, 6, 7] and len(seen) == 5
+    for damage in (b"", b"{}\n", b'{"of": 1}\n', next(folder.iterdir()).read_bytes()[:-1]):
+        next(folder.iterdir()).write_bytes(damage)
+        assert numbers(Shards(str(file), judge, "p", index=str(folder))) == [5, 6, 7]
+    assert len(seen) == 17 and len(list(folder.iterdir())) == 1
+
+
+def test_a_tar_cut_anywhere_still_gives_what_is_whole(tmp_path):
+    inside = members(0, 3)
+    data = write_tar(tmp_path / "whole.tar", inside).read_bytes()
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        ends = [m.offset_data + m.size for m in tar.getmembers()]
+        whole = tar.getmembers()[-1].offset_data + 512  # of the blocks of the last member
+    assert len(Shards(str(tmp_path / "whole.tar"), all_of, "p")) == 3
+    for cut in sorted({*range(512, whole, 301), *ends, *(e - 1 for e in ends), 513, 700}):
+        file = tmp_path / f"{cut}.tar"
+        file.write_bytes(data[:cut])
+        good = write_tar(tmp_path / "good.tar", members(7, 1))
+        shards = Shards([str(file), str(good)], all_of, "p")
+        complete = sum(end <= cut for end in ends)
+        assert len(shards) == -(-complete // 3) + 1, cut
+        assert shards.problems.counts == {"a shard that is damaged or cut short": 1}, cut
+        for i in range(complete // 3):
+            assert shards[i].text == f"caption {i}"
+
+
+@pytest.mark.parametrize("damage", ["header", "gzip", "text", "empty"])
+def test_a_damaged_shard_is_counted_and_the_others_are_read(tmp_path, damage):
+    file = write_tar(tmp_path / "a.tar", members(0, 3))
+    data = file.read_bytes()
+    if damage == "header":
+        with tarfile.open(file) as tar:
+            at = tar.getmembers()[6].offset  # of the third sample's picture
+        data = data[:at] + b"\x07" * 512 + data[at + 512 :]
+    else:
+        data = {"gzip": __import__("gzip").compress(data), "text": b"no tar " * 200, "empty": b""}[damage]
+    file.write_bytes(data)
+    write_tar(tmp_path / "b.tar", members(9, 1))
+    shards = Shards([str(tmp_path / "a.tar"), str(tmp_path / "b.tar")], all_of, "p")
+    assert numbers(shards) == ([0, 1, 9] if damage == "header" else [9])
+    (kind,) = shards.problems.counts
+    assert kind == (
+        "a shard that is damaged or cut short" if damage == "header" else "a shard that is no uncompressed tar"
+    )
+    assert "a.tar" in shards.problems.examples[kind][0]
+
+
+def test_wrong_text_is_counted(tmp_path):
+    inside = [("1.json", b"{"), ("2.json", b"[]"), ("3.json", b"\xff"), ("4.txt", b"\xff"), ("5.json", b'{"n": 5}'),
+              ("5.json", b'{"n": 6}'), ("6.json", b"[" * 100000)]  # fmt: skip
+    shards = Shards(str(write_tar(tmp_path / "a.tar", inside)), all_of, "p")
+    assert numbers(shards) == [5]
+    assert shards.problems.counts == {
+        "JSON that cannot be read": 2, "JSON that is no object": 1, "text that is not in UTF-8": 2,
+        "a second member of the same kind and name": 1,
+    }  # fmt: skip
+
+
+def test_patterns(tmp_path):
+    for name in ("s-008", "s-009", "s-010", "t-008", "other"):
+        write_tar(tmp_path / f"{name}.tar", members(int(name[2:]) if name[2:].isdigit() else 50, 1))
+    at = lambda pattern: numbers(Shards(f"{tmp_path}/{pattern}", all_of, "p"))  # noqa: E731
+    assert at("s-{008..010}.tar") == [8, 9, 10] and at("{t,s}-008.tar") == [8, 8]
+    assert at("s-*.tar") == [8, 9, 10] and at("{s,t}-{008..008}.tar") == [8, 8]
+    assert len(Shards([f"{tmp_path}/*.tar", f"{tmp_path}/s-008.tar"], all_of, "p")) == 5  # each once
+    for pattern, message in (
+        ("s-{008..012}.tar", r"no shard .*s-011\.tar"), ("*.zip", r"no shard .*\*\.zip"),
+        ("{3..1}.tar", "before it begins"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            at(pattern)
+
+
+def test_a_picture_is_read_only_when_it_is_opened(tmp_path, monkeypatch):
+    shards = Shards(str(write_tar(tmp_path / "a.tar", members(0, 2))), all_of, "p")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", lambda *_: pytest.fail("a picture was opened"))
+        record = shards[1]
+    copy = pickle.loads(pickle.dumps(record.image))
+    assert copy == record.image and hash(copy) == hash(record.image) and str(copy).startswith(str(tmp_path / "a.tar"))
+    assert copy.read() == copy.open() == picture(1, "JPEG")
+    assert copy.key == record.image.key != shards[0].image.key
+    before = copy.key
+    os.utime(tmp_path / "a.tar", ns=(1, 1))
+    assert copy.key != before  # written anew, it may hold other pictures
+    os.truncate(tmp_path / "a.tar", record.image.offset + 5)
+    with pytest.raises(UserError, match="ends after 5 of"):
+        open_image(record.image)
+    os.remove(tmp_path / "a.tar")
+    with pytest.raises(UserError, match="cannot be read"):
+        open_image(record.image)
+
+
+def test_a_shard_that_changes_while_it_is_read_is_told(tmp_path):
+    shards = Shards(str(write_tar(tmp_path / "a.tar", members(0, 2))), all_of, "p")
+    (tmp_path / "a.tar").write_bytes(b"\xff" * (tmp_path / "a.tar").stat().st_size)
+    with pytest.raises(UserError, match="changed since"):
+        shards[1]
+    next(tmp_path.glob("*.index")).write_bytes(b"")
+    with pytest.raises(UserError, match="has become shorter"):
+        shards[1]
+
+
+def test_what_only_looks_like_a_picture_is_told(tmp_path):
+    (tmp_path / "a").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="at byte 0 is no picture"):
+        open_image(Member(str(tmp_path / "a"), 0, 10))
+    with (tmp_path / "a").open() as text, pytest.raises(UserError, match="A picture was given as _io.TextIOWrapper"):
+        open_image(text)
+
+
+def _read_some(shards, count, answers):
+    order = np.random.default_rng(os.getpid()).permutation(len(shards))[:count]
+    answers.put(all(open_image(shards[int(i)].image).width == 20 + shards[int(i)].fields["n"] for i in order))
+
+
+def _open_and_count(pattern, answers):
+    shards = Shards(pattern, all_of, "p")
+    answers.put(numbers(shards))
+
+
+@pytest.mark.parametrize("way", ["fork", "spawn"])
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_workers_read_at_once(tmp_path, way, kind):
+    if kind == "tar":
+        write_tar(tmp_path / "a.tar", members(0, 40))
+    else:
+        write_parquet(tmp_path / "a.parquet", 40, 7)
+    shards = Shards(str(tmp_path / f"a.{kind}"), all_of, "p")
+    assert numbers(shards)[:2] == [0, 1] and open_image(shards[3].image).width == 23  # whatever is kept, is kept now
+    context = multiprocessing.get_context(way)
+    answers = context.Queue()
+    workers = [context.Process(target=_read_some, args=(shards, 30, answers)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    assert [answers.get(timeout=60) for _ in workers] == [True, True]
+    for worker in workers:
+        worker.join()
+
+
+def test_processes_share_the_making_of_indexes(tmp_path):
+    for n in range(4):
+        write_tar(tmp_path / f"{n}.tar", members(n * 10, 10))
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    workers = [context.Process(target=_open_and_count, args=(str(tmp_path / "*.tar"), answers)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    assert [answers.get(timeout=60) for _ in workers] == [list(range(40))] * 4
+    for worker in workers:
+        worker.join()
+    assert len(list(tmp_path.glob("*.index"))) == 4 and list(tmp_path.glob("*.part")) == []
+
+
+# ---- parquet ----
+
+
+def write_parquet(file: Path, count: int, group: int, **columns) -> Path:
+    values = {"n": list(range(count)), "jpg": [picture(n) for n in range(count)]} | columns
+    pyarrow.parquet.write_table(pyarrow.table(values), file, row_group_size=group)
+    return file
+
+
+def test_parquet_with_pictures_inside(tmp_path):
+    shards = Shards(str(write_parquet(tmp_path / "a.parquet", 10, 4)), all_of, "p")
+    assert numbers(shards) == list(range(10)) and shards[5].key == "a.parquet row group 1 row 1"
+    assert "jpg" not in shards[9].fields and open_image(shards[9].image).width == 29
+    copy = pickle.loads(pickle.dumps(shards[9].image))
+    assert copy.read() == copy.open() == picture(9) and copy == shards[9].image
+    assert copy.key == shards[9].image.key != shards[8].image.key
+
+
+def test_parquet_as_the_datasets_library_writes_it(tmp_path):
+    """The picture is a struct of bytes and path."""
+    values = [{"bytes": picture(n), "path": f"{n}.png"} for n in range(3)]
+    file = write_parquet(tmp_path / "a.parquet", 3, 2, jpg=["", "", ""], image=values)
+    shards = Shards(str(file), all_of, "p", picture="image")
+    assert [open_image(shards[n].image).width for n in range(3)] == [20, 21, 22]
+    none = Shards(str(write_parquet(tmp_path / "b.parquet", 1, 1, jpg=[{"bytes": None, "path": "x"}])), all_of, "p")
+    with pytest.raises(UserError, match="holds no bytes of a picture"):
+        open_image(none[0].image)
+
+
+def test_parquet_with_pictures_on_disk(tmp_path):
+    places = ["a/1.png", "http://somewhere/b/2.png?size=3", "3", "", None]
+    file = write_parquet(tmp_path / "a.parquet", 5, 2, where=places)
+    shards = Shards(str(file), all_of, "p", images="pictures", picture="where")
+    found = [shards[i].image for i in range(5)]
+    assert found == [Path("pictures/a/1.png"), Path("pictures/2.png"), Path("pictures/3.jpg"), None, None]
+    with pytest.raises(UserError, match="has no column 'place'"):
+        Shards(str(file), all_of, "q", picture="place")
+
+
+def test_damaged_parquet_is_counted(tmp_path):
+    data = write_parquet(tmp_path / "a.parquet", 8, 4).read_bytes()
+    (tmp_path / "b.parquet").write_bytes(data[:-9])
+    (tmp_path / "c.parquet").write_bytes(b"")
+    shards = Shards(str(tmp_path / "*.parquet"), all_of, "p")
+    assert len(shards) == 8 and shards.problems.counts == {"a file that is no whole parquet file": 2}
+    write_parquet(tmp_path / "d.parquet", 8, 4, words=["some words to fill a page " + str(n) for n in range(8)])
+    data = bytearray((tmp_path / "d.parquet").read_bytes())
+    with pyarrow.parquet.ParquetFile(tmp_path / "d.parquet") as file:
+        chunk = file.metadata.row_group(1).column(0)
+    data[chunk.dictionary_page_offset or chunk.data_page_offset] ^= 0xFF
+    (tmp_path / "d.parquet").write_bytes(data)
+    shards = Shards(str(tmp_path / "d.parquet"), all_of, "p")
+    assert numbers(shards) == [0, 1, 2, 3]
+    assert shards.problems.counts == {"a damaged row group of a parquet file": 1}
