@@ -17,6 +17,7 @@ from minigptv2.errors import UserError
 from minigptv2.sample import Sample
 
 DATASETS: dict[str, str] = {
+    "refcoco": "minigptv2.data.refcoco:RefCoco",
     "vqav2": "minigptv2.data.vqav2:VqaV2",
 }
 _EXAMPLES = 3
