@@ -86,13 +86,14 @@ def _answers(file: Path, problems: Problems) -> dict[int, tuple[str, ...]]:
     found = {}
     for place, row in enumerate(rows_of(file, "annotations")):
         try:
-            found[field(row, "question_id", int)] = by_frequency(_given(row))
+            found[field(row, "question_id", int)] = by_frequency(answers_of(row))
         except Malformed as error:
             problems.add(f"an annotation with {error}", f"{file.name} row {place}")
     return found
 
 
-def _given(row: dict) -> Iterator[str]:
+def answers_of(row: dict) -> Iterator[str]:
+    """The words of a row's answers. Raises Malformed."""
     for answer in field(row, "answers", list):
         yield field(answer, "answer", str)
 
