@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from minigptv2.boxes import Box
 from minigptv2.errors import UserError
 
+OVER_EDGE = "a box that reaches over the edge of the picture, where it is cut off"
 _CHUNK = 1 << 20  # characters read at a time
 _SPACE = " \t\r\n"
 T = TypeVar("T")
@@ -172,6 +173,14 @@ def box_of(numbers: Any, size: tuple[int, int], form: str = "xywh") -> Box:
     if not (box.x1 < box.x2 and box.y1 < box.y2):
         raise Malformed("a box outside the picture")
     return box
+
+
+def reaches_over(numbers: Any, size: tuple[int, int], form: str = "xywh") -> bool:
+    """Whether a box of which `box_of` made one lay outside the picture in part, by over a pixel."""
+    x1, y1, x2, y2 = numbers
+    if form == "xywh":
+        x2, y2 = x1 + x2, y1 + y2
+    return x1 < -1 or y1 < -1 or x2 > size[0] + 1 or y2 > size[1] + 1
 
 
 def one_of(option: str, given: str, allowed: tuple[str, ...]) -> str:
