@@ -183,9 +183,15 @@ def _chat(args: argparse.Namespace) -> int:
 
 
 def _show_arguments(parser: Parser) -> None:
-    parser.add_argument("data", help="what to look at: scenes")
+    parser.add_argument("data", metavar="NAME", help="what to look at: scenes, or a data set such as vqav2")
+    parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help="of the data set: root=FOLDER split=val ...")
     parser.add_argument("-n", type=_whole_number(1), default=3, metavar="N", help="how many (default: %(default)s)")
-    parser.add_argument("--seed", type=_whole_number(0), default=0, help="of the first one (default: %(default)s)")
+    parser.add_argument(
+        "--seed",
+        type=_whole_number(0),
+        default=0,
+        help="of the first scene, or number of the first record (default: %(default)s)",
+    )
     parser.add_argument(
         "--out", default="output/show", metavar="FOLDER", help="for the pictures (default: %(default)s)"
     )
@@ -196,7 +202,7 @@ def _show_arguments(parser: Parser) -> None:
 def _show(args: argparse.Namespace) -> None:
     from minigptv2.show import show
 
-    show(args.data, args.n, args.seed, args.out, args.model, args.color or sys.stdout.isatty())
+    show(args.data, args.n, args.seed, args.out, args.model, args.color or sys.stdout.isatty(), args.options)
 
 
 _DATA = """\
