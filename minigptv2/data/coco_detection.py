@@ -104,7 +104,7 @@ def picture_folder(file: Path, images: str, rows: list) -> Path:
                 return place
     raise UserError(
         f"The pictures of {file} were not found.", f"Looked in {', '.join(map(str, places))}.",
-        "Name their folder with the option images.",
+        "Name their folder with the option images; for data check, with --images.",
     )  # fmt: skip
 
 

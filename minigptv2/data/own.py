@@ -177,7 +177,7 @@ class _Line:
         try:
             return read(value)
         except Malformed as error:
-            self.problems.add(str(error), f"{self.where} {part}")
+            self.problems.add(str(error), f"{self.where} {part}".strip())
             return None
 
     def _known(self, row: dict, keys: tuple[str, ...], part: str = "") -> None:
