@@ -83,7 +83,7 @@ class Cell:
     column: str
 
     def read(self) -> bytes:
-        value = _row_group(self.path, self.group, (self.column,))[self.column][self.row].as_py()
+        value = _pictures(self.path, self.group, self.column)[self.row].as_py()
         if isinstance(value, dict):  # as the datasets library stores a picture: bytes and path
             value = value.get("bytes")
         if not isinstance(value, bytes):
@@ -430,9 +430,18 @@ def _arrow():
     return pyarrow
 
 
-@lru_cache(8)
+@lru_cache(8)  # neighbours are often asked for together
+def _words(path: str, group: int, columns: tuple[str, ...]) -> dict[str, Any]:
+    return _row_group(path, group, columns)
+
+
+@lru_cache(1)  # a row group of pictures may be hundreds of megabytes
+def _pictures(path: str, group: int, column: str) -> Any:
+    return _row_group(path, group, (column,))[column]
+
+
 def _row_group(path: str, group: int, columns: tuple[str, ...]) -> dict[str, Any]:
-    """Columns of one row group. The last few are kept, as neighbours are often asked for together."""
+    """Columns of one row group of a parquet file. Raises UserError."""
     pyarrow = _arrow()
     try:
         # mapped, not opened: a file position would be shared between a process and those that it forks
@@ -472,7 +481,7 @@ def _parquet_rows(shard: str, problems: Problems) -> Iterator[tuple[tuple[int, i
         return
     for group, size in enumerate(sizes):
         try:
-            _row_group(shard, group, _columns(shard, "")[0])
+            _words(shard, group, _columns(shard, "")[0])
         except UserError:
             problems.add("a damaged row group of a parquet file", f"{os.path.basename(shard)} row group {group}")
             continue
@@ -482,7 +491,7 @@ def _parquet_rows(shard: str, problems: Problems) -> Iterator[tuple[tuple[int, i
 
 def _parquet_record(shard: str, group: int, row: int, picture: str, images: str) -> Record:
     columns, picture = _columns(shard, picture)
-    table = _row_group(shard, group, columns)
+    table = _words(shard, group, columns)
     fields = {name: column[row].as_py() for name, column in table.items()}
     image: Any = None
     if picture in fields:

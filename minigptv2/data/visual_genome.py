@@ -32,7 +32,7 @@ class VisualGenome:
     the box. images: the folder with `VG_100K` and `VG_100K_2`, "" for `root`. below_area: only regions with fewer
     square pixels are taken, as OFA and MiniGPT-v2 did; 0 takes all. too_large: how many regions this left out.
 
-    The 5.4 million regions are kept in arrays: 16 bytes of box, 4 of its picture, and the words.
+    The 5.4 million regions are kept in arrays: 36 bytes of numbers each, and the words.
     """
 
     def __init__(self, root: str, task: str = "refer", images: str = "", below_area: int = 16384):
