@@ -1,4 +1,4 @@
-"""The command line: `minigptv2 chat | info | convert | show | train | eval`.
+"""The command line: `minigptv2 chat | info | convert | show | data | train | eval`.
 
 This file parses and tells errors; the work is elsewhere. Nothing heavy is imported before a command needs it. Exit
 codes: 0 all went well, 1 some pictures failed, 2 nothing was done because of bad input, 130 interrupted, 141 whoever
@@ -238,9 +238,15 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _show_arguments(parser: Parser) -> None:
-    parser.add_argument("data", help="what to look at: scenes")
+    parser.add_argument("data", metavar="NAME", help="what to look at: scenes, or a data set such as vqav2")
+    parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help="of the data set: root=FOLDER split=val ...")
     parser.add_argument("-n", type=_whole_number(1), default=3, metavar="N", help="how many (default: %(default)s)")
-    parser.add_argument("--seed", type=_whole_number(0), default=0, help="of the first one (default: %(default)s)")
+    parser.add_argument(
+        "--seed",
+        type=_whole_number(0),
+        default=0,
+        help="of the first scene, or number of the first record (default: %(default)s)",
+    )
     parser.add_argument(
         "--out", default="output/show", metavar="FOLDER", help="for the pictures (default: %(default)s)"
     )
@@ -251,7 +257,42 @@ def _show_arguments(parser: Parser) -> None:
 def _show(args: argparse.Namespace) -> None:
     from minigptv2.show import show
 
-    show(args.data, args.n, args.seed, args.out, args.model, args.color or sys.stdout.isatty())
+    show(args.data, args.n, args.seed, args.out, args.model, args.color or sys.stdout.isatty(), args.options)
+
+
+_DATA = """\
+Check a file of your own before you train on it: JSON Lines as docs/data.md says, or COCO's detection JSON.
+
+  minigptv2 data check yard.jsonl                      every line, every picture: counts, and what is wrong
+  minigptv2 data check instances_train.json --images pictures/ --sheet out.png
+
+Exit codes: 0 no problems, 1 problems, 2 nothing of the file can be used.
+"""
+
+
+def _data_arguments(parser: Parser) -> None:
+    parser.add_argument("action", choices=["check"], help="what to do")
+    parser.add_argument("file", metavar="FILE", help="JSON Lines, or COCO's detection JSON")
+    parser.add_argument("--images", metavar="FOLDER", default="", help="of the pictures (default: that of the file)")
+    parser.add_argument("--sheet", metavar="OUT", help="write a PNG of pictures with their labelled boxes")
+    parser.add_argument("--most", type=_whole_number(1), default=16, metavar="N",
+                        help="pictures in the sheet (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="read the pictures' headers alone: damage is not seen")
+
+
+def _data(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from minigptv2.data.check import check, write_sheet
+    from minigptv2.terminal import visible
+
+    report = check(args.file, args.images, args.quick)
+    for line in report.lines():
+        print(visible(line))
+    if args.sheet and report.drawn:
+        shown = write_sheet(report, Path(args.sheet), args.most)
+        print(f"sheet: {visible(args.sheet)}, {shown} pictures")
+    return report.code
 
 
 def _recipe_arguments(parser: Parser) -> None:
@@ -279,6 +320,7 @@ COMMANDS: dict[str, Command] = {
     "convert": Command("make a model folder of the published weights", _convert_arguments, _convert, _CONVERT),
     "show": Command("look at the data as the model sees it", _show_arguments, _show,
                     "Print conversations and their tokens, supervised ones marked, and draw the annotated boxes."),
+    "data": Command("check data of your own", _data_arguments, _data, _DATA),
     "train": Command("train a stage, as a config says", _recipe_arguments, _train),
     "eval": Command("measure a model, as a config says", _recipe_arguments, _eval),
 }  # fmt: skip

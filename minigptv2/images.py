@@ -82,6 +82,16 @@ def open_image(source: Any) -> Image.Image:
     )
 
 
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Width and height of a picture file once it is upright, from its header alone. Raises UserError."""
+    with _open_file(Path(path)) as file:
+        image = _identify(file, str(path))
+        _check_size(image.width, image.height, str(path))
+        with _pillow_errors_told(str(path)):
+            turned = _orientation(image) in (5, 6, 7, 8)
+        return (image.height, image.width) if turned else image.size
+
+
 def squash(image: Image.Image, size: int) -> Image.Image:
     """The whole picture as size x size pixels, bicubic, without crop or padding, as MiniGPT-v2 sees it."""
     return image.resize((size, size), Image.Resampling.BICUBIC)
@@ -139,12 +149,16 @@ def _open_file(path: Path) -> BinaryIO:
 
 
 def _decode(file: BinaryIO, name: str) -> Image.Image:
+    return _finish(_identify(file, name), name)
+
+
+def _identify(file: BinaryIO, name: str) -> Image.Image:
+    """The picture of a file, its pixels not yet decoded."""
     if not file.read(1):
         raise UserError(f"{name} is empty.", "It holds zero bytes.", "Copy or download the picture again.")
     with _pillow_errors_told(name):
         Image.init()
-        image = Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN])
-        return _finish(image, name)
+        return Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN])
 
 
 def _finish(image: Image.Image, name: str) -> Image.Image:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import difflib
 import json
 import random
-from collections.abc import Callable, Iterator
-from itertools import groupby
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count, groupby
 from pathlib import Path
+from typing import Any
 
 from minigptv2.config import ModelConfig, from_dict
+from minigptv2.data.dataset import DATASETS, Dataset, open_dataset
 from minigptv2.encode import IGNORED, IMAGE_ID, SHARED, Encoded, Encoder, Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.sample import Sample, Turn
@@ -27,28 +31,87 @@ SCENE_WEIGHTS = {
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
 
 
-def show(data: str, count: int, seed: int, out: str | Path, model: str | Path | None, color: bool) -> None:
-    """Print `count` samples of a source in `SOURCES`, and write their pictures with the annotated boxes to `out`."""
-    from minigptv2.drawing import draw_boxes
+def show(
+    data: str,
+    number: int,
+    seed: int,
+    out: str | Path,
+    model: str | Path | None,
+    color: bool,
+    options: Sequence[str] = (),
+) -> None:
+    """Print `number` samples of a source, and write their pictures with the annotated boxes to `out`.
 
-    if data not in SOURCES:
-        near = difflib.get_close_matches(data, SOURCES, 1)
-        raise UserError(
-            f"The data {data!r} is unknown.", f"Known: {', '.join(SOURCES)}.",
-            f"Did you mean {near[0]}?" if near else "Try minigptv2 show scenes.",
-        )  # fmt: skip
+    data: a name in `SOURCES` or `DATASETS`, or my_package.module:Class. seed: of the first scene, or the number of the
+    first record. options: of the data set, as key=value.
+    """
+    from minigptv2.drawing import draw_boxes
+    from minigptv2.images import open_image
+
+    samples = _source(data, options)(seed)
     encoder, config = open_encoder(model)
-    samples = SOURCES[data](seed)
-    for _ in range(count):
+    for _ in range(number):
         sample, boxes, rng = next(samples)
         turns = render(sample, config.box_coding, rng)
-        row = encoder.encode_side_by_side(turns)
-        print(f"{sample.key}: {len(sample.exchanges)} exchanges")
+        row = encoder.encode_side_by_side(turns) if sample.side_by_side else encoder.encode(turns)
+        print(f"{visible(sample.key)}: {len(sample.exchanges)} exchanges")
         print(conversation_text(turns))
         print(tokens_text(row, encoder.tokenizer, color))
         supervised = sum(label != IGNORED for label in row.labels)
         print(f"{len(row)} tokens, {row.ids.count(IMAGE_ID)} of them the picture, {supervised} supervised")
-        print(f"picture: {_write(draw_boxes(sample.image, boxes), Path(out) / f'{sample.key}.png')}\n")
+        if sample.image is None:
+            print("no picture\n")
+            continue
+        file = Path(out) / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', sample.key).strip('-.') or 'sample'}.png"
+        print(f"picture: {_write(draw_boxes(open_image(sample.image), boxes), file)}\n")
+
+
+def _source(name: str, options: Sequence[str]) -> Callable[[int], Iterator[tuple[Sample, list, random.Random]]]:
+    if name in SOURCES:
+        if options:
+            raise UserError(f"{name} was given the option {options[0]!r}.", f"{name} has no options.", "Leave it away.")
+        return SOURCES[name]
+    if name not in DATASETS and ":" not in name:
+        known = [*SOURCES, *DATASETS]
+        near = difflib.get_close_matches(name, known, 1)
+        raise UserError(
+            f"The data {name!r} is unknown.", f"Known: {', '.join(known)}; or my_package.module:Class.",
+            f"Did you mean {near[0]}?" if near else "Try minigptv2 show scenes.",
+        )  # fmt: skip
+    return partial(_records, open_dataset(name, options_of(options)))
+
+
+def options_of(words: Sequence[str]) -> dict[str, Any]:
+    """key=value words, the values read as YAML: true, 8, [refer, identify], text."""
+    import yaml
+
+    options = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        try:
+            if not key.isidentifier() or not equals:
+                raise ValueError
+            options[key] = "" if not value else yaml.safe_load(value)
+        except (ValueError, yaml.YAMLError):
+            raise UserError(
+                f"The option {word!r} cannot be read.", "An option is key=value, its value as in a YAML file.",
+                "Write it as in root=coco split=val.",
+            ) from None  # fmt: skip
+    return options
+
+
+def _records(dataset: Dataset, first: int) -> Iterator[tuple[Sample, list, random.Random]]:
+    """The records from this number on, and from the beginning again after the last; what was wrong is told before."""
+    from minigptv2.boxes import Box
+
+    print(f"{len(dataset)} records; {len(dataset.problems.counts) or 'no'} kinds of problems")
+    for line in dataset.problems.lines():
+        print(f"  {visible(line)}")
+    print()
+    for number in count(first):
+        sample = dataset[number % len(dataset)]
+        named = {(p.text, b.xyxy): Box(*b.xyxy, p.text) for e in sample.exchanges for p in e.phrases for b in p.boxes}
+        yield sample, list(named.values()), random.Random(number)
 
 
 def _scenes(seed: int) -> Iterator[tuple[Sample, list, random.Random]]:
@@ -62,7 +125,7 @@ def _scenes(seed: int) -> Iterator[tuple[Sample, list, random.Random]]:
         if scene.things:
             said = tuple(exchanges(scene, SCENE_WEIGHTS, EXCHANGES, rng))
             boxes = [Box(*thing.box.xyxy, thing.name) for thing in scene.things]
-            yield Sample(scene.image, scene.image.size, said, f"scene-{seed}"), boxes, rng
+            yield Sample(scene.image, scene.image.size, said, f"scene-{seed}", side_by_side=True), boxes, rng
         seed += 1
 
 

@@ -25,18 +25,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conversation": {"errors", "sample"},
     "images": {"errors"},
     "encode": {"boxes", "conversation", "errors", "sample"},
-    "data": {"boxes", "errors", "images", "sample", "tasks"},
+    "data": {"boxes", "drawing", "errors", "images", "sample", "tasks"},
     "model": {"boxes", "config", "encode", "errors"},
     "train": {"boxes", "config", "conversation", "data", "encode", "errors", "images", "model", "sample", "tasks"},
     "api": {"boxes", "config", "encode", "errors", "images", "model", "sample", "tasks"},
     "eval": {"api", "boxes", "config", "data", "encode", "errors", "images", "model", "sample", "tasks"},
     "info": {"api", "config", "model"},
     "terminal": {"errors", "images", "sample", "tasks"},
-    "show": {"api", "boxes", "config", "data", "drawing", "encode", "errors", "model", "sample", "tasks", "terminal"},
-    "cli": {"api", "errors", "eval", "info", "minigptv2", "model", "show", "terminal", "train"},
+    "show": {"api", "boxes", "config", "data", "drawing", "encode", "errors", "images", "model", "sample", "tasks",
+             "terminal"},
+    "cli": {"api", "data", "errors", "eval", "info", "minigptv2", "model", "show", "terminal", "train"},
     "__main__": {"cli"},
     "minigptv2": set(),
-}
+}  # fmt: skip
 PURE = ("errors", "boxes", "config", "sample", "tasks", "conversation")
 
 # what a string literal may hold in its home alone; `examples`: modules whose messages and help show it to a user

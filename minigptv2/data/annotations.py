@@ -6,16 +6,18 @@ What is wrong with a whole file is a UserError; what is wrong with one record is
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minigptv2.boxes import Box
 from minigptv2.errors import UserError
 
+OVER_EDGE = "a box that reaches over the edge of the picture, where it is cut off"
 _CHUNK = 1 << 20  # characters read at a time
 _SPACE = " \t\r\n"
 _FAR = 1e9  # pixels; no box reaches so far, infinity and what is no number included
+T = TypeVar("T")
 
 
 class Malformed(ValueError):
@@ -62,39 +64,59 @@ def items_of(path: Path) -> Iterator[Any]:
 
     Raises UserError where it is no list, or where it is damaged or cut short.
     """
+
+    return _pieces(path, "[]", "list", lambda decoder, text, at: decoder.raw_decode(text, at))
+
+
+def members_of(path: Path) -> Iterator[tuple[str, Any]]:
+    """Key and value of each member of a JSON file that is one object, as `items_of` reads a list."""
+
+    def member(decoder: json.JSONDecoder, text: str, at: int) -> tuple[tuple[str, Any], int]:
+        key, at = decoder.raw_decode(text, at)
+        at = _skip(text, at, _SPACE)
+        if not isinstance(key, str) or text[at : at + 1] != ":":
+            raise ValueError("a key and a colon are missing")
+        value, at = decoder.raw_decode(text, _skip(text, at + 1, _SPACE))
+        return (key, value), at
+
+    return _pieces(path, "{}", "object", member)
+
+
+def _skip(text: str, at: int, these: str) -> int:
+    while at < len(text) and text[at] in these:
+        at += 1
+    return at
+
+
+def _pieces(path: Path, brackets: str, name: str, piece: Callable[..., tuple[T, int]]) -> Iterator[T]:
+    """What stands between the outermost brackets, a piece at a time; more is read where a piece does not end."""
     decoder = json.JSONDecoder()
     with open_text(path) as file:
         try:
-            while (first := file.read(1)) and first in _SPACE:
-                pass
-            if first != "[":
-                raise ValueError("it is no list")
-            text, at = "", 0
+            text, at = "", 1
+            while not text and (more := file.read(_CHUNK)):
+                text = more.lstrip(_SPACE)
+            if not text.startswith(brackets[0]):
+                raise ValueError(f"it is no {name}")
             while True:
-                at = _after(text, at, _SPACE + ",")
-                if text[at : at + 1] == "]":
+                at = _skip(text, at, _SPACE + ",")
+                if text[at : at + 1] == brackets[1]:
                     return
                 try:
-                    item, end = decoder.raw_decode(text, at)
-                    end = _after(text, end, _SPACE)
-                    if text[end : end + 1] not in (",", "]"):
-                        raise ValueError("an item is followed by neither comma nor bracket")
-                except ValueError:  # wrong, or not all of it is read yet
+                    found, end = piece(decoder, text, at)
+                    end = _skip(text, end, _SPACE)
+                    if text[end : end + 1] not in ("," + brackets[1]) or end == len(text):
+                        raise ValueError("neither a comma nor an end follows")  # or it goes on: 1.5 begins with 1
+                except ValueError:
                     more = file.read(max(_CHUNK, len(text)))
                     if not more:
                         raise
                     text, at = text[at:] + more, 0
-                else:
-                    yield item
-                    at = end
+                    continue
+                yield found
+                at = end
         except (ValueError, RecursionError) as error:
             raise damaged(path, error) from error
-
-
-def _after(text: str, at: int, skipped: str) -> int:
-    while at < len(text) and text[at] in skipped:
-        at += 1
-    return at
 
 
 def damaged(path: Path, error: object) -> UserError:
@@ -151,6 +173,14 @@ def box_of(numbers: Any, size: tuple[int, int], form: str = "xywh") -> Box:
     if not (box.x1 < box.x2 and box.y1 < box.y2):
         raise Malformed("a box outside the picture")
     return box
+
+
+def reaches_over(numbers: Any, size: tuple[int, int], form: str = "xywh") -> bool:
+    """Whether a box of which `box_of` made one lay outside the picture in part, by over a pixel."""
+    x1, y1, x2, y2 = numbers
+    if form == "xywh":
+        x2, y2 = x1 + x2, y1 + y2
+    return x1 < -1 or y1 < -1 or x2 > size[0] + 1 or y2 > size[1] + 1
 
 
 def one_of(option: str, given: str, allowed: tuple[str, ...]) -> str:

@@ -1,0 +1,79 @@
+"""What can be asked about a picture whose things have boxes and labels: to detect, refer and identify, as meaning.
+
+For a user's own boxes and for COCO's. A scene that the program draws has more to say: `scene_talk.py`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from minigptv2.boxes import BINS, Box, iou
+from minigptv2.sample import Exchange, Phrase
+
+TASKS = ("detection", "refer", "identify")
+MOST_BOXES = 20  # in one answer: about 250 tokens
+_SAME = 0.9  # boxes that overlap more than this show the same thing, so that what it is has two answers
+_LEAST_SIDE = 2 / BINS  # of the picture: below it, the box's numbers hardly differ
+
+
+@dataclass(frozen=True)
+class Things:
+    """boxes: label -> its boxes, pixels of the upright picture. absent: labels of which there is none. incomplete:
+    labels of which not every instance has a box: their things can be named, but not all be found."""
+
+    boxes: Mapping[str, Sequence[Box]]
+    absent: Sequence[str] = ()
+    incomplete: frozenset[str] = frozenset()
+
+
+def exchanges(
+    things: Things, size: tuple[int, int], tasks: Iterable[str], count: int, rng: random.Random
+) -> list[Exchange]:
+    """At most `count` independent exchanges, of the tasks in turn; rng chooses which, and which labels go together."""
+    asked = {"detection": _detection, "refer": _refer, "identify": _identify}
+    piles = []
+    for task in tasks:
+        pile = asked[task](things, size, rng)
+        rng.shuffle(pile)
+        piles.append(pile)
+    out = []
+    while len(out) < count and any(piles):
+        out += [pile.pop() for pile in piles if pile]
+    return out[:count]
+
+
+def _detection(things: Things, size: tuple[int, int], rng: random.Random) -> list[Exchange]:
+    """Every label alone, several together, and one that is not there, alone or among the several."""
+    there = [
+        Phrase(label, tuple(boxes)) for label, boxes in things.boxes.items()
+        if boxes and len(boxes) <= MOST_BOXES and label not in things.incomplete
+    ]  # fmt: skip
+    out = [Exchange("detection", (phrase,)) for phrase in there]
+    nothing = [Phrase(rng.choice(things.absent))] if things.absent else []
+    out += [Exchange("detection", (phrase,)) for phrase in nothing]
+    several = rng.sample(there, min(len(there), rng.randint(2, 4))) + (nothing if rng.random() < 0.5 else [])
+    rng.shuffle(several)
+    if len(several) > 1 and sum(len(phrase.boxes) for phrase in several) <= MOST_BOXES:
+        out.append(Exchange("detection", tuple(several)))
+    return out
+
+
+def _refer(things: Things, size: tuple[int, int], rng: random.Random) -> list[Exchange]:
+    """Every label that one thing has, and one that nothing has."""
+    out = [
+        Exchange("refer", (Phrase(label, tuple(boxes)),)) for label, boxes in things.boxes.items()
+        if len(boxes) == 1 and label not in things.incomplete
+    ]  # fmt: skip
+    return out + ([Exchange("refer", (Phrase(rng.choice(things.absent)),))] if things.absent else [])
+
+
+def _identify(things: Things, size: tuple[int, int], rng: random.Random) -> list[Exchange]:
+    """Every box that is large enough to be written and that no other label has."""
+    every = [(label, box) for label, boxes in things.boxes.items() for box in boxes]
+    return [
+        Exchange("identify", (Phrase(label, (box,)),)) for label, box in every
+        if box.x2 - box.x1 >= _LEAST_SIDE * size[0] and box.y2 - box.y1 >= _LEAST_SIDE * size[1]
+        and not any(other != label and iou(box, b) > _SAME for other, b in every)
+    ]  # fmt: skip
