@@ -159,6 +159,8 @@ def answer_text(exchange: Exchange, size: tuple[int, int], coding: Coding, rng: 
         return rng.choice(exchange.references) if rng else exchange.references[0]
     if exchange.verbatim:
         return exchange.answer
+    if exchange.answer and not exchange.phrases and exchange.task != "grounding":
+        return exchange.answer  # braces in it are words, as in an answer about program text
     if exchange.answer:
         return _filled(exchange.answer, exchange.phrases, size, coding)
     if exchange.task == "identify" and exchange.phrases:

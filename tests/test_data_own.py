@@ -127,6 +127,16 @@ def test_options(documented):
         Own(documented, tasks=["refers"])
     with pytest.raises(UserError, match="There is no folder"):
         Own(documented, images="nowhere")
+    with pytest.raises(UserError, match="The option exchanges is 0"):
+        Own(documented, exchanges=0)
+    with pytest.raises(UserError, match="The option tasks is empty"):
+        Own(documented, tasks=[])
+
+
+@pytest.mark.parametrize("options", [{"file": 2017}, {"file": "x", "exchanges": "8"}, {"file": "x", "closed": 1}])
+def test_options_of_the_wrong_kind(options):
+    with pytest.raises(UserError, match="It must be"):
+        open_dataset("own", options)
 
 
 def test_a_closed_set_refuses_the_labels_of_other_lines(tmp_path):

@@ -94,6 +94,12 @@ def test_members_equal_the_whole_file(tmp_path, monkeypatch, text):
         assert dict(annotations.members_of(file)) == json.loads(text)
 
 
+def test_an_answer_with_braces_is_words(tmp_path):
+    rows = {"1": {"imageId": "7", "question": "what is written?", "answer": "{} {a} {}"}}
+    data = opened("gqa", tmp_path, {"images/7.jpg": None, "train_balanced_questions.json": rows})
+    assert said(data[0]) == ["[vqa] what is written?", "{} {a} {}"]
+
+
 # ---- OK-VQA, A-OKVQA ----
 
 

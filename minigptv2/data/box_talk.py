@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from minigptv2.boxes import BINS, Box, iou
+from minigptv2.data.annotations import one_of
+from minigptv2.errors import UserError
 from minigptv2.sample import Exchange, Phrase
 
 TASKS = ("detection", "refer", "identify")
@@ -26,6 +28,16 @@ class Things:
     boxes: Mapping[str, Sequence[Box]]
     absent: Sequence[str] = ()
     incomplete: frozenset[str] = frozenset()
+
+
+def options_of(tasks: str | Iterable[str], allowed: tuple[str, ...], count: int) -> tuple[tuple[str, ...], int]:
+    """A reader's options `tasks` and `exchanges`, checked. Raises UserError."""
+    if count < 1:
+        raise UserError(f"The option exchanges is {count}.", "It is 1 or more.", "Leave it away for the default.")
+    chosen = tuple(one_of("tasks", task, allowed) for task in ([tasks] if isinstance(tasks, str) else tasks))
+    if not chosen:
+        raise UserError("The option tasks is empty.", f"Allowed: {', '.join(allowed)}.", "Name one or more of them.")
+    return chosen, count
 
 
 def exchanges(

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.boxes import Box
-from minigptv2.data.annotations import Malformed, box_of, damaged, field, one_of, read_json, size_of, words_of
-from minigptv2.data.box_talk import TASKS, Things, exchanges
+from minigptv2.data.annotations import Malformed, box_of, damaged, field, read_json, size_of, words_of
+from minigptv2.data.box_talk import TASKS, Things, exchanges, options_of
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import require_records
 from minigptv2.errors import UserError
@@ -40,8 +40,7 @@ class CocoDetection:
         self, file: str, images: str = "", tasks: Iterable[str] = TASKS, exchanges: int = 8, absent: bool = True
     ):
         self.problems = Problems()
-        self.tasks = tuple(one_of("tasks", task, TASKS) for task in ([tasks] if isinstance(tasks, str) else tasks))
-        self.most, self.absent = exchanges, absent
+        (self.tasks, self.most), self.absent = options_of(tasks, TASKS, exchanges), absent
         content = read(Path(file))
         self.folder = picture_folder(Path(file), images, content["images"])
         self.categories = categories_of(content["categories"], self.problems)

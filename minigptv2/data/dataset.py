@@ -47,6 +47,7 @@ DATASETS: dict[str, str] = {
     "own": "minigptv2.data.own:Own",
 }
 _EXAMPLES = 3
+_KINDS = {"str": (str, "text"), "int": (int, "a whole number"), "bool": (bool, "true or false")}  # of options
 
 
 class Dataset(Protocol):
@@ -104,12 +105,20 @@ def open_dataset(name: str, options: dict[str, Any]) -> Dataset:
             f"The data set {name!r} cannot be imported: {error}", "It must be my_package.module:Class.",
             "Check the name, and that its package is installed.",
         ) from None  # fmt: skip
-    known = list(inspect.signature(reader).parameters)
-    for option in options:
+    parameters = inspect.signature(reader).parameters
+    known = list(parameters)
+    for option, value in options.items():
         if option not in known:
             near = difflib.get_close_matches(option, known, 1)
             raise UserError(
                 f"The data set {name!r} has no option {option!r}.", f"Its options: {', '.join(known)}.",
                 f"Did you mean {near[0]}?" if near else "Remove it.",
+            )  # fmt: skip
+        hint = parameters[option].annotation
+        kind = _KINDS.get(hint if isinstance(hint, str) else getattr(hint, "__name__", ""))
+        if kind is not None and type(value) is not kind[0]:
+            raise UserError(
+                f"The option {option} of {name!r} is {value!r}.", f"It must be {kind[1]}.",
+                "Put text that looks like a number into quotes." if kind[0] is str else "Correct it.",
             )  # fmt: skip
     return reader(**options)

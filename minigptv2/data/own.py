@@ -16,7 +16,7 @@ from typing import Any
 
 from minigptv2.boxes import Box
 from minigptv2.data import annotations, box_talk
-from minigptv2.data.annotations import OVER_EDGE, Malformed, box_of, one_of, reaches_over, read_json_lines
+from minigptv2.data.annotations import OVER_EDGE, Malformed, box_of, reaches_over, read_json_lines
 from minigptv2.data.box_talk import Things
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import require_records
@@ -64,8 +64,8 @@ class Own:
         self, file: str, images: str = "", tasks: Iterable[str] = TASKS, exchanges: int = 8, closed: bool = False
     ):
         self.problems = Problems()
-        self.tasks = tuple(one_of("tasks", task, TASKS) for task in ([tasks] if isinstance(tasks, str) else tasks))
-        self.name, self.most = Path(file).name, exchanges
+        self.tasks, self.most = box_talk.options_of(tasks, TASKS, exchanges)
+        self.name = Path(file).name
         entries = list(entries_of(Path(file), measured_in(picture_folder(Path(file), images)), self.problems))
         self.labels = sorted({label for entry in entries for label in entry.boxes}) if closed else []
         self.records: list[tuple[Entry, bool]] = []  # and whether it is the conversation

@@ -20,9 +20,7 @@ LAYOUT: Layout = {
 }
 COUNTS = {"train": 20523, "val": 4319, "test": 8000}
 _FILES = "https://vizwiz.cs.colorado.edu/VizWiz_final"
-DOWNLOADS = {f"{_FILES}/vqa_data/Annotations.zip": "Annotations/"} | {
-    f"{_FILES}/images/{split}.zip": "" for split in LAYOUT
-}
+DOWNLOADS = {f"{_FILES}/vqa_data/Annotations.zip": ""} | {f"{_FILES}/images/{split}.zip": "" for split in LAYOUT}
 
 
 class VizWiz:
