@@ -27,13 +27,15 @@ from minigptv2.train.precision import best_dtype, call_in
 
 ABOUT = "about.json"
 FORMAT = 1  # of the folder
+NEW = ".new"  # the end of the name of a file that is not whole yet
+ABANDONED = 3600  # seconds after which such a file is what a killed build left
 
 
 @dataclass
 class CacheConfig:
-    """dir: folder of the features; empty: none are written, and the tower runs at every step. shard_mb: size of one file
-    in 2**20 bytes: what a killed build has to compute again. verify: checksums are compared whenever a run begins, which
-    reads the whole cache once."""
+    """dir: folder of the features; empty: none are written, and the tower runs at every step. shard_mb: size of one
+    file in 2**20 bytes: what a killed build has to compute again. verify: checksums are compared whenever a run begins,
+    which reads the whole cache once."""
 
     dir: str = ""
     shard_mb: int = 256
@@ -168,6 +170,9 @@ def _begin(folder: Path, tower: VisionTower, fast_decode: bool) -> None:
     file = folder / ABOUT
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"*{NEW}"):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink(missing_ok=True)
         if not file.exists():
             if any(folder.glob("*.npy")):
                 raise UserError(
@@ -246,7 +251,7 @@ def _checksum(file: Path) -> str:
 
 def _write(file: Path, data: bytes | np.ndarray) -> None:
     """Whole or not at all, also where two processes write it at once."""
-    new = file.with_name(f"{file.name}.{os.getpid()}.new")
+    new = file.with_name(f"{file.name}.{os.getpid()}{NEW}")
     with open(new, "wb") as out:
         out.write(data) if isinstance(data, bytes) else np.save(out, data)
         out.flush()
