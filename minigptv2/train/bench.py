@@ -1,6 +1,7 @@
 """What the data side of training gains, each against the plain way, measured in one run on this machine.
 
-Both ways take turns round by round and the median round of each counts, so that a busy machine slows both alike.
+Both ways take turns round by round and the median round of each counts. On a CPU one thread is measured, by the time
+that it computes: what else the machine does changes nothing.
 """
 
 from __future__ import annotations
@@ -55,16 +56,12 @@ def bench_data(model: Path, pictures: int = 16, rounds: int = 3) -> Compared:
     fast_decode against a loader of plain PIL and torchvision. model: a folder; its tokenizer and picture size are used.
     """
     network, encoder, coding = _open(model)
-    size, threads = network.config.vision.image_size, torch.get_num_threads()
+    size = network.config.vision.image_size
     with tempfile.TemporaryDirectory() as folder:
         photos = _Photos(Path(folder), pictures)
         stream = _stream([photos], encoder, coding, size, fast_decode=True)
         plain = _plain_loader(photos, encoder, coding, size)
-        torch.set_num_threads(1)
-        try:
-            ours, theirs = _turns(lambda: next(stream).on("cpu"), lambda: next(plain), rounds, time.process_time)
-        finally:
-            torch.set_num_threads(threads)
+        ours, theirs = _turns(lambda: next(stream).on("cpu"), lambda: next(plain), rounds)
     return Compared(
         "JPEGs over 1 megapixel to a batch, one core: fast_decode against PIL and torchvision", ours, theirs
     )
@@ -80,7 +77,7 @@ def bench_cache(model: Path, scenes: int = 24, rounds: int = 3, device: str = "c
         step = _trainer(network, device)
         size = network.config.vision.image_size
         with_cache, without = (_stream(source, encoder, coding, size, cache=c) for c in (cache, None))
-        ours, theirs = _turns(lambda: step(next(with_cache)), lambda: step(next(without)), rounds)
+        ours, theirs = _turns(lambda: step(next(with_cache)), lambda: step(next(without)), rounds, device)
     return Compared("training steps: features from a cache against the tower at every step", ours, theirs)
 
 
@@ -94,23 +91,29 @@ def bench_packing(model: Path, scenes: int = 24, rounds: int = 3, device: str = 
         cache = build_cache(CacheConfig(f"{folder}/cache"), network.vision, source, device=device)
         step = _trainer(network, device)
         packed, padded = (_stream(source, encoder, coding, size, cache=cache, pack=p) for p in (True, False))
-        ours, theirs = _turns(lambda: step(next(packed)), lambda: step(next(padded)), rounds)
+        ours, theirs = _turns(lambda: step(next(packed)), lambda: step(next(padded)), rounds, device)
     return Compared("training steps: packed rows against padded ones", ours, theirs)
 
 
 # ---- the two ways ----
 
 
-def _turns(ours: Callable, plain: Callable, rounds: int, clock: Callable[[], float] = time.perf_counter):
+def _turns(ours: Callable, plain: Callable, rounds: int, device: str = "cpu") -> tuple[float, float]:
     """Samples a second of each: a first call to warm up, then both in turn; the median of the rounds."""
+    clock, threads = time.process_time if device == "cpu" else time.perf_counter, torch.get_num_threads()
     spent: tuple[list[float], list[float]] = ([], [])
-    for number in range(rounds + 1):
-        for way, times in zip((ours, plain), spent):
-            began = clock()
-            way()
-            if number:
-                times.append(clock() - began)
-    return tuple(BATCH / statistics.median(times) for times in spent)
+    torch.set_num_threads(1 if device == "cpu" else threads)
+    try:
+        for number in range(rounds + 1):
+            for way, times in zip((ours, plain), spent):
+                began = clock()
+                way()
+                if number:
+                    times.append(clock() - began)
+    finally:
+        torch.set_num_threads(threads)
+    ours_spent, plain_spent = (statistics.median(times) for times in spent)
+    return BATCH / ours_spent, BATCH / plain_spent
 
 
 def _open(folder: Path, device: str = "cpu") -> tuple[GroundingVLM, Encoder, Coding]:
