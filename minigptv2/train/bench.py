@@ -67,12 +67,13 @@ def bench_data(model: Path, pictures: int = 16, rounds: int = 3) -> Compared:
     )
 
 
-def bench_cache(model: Path, scenes: int = 24, rounds: int = 3, device: str = "cpu") -> Compared:
+def bench_cache(model: Path, scenes: int = 24, rounds: int = 3, device: str = "cpu", exchanges: int = 10) -> Compared:
     """Training samples a second with the features of the tower from a cache, against drawing and encoding the scenes at
-    every step. The cache is built before the clock runs."""
+    every step. exchanges: questions about each; the fewer, the larger the tower's part. The cache is built before the
+    clock runs."""
     network, encoder, coding = _open(model, device)
     with tempfile.TemporaryDirectory() as folder:
-        source = [Scenes(scenes, exchanges=10, side=network.config.vision.image_size, things=f"{folder}/things")]
+        source = [Scenes(scenes, exchanges=exchanges, side=network.config.vision.image_size, things=f"{folder}/things")]
         cache = build_cache(CacheConfig(f"{folder}/cache"), network.vision, source, device=device)
         step = _trainer(network, device)
         size = network.config.vision.image_size
