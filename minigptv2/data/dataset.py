@@ -45,6 +45,8 @@ DATASETS: dict[str, str] = {
     "unnatural_instructions": "minigptv2.data.unnatural_instructions:UnnaturalInstructions",
     # a user's own
     "own": "minigptv2.data.own:Own",
+    # drawn here
+    "scenes": "minigptv2.data.scene_source:Scenes",
 }
 _EXAMPLES = 3
 _KINDS = {"str": (str, "text"), "int": (int, "a whole number"), "bool": (bool, "true or false")}  # of options
@@ -52,7 +54,12 @@ _KINDS = {"str": (str, "text"), "int": (int, "a whole number"), "bool": (bool, "
 
 class Dataset(Protocol):
     """Records by number. `dataset[i]` is a function of i alone, quick, and opens no picture: its `image` is a path, or
-    an object that `images.open_image` takes. problems: what was wrong with rows that were left out."""
+    an object that `images.open_image` takes. problems: what was wrong with rows that were left out.
+
+    Two methods are optional. `sample(index, rng) -> Sample`: of a data set that asks other questions about a picture in
+    every epoch; training calls it in place of `dataset[index]`, with a random.Random of the sample's position.
+    `picture(index)`: `dataset[index].image` where that costs less than the whole record.
+    """
 
     problems: Problems
 

@@ -59,9 +59,12 @@ class GroundingVLM(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The mean loss over all supervised tokens of the batch."""
-        visual = None
-        if batch.pixels is not None or batch.features is not None:
-            visual = self.encode_images(batch.pixels, batch.features)
+        visual, features = None, batch.features
+        if features is None and batch.pixels is not None:
+            with torch.no_grad():
+                features = rounded(self.vision(batch.pixels.to(self.projector.weight.dtype)))
+        if features is not None:
+            visual = self.encode_images(None, features)
         losses = self.token_losses(batch, visual)
         return losses.sum() / max(1, len(losses))  # 0, and no gradient, where nothing is supervised
 
@@ -80,6 +83,11 @@ class GroundingVLM(nn.Module):
         wanted = batch.labels[:, 1:] != IGNORED
         logits = self.decoder.lm_head(states[:, :-1][wanted])  # [supervised, vocabulary]
         return F.cross_entropy(logits.float(), batch.labels[:, 1:][wanted], reduction="none")
+
+
+def rounded(features: torch.Tensor) -> torch.Tensor:
+    """Features of the frozen tower in the 16 bits that a feature cache holds: training without one is the same."""
+    return features.half()
 
 
 def attention_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
