@@ -114,7 +114,7 @@ class MiniGPTv2:
 
         Raises UserError for a bad picture.
         """
-        upright = self._open_all(images)
+        upright = self._open_all([open_image(i) if i is None else i for i in images])  # None is no picture here
         visual = self._visual(upright)
         return [i if isinstance(i, Seen) else Seen(i, visual[n]) for n, i in enumerate(upright)]
 
