@@ -16,7 +16,9 @@ from typing import Any, Protocol
 from minigptv2.errors import UserError
 from minigptv2.sample import Sample
 
-DATASETS: dict[str, str] = {}
+DATASETS: dict[str, str] = {
+    "refcoco": "minigptv2.data.refcoco:RefCoco",
+}
 _EXAMPLES = 3
 
 

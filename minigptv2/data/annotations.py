@@ -1,0 +1,151 @@
+"""Annotation files: opened whole or piece by piece, and the checks that every reader makes of a record.
+
+What is wrong with a whole file is a UserError; what is wrong with one record is `Malformed`, which the reader counts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from minigptv2.boxes import Box
+from minigptv2.errors import UserError
+
+_CHUNK = 1 << 20  # characters read at a time
+_SPACE = " \t\r\n"
+
+
+class Malformed(ValueError):
+    """One record that cannot be used; its text is the kind, as `Problems.add` takes it."""
+
+
+def open_text(path: Path):
+    """An annotation file as text in UTF-8. Raises UserError."""
+    try:
+        return path.open(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be opened.", f"The system says: {getattr(error, 'strerror', None) or error}.",
+            "Its card in datasets/ says which files lie where; check `root`.",
+        ) from error  # fmt: skip
+
+
+def read_json(path: Path) -> Any:
+    """A whole JSON file. Raises UserError with the place of a mistake."""
+    with open_text(path) as file:
+        try:
+            return json.load(file)
+        except (ValueError, RecursionError) as error:
+            raise damaged(path, error) from error
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The number of each line, from 0, and its record; `Malformed` in its place where the line is no JSON. Empty lines
+    have numbers and no record."""
+    with open_text(path) as file:
+        try:
+            for number, line in enumerate(file):
+                if line.strip():
+                    try:
+                        yield number, json.loads(line)
+                    except (ValueError, RecursionError):
+                        yield number, Malformed("a line that is no JSON")
+        except UnicodeDecodeError as error:
+            raise damaged(path, error) from error
+
+
+def items_of(path: Path) -> Iterator[Any]:
+    """The items of a JSON file that is one list, one at a time: memory for one item, however large the file.
+
+    Raises UserError where it is no list, or where it is damaged or cut short.
+    """
+    decoder = json.JSONDecoder()
+    with open_text(path) as file:
+        try:
+            text, at = file.read(_CHUNK).lstrip(_SPACE), 1
+            if not text.startswith("["):
+                raise ValueError("it is no list")
+            while True:
+                while at < len(text) and text[at] in _SPACE + ",":
+                    at += 1
+                if text[at : at + 1] == "]":
+                    return
+                try:
+                    item, at = decoder.raw_decode(text, at)
+                    if at == len(text) and not isinstance(item, dict | list):
+                        raise ValueError("a number may go on")
+                except ValueError:
+                    more = file.read(max(_CHUNK, len(text)))
+                    if not more:
+                        raise
+                    text, at = text[at:] + more, 0
+                    continue
+                yield item
+        except (ValueError, RecursionError) as error:
+            raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: object) -> UserError:
+    return UserError(
+        f"{path} is damaged or of another format.", f"Reading it failed with: {error}.",
+        "Download it again and compare its size with the card in datasets/.",
+    )  # fmt: skip
+
+
+def field(row: Any, name: str, kind: type | tuple[type, ...]) -> Any:
+    """row[name], which must be of this kind; true and false are no numbers. Raises Malformed."""
+    if not isinstance(row, dict):
+        raise Malformed("a record that is no JSON object")
+    if name not in row:
+        raise Malformed(f"no {name!r}")
+    value = row[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise Malformed(f"a {name!r} of the wrong type")
+    return value
+
+
+def words_of(row: Any, name: str) -> str:
+    """row[name], words with single spaces between them. Raises Malformed where there are none."""
+    words = " ".join(field(row, name, str).split())
+    if not words:
+        raise Malformed(f"an empty {name!r}")
+    return words
+
+
+def size_of(row: Any) -> tuple[int, int]:
+    """(width, height) in pixels. Raises Malformed."""
+    size = field(row, "width", int), field(row, "height", int)
+    if min(size) < 1:
+        raise Malformed("a picture without pixels")
+    return size
+
+
+def box_of(numbers: Any, size: tuple[int, int], form: str = "xywh") -> Box:
+    """Four numbers in pixels, "xywh" or "xyxy", as a box clipped to the picture of this size.
+
+    Raises Malformed where they are no four finite numbers, or no area of the picture is left in them.
+    """
+    if not isinstance(numbers, list | tuple) or len(numbers) != 4:
+        raise Malformed("a box that is not four numbers")
+    if any(isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n) for n in numbers):
+        raise Malformed("a box that is not four numbers")
+    x1, y1, x2, y2 = numbers
+    if form == "xywh":
+        x2, y2 = x1 + x2, y1 + y2
+    if not (x1 < x2 and y1 < y2):
+        raise Malformed("a box without area")
+    width, height = size
+    box = Box(float(max(0, x1)), float(max(0, y1)), float(min(width, x2)), float(min(height, y2)))
+    if not (box.x1 < box.x2 and box.y1 < box.y2):
+        raise Malformed("a box outside the picture")
+    return box
+
+
+def one_of(option: str, given: str, allowed: tuple[str, ...]) -> str:
+    """A reader's option that has few values. Raises UserError."""
+    if given not in allowed:
+        raise UserError(f"The option {option} is {given!r}.", f"Allowed: {', '.join(allowed)}.", "Choose one of them.")
+    return given
