@@ -26,7 +26,23 @@ from minigptv2.errors import UserError
 Scoring = Literal["strict", "compat"]
 Decode = Literal["floor", "center"]
 
-BENCHMARKS: dict[str, str] = {}
+BENCHMARKS: dict[str, str] = {
+    "refcoco": "minigptv2.eval.refcoco:RefCocoBoxes",
+    "reg": "minigptv2.eval.refcoco:RefCocoWords",
+    "vsr": "minigptv2.eval.vsr:Vsr",
+    "vqav2": "minigptv2.eval.vqa:VqaV2",
+    "okvqa": "minigptv2.eval.vqa:OkVqa",
+    "vizwiz": "minigptv2.eval.vqa:VizWiz",
+    "gqa": "minigptv2.eval.gqa:Gqa",
+    "iconqa": "minigptv2.eval.iconqa:IconQa",
+    "hateful_memes": "minigptv2.eval.hateful_memes:HatefulMemes",
+    "coco_detection": "minigptv2.eval.coco_detection:CocoDetection",
+    "coco_caption": "minigptv2.eval.coco_caption:CocoCaption",
+    "flickr30k": "minigptv2.eval.flickr30k:Flickr30k",
+    "pope": "minigptv2.eval.pope:Pope",
+    "absent": "minigptv2.eval.absent:AbsentPhrases",
+    "scenes": "minigptv2.eval.scenes:HeldOutScenes",
+}
 
 
 @dataclass(frozen=True)
@@ -127,6 +143,11 @@ class Published:
     source: str
 
 
+def minigpt_v2(stage_2: float, chat: float, source: str) -> tuple[Published, ...]:
+    """The paper's two lines, in per cent: the model after stage 2, and after stage 3."""
+    return Published("MiniGPT-v2", stage_2 / 100, source), Published("MiniGPT-v2-chat", chat / 100, source)
+
+
 @dataclass(frozen=True)
 class Figure:
     """One line of a report. low, high: 95 % confidence, bootstrap over pictures; None where it was not computed."""
@@ -167,13 +188,15 @@ class Benchmark(Protocol):
     """A class whose constructor takes keyword options (`root`, `dataset`, `split`, ...), as a reader's does.
 
     name: short, with what distinguishes it: "refcoco testA". files: the annotation files, whose bytes say which data
-    this is. problems: rows left out, as in `data.dataset.Problems`. published: metric -> figures of papers.
+    this is. problems: rows left out, as in `data.dataset.Problems`; excluded: their numbers, and why. published:
+    metric -> figures of papers.
     max_new_tokens: the longest answer asked for.
     """
 
     name: str
     files: tuple[Path, ...]
     problems: Problems
+    excluded: Mapping[int, str]
     published: Mapping[str, tuple[Published, ...]]
     max_new_tokens: int
 
@@ -182,8 +205,11 @@ class Benchmark(Protocol):
     def score(self, items: Sequence[Item], predictions: Mapping[int, Prediction], rules: Rules) -> Scored: ...
 
 
-def open_benchmark(name: str, options: dict[str, Any]) -> Benchmark:
-    """The benchmark of this name with its options; UserError with the nearest known name or option."""
+def open_benchmark(name: str, options: dict[str, Any], beside: Sequence[str] = ()) -> Benchmark:
+    """The benchmark of this name with its options; UserError with the nearest known name or option.
+
+    beside: keys that a config may hold too, for the suggestion.
+    """
     if ":" not in name and name not in BENCHMARKS:
         near = difflib.get_close_matches(name, BENCHMARKS, 1)
         raise UserError(
@@ -202,9 +228,9 @@ def open_benchmark(name: str, options: dict[str, Any]) -> Benchmark:
     known = inspect.signature(kind).parameters
     for option in options:
         if option not in known:
-            near = difflib.get_close_matches(option, known, 1)
+            near = difflib.get_close_matches(str(option), [*known, *beside], 1)
             raise UserError(
-                f"The benchmark {name!r} has no option {option!r}.", f"Its options: {', '.join(known)}.",
+                f"The benchmark {name!r} has no option {option!r}.", f"Its options: {', '.join([*known, *beside])}.",
                 f"Did you mean {near[0]}?" if near else "Remove it.",
             )  # fmt: skip
     lacking = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in options]
