@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minigptv2.boxes import Box
 from minigptv2.errors import UserError
 
 _CHUNK = 1 << 20  # characters read at a time
 _SPACE = " \t\r\n"
+T = TypeVar("T")
 
 
 class Malformed(ValueError):
@@ -62,28 +63,57 @@ def items_of(path: Path) -> Iterator[Any]:
 
     Raises UserError where it is no list, or where it is damaged or cut short.
     """
+
+    return _pieces(path, "[]", "list", lambda decoder, text, at: decoder.raw_decode(text, at))
+
+
+def members_of(path: Path) -> Iterator[tuple[str, Any]]:
+    """Key and value of each member of a JSON file that is one object, as `items_of` reads a list."""
+
+    def member(decoder: json.JSONDecoder, text: str, at: int) -> tuple[tuple[str, Any], int]:
+        key, at = decoder.raw_decode(text, at)
+        at = _skip(text, at, _SPACE)
+        if not isinstance(key, str) or text[at : at + 1] != ":":
+            raise ValueError("a key and a colon are missing")
+        value, at = decoder.raw_decode(text, _skip(text, at + 1, _SPACE))
+        return (key, value), at
+
+    return _pieces(path, "{}", "object", member)
+
+
+def _skip(text: str, at: int, these: str) -> int:
+    while at < len(text) and text[at] in these:
+        at += 1
+    return at
+
+
+def _pieces(path: Path, brackets: str, name: str, piece: Callable[..., tuple[T, int]]) -> Iterator[T]:
+    """What stands between the outermost brackets, a piece at a time; more is read where a piece does not end."""
     decoder = json.JSONDecoder()
     with open_text(path) as file:
         try:
-            text, at = file.read(_CHUNK).lstrip(_SPACE), 1
-            if not text.startswith("["):
-                raise ValueError("it is no list")
+            text, at = "", 1
+            while not text and (more := file.read(_CHUNK)):
+                text = more.lstrip(_SPACE)
+            if not text.startswith(brackets[0]):
+                raise ValueError(f"it is no {name}")
             while True:
-                while at < len(text) and text[at] in _SPACE + ",":
-                    at += 1
-                if text[at : at + 1] == "]":
+                at = _skip(text, at, _SPACE + ",")
+                if text[at : at + 1] == brackets[1]:
                     return
                 try:
-                    item, at = decoder.raw_decode(text, at)
-                    if at == len(text) and not isinstance(item, dict | list):
-                        raise ValueError("a number may go on")
+                    found, end = piece(decoder, text, at)
+                    end = _skip(text, end, _SPACE)
+                    if text[end : end + 1] not in ("," + brackets[1]) or end == len(text):
+                        raise ValueError("neither a comma nor an end follows")  # or it goes on: 1.5 begins with 1
                 except ValueError:
                     more = file.read(max(_CHUNK, len(text)))
                     if not more:
                         raise
                     text, at = text[at:] + more, 0
                     continue
-                yield item
+                yield found
+                at = end
         except (ValueError, RecursionError) as error:
             raise damaged(path, error) from error
 

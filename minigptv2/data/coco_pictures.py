@@ -1,18 +1,26 @@
-"""Where the pictures of COCO lie: several sets annotate them, and people keep them in several ways."""
+"""Where the pictures of COCO lie: several sets annotate them, and people keep them in several ways.
+
+A COCO number names one picture, in the release of 2014 (`train2014/COCO_train2014_000000000009.jpg`) as in that of 2017
+(`train2017/000000000009.jpg`), so that the pictures of either serve any annotation.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+import numpy as np
 
 from minigptv2.errors import UserError
 
 # relative to the folder that the user names: flat, by year, and as the tools of RefCOCO unpack them
+_YEARS = ("train2014", "val2014", "train2017", "val2017", "trainval2017", "test2014", "test2015", "test2017")
 FOLDERS = (
-    "", "train2014", "val2014", "train2017", "val2017", "trainval2017", "test2015", "images", "images/train2014",
-    "images/val2014", "images/train2017", "images/val2017", "images/trainval2017", "images/mscoco/images/train2014",
+    "", *_YEARS, "images", *(f"images/{year}" for year in _YEARS), *(f"coco/{year}" for year in _YEARS),
+    *(f"coco/images/{year}" for year in _YEARS), "images/mscoco/images/train2014",
 )  # fmt: skip
-NAMES = ("COCO_train2014_{:012d}.jpg", "COCO_val2014_{:012d}.jpg", "{:012d}.jpg")
+_NAME = re.compile(r"(COCO_\w+2\d{3}_)?(\d{12})\.jpg")
 
 
 class CocoPictures:
@@ -22,22 +30,36 @@ class CocoPictures:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise UserError(
-                f"{self.folder} is no folder.", f"Pictures are looked for in it and in {', '.join(FOLDERS[1:5])}.",
+                f"{self.folder} is no folder.",
+                f"COCO's pictures are looked for in it and in {', '.join(FOLDERS[1:5])}.",
                 "Give the folder of the pictures as `images`.",
             )  # fmt: skip
-        self._listed: list[tuple[str, set[str]]] = []
+        self._listed: list[tuple[str, np.ndarray]] = []  # what precedes the number in a path; sorted numbers
         for below in FOLDERS:
             place = os.path.join(folder, below) if below else os.fspath(folder)
             if os.path.isdir(place):
-                self._listed.append((place, {entry.name for entry in os.scandir(place)}))
+                self._list(place)
+
+    def _list(self, place: str) -> None:
+        found: dict[str, list[int]] = {}
+        for name in os.listdir(place):
+            if match := _NAME.fullmatch(name):
+                found.setdefault(match[1] or "", []).append(int(match[2]))
+        self._listed += [(os.path.join(place, before), np.sort(numbers)) for before, numbers in found.items()]
+
+    def _found(self, number: int) -> Path | None:
+        for before, numbers in self._listed:
+            place = int(np.searchsorted(numbers, number))
+            if place < len(numbers) and numbers[place] == number:
+                return Path(f"{before}{number:012d}.jpg")
+        return None
+
+    def __contains__(self, number: int) -> bool:
+        return self._found(number) is not None
 
     def find(self, number: int) -> Path:
         """The picture's path; where it is not there, the path where it is expected."""
-        for name in (pattern.format(number) for pattern in NAMES):
-            for place, names in self._listed:
-                if name in names:
-                    return Path(place, name)
-        return self.folder / "train2014" / NAMES[0].format(number)
+        return self._found(number) or self.folder / "train2014" / f"COCO_train2014_{number:012d}.jpg"
 
 
 def missing(paths) -> list[Path]:

@@ -17,7 +17,27 @@ from minigptv2.errors import UserError
 from minigptv2.sample import Sample
 
 DATASETS: dict[str, str] = {
+    # boxes
     "refcoco": "minigptv2.data.refcoco:RefCoco",
+    "coco_detection": "minigptv2.data.coco_detection:CocoDetection",
+    # captions
+    "coco_caption": "minigptv2.data.coco_caption:CocoCaption",
+    "textcaps": "minigptv2.data.textcaps:TextCaps",
+    # questions and answers
+    "vqav2": "minigptv2.data.vqav2:VqaV2",
+    "gqa": "minigptv2.data.gqa:Gqa",
+    "okvqa": "minigptv2.data.okvqa:OkVqa",
+    "aokvqa": "minigptv2.data.aokvqa:AOkVqa",
+    "ocrvqa": "minigptv2.data.ocrvqa:OcrVqa",
+    "vizwiz": "minigptv2.data.vizwiz:VizWiz",
+    "iconqa": "minigptv2.data.iconqa:IconQa",
+    "hateful_memes": "minigptv2.data.hateful_memes:HatefulMemes",
+    # instructions and conversation
+    "llava": "minigptv2.data.llava:Llava",
+    "multitask_conversation": "minigptv2.data.multitask_conversation:MultitaskConversation",
+    "unnatural_instructions": "minigptv2.data.unnatural_instructions:UnnaturalInstructions",
+    # a user's own
+    "own": "minigptv2.data.own:Own",
 }
 _EXAMPLES = 3
 

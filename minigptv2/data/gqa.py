@@ -1,0 +1,57 @@
+"""GQA: questions made from scene graphs of Visual Genome's pictures, one answer each. Card: datasets/gqa.md.
+
+The balanced questions are one object of a gigabyte, question number -> question, which is read piece by piece:
+
+    "142457": {"question": "On which side is the shelf, the right or the left?", "imageId": "2320168", "answer": "left",
+               "fullAnswer": "The shelf is on the left of the image.", "isBalanced": true, ...}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from sys import intern
+
+from minigptv2.data.annotations import Malformed, members_of, words_of
+from minigptv2.data.dataset import Problems
+from minigptv2.data.layout import Layout, names_in, require, require_records
+from minigptv2.sample import Exchange, Sample
+
+PAGE = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
+LAYOUT: Layout = {
+    split: ((f"{split}_balanced_questions.json", f"questions/{split}_balanced_questions.json"), "images/")
+    for split in ("train", "val", "testdev", "test")
+}
+COUNTS = {"train": 943000, "val": 132062, "testdev": 12578, "test": 95336}
+DOWNLOADS = {
+    "https://downloads.cs.stanford.edu/nlp/data/gqa/questions1.2.zip": "questions/",
+    "https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip": "",
+}
+
+
+class Gqa:
+    """One record a question; the test split has no answers. root: holds the JSON files and `images/`."""
+
+    def __init__(self, root: str, split: str = "train"):
+        self.problems = Problems()
+        file, folder = require(root, LAYOUT, split, PAGE)
+        self.folder, self.name, there = folder, file.name, names_in(folder)
+        self.rows: list[tuple[str, str, str, str]] = []  # picture, question's number, its words, answer
+        for number, row in members_of(file):
+            try:
+                picture, question = intern(f"{words_of(row, 'imageId')}.jpg"), words_of(row, "question")
+                answer = "" if split == "test" else intern(words_of(row, "answer"))
+                if picture not in there:
+                    raise Malformed("a picture that is not on the disk")
+            except Malformed as error:
+                self.problems.add(str(error), f"{self.name} question {number}")
+                continue
+            self.rows.append((picture, number, question, answer))
+        require_records(len(self.rows), file, self.problems)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        picture, number, question, answer = self.rows[index]
+        exchange = Exchange("vqa", question=question, answer=answer)
+        return Sample(Path(self.folder, picture), (0, 0), (exchange,), f"{self.name} question {number}")

@@ -1,0 +1,53 @@
+"""Hateful Memes: whether a picture and the words written on it, taken together, are hateful. For evaluation alone.
+Card: datasets/hateful_memes.md.
+
+    {"id": 8291, "img": "img/08291.png", "label": 1, "text": "white people is this a shooting range"}     one a line
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minigptv2.data.annotations import Malformed, field, read_json_lines, words_of
+from minigptv2.data.dataset import Problems
+from minigptv2.data.layout import Layout, names_in, require, require_records
+from minigptv2.sample import Exchange, Sample
+
+PAGE = "https://hatefulmemeschallenge.com/"
+COUNTS = {"train": 8500, "dev": 500, "dev_seen": 500, "dev_unseen": 540, "test_seen": 1000, "test_unseen": 2000}
+LAYOUT: Layout = {split: (f"{split}.jsonl", "img/") for split in COUNTS}
+DOWNLOADS: dict[str, str] = {}  # a licence must be signed first
+CHOICES = ("no", "yes")  # by label
+
+
+class HatefulMemes:
+    """One record a picture. The question is the words written on it, which the evaluation's wording surrounds; the
+    answer is "yes" or "no". root: holds `dev.jsonl`, ... and `img/`."""
+
+    def __init__(self, root: str, split: str = "dev"):
+        self.problems = Problems()
+        file, folder = require(root, LAYOUT, split, PAGE)
+        self.root, self.name, there = Path(root), file.name, names_in(folder)
+        self.rows: list[tuple[int, str, str, int]] = []  # line from 1, picture, words, label
+        for number, row in read_json_lines(file):
+            try:
+                if isinstance(row, Malformed):
+                    raise row
+                picture, words, label = words_of(row, "img"), words_of(row, "text"), field(row, "label", int)
+                if label not in (0, 1):
+                    raise Malformed("a 'label' that is neither 0 nor 1")
+                if Path(picture).parts[:-1] != ("img",) or Path(picture).name not in there:
+                    raise Malformed("a picture that is not on the disk")
+            except Malformed as error:
+                self.problems.add(str(error), f"{self.name} line {number + 1}")
+                continue
+            self.rows.append((number + 1, picture, words, label))
+        require_records(len(self.rows), file, self.problems)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        number, picture, words, label = self.rows[index]
+        exchange = Exchange("chat", question=words, answer=CHOICES[label], choices=CHOICES)
+        return Sample(self.root / picture, (0, 0), (exchange,), f"{self.name} line {number}")

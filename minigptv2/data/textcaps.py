@@ -1,0 +1,64 @@
+"""TextCaps: captions that say what is written in the picture. Card: datasets/textcaps.md.
+
+{"data": [{"image_id": "4be9f385ac8a883e", "image_width": 1024, "caption_id": 4, "caption_str": "The billboard ...",
+           "reference_strs": ["A billboard ...", ...], "set_name": "train", ...}, ...]}       one row a caption
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minigptv2.data.annotations import Malformed, words_of
+from minigptv2.data.dataset import Problems
+from minigptv2.data.layout import Layout, names_in, require, require_records
+from minigptv2.data.vqav2 import rows_of
+from minigptv2.sample import Exchange, Sample
+
+PAGE = "https://textvqa.org/textcaps/dataset/"
+LAYOUT: Layout = {
+    "train": ("TextCaps_0.1_train.json", "train_images/"),
+    "val": ("TextCaps_0.1_val.json", "train_images/"),
+    "test": ("TextCaps_0.1_test.json", "test_images/"),
+}
+COUNTS = {"train": 109765, "val": 3166, "test": 3289}
+_FILES = "https://dl.fbaipublicfiles.com/textvqa"
+DOWNLOADS = {f"{_FILES}/data/textcaps/{LAYOUT[split][0]}": "" for split in LAYOUT} | {
+    f"{_FILES}/images/train_val_images.zip": "", f"{_FILES}/images/test_images.zip": "",
+}  # fmt: skip
+
+
+class TextCaps:
+    """train gives one record a caption; val one record a picture, with all captions as references; test no captions.
+
+    root: holds the JSON files, `train_images/` (of train and val) and `test_images/`.
+    """
+
+    def __init__(self, root: str, split: str = "train"):
+        self.problems = Problems()
+        file, self.folder = require(root, LAYOUT, split, PAGE)
+        self.name, there = file.name, names_in(self.folder)
+        captions: dict[str, list[str]] = {}  # picture -> its captions
+        for place, row in enumerate(rows_of(file, "data")):
+            try:
+                picture = words_of(row, "image_id")
+                caption = words_of(row, "caption_str") if split != "test" else ""
+                if f"{picture}.jpg" not in there:
+                    raise Malformed("a picture that is not on the disk")
+            except Malformed as error:
+                self.problems.add(str(error), f"{self.name} row {place}")
+                continue
+            captions.setdefault(picture, []).extend([caption] if caption else [])
+        self.records: list[tuple[str, tuple[str, ...]]] = [
+            record
+            for picture, words in captions.items()
+            for record in ([(picture, (w,)) for w in words] if split == "train" else [(picture, tuple(words))])
+        ]
+        require_records(len(self.records), file, self.problems)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        picture, captions = self.records[index]
+        exchange = Exchange("caption", references=captions)
+        return Sample(Path(self.folder, f"{picture}.jpg"), (0, 0), (exchange,), f"{self.name} picture {picture}")

@@ -1,0 +1,62 @@
+"""VizWiz-VQA: pictures that blind people took, and what they asked about them. Card: datasets/vizwiz.md.
+
+{"image": "VizWiz_val_00000000.jpg", "question": "Ok. There is another picture I hope it is a better one.",
+ "answers": [{"answer": "unanswerable", "answer_confidence": "yes"}, ...], "answer_type": "...", "answerable": 0}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minigptv2.data.annotations import Malformed, damaged, read_json, words_of
+from minigptv2.data.dataset import Problems
+from minigptv2.data.layout import Layout, names_in, require, require_records
+from minigptv2.data.vqav2 import answers_of, by_frequency
+from minigptv2.sample import Exchange, Sample
+
+PAGE = "https://vizwiz.org/tasks-and-datasets/vqa/"
+LAYOUT: Layout = {
+    split: ((f"{split}.json", f"Annotations/{split}.json"), f"{split}/") for split in ("train", "val", "test")
+}
+COUNTS = {"train": 20523, "val": 4319, "test": 8000}
+_FILES = "https://vizwiz.cs.colorado.edu/VizWiz_final"
+DOWNLOADS = {f"{_FILES}/vqa_data/Annotations.zip": "Annotations/"} | {
+    f"{_FILES}/images/{split}.zip": "" for split in LAYOUT
+}
+
+
+class VizWiz:
+    """One record a question. Its references are the ten answers; the test split has none.
+
+    root: holds `train.json`, ... and the folders `train/`, ... of the pictures.
+    """
+
+    def __init__(self, root: str, split: str = "val"):
+        self.problems = Problems()
+        file, self.folder = require(root, LAYOUT, split, PAGE)
+        self.name, there = file.name, names_in(self.folder)
+        content = read_json(file)
+        if not isinstance(content, list):
+            raise damaged(file, "it is no list of questions")
+        self.rows: list[tuple[int, str, str, tuple[str, ...]]] = []  # row, picture, question, answers
+        for place, row in enumerate(content):
+            try:
+                picture, question = words_of(row, "image"), words_of(row, "question")
+                answers = () if split == "test" else by_frequency(answers_of(row))
+                if split != "test" and not answers:
+                    raise Malformed("a question without an answer")
+                if picture not in there:
+                    raise Malformed("a picture that is not on the disk")
+            except Malformed as error:
+                self.problems.add(str(error), f"{self.name} row {place}")
+                continue
+            self.rows.append((place, picture, question, answers))
+        require_records(len(self.rows), file, self.problems)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        place, picture, question, answers = self.rows[index]
+        exchange = Exchange("vqa", question=question, references=answers)
+        return Sample(Path(self.folder, picture), (0, 0), (exchange,), f"{self.name} row {place}")

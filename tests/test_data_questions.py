@@ -1,0 +1,216 @@
+"""The readers of questions and answers: GQA on genuine questions, the others on small records of the genuine form."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from minigptv2.data import annotations
+from minigptv2.data.dataset import open_dataset
+from minigptv2.errors import UserError
+from minigptv2.tasks import render
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+GQA = SHARED / "emma_fixtures" / "storage" / "fixtures" / "gqa_questions.json"
+genuine = pytest.mark.skipif(not GQA.is_file(), reason="the genuine fragments are not here")
+
+
+def put(root: Path, files: dict) -> str:
+    """Writes the files: bytes and text as they are, other values as JSON, None as an empty file."""
+    for name, content in files.items():
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("" if content is None else content if isinstance(content, str) else json.dumps(content))
+    return str(root)
+
+
+def opened(name: str, root: Path, files: dict, **options):
+    return open_dataset(name, {"root": put(root, files), **options})
+
+
+def said(sample) -> list[str]:
+    return ["".join(p for p in turn.pieces if isinstance(p, str)) for turn in render(sample)]
+
+
+# ---- GQA ----
+
+
+@genuine
+@pytest.mark.parametrize("chunk", [1 << 20, 7])
+def test_gqa_on_genuine_questions(tmp_path, monkeypatch, chunk):
+    """Read in pieces of any size, the questions are those of the whole file."""
+    monkeypatch.setattr(annotations, "_CHUNK", chunk)
+    rows = json.loads(GQA.read_text())
+    files = {f"images/{row['imageId']}.jpg": None for row in rows.values()}
+    data = opened("gqa", tmp_path, {**files, "val_balanced_questions.json": GQA.read_text()}, split="val")
+    assert len(data) == len(rows) == 9
+    assert not data.problems
+    for sample, (number, row) in zip((data[i] for i in range(9)), rows.items()):
+        (exchange,) = sample.exchanges
+        assert (exchange.task, exchange.question, exchange.answer) == ("vqa", row["question"], row["answer"])
+        assert sample.image == tmp_path / "images" / f"{row['imageId']}.jpg"
+        assert sample.key == f"val_balanced_questions.json question {number}"
+
+
+def test_gqa_counts_what_is_wrong_and_has_no_test_answers(tmp_path):
+    row = {"imageId": "7", "question": "is it  red?", "answer": "no"}
+    files = {
+        "images/7.jpg": None,
+        "questions/train_balanced_questions.json": {
+            "1": row, "2": {**row, "imageId": "8"}, "3": {"imageId": "7"}, "4": []
+        },
+        "questions/test_balanced_questions.json": {"1": {"imageId": "7", "question": "why?"}},
+    }  # fmt: skip
+    data = opened("gqa", tmp_path, files)
+    assert said(data[0]) == ["[vqa] is it red?", "no"]
+    assert len(data) == 1
+    assert data.problems.counts == {
+        "a picture that is not on the disk": 1, "no 'question'": 1, "a record that is no JSON object": 1,
+    }  # fmt: skip
+    assert said(opened("gqa", tmp_path, {}, split="test")[0]) == ["[vqa] why?"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"1"', '{"1": {"a": 1}', '{"1" {}}', "{1: {}}", '{"1": tru'])
+def test_gqa_cut_short(tmp_path, text):
+    with pytest.raises(UserError, match="damaged"):
+        opened("gqa", tmp_path, {"images/7.jpg": None, "train_balanced_questions.json": text})
+
+
+@pytest.mark.parametrize("text", ["[1.5e3, 12 ,[]]", "  [ ]", '["a", {"b": -1.25}]'])
+def test_items_equal_the_whole_file(tmp_path, monkeypatch, text):
+    file = tmp_path / "x.json"
+    file.write_text(text)
+    for chunk in (1, 2, 3, 1000):
+        monkeypatch.setattr(annotations, "_CHUNK", chunk)
+        assert list(annotations.items_of(file)) == json.loads(text)
+
+
+@pytest.mark.parametrize("text", ['{"a": 12, "b": {"c": [1]} }', ' {"a":1.5e3 ,"\\u00e9":"x"}\n', "{}"])
+def test_members_equal_the_whole_file(tmp_path, monkeypatch, text):
+    file = tmp_path / "x.json"
+    file.write_text(text)
+    for chunk in (1, 2, 3, 1000):
+        monkeypatch.setattr(annotations, "_CHUNK", chunk)
+        assert dict(annotations.members_of(file)) == json.loads(text)
+
+
+# ---- OK-VQA, A-OKVQA ----
+
+
+def test_okvqa(tmp_path):
+    answers = ["pony tail"] * 4 + ["braid"] * 6
+    files = {
+        "OpenEnded_mscoco_val2014_questions.json": {
+            "questions": [{"image_id": 51606, "question": "What is the hairstyle called?", "question_id": 516065}]
+        },
+        "mscoco_val2014_annotations.json": {
+            "annotations": [{"image_id": 51606, "question_id": 516065, "confidence": 3, "answers": [
+                {"answer_id": i, "raw_answer": "x", "answer_confidence": "yes", "answer": a}
+                for i, a in enumerate(answers)]}]
+        },
+        "val2014/COCO_val2014_000000051606.jpg": None,
+    }  # fmt: skip
+    data = opened("okvqa", tmp_path, files, split="val")
+    assert data[0].exchanges[0].references == ("braid",) * 6 + ("pony tail",) * 4
+    assert data[0].image.name == "COCO_val2014_000000051606.jpg"
+
+
+A_OKVQA = {
+    "split": "train", "image_id": 299207, "question_id": "22MexNkBPpdZGX6sxbxVBH",
+    "question": "What is the man by the bags awaiting?", "choices": ["skateboarder", "train", "delivery", "cab"],
+    "correct_choice_idx": 3, "direct_answers": ["ride"] * 2 + ["bus"] * 3 + ["taxi"] * 5,
+    "difficult_direct_answer": False, "rationales": ["He has bags.", "He waits at the road.", "He looks for a car."],
+}  # fmt: skip
+
+
+def test_aokvqa(tmp_path):
+    files = {"aokvqa_v1p0_train.json": [A_OKVQA], "train2017/000000299207.jpg": None}
+    (exchange,) = opened("aokvqa", tmp_path, files)[0].exchanges
+    assert exchange.references == ("taxi",) * 5 + ("bus",) * 3 + ("ride",) * 2
+    assert exchange.choices == ("skateboarder", "train", "delivery", "cab")
+    sample = opened("aokvqa", tmp_path, {}, rationale=True)[0]
+    assert said(sample) == ["[vqa] What is the man by the bags awaiting?", "taxi", "Why?", "He has bags."]
+    assert not sample.side_by_side
+
+
+def test_aokvqa_without_answers(tmp_path):
+    bare = {k: v for k, v in A_OKVQA.items() if k not in ("direct_answers", "rationales", "correct_choice_idx")}
+    files = {"aokvqa_v1p0_test.json": [bare], "aokvqa_v1p0_train.json": [bare, A_OKVQA], "000000299207.jpg": None}
+    assert said(opened("aokvqa", tmp_path, files, split="test")[0]) == ["[vqa] What is the man by the bags awaiting?"]
+    data = opened("aokvqa", tmp_path, {})
+    assert len(data) == 1
+    assert data.problems.counts == {"no 'direct_answers'": 1}
+
+
+# ---- OCR-VQA ----
+
+
+def _book(split: int, **changes) -> dict:
+    return {
+        "imageURL": "a.jpg", "questions": ["Who wrote this book?", "Is this a comic?"], "answers": ["S. Boynton", "No"],
+        "title": "t", "authorName": "S. Boynton", "genre": "Calendars", "split": split, **changes,
+    }  # fmt: skip
+
+
+def test_ocrvqa(tmp_path):
+    books = {
+        "761183272": _book(1), "1": _book(2), "2": _book(1, answers=["x"]), "3": _book(1),
+        "4": _book(1, answers=["x", " "]),
+    }  # fmt: skip
+    files = {"dataset.json": books, "images/761183272.gif": None, "images/1.jpg": None, "images/4.jpg": None}
+    data = opened("ocrvqa", tmp_path, files)
+    assert [said(data[i]) for i in range(len(data))] == [
+        ["[vqa] Who wrote this book?", "S. Boynton"], ["[vqa] Is this a comic?", "No"],
+        ["[vqa] Who wrote this book?", "x"],
+    ]  # fmt: skip
+    assert data[0].image.name == "761183272.gif"
+    assert data.problems.counts == {
+        "not as many answers as questions": 1, "a picture that is not on the disk": 1, "an empty question or answer": 1,
+    }  # fmt: skip
+    assert len(opened("ocrvqa", tmp_path, {}, split="val")) == 2
+    with pytest.raises(UserError, match="gives no record"):
+        opened("ocrvqa", tmp_path, {}, split="test")
+
+
+# ---- for evaluation: VizWiz, IconQA, Hateful Memes ----
+
+
+def test_vizwiz(tmp_path):
+    answers = [{"answer": a, "answer_confidence": "yes"} for a in ["unanswerable"] * 7 + ["soup"] * 3]
+    row = {"image": "VizWiz_val_00000000.jpg", "question": "What is it?", "answers": answers, "answerable": 0}
+    files = {"Annotations/val.json": [row, {**row, "image": "no.jpg"}], f"val/{row['image']}": None}
+    data = opened("vizwiz", tmp_path, files)
+    assert data[0].exchanges[0].references == ("unanswerable",) * 7 + ("soup",) * 3
+    assert data.problems.counts == {"a picture that is not on the disk": 1}
+
+
+def test_iconqa(tmp_path):
+    row = {"question": "What time is it?", "choices": ["6:00", "12:05"], "answer": 1, "ques_type": "choose_txt"}
+    place = "iconqa_data/iconqa/val/choose_txt"
+    files = {
+        f"{place}/10/data.json": row, f"{place}/10/image.png": None,
+        f"{place}/9/data.json": {**row, "answer": 0}, f"{place}/9/image.png": None,
+        f"{place}/11/data.json": {**row, "answer": 2}, f"{place}/11/image.png": None,
+        f"{place}/12/data.json": row, f"{place}/13/data.json": "{", f"{place}/notes.txt": None,
+    }  # fmt: skip
+    data = opened("iconqa", tmp_path, files)
+    assert [data[i].exchanges[0].answer for i in range(len(data))] == ["6:00", "12:05"]
+    assert data[1].exchanges[0].choices == ("6:00", "12:05")
+    assert data[1].image == tmp_path / place / "10" / "image.png"
+    assert data.problems.counts == {
+        "an 'answer' that is none of the choices": 1, "a picture that is not on the disk": 1,
+        "a data.json that cannot be read": 1,
+    }  # fmt: skip
+
+
+def test_hateful_memes(tmp_path):
+    row = {"id": 8291, "img": "img/08291.png", "label": 1, "text": "some words"}
+    lines = [row, {**row, "label": 2}, {**row, "img": "../08291.png"}, {**row, "label": 0}]
+    text = "\n".join(map(json.dumps, lines)) + "\nnot json\n"
+    data = opened("hateful_memes", tmp_path, {"dev.jsonl": text, "img/08291.png": None})
+    assert [data[i].exchanges[0].answer for i in range(len(data))] == ["yes", "no"]
+    assert data[0].exchanges[0].choices == ("no", "yes")
+    assert data[1].key == "dev.jsonl line 4"
+    assert data.problems.counts == {
+        "a 'label' that is neither 0 nor 1": 1, "a picture that is not on the disk": 1, "a line that is no JSON": 1,
+    }  # fmt: skip
