@@ -16,14 +16,14 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 from minigptv2 import boxes
 from minigptv2.boxes import Box
 from minigptv2.errors import UserError
+from minigptv2.eval.benchmark import Scoring
 
-Scoring = Literal["strict", "compat"]
-SCORINGS: tuple[Scoring, ...] = ("strict", "compat")
+SCORINGS: tuple[Scoring, ...] = get_args(Scoring)
 
 # ---- boxes ----
 
@@ -104,13 +104,66 @@ def phrase_found(
     return any(iou(g, w) >= threshold for g in given[:top] for w in wanted)
 
 
+class AveragePrecision:
+    """COCO's figures for boxes, by pycocotools. The matching is done once; a figure of other pictures is then quick.
+
+    figures = coco_average_precision(truth, detections)
+    figures()              AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl, over all pictures
+    figures([7, 7, 12])    AP, AP50, AP75 of these picture ids, each counted as often as it stands there
+
+    None: the ground truth holds no box of that size. Nothing is printed.
+    """
+
+    def __init__(self, evaluation):
+        self._evaluation = evaluation
+        self._place = {image: n for n, image in enumerate(evaluation.params.imgIds)}
+        self._last: tuple[tuple, dict] | None = None
+
+    def __call__(self, image_ids: Sequence | None = None) -> dict[str, float | None]:
+        if image_ids is None:
+            with contextlib.redirect_stdout(io.StringIO()):
+                self._evaluation.accumulate()
+                self._evaluation.summarize()
+            return {n: _known(v) for n, v in zip(_COCO_NAMES, self._evaluation.stats, strict=True)}
+        if self._last is None or self._last[0] != tuple(image_ids):  # one draw is asked for several figures
+            self._last = tuple(image_ids), self._of(image_ids)
+        return dict(self._last[1])
+
+    def _of(self, image_ids: Sequence) -> dict[str, float | None]:
+        import numpy as np
+        from pycocotools.cocoeval import COCOeval
+
+        whole = self._evaluation.params
+        columns = [self._place[i] for i in image_ids]
+        per_image = np.empty(len(self._evaluation.evalImgs), dtype=object)
+        per_image[:] = self._evaluation.evalImgs
+        kept = per_image.reshape(len(whole.catIds), len(whole.areaRng), -1)[:, :1, columns]  # of any size
+        part = COCOeval(iouType="bbox")
+        part.params.catIds, part.params.imgIds = whole.catIds, list(range(len(columns)))
+        part.params.areaRng, part.params.maxDets = whole.areaRng[:1], whole.maxDets[-1:]
+        part._paramsEval, part.evalImgs = part.params, list(kept.ravel())
+        with contextlib.redirect_stdout(io.StringIO()):
+            part.accumulate()
+        precision = part.eval["precision"]  # [thresholds, recalls, classes, 1, 1]
+        at = {round(float(t), 2): n for n, t in enumerate(part.params.iouThrs)}
+        shares = {"AP": precision, "AP50": precision[at[0.5]], "AP75": precision[at[0.75]]}
+        return {n: _known(float(v[v > -1].mean()) if (v > -1).any() else -1) for n, v in shares.items()}
+
+
+_COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+def _known(value: float) -> float | None:
+    return float(value) if value >= 0 else None
+
+
 def coco_average_precision(
     ground_truth: str | Path | dict, detections: str | Path | Sequence[dict]
-) -> dict[str, float | None]:
-    """COCO's twelve figures for boxes, by pycocotools: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl.
+) -> AveragePrecision:
+    """Match detections with COCO ground truth; call what comes back for the figures.
 
     ground_truth: an instances file, or its content. detections: [{image_id, category_id, bbox [x, y, width, height],
-    score}], or a file of them. None: the ground truth holds no box of that size. Nothing is printed.
+    score}], or a file of them. Raises UserError where either is not of this form.
     """
     with _extra("pycocotools"):
         from pycocotools.coco import COCO
@@ -118,23 +171,16 @@ def coco_average_precision(
 
     data = _json(ground_truth) if isinstance(ground_truth, (str, Path)) else ground_truth
     found = _json(detections) if isinstance(detections, (str, Path)) else list(detections)
-    data, found = _checked_truth(data), _checked_detections(found, data)
+    data = _checked_truth(data)
+    found = _checked_detections(found, data)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = data
+        truth, given = COCO(), COCO()
+        truth.dataset, given.dataset = data, {**data, "annotations": found}
         truth.createIndex()
-        if found:
-            given = truth.loadRes(found)
-        else:  # loadRes looks at the first one
-            given = COCO()
-            given.dataset = {**data, "annotations": []}
-            given.createIndex()
+        given.createIndex()
         evaluation = COCOeval(truth, given, "bbox")
         evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-    return {name: float(v) if v >= 0 else None for name, v in zip(names, evaluation.stats, strict=True)}
+    return AveragePrecision(evaluation)
 
 
 def _json(file: str | Path):
@@ -170,9 +216,9 @@ def _checked_detections(found, data: dict) -> list[dict]:
     for number, row in enumerate(found if isinstance(found, list) else [found]):
         try:
             box = [float(v) for v in row["bbox"]]
-            rows.append({"image_id": row["image_id"], "category_id": row["category_id"], "bbox": box,
-                         "score": float(row["score"])})  # fmt: skip
-        except (KeyError, TypeError, ValueError):
+            rows.append({"id": number + 1, "image_id": row["image_id"], "category_id": row["category_id"], "bbox": box,
+                         "area": box[2] * box[3], "iscrowd": 0, "score": float(row["score"])})  # fmt: skip
+        except (KeyError, TypeError, ValueError, IndexError):
             box = []
         if len(box) != 4 or not all(abs(v) < float("inf") for v in box):
             raise UserError(
@@ -266,48 +312,89 @@ def auc(scores: Sequence[float], labels: Sequence[int | bool]) -> float:
 # ---- captions ----
 
 
-@dataclass(frozen=True)
-class CorpusScore:
-    """A figure of the whole set, and that of each item. CIDEr and ROUGE-L are means of their items'; BLEU and METEOR
-    are not: they count over the whole set."""
-
-    value: float
-    items: dict[int, float]
+Outcomes = dict[str, dict[int, float]]
+CorpusFunctions = dict[str, Callable[[Sequence[int]], float]]
+CAPTION_METRICS = ("CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "METEOR")
 
 
-def caption_scores(predictions: Mapping[int, str], references: Mapping[int, Sequence[str]]) -> dict[str, CorpusScore]:
-    """BLEU-1..4, METEOR, ROUGE-L and CIDEr as COCO's caption evaluation gives them (pycocoevalcap), by name.
+def caption_scores(
+    predictions: Mapping[int, str],
+    references: Mapping[int, Sequence[str]],
+    names: Sequence[str] = ("CIDEr", "BLEU-4", "ROUGE-L", "METEOR"),
+) -> tuple[Outcomes, CorpusFunctions]:
+    """COCO's caption figures (pycocoevalcap), of items by number. names: any of `CAPTION_METRICS`.
 
-    Every reference item must have a prediction: a missing one is the empty caption "", which scores 0. Texts are cut
-    into words by the Stanford tokenizer; it and METEOR are Java programs. Raises UserError where there is no Java.
+    First those that are means over items (CIDEr, ROUGE-L): metric -> item -> value. Then those that are not (BLEU,
+    METEOR count over the whole set): metric -> a function of items, each counted as often as it stands there.
+    CIDEr's values rest on how rare words are in all the references given here: give the whole set at once.
+
+    Every item must have a caption and a reference; a missing caption is "", which scores 0. Texts are cut into words
+    by the Stanford tokenizer; it and METEOR are Java programs. Raises UserError where there is no Java.
     """
+    _check_captions(predictions, references, names)
     with _extra("pycocoevalcap"):
-        from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.cider.cider import Cider
         from pycocoevalcap.rouge.rouge import Rouge
 
+    java = find_java()
+    ids = list(predictions)
+    words = iter(ptb_tokens([predictions[i] for i in ids] + [t for i in ids for t in references[i]], java))
+    given = {i: [next(words)] for i in ids}
+    wanted = {i: [next(words) for _ in references[i]] for i in ids}
+    outcomes: Outcomes = {}
+    corpus: CorpusFunctions = {}
+    for name in names:
+        if name in ("CIDEr", "ROUGE-L"):
+            _, values = (Cider() if name == "CIDEr" else Rouge()).compute_score(wanted, given)
+            outcomes[name] = dict(zip(ids, map(float, values), strict=True))
+    if any(name.startswith("BLEU") for name in names):
+        counts = _bleu_counts(wanted, given)
+        for name in names:
+            if name.startswith("BLEU"):
+                corpus[name] = lambda chosen, n=int(name[-1]): _bleu(sum(counts[i] for i in chosen), n)
+    if "METEOR" in names:
+        stats = _meteor_stats(wanted, given, java)
+        corpus["METEOR"] = lambda chosen: _meteor(sum(stats[i] for i in chosen))
+    return outcomes, corpus
+
+
+def _check_captions(predictions: Mapping, references: Mapping, names: Sequence[str]) -> None:
+    unknown = [n for n in names if n not in CAPTION_METRICS]
+    if unknown:
+        raise UserError(
+            f"The caption metric {unknown[0]!r} is unknown.",
+            f"Known: {', '.join(CAPTION_METRICS)}.",
+            "Choose among them.",
+        )
     if set(predictions) != set(references) or not predictions or not all(map(len, references.values())):
         lacking = sorted(set(predictions) ^ set(references), key=str)[:3]
         raise UserError(
             f"{len(predictions)} items have captions and {len(references)} have references; in one only: {lacking}",
             "Both must be of the same items, at least one, each with a reference.", 'Give "" where no caption came.',
         )  # fmt: skip
-    java = find_java()
-    ids = list(predictions)
-    flat = [predictions[i] for i in ids] + [text for i in ids for text in references[i]]
-    words = iter(ptb_tokens(flat, java))
-    given = {i: [next(words)] for i in ids}
-    wanted = {i: [next(words) for _ in references[i]] for i in ids}
-    out: dict[str, CorpusScore] = {}
-    with contextlib.redirect_stdout(io.StringIO()):
-        values, items = Bleu(4).compute_score(wanted, given, verbose=0)
-        for n in range(4):
-            out[f"BLEU-{n + 1}"] = CorpusScore(float(values[n]), dict(zip(ids, map(float, items[n]), strict=True)))
-        out["METEOR"] = _meteor(wanted, given, java)
-        for name, scorer in (("ROUGE-L", Rouge()), ("CIDEr", Cider())):
-            value, items = scorer.compute_score(wanted, given)
-            out[name] = CorpusScore(float(value), dict(zip(ids, map(float, items), strict=True)))
+
+
+def _bleu_counts(wanted: Mapping[int, list[str]], given: Mapping[int, list[str]]) -> dict:
+    """item -> array [10]: words of the caption and of the nearest reference; 4 n-gram counts; 4 that are right."""
+    import numpy as np
+    from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
+
+    out = {}
+    for i, (caption,) in given.items():
+        cooked = cook_test(caption, cook_refs(wanted[i]), eff="closest")
+        out[i] = np.array([cooked["testlen"], cooked["reflen"], *cooked["guess"], *cooked["correct"]], float)
     return out
+
+
+def _bleu(sums, n: int) -> float:
+    """BLEU-n of summed counts, with the tiny terms by which pycocoevalcap avoids a division by 0."""
+    from math import exp
+
+    product = 1.0
+    for guessed, right in zip(sums[2 : 2 + n], sums[6 : 6 + n]):
+        product *= (right + 1e-15) / (guessed + 1e-9)
+    ratio = (sums[0] + 1e-15) / (sums[1] + 1e-9)
+    return float(product ** (1 / n) * (exp(1 - 1 / ratio) if ratio < 1 else 1.0))
 
 
 def find_java() -> str:
@@ -345,8 +432,9 @@ def ptb_tokens(texts: Sequence[str], java: str) -> list[str]:
     return [" ".join(w for w in line.split() if w not in dropped) for line in found[: len(texts)]]
 
 
-def _meteor(wanted: Mapping[int, list[str]], given: Mapping[int, list[str]], java: str) -> CorpusScore:
-    """METEOR 1.5 (English, normalised). One request a caption; then one for the whole, answered line by line."""
+def _meteor_stats(wanted: Mapping[int, list[str]], given: Mapping[int, list[str]], java: str) -> dict:
+    """item -> array [23] of what METEOR 1.5 counts (English, normalised), for its best reference. See `_meteor`."""
+    import numpy as np
     from pycocoevalcap.meteor import meteor
 
     folder = Path(meteor.__file__).parent
@@ -354,23 +442,61 @@ def _meteor(wanted: Mapping[int, list[str]], given: Mapping[int, list[str]], jav
     process = subprocess.Popen(
         command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
-
-    def ask(line: str, answers: int) -> list[str]:
-        process.stdin.write(f"{line}\n".encode())
-        process.stdin.flush()
-        return [process.stdout.readline().decode().strip() for _ in range(answers)]
-
     try:
-        stats = []
+        out = {}
         for i, (caption,) in given.items():
-            stats += ask(" ||| ".join(["SCORE", *(t.replace("|||", "") for t in (*wanted[i], caption))]), 1)
-        *items, value = map(float, ask(" ||| ".join(["EVAL", *stats]), len(stats) + 1))
-        return CorpusScore(value, dict(zip(given, items, strict=True)))
+            line = " ||| ".join(["SCORE", *(t.replace("|||", "") for t in (*wanted[i], caption))])
+            process.stdin.write(f"{line}\n".encode())
+            process.stdin.flush()
+            out[i] = np.array([float(v) for v in process.stdout.readline().split()])
+            if len(out[i]) != _METEOR_COUNTS:
+                raise ValueError
+        lines = (" ".join(map(str, counts)) for counts in out.values())
+        process.stdin.write(f"{' ||| '.join(['EVAL', *lines])}\n".encode())
+        process.stdin.flush()
+        *_, whole = (float(process.stdout.readline()) for _ in range(len(out) + 1))
     except (OSError, ValueError):
         raise _java_failed("METEOR", java, b"") from None
     finally:
         process.kill()
         process.communicate()
+    for counts in out.values():
+        if counts[21] == counts[0] and counts[22] == counts[1] and counts[20] == 1:
+            counts[20] = 0  # the caption is the reference: nothing is broken
+    if abs(_meteor(sum(out.values())) - whole) > 1e-6:
+        raise UserError(
+            f"METEOR's program scores these captions {whole}, its counts give {_meteor(sum(out.values()))}.",
+            "Both must agree: this is another version of METEOR than 1.5.", "Install pycocoevalcap 1.2.",
+        )  # fmt: skip
+    return out
+
+
+_METEOR_COUNTS = 23
+_METEOR_WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # of exact, stem, synonym and paraphrase matches, for English
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
+
+
+def _meteor(sums) -> float:
+    """METEOR of summed counts. Michael Denkowski and Alon Lavie, Meteor Universal (2014), section 3, English.
+
+    Counts: words and function words of caption (0, 2) and reference (1, 3); for each of four kinds of match, content
+    words in caption and reference, function words in both (4..19); chunks (20); matched words in both (21, 22).
+    """
+
+    def share(side: int) -> float:
+        weighed = sum(
+            w * (_DELTA * sums[4 + 4 * m + side] + (1 - _DELTA) * sums[6 + 4 * m + side])
+            for m, w in enumerate(_METEOR_WEIGHTS)
+        )
+        length = _DELTA * (sums[side] - sums[2 + side]) + (1 - _DELTA) * sums[2 + side]
+        return weighed / length if length else 0.0
+
+    precision, recall = share(0), share(1)
+    if not precision or not recall:
+        return 0.0
+    mean = precision * recall / (_ALPHA * precision + (1 - _ALPHA) * recall)
+    broken = sums[20] / ((sums[21] + sums[22]) / 2)
+    return float(mean * (1 - _GAMMA * broken**_BETA))
 
 
 def _java_failed(what: str, java: str, stderr: bytes) -> UserError:
