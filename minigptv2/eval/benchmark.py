@@ -116,7 +116,7 @@ class Scored:
 
     outcomes: metric -> index -> value; the figure is their mean (a metric may cover some items only, such as
     "accuracy, yes/no"). corpus: metric -> function of indexes, the figure of these items as a corpus; an index may
-    stand there several times, for the bootstrap, and counts as often. invalid: indexes of malformed answers, counted
+    stand there several times, for the bootstrap, and counts as often; None where it does not exist. invalid: indexes of malformed answers, counted
     as wrong, never left out; missing answers are not among them.
     cases: one an item, same order as the items. counts: whole numbers to show beside the figures.
     """
@@ -124,14 +124,15 @@ class Scored:
     total: int
     invalid: frozenset[int] = frozenset()
     outcomes: dict[str, dict[int, float]] = field(default_factory=dict)
-    corpus: dict[str, Callable[[Sequence[int]], float]] = field(default_factory=dict)
+    corpus: dict[str, Callable[[Sequence[int]], float | None]] = field(default_factory=dict)
     cases: list[Case] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
 
     def figures(self, indexes: Sequence[int]) -> dict[str, float]:
         """Every metric: means of the outcomes, then the corpus functions over these indexes (all of them)."""
         means = {name: sum(by.values()) / len(by) for name, by in self.outcomes.items() if by}
-        return means | {name: function(indexes) for name, function in self.corpus.items()}
+        whole = {name: function(indexes) for name, function in self.corpus.items()}
+        return means | {name: value for name, value in whole.items() if value is not None}
 
 
 @dataclass(frozen=True)

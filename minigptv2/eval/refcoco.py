@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from minigptv2.boxes import Box, parse, without_markup
+from minigptv2.boxes import Box, Coding, parse, without_markup
 from minigptv2.data.refcoco import RefCoco
 from minigptv2.eval import metrics
 from minigptv2.eval.benchmark import Case, Item, Prediction, Published, Rules, Scored, minigpt_v2
@@ -52,7 +52,7 @@ class RefCocoBoxes:
         invalid = set()
         for item in items:
             prediction = predictions[item.index]
-            boxes = boxes_of(prediction, item, rules)
+            boxes, _ = answer_boxes(prediction, item, rules)
             if not boxes and prediction.ended != "missing":
                 invalid.add(item.index)
             overlap = metrics.iou(boxes[0], item.truth, rules.scoring == "compat") if boxes else 0.0
@@ -68,27 +68,33 @@ class RefCocoBoxes:
 
 
 class RefCocoWords:
-    """As `RefCocoBoxes`, asked the other way round: what is in this box. One question a row, so that an answer to a
-    box with several expressions is asked once for each; the references are all expressions for that box."""
+    """As `RefCocoBoxes`, asked the other way round: what is in this box. One question a thing, at the first row of its
+    expressions; all of them are references. coding: how the box is written, as the model's config says."""
 
     max_new_tokens = 50
 
-    def __init__(self, root: str, dataset: str = "refcoco", split: str = "val", images: str = "", by: str = ""):
+    def __init__(
+        self, root: str, dataset: str = "refcoco", split: str = "val", images: str = "", by: str = "",
+        coding: Coding = "floor",
+    ):  # fmt: skip
+        self.coding = coding
         self.reader = RefCoco(root, dataset, split, "identify", images=images, by=by)
         self.name, self.files = f"{dataset} {split} reg", files_of(self.reader)
         self.problems, self.excluded = self.reader.problems, dict(self.reader.excluded)
         self.published: Mapping[str, tuple[Published, ...]] = {}
+        self.things: dict[tuple, list] = {}  # picture and box -> rows
+        for row in self.reader.records:
+            rows = self.things.setdefault((row.picture, row.box.xyxy), [])
+            rows.append(row)
+            if len(rows) > 1:
+                self.excluded[row.number] = "another expression for the same thing"
 
     def items(self) -> list[Item]:
-        """Of each thing the first row: its other expressions are references."""
-        things: dict[tuple, list] = {}
-        for row in self.reader.records:
-            things.setdefault((row.picture, row.box.xyxy), []).append(row)
         out = []
-        for rows in things.values():
+        for rows in self.things.values():
             row = rows[0]
             exchange = Exchange("identify", (Phrase("", (row.box,)),))
-            asked = instruction_text(exchange, row.size, "floor", None)
+            asked = instruction_text(exchange, row.size, self.coding, None)
             truth = (row.box, tuple(r.words for r in rows))
             out.append(Item(row.number, row.picture, row.size, asked, str(row.picture), truth, words=row.words))
         return out
@@ -112,12 +118,13 @@ def files_of(reader: RefCoco):
     return (reader.file,) if reader.file.suffix == ".json" else (reader.file, instances)
 
 
-def boxes_of(prediction: Prediction, item: Item, rules: Rules) -> tuple[Box, ...]:
-    """The well-formed boxes of an answer, in pixels of the item's picture, with their scores where there are any."""
-    text = prediction.text
-    if rules.scoring == "compat":  # the published evaluation takes these out before it looks for a box
-        text = text.replace("<unk>", "").replace(" ", "")
-    boxes = parse(text, *item.size, rules.decode).boxes
-    if len(boxes) == len(prediction.scores):
-        return tuple(replace(b, score=s) for b, s in zip(boxes, prediction.scores))
-    return boxes
+def answer_boxes(prediction: Prediction, item: Item, rules: Rules) -> tuple[tuple[Box, ...], tuple[str, ...]]:
+    """The well-formed boxes of an answer, in pixels of the item's picture, with their scores where there are any; and
+    why others are none."""
+    text = prediction.text.replace("<unk>", "")
+    found = parse(text, *item.size, rules.decode)
+    if not found.boxes and rules.scoring == "compat":  # the published evaluation takes out every space first
+        found = parse(text.replace(" ", ""), *item.size, rules.decode)
+    if len(found.boxes) == len(prediction.scores):
+        return tuple(replace(b, score=s) for b, s in zip(found.boxes, prediction.scores)), found.problems
+    return found.boxes, found.problems
