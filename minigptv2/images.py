@@ -59,15 +59,18 @@ _FORMATS_READ = f"These formats are read: {', '.join(FORMATS)}."
 def open_image(source: Any) -> Image.Image:
     """Any picture as an upright RGB picture in memory, without metadata: opening the result again changes nothing.
 
-    source: a path, the bytes of a file, a Pillow picture, or an array [H, W], [H, W, 1], [H, W, 3] (RGB) or
-    [H, W, 4] (RGBA) of uint8, uint16, bool, or floats 0..1. The EXIF orientation is applied, an animation gives its
-    first frame, transparency becomes white, deep grey is scaled to 8 bits by its depth. Raises UserError.
+    source: a path, the bytes of a file, an object whose `read()` gives them, a Pillow picture, or an array [H, W],
+    [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA) of uint8, uint16, bool, or floats 0..1. The EXIF orientation is
+    applied, an animation gives its first frame, transparency becomes white, deep grey is scaled to 8 bits by its depth.
+    Raises UserError.
     """
     if isinstance(source, str | os.PathLike):
         with _open_file(Path(source)) as file:
             return _decode(file, str(source))
     if isinstance(source, bytes | bytearray | memoryview):
         return _decode(io.BytesIO(source), f"The picture in {len(source)} bytes of data")
+    if callable(getattr(source, "read", None)) and isinstance(data := source.read(), bytes):
+        return _decode(io.BytesIO(data), str(source))
     if isinstance(source, Image.Image):
         return _finish(source, f"The Pillow picture of mode {source.mode}")
     if isinstance(source, np.ndarray):

@@ -180,6 +180,8 @@ def answer_text(exchange: Exchange, size: tuple[int, int], coding: Coding, rng: 
 
 def _filled(answer: str, phrases: tuple[Phrase, ...], size: tuple[int, int], coding: Coding) -> str:
     """Each `{}` of the answer replaced by the next phrase with its boxes; by the boxes alone where it has no words."""
+    if not phrases:
+        return answer  # any `{}` in it is a text's own
     parts = answer.split("{}")
     out = parts[0]
     for phrase, rest in zip(phrases, parts[1:], strict=len(parts) > 1):

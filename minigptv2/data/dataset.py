@@ -38,6 +38,13 @@ DATASETS: dict[str, str] = {
     "unnatural_instructions": "minigptv2.data.unnatural_instructions:UnnaturalInstructions",
     # a user's own
     "own": "minigptv2.data.own:Own",
+    "visual_genome": "minigptv2.data.visual_genome:VisualGenome",
+    "flickr30k": "minigptv2.data.flickr30k:Flickr30k",
+    "grit": "minigptv2.data.grit:Grit",
+    "laion": "minigptv2.data.web_captions:WebCaptions",
+    "cc3m": "minigptv2.data.web_captions:WebCaptions",
+    "sbu": "minigptv2.data.web_captions:WebCaptions",
+    "vsr": "minigptv2.data.vsr:VSR",
 }
 _EXAMPLES = 3
 

@@ -1,0 +1,147 @@
+"""GRIT-20M: captions of web pictures, their noun chunks and referring expressions bound to boxes by a machine.
+
+Card: datasets/grit.md. Tar shards of img2dataset with a JSON a sample, or parquet files with the same columns:
+
+    {"caption": "a wire hanger with a paper cover that reads we heart our customers", "width": 1024, "height": 693,
+     "noun_chunks": [[19, 32, 0.0196, 0.3105, 0.9622, 0.9603, 0.7929], ...], "ref_exps": [[19, 66, ...], ...]}
+
+Each item: [start, end) in the caption, x1, y1, x2, y2 as shares of the picture's sides, the machine's confidence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from minigptv2.boxes import Box
+from minigptv2.data.annotations import Malformed, box_of, field, one_of, size_of
+from minigptv2.data.dataset import Problems
+from minigptv2.data.shards import Record, Shards
+from minigptv2.sample import Exchange, Phrase, Sample
+
+_LISTS = {"refer": "ref_exps", "identify": "ref_exps", "grounding": "noun_chunks"}
+
+
+class Grit:
+    """One sample a picture.
+
+    shards: tar or parquet files, as `data.shards.Shards` takes them, with index, images and picture. task: "refer"
+    asks for the box of each expression that has only one, "identify" for the words of each box, side by side;
+    "grounding" takes the caption with the boxes of its noun chunks. least_score: of the machine's confidence, 0..1.
+    """
+
+    def __init__(
+        self,
+        shards: str | list[str],
+        task: str = "grounding",
+        index: str = "",
+        images: str = "",
+        picture: str = "",
+        least_score: float = 0.0,
+    ):
+        self.task = one_of("task", task, tuple(_LISTS))
+        self.least_score = float(least_score)
+        purpose = f"grit-{task}-{self.least_score:g}"
+        self.shards = Shards(shards, self._judge, purpose, index, images, picture)
+        self.problems: Problems = self.shards.problems
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.shards[index]
+        size, exchanges = self._exchanges(record, [])
+        return Sample(record.image, size, exchanges, f"grit {record.key}", self.task != "grounding")
+
+    def missing_pictures(self) -> list[Path]:
+        """None: pictures that are not there are counted in `problems` and their records left out."""
+        return []
+
+    def _judge(self, record: Record) -> Iterable[str]:
+        if record.image is None:
+            raise Malformed("no picture")
+        if isinstance(record.image, Path) and not record.image.is_file():
+            raise Malformed("a picture that was not downloaded")
+        wrong: list[str] = []
+        self._exchanges(record, wrong)
+        return wrong
+
+    def _exchanges(self, record: Record, wrong: list[str]) -> tuple[tuple[int, int], tuple[Exchange, ...]]:
+        """The size and what is asked. wrong: gets what is wrong with single items. Raises Malformed."""
+        size = size_of({side: _whole(record.fields.get(side)) for side in ("width", "height")})
+        caption = field(record.fields, "caption", str)
+        spans = self._spans(record.fields, caption, size, wrong)
+        if self.task == "grounding":
+            return size, (_grounded(caption, spans),)
+        named = [(" ".join(caption[start:end].split()), boxes) for (start, end), boxes in spans.items()]
+        times = Counter(words for words, _ in named)
+        exchanges = []
+        for words, boxes in named:
+            if self.task == "identify":
+                exchanges += [Exchange("identify", (Phrase(words, (box,)),)) for box in boxes]
+            elif len(boxes) == times[words] == 1:
+                exchanges.append(Exchange("refer", (Phrase(words, tuple(boxes)),)))
+        if not exchanges:
+            raise Malformed("no expression for one box")
+        return size, tuple(exchanges)
+
+    def _spans(
+        self, fields: dict[str, Any], caption: str, size: tuple[int, int], wrong: list[str]
+    ) -> dict[tuple[int, int], list[Box]]:
+        """The boxes of every stretch of the caption, in its order."""
+        name = _LISTS[self.task]
+        items = fields.get(name)
+        if isinstance(items, str):  # as some tools write lists into columns
+            try:
+                items = json.loads(items)
+            except (ValueError, RecursionError):
+                items = None
+        if not isinstance(items, list):
+            raise Malformed(f"no list {name!r}")
+        width, height = size
+        spans: dict[tuple[int, int], list[Box]] = {}
+        for item in items:
+            try:
+                if not isinstance(item, list | tuple) or len(item) < 6:
+                    raise Malformed(f"an item of {name!r} that is not six or seven numbers")
+                start, end = _whole(item[0]), _whole(item[1])
+                if not 0 <= start < end <= len(caption) or not caption[start:end].strip():
+                    raise Malformed(f"an item of {name!r} outside the caption")
+                box_of(list(item[2:6]), (1, 1), "xyxy")  # four numbers, and on the picture
+                x1, y1, x2, y2 = item[2:6]
+                box = box_of((x1 * width, y1 * height, x2 * width, y2 * height), size, "xyxy")
+            except Malformed as error:
+                wrong.append(str(error))
+                continue
+            score = item[6] if len(item) > 6 else None
+            if isinstance(score, int | float) and score < self.least_score:
+                continue
+            boxes = spans.setdefault((start, end), [])
+            if box not in boxes:
+                boxes.append(box)
+        if not spans:
+            raise Malformed(f"no usable item in {name!r}")
+        return dict(sorted(spans.items()))
+
+
+def _grounded(caption: str, spans: dict[tuple[int, int], list[Box]]) -> Exchange:
+    """The caption with a place for each stretch; of stretches that overlap, the first and longest."""
+    if "{" in caption or "}" in caption:
+        raise Malformed("a caption with curly brackets")
+    answer, phrases, at = "", [], 0
+    for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if start >= at:
+            phrases.append(Phrase(" ".join(caption[start:end].split()), tuple(spans[start, end])))
+            answer += caption[at:start] + "{}"
+            at = end
+    return Exchange("grounding", tuple(phrases), answer=" ".join((answer + caption[at:]).split()))
+
+
+def _whole(number: Any) -> Any:
+    """Columns of floats hold whole numbers as 19.0. Raises Malformed for what is no whole number."""
+    if isinstance(number, bool) or not isinstance(number, int | float) or number != number // 1:
+        raise Malformed("a size or place that is no whole number")
+    return int(number)

@@ -1,0 +1,462 @@
+"""Records by number out of webdataset tar shards and parquet files, which are made to be read from end to end.
+
+Each file is gone through once. What is found, where each usable record lies in it, is written to an index beside the
+file; after that `shards[i]` reads one row of the index and the record itself, whatever the number of shards. Nothing
+stays open or in memory, so any number of processes may read.
+
+An index: a line of JSON, then rows of little-endian numbers. For a tar, block (512 bytes) and size of text, JSON and
+picture, 0 for what is not there; for parquet, row group and row in it.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import itertools
+import json
+import os
+import re
+import secrets
+import struct
+import tarfile
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from minigptv2.data.annotations import Malformed
+from minigptv2.data.dataset import Problems
+from minigptv2.errors import UserError
+from minigptv2.images import SUFFIXES
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: several processes then make the same index
+    fcntl = None
+
+FORMAT = 1  # of the index; another one is made anew
+_BLOCK = 512  # bytes of a tar's header, and what everything in it is aligned to
+_TAR, _PARQUET = struct.Struct("<6I"), struct.Struct("<2I")
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+_PICTURE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "image_bytes", "picture")
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file inside an uncompressed tar: `size` bytes from `offset` on. `images.open_image` takes it."""
+
+    path: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Raises UserError where the tar is gone or has become shorter."""
+        data = _bytes_at(self.path, self.offset, self.size)
+        if len(data) < self.size:
+            raise UserError(
+                f"{self} ends after {len(data)} of {self.size} bytes.", "The tar was changed since it was indexed.",
+                "Start again, so that its index is made anew.",
+            )  # fmt: skip
+        return data
+
+    def __str__(self) -> str:
+        return f"{self.path} at byte {self.offset}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The picture in one row of a parquet file. `images.open_image` takes it."""
+
+    path: str
+    group: int
+    row: int
+    column: str
+
+    def read(self) -> bytes:
+        value = _row_group(self.path, self.group, (self.column,))[self.column][self.row].as_py()
+        if isinstance(value, dict):  # as the datasets library stores a picture: bytes and path
+            value = value.get("bytes")
+        if not isinstance(value, bytes):
+            raise UserError(
+                f"{self} holds no bytes of a picture.", f"It holds {type(value).__name__}.",
+                "Name the right column as `picture`.",
+            )  # fmt: skip
+        return value
+
+    def __str__(self) -> str:
+        return f"{self.path} row group {self.group} row {self.row}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample of a shard. fields: of its JSON, or the columns of its row. text: of its .txt, "" where there is
+    none. image: a path, or an object that `images.open_image` takes. key: where it lies, for messages."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    text: str = ""
+    image: Any = None
+    key: str = ""
+
+
+# what a reader thinks of a record: raises Malformed to leave it out; names what is wrong with parts of it
+Judge = Callable[[Record], Iterable[str]]
+
+
+class Shards:
+    """The records of all shards that the reader can use, by number.
+
+    files: paths, globs, and ranges like `data/{00000..00331}.tar`. judge: see `Judge`. purpose: what distinguishes
+    this judge and its options from others; it begins with a word in a-z, and has an index of its own. index: the folder
+    of the indexes, "" for beside each shard. picture: the parquet column with the picture's bytes, its path below
+    `images`, or its address, of which the last part is the name of a file there; "" takes a usual one.
+    """
+
+    def __init__(
+        self,
+        files: str | Sequence[str],
+        judge: Judge,
+        purpose: str,
+        index: str = "",
+        images: str = "",
+        picture: str = "",
+    ):
+        self.problems = Problems()
+        self._images, self._picture = images, picture
+        told = hashlib.sha256(repr((purpose, images, picture)).encode()).hexdigest()[:8]
+        self._purpose = f"{re.match(r'[a-z]*', purpose)[0] or 'all'}-{told}"
+        self._folder = index
+        found = _expand([files] if isinstance(files, str) else files)
+        self._shards: list[tuple[str, str, int]] = []  # shard, its index, where the rows begin in that
+        self._starts = [0]
+        for shard, (file, head, begin) in zip(found, self._indexes(found, judge)):
+            for kind, (count, examples) in head["problems"].items():
+                self.problems.counts[kind] += count
+                kept = self.problems.examples.setdefault(kind, [])
+                kept += examples[: _EXAMPLES - len(kept)]
+            if head["count"]:
+                self._shards.append((shard, file, begin))
+                self._starts.append(self._starts[-1] + head["count"])
+        if not self._shards:
+            raise UserError(
+                f"None of the {len(found)} shards has a record that can be used.",
+                "; ".join(self.problems.lines()) or "They are empty.", "Check `files`, and the options that filter.",
+            )  # fmt: skip
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> Record:
+        index = range(len(self))[index]
+        number = bisect_right(self._starts, index) - 1
+        shard, file, begin = self._shards[number]
+        form = _form(shard)
+        row = _bytes_at(file, begin + (index - self._starts[number]) * form.size, form.size)
+        if len(row) < form.size:
+            raise UserError(
+                f"{file} has become shorter.", "It is the index of a shard.", "Start again: it is made anew."
+            )
+        return self._record(shard, form.unpack(row))
+
+    def _record(self, shard: str, row: tuple[int, ...]) -> Record:
+        if _form(shard) is _PARQUET:
+            return _parquet_record(shard, *row, self._picture, self._images)
+        return _tar_record(shard, row)
+
+    # ---- the indexes ----
+
+    def _indexes(self, shards: list[str], judge: Judge) -> Iterator[tuple[str, dict, int]]:
+        """Makes what is missing, then yields path, head and begin of the rows of every shard's index. Several
+        processes share the work: each takes the next shard that no other one is at."""
+        from tqdm import tqdm
+
+        missing = [shard for shard in shards if self._open_index(shard) is None]
+        for shard in tqdm(missing, "index of shards", disable=None if len(missing) > 1 else True):
+            self._make(shard, judge, wait=False)
+        for shard in shards:
+            if (opened := self._open_index(shard)) is None:
+                self._make(shard, judge, wait=True)
+                opened = self._open_index(shard)
+            if opened is None:
+                raise UserError(
+                    f"The index of {shard} does not fit it.", "The shard was changed while it was read.",
+                    "Start again when it is complete.",
+                )  # fmt: skip
+            yield opened
+
+    def _index_file(self, shard: str) -> Path:
+        if not self._folder:
+            return Path(f"{shard}.{self._purpose}.index")
+        where = hashlib.sha256(os.path.abspath(shard).encode()).hexdigest()[:12]
+        return Path(self._folder, f"{Path(shard).name}.{where}.{self._purpose}.index")
+
+    def _open_index(self, shard: str) -> tuple[str, dict, int] | None:
+        """None where there is none, or where it is not of the shard as it is now."""
+        file = self._index_file(shard)
+        try:
+            with open(file, "rb") as opened:
+                line = opened.readline()
+            head = json.loads(line)
+            whole = os.path.getsize(file) == len(line) + head["count"] * _form(shard).size
+            return (str(file), head, len(line)) if whole and head["of"] == _identity(shard) else None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
+    def _make(self, shard: str, judge: Judge, wait: bool) -> None:
+        """Writes the index of one shard, all at once, unless another process is at it or has done so."""
+        with _alone(shard, wait) as alone:
+            if not alone or self._open_index(shard) is not None:
+                return
+            of, problems, rows = _identity(shard), Problems(), bytearray()
+            count, form = 0, _form(shard)
+            for row, name in (_parquet_rows if form is _PARQUET else _tar_rows)(shard, problems):
+                try:
+                    for kind in judge(self._record(shard, row)):
+                        problems.add(kind, f"{Path(shard).name} {name}")
+                except Malformed as error:
+                    problems.add(str(error), f"{Path(shard).name} {name}")
+                else:
+                    rows += form.pack(*row)
+                    count += 1
+            told = {kind: (n, problems.examples[kind]) for kind, n in problems.counts.items()}
+            head = json.dumps({"of": of, "count": count, "problems": told}).encode() + b"\n"
+            file = self._index_file(shard)
+            partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                partial.write_bytes(head + rows)
+                os.replace(partial, file)
+            except OSError as error:
+                raise UserError(
+                    f"The index {file} cannot be written.", f"The system says: {error.strerror}.",
+                    "Name a folder that you may write to as `index`.",
+                ) from error  # fmt: skip
+
+
+def _identity(shard: str) -> list:
+    state = os.stat(shard)
+    return [FORMAT, os.path.basename(shard), state.st_size, state.st_mtime_ns]
+
+
+class _alone:
+    """Holds a lock on a shard; its value says whether it was free. A file system without locks is no obstacle."""
+
+    def __init__(self, shard: str, wait: bool):
+        self._shard, self._wait = shard, wait
+
+    def __enter__(self) -> bool:
+        self._file = open(self._shard, "rb")
+        if fcntl is None:
+            return True
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | (0 if self._wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+
+
+def _form(shard: str) -> struct.Struct:
+    return _PARQUET if shard.endswith(".parquet") else _TAR
+
+
+def _expand(patterns: Iterable[str]) -> list[str]:
+    """The files of all patterns, each once, as given, globs sorted. Raises UserError for what is not there."""
+    files: dict[str, None] = {}
+    for pattern in patterns:
+        for name in _ranges(pattern):
+            found = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name]
+            lost = [f for f in found if not os.path.isfile(f)]
+            if lost or not found:
+                raise UserError(
+                    f"There is no shard {lost[0] if lost else name}.", f"It is asked for by {pattern!r}.",
+                    "Correct the pattern, or download the rest.",
+                )  # fmt: skip
+            files |= dict.fromkeys(found)
+    return list(files)
+
+
+def _ranges(pattern: str) -> list[str]:
+    """a{08..10}.tar -> a08.tar, a09.tar, a10.tar; a{x,y}.tar -> ax.tar, ay.tar."""
+    match = _RANGE.search(pattern)
+    if match is None:
+        return [pattern]
+    if match[1]:
+        first, last = int(match[1]), int(match[2])
+        if last < first:
+            raise UserError(f"The range {match[0]} ends before it begins.", "It is {first..last}.", "Swap its numbers.")
+        middle: Iterable[str] = (f"{n:0{len(match[1])}d}" for n in range(first, last + 1))
+    else:
+        middle = match[3].split(",")
+    tails = _ranges(pattern[match.end() :])
+    return [pattern[: match.start()] + m + tail for m, tail in itertools.product(middle, tails)]
+
+
+def _bytes_at(path: str, offset: int, size: int) -> bytes:
+    """Up to `size` bytes; fewer at the end of the file. Raises UserError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:  # opened anew: a position would be shared with forked processes
+            file.seek(offset)
+            return file.read(size)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read.", f"The system says: {error.strerror}.", "Check that the disk is still there."
+        ) from error
+
+
+# ---- tar ----
+
+
+def _tar_rows(shard: str, problems: Problems) -> Iterator[tuple[tuple[int, ...], str]]:
+    """The row and the name of every sample: members of one name up to the first dot, wherever in the shard."""
+    samples: dict[str, list[int]] = {}
+    for member in _members(shard, problems):
+        folder, _, name = member.name.rpartition("/")
+        stem, _, suffix = name.partition(".")
+        suffix = "." + suffix.lower()
+        place = 0 if suffix == ".txt" else 1 if suffix == ".json" else 2 if suffix in SUFFIXES else None
+        if place is None:
+            continue  # classes, features and the like: not for these readers
+        row = samples.setdefault(f"{folder}/{stem}", [0] * 6)
+        if row[2 * place] or member.size >= 1 << 32:
+            kind = "a second member of the same kind and name" if row[2 * place] else "a member of 4 GiB or more"
+            problems.add(kind, f"{os.path.basename(shard)} {member.name}")
+            continue
+        row[2 * place : 2 * place + 2] = member.offset_data // _BLOCK, member.size
+    for name, row in samples.items():
+        if any(row):
+            yield tuple(row), name.lstrip("/")
+
+
+def _members(shard: str, problems: Problems) -> Iterator[tarfile.TarInfo]:
+    """The whole files in a tar; what is wrong with the tar is counted, and ends it."""
+    size, name = os.path.getsize(shard), os.path.basename(shard)
+    try:
+        tar = tarfile.open(shard, "r:", encoding="utf-8", errors="replace")
+    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+        problems.add("a shard that is no uncompressed tar", f"{name} ({error})")
+        return
+    with tar:
+        while True:
+            try:
+                member = tar.next()
+            except (tarfile.TarError, EOFError, ValueError, OSError):
+                problems.add("a shard that is damaged or cut short", f"{name} after byte {tar.offset}")
+                return
+            if member is None:
+                break
+            if member.offset_data + member.size > size:
+                problems.add("a shard that is damaged or cut short", f"{name} in {member.name}")
+                return
+            if member.isreg() and not member.issparse():
+                yield member
+        # two blocks of zeros end a tar; tarfile takes whatever it does not understand for the end, too
+        end = _bytes_at(shard, tar.offset, _BLOCK)
+        if len(end) < _BLOCK or any(end):
+            problems.add("a shard that is damaged or cut short", f"{name} after byte {tar.offset}")
+
+
+def _tar_record(shard: str, row: tuple[int, ...]) -> Record:
+    """Raises Malformed for text or JSON that cannot be read."""
+    (text_at, text_size), (json_at, json_size), (image_at, image_size) = zip(row[::2], row[1::2])
+    first = min(filter(None, (text_at, json_at, image_at)))
+    header = _bytes_at(shard, (first - 1) * _BLOCK, 100)  # of a tar's header the name
+    name = header.split(b"\0")[0].decode(errors="replace").rpartition("/")[2].partition(".")[0]
+    key = f"{os.path.basename(shard)} {name}"
+    try:
+        text = Member(shard, text_at * _BLOCK, text_size).read().decode("utf-8-sig") if text_at else ""
+        fields = json.loads(Member(shard, json_at * _BLOCK, json_size).read()) if json_at else {}
+    except UnicodeDecodeError:
+        raise Malformed("text that is not in UTF-8") from None
+    except (ValueError, RecursionError):
+        raise Malformed("JSON that cannot be read") from None
+    if not isinstance(fields, dict):
+        raise Malformed("JSON that is no object")
+    image = Member(shard, image_at * _BLOCK, image_size) if image_at and image_size else None
+    return Record(fields, text, image, key)
+
+
+# ---- parquet ----
+
+
+def _arrow():
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(
+            "Parquet files cannot be read here.", "They are read with pyarrow, which is not installed.",
+            'Install it: pip install "minigptv2[parquet]"',
+        ) from error  # fmt: skip
+    return pyarrow
+
+
+@lru_cache(8)
+def _row_group(path: str, group: int, columns: tuple[str, ...]) -> dict[str, Any]:
+    """Columns of one row group. The last few are kept, as neighbours are often asked for together."""
+    pyarrow = _arrow()
+    try:
+        # mapped, not opened: a file position would be shared between a process and those that it forks
+        with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
+            table = file.read_row_group(group, list(columns), use_threads=False)
+            return {name: table.column(name) for name in columns}
+    except (pyarrow.ArrowException, OSError, KeyError, IndexError) as error:
+        raise UserError(
+            f"{path} cannot be read in row group {group}.", f"pyarrow says: {error}.", "Copy or download it again."
+        ) from error
+
+
+@lru_cache(64)
+def _columns(path: str, picture: str) -> tuple[tuple[str, ...], str]:
+    """The columns that are no picture, and the one that is, "" where there is none."""
+    pyarrow = _arrow()
+    schema = pyarrow.parquet.read_schema(path, memory_map=True)
+    if picture and picture not in schema.names:
+        raise UserError(
+            f"{path} has no column {picture!r}.", f"Its columns: {', '.join(schema.names)}.",
+            "Name one of them as `picture`.",
+        )  # fmt: skip
+    picture = picture or next((name for name in _PICTURE_COLUMNS if name in schema.names), "")
+    binary = (pyarrow.types.is_binary, pyarrow.types.is_large_binary, pyarrow.types.is_struct)
+    # bytes are read only when the picture is opened; a path is a word like others
+    lazy = {name for name in schema.names if any(is_so(schema.field(name).type) for is_so in binary)}
+    return tuple(name for name in schema.names if name not in lazy), picture
+
+
+def _parquet_rows(shard: str, problems: Problems) -> Iterator[tuple[tuple[int, int], str]]:
+    pyarrow = _arrow()
+    try:
+        with pyarrow.parquet.ParquetFile(shard, memory_map=True) as file:
+            sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
+    except (pyarrow.ArrowException, OSError) as error:
+        problems.add("a file that is no whole parquet file", f"{os.path.basename(shard)} ({error})")
+        return
+    for group, size in enumerate(sizes):
+        try:
+            _row_group(shard, group, _columns(shard, "")[0])
+        except UserError:
+            problems.add("a damaged row group of a parquet file", f"{os.path.basename(shard)} row group {group}")
+            continue
+        for row in range(size):
+            yield (group, row), f"row {sum(sizes[:group]) + row}"
+
+
+def _parquet_record(shard: str, group: int, row: int, picture: str, images: str) -> Record:
+    columns, picture = _columns(shard, picture)
+    table = _row_group(shard, group, columns)
+    fields = {name: column[row].as_py() for name, column in table.items()}
+    image: Any = None
+    if picture in fields:
+        place = str(fields[picture] if fields[picture] is not None else "")
+        place = place.split("?")[0].rpartition("/")[2] if "://" in place else place
+        if place:
+            image = Path(images, place if place.lower().endswith(SUFFIXES) else f"{place}.jpg")
+    elif picture:
+        image = Cell(shard, group, row, picture)
+    return Record(fields, "", image, f"{os.path.basename(shard)} row group {group} row {row}")

@@ -1,0 +1,71 @@
+"""VSR: statements on how two things in a COCO picture lie to each other, true or false. Card: datasets/vsr.md.
+
+JSON Lines, one record a statement:
+
+    {"image": "000000372029.jpg", "caption": "The dog is on the surfboard.", "label": 1, "relation": "on", ...}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minigptv2.data.annotations import Malformed, field, one_of, read_json_lines, words_of
+from minigptv2.data.coco_pictures import CocoPictures, missing
+from minigptv2.data.dataset import Problems
+from minigptv2.errors import UserError
+from minigptv2.sample import Exchange, Sample
+from minigptv2.tasks import STATEMENT
+
+PLACES = ("splits", "data/splits", "")  # of the folders random/ and zeroshot/, below the root
+
+
+class VSR:
+    """One sample a statement, answered "true" or "false".
+
+    root: the folder with `splits/zeroshot/test.jsonl`, or with `zeroshot/test.jsonl`. kind: "zeroshot" or "random",
+    by how it was split. split: "train", "dev" or "test". images: the folder of the pictures, "" for `root`.
+    records: line number from 0, picture, statement, whether it is true, relation. excluded: line number and reason
+    of every line that was left out.
+    """
+
+    def __init__(self, root: str, kind: str = "zeroshot", split: str = "test", images: str = ""):
+        self.kind = one_of("kind", kind, ("zeroshot", "random"))
+        self.split = one_of("split", split, ("train", "dev", "test"))
+        self.problems = Problems()
+        self.excluded: list[tuple[int, str]] = []
+        files = [Path(root, place, kind, f"{split}.jsonl") for place in PLACES]
+        self.file = next((f for f in files if f.is_file()), None)
+        if self.file is None:
+            raise UserError(
+                f"{root} holds no {kind}/{split}.jsonl.", f"Looked for {', '.join(map(str, files))}.",
+                "See datasets/vsr.md for the layout.",
+            )  # fmt: skip
+        pictures = CocoPictures(images or root)
+        self.records: list[tuple[int, Path, str, bool, str]] = []
+        for number, row in read_json_lines(self.file):
+            try:
+                if isinstance(row, Malformed):
+                    raise row
+                name = Path(field(row, "image", str)).stem
+                if not (name.isascii() and name.isdigit()):
+                    raise Malformed("an 'image' that is no number of COCO")
+                label = field(row, "label", int)
+                if label not in (0, 1):
+                    raise Malformed("a 'label' other than 0 and 1")
+                relation = row.get("relation") if isinstance(row.get("relation"), str) else ""
+                self.records.append((number, pictures.find(int(name)), words_of(row, "caption"), label == 1, relation))
+            except Malformed as error:
+                self.problems.add(str(error), f"{self.file.name} line {number}")
+                self.excluded.append((number, str(error)))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        number, picture, statement, true, _ = self.records[index]
+        exchange = Exchange("vqa", question=STATEMENT.format(statement), answer="true" if true else "false")
+        return Sample(picture, (0, 0), (exchange,), f"vsr {self.kind} {self.split} line {number}")
+
+    def missing_pictures(self) -> list[Path]:
+        """Where pictures are expected that are not on the disk now; their statements are not left out."""
+        return missing(record[1] for record in self.records)

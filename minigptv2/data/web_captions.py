@@ -1,0 +1,90 @@
+"""Captions of web pictures in tar shards of img2dataset: LAION, CC3M, SBU. Cards: datasets/laion.md, cc3m.md, sbu.md.
+
+A sample is 000012.jpg with its caption in 000012.txt, or in 000012.json; parquet files have a column instead:
+
+    {"caption": "burning candle on the background of the aquarium with small fish .", "similarity": 0.31, ...}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from minigptv2.data.annotations import Malformed, words_of
+from minigptv2.data.dataset import Problems
+from minigptv2.data.shards import Record, Shards
+from minigptv2.errors import UserError
+from minigptv2.sample import Exchange, Sample
+
+
+class WebCaptions:
+    """One sample a picture with its caption.
+
+    shards: tar or parquet files, as `data.shards.Shards` takes them, with index, images and picture. caption: the
+    JSON field or column with it; "" takes the .txt and, where there is none, the field "caption". words: the least
+    and the most words of a caption. without: a regular expression; captions in which it is found are left out.
+    least: smallest value of JSON fields, such as {similarity: 0.3}. What these leave out is counted in `problems`.
+    """
+
+    def __init__(
+        self,
+        shards: str | list[str],
+        caption: str = "",
+        words: tuple[int, int] = (1, 200),
+        without: str = "",
+        least: dict[str, float] | None = None,
+        index: str = "",
+        images: str = "",
+        picture: str = "",
+    ):
+        self.caption, self.least = caption, dict(least or {})
+        try:
+            self.least_words, self.most_words = (int(n) for n in words)
+            self.without = re.compile(without) if without else None
+        except (TypeError, ValueError, re.error) as error:
+            raise UserError(
+                f"The filter of captions cannot be understood: {error}.",
+                "words is [least, most]; without is a regular expression of Python.", "Correct it.",
+            ) from error  # fmt: skip
+        purpose = f"captions-{caption}-{self.least_words}-{self.most_words}-{without}-{sorted(self.least.items())}"
+        self.shards = Shards(shards, self._judge, purpose, index, images, picture)
+        self.problems: Problems = self.shards.problems
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.shards[index]
+        return Sample(record.image, (0, 0), (Exchange("caption", answer=self._caption(record)),), record.key)
+
+    def missing_pictures(self) -> list[Path]:
+        """None: pictures that are not there are counted in `problems` and their records left out."""
+        return []
+
+    def _caption(self, record: Record) -> str:
+        """Words with single spaces between them. Raises Malformed."""
+        if self.caption or not record.text.strip():
+            return words_of(record.fields, self.caption or "caption")
+        return " ".join(record.text.split())
+
+    def _judge(self, record: Record) -> Iterable[str]:
+        if record.image is None:
+            raise Malformed("no picture")
+        if isinstance(record.image, Path) and not record.image.is_file():
+            raise Malformed("a picture that was not downloaded")
+        caption = self._caption(record)
+        count = len(caption.split())
+        if count < self.least_words:
+            raise Malformed(f"a caption of fewer than {self.least_words} words")
+        if count > self.most_words:
+            raise Malformed(f"a caption of more than {self.most_words} words")
+        if self.without and self.without.search(caption):
+            raise Malformed("a caption that `without` leaves out")
+        for name, least in self.least.items():
+            value = record.fields.get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise Malformed(f"no number {name!r}")
+            if not value >= least:
+                raise Malformed(f"{name!r} under {least}")
+        return ()

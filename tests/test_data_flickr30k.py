@@ -1,0 +1,178 @@
+"""The reader of Flickr30k Entities on its genuine captions with made boxes, and on files that are wrong."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from minigptv2.data.flickr30k import Flickr30k
+from minigptv2.errors import UserError
+from minigptv2.images import open_image
+from minigptv2.tasks import render
+
+SAMPLES = Path(__file__).parents[2] / "shared" / "data" / "grounded_caption_samples"
+needs_data = pytest.mark.skipif(not SAMPLES.is_dir(), reason="the genuine captions are not here")
+
+CAPTIONS = (
+    "[/EN#1/people A man] 's [/EN#2/clothing/other hat] is on [/EN#0/notvisual the back] of [/EN#3/scene a field] .\n"
+    "[/EN#4/people A man] and [/EN#1/people a man] run .\n"
+    "Nothing is marked here .\n"
+)
+
+
+def _thing(names, box=None) -> str:
+    chains = "".join(f"<name>{name}</name>" for name in names)
+    if box is None:
+        return f"<object>{chains}<scene>1</scene><nobndbox>0</nobndbox></object>"
+    edges = "".join(f"<{edge}>{v}</{edge}>" for edge, v in zip(("xmin", "ymin", "xmax", "ymax"), box))
+    return f"<object>{chains}<bndbox>{edges}</bndbox></object>"
+
+
+def _xml(*things: str, size=(100, 80), head: str = "") -> str:
+    size = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>"
+    return f"{head}<annotation><filename>7.jpg</filename>{size}{''.join(things)}</annotation>"
+
+
+XML = _xml(_thing([1], (1, 1, 50, 80)), _thing([1, 4], (51, 1, 100, 80)), _thing([2], (11, 21, 30, 40)), _thing([3]))
+
+
+def _written(folder: Path, captions: str = CAPTIONS, xml: str = XML, name: str = "7", split: str = "train") -> str:
+    for below, suffix, text in (("Sentences", "txt", captions), ("Annotations", "xml", xml)):
+        (folder / below).mkdir(exist_ok=True)
+        (folder / below / f"{name}.{suffix}").write_text(text, encoding="utf-8")
+    with open(folder / f"{split}.txt", "a") as file:
+        file.write(name + "\n")
+    return str(folder)
+
+
+def test_a_grounded_caption(tmp_path):
+    """Two chains share a box, one chain has two; scenes and what is not visible stay plain words."""
+    dataset = Flickr30k(_written(tmp_path))
+    assert len(dataset) == 2 and not dataset.problems and dataset.captions_without_boxes == 1
+    sample = dataset[0]
+    (exchange,) = sample.exchanges
+    assert exchange.answer == "{}'s {} is on the back of a field."
+    assert [p.text for p in exchange.phrases] == ["A man", "hat"]
+    assert [b.xyxy for b in exchange.phrases[0].boxes] == [(0, 0, 50, 80), (50, 0, 100, 80)]  # all pixels from 1 to 100
+    assert exchange.phrases[1].boxes[0].xyxy == (10, 20, 30, 40)
+    assert sample.size == (100, 80) and sample.image == tmp_path / "7.jpg" and sample.key == "flickr30k 7 line 0"
+    assert dataset.missing_pictures() == [tmp_path / "7.jpg"]
+    assert (
+        render(sample)[1].pieces[0].startswith("<p>A man</p> {<0><0><50><100>}<delim>{<50><0><100><100>}'s <p>hat</p>")
+    )
+
+
+def test_the_phrases_of_a_caption(tmp_path):
+    dataset = Flickr30k(_written(tmp_path), task="caption_to_phrases")
+    question, answer = render(dataset[0])
+    assert question.pieces[-1] == "[detection] A man's hat is on the back of a field."
+    assert re.findall("<p>(.*?)</p>", answer.pieces[0]) == ["A man", "hat"]
+
+
+def test_a_phrase_to_all_its_boxes(tmp_path):
+    """The same words stand for two chains: what is asked for by them is what either has, each box once."""
+    dataset = Flickr30k(_written(tmp_path), task="phrase_to_boxes")
+    found = {dataset[i].exchanges[0].phrases[0].text: dataset[i].exchanges[0].phrases[0].boxes for i in range(2)}
+    assert len(dataset) == 2 and set(found) == {"a man", "hat"}
+    assert [b.xyxy for b in found["a man"]] == [(0, 0, 50, 80), (50, 0, 100, 80)]
+    question, answer = render(dataset[0])
+    assert question.pieces[-1] == "[detection] a man" and answer.pieces[0].count("<delim>") == 1
+
+
+@needs_data
+def test_genuine_captions(tmp_path):
+    """All 40 of the eight photographs; the genuine boxes are not at hand, so each chain gets its picture's frame."""
+    text = (SAMPLES / "Flickr30k_Entities" / "data_samples.md").read_text()
+    pictures = re.findall(r"!\[(\d+)\].*?```\n(.*?)```", text, re.DOTALL)
+    assert len(pictures) == 8
+    photos = SAMPLES / "Examples" / "Flickr30k_Entities"
+    sizes = {name: open_image(photos / f"{name}.jpg").size for name, _ in pictures}
+    for name, captions in pictures:
+        chains = sorted(set(re.findall(r"/EN#(\d+)", captions)) - {"0"})
+        frame = (1, 1, *sizes[name])
+        _written(tmp_path, captions, _xml(_thing(chains, frame), size=sizes[name]), name)
+    dataset = Flickr30k(str(tmp_path), images=str(photos))
+    assert len(dataset) == 40 and not dataset.problems and dataset.missing_pictures() == []
+    marked = sum(len(re.findall(r"/EN#[1-9]", captions)) for _, captions in pictures)
+    assert sum(len(dataset[i].exchanges[0].phrases) for i in range(40)) == marked > 100
+    captions = [line for _, block in pictures for line in block.splitlines() if line.strip()]
+    for index, caption in enumerate(captions):
+        sample = dataset[index]
+        assert sample.size == open_image(sample.image).size
+        (exchange,) = sample.exchanges
+        words = exchange.answer.replace("{}", "%s") % tuple(p.text for p in exchange.phrases)
+        plain = re.sub(r"\[/EN#\S+|\]", "", caption)
+        assert words.replace(" ", "") == "".join(plain.split())
+        assert "[" not in words and "EN#" not in words
+        for box in (b for p in exchange.phrases for b in p.boxes):
+            assert 0 <= box.x1 < box.x2 <= sample.size[0] and 0 <= box.y1 < box.y2 <= sample.size[1]
+
+
+ENTITIES = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>'
+OUTSIDE = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]>'
+
+
+@pytest.mark.parametrize(
+    ("xml", "kind"),
+    [
+        (_xml(head=ENTITIES), "XML that declares a document type"),
+        (_xml(head=OUTSIDE), "XML that declares a document type"),
+        (XML[:-20], "XML that is damaged"),
+        ("", "XML that is damaged"),
+        (_xml(size=(0, 4)), "a picture without pixels"),
+        (_xml(size=("", 4)), "a size or box without its numbers"),
+        ("<annotation></annotation>", "a size or box without its numbers"),
+    ],
+)
+def test_a_malformed_annotation_is_counted(tmp_path, xml, kind):
+    _written(tmp_path, xml=xml, name="8")
+    dataset = Flickr30k(_written(tmp_path))
+    assert list(dataset.problems.lines()) == [f"1 x {kind}: 8.xml"] and len(dataset) == 2
+
+
+def test_a_document_type_in_another_encoding_is_refused_too(tmp_path):
+    _written(tmp_path)
+    (tmp_path / "Annotations" / "7.xml").write_bytes(_xml(head=ENTITIES).encode("utf-16"))
+    dataset = Flickr30k(str(tmp_path))
+    assert len(dataset) == 0 and list(dataset.problems.counts.values()) == [1]
+
+
+@pytest.mark.parametrize(
+    ("box", "kind"),
+    [
+        ((30, 1, 20, 80), "a box without area"),
+        ((101, 1, 120, 80), "a box outside the picture"),
+        ((1, 1, "x", 80), "a size or box without its numbers"),
+    ],
+)
+def test_a_malformed_box_is_counted_and_the_others_are_kept(tmp_path, box, kind):
+    dataset = Flickr30k(_written(tmp_path, xml=_xml(_thing([1], (1, 1, 50, 80)), _thing([2], box))))
+    assert dict(dataset.problems.counts) == {kind: 1}
+    assert [p.text for p in dataset[0].exchanges[0].phrases] == ["A man"]
+
+
+@pytest.mark.parametrize(
+    ("caption", "kind"),
+    [
+        ("[/EN#1/people A man runs .", "a caption with unmatched brackets"),
+        ("[/EN#1/people ] runs .", "a phrase without words"),
+        ("[/EN#1/people A man] runs {} .", "a caption with curly brackets"),
+    ],
+)
+def test_a_malformed_caption_is_counted(tmp_path, caption, kind):
+    dataset = Flickr30k(_written(tmp_path, CAPTIONS + caption))
+    assert list(dataset.problems.lines()) == [f"1 x {kind}: 7.txt line 3"] and len(dataset) == 2
+
+
+def test_splits_and_what_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="Sentences and Annotations"):
+        Flickr30k(str(tmp_path))
+    _written(tmp_path)
+    _written(tmp_path, name="10", split="val")
+    assert [r[0] for r in Flickr30k(str(tmp_path), "all").records] == ["7", "7", "10", "10"]
+    assert [r[0] for r in Flickr30k(str(tmp_path), "val").records] == ["10", "10"]
+    with pytest.raises(UserError, match=r"test\.txt cannot be read"):
+        Flickr30k(str(tmp_path), "test")
+    (tmp_path / "train.txt").write_text("7\n9\n")
+    dataset = Flickr30k(str(tmp_path))
+    assert len(dataset) == 2 and list(dataset.problems.counts) == ["a file that is not there"]

@@ -1,0 +1,122 @@
+"""The reader of Visual Genome's regions on its genuine fragment, and on files that are wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from minigptv2.data.annotations import items_of
+from minigptv2.data.visual_genome import PICTURES, REGIONS, VisualGenome
+from minigptv2.errors import UserError
+from minigptv2.tasks import render
+
+FIXTURES = Path(__file__).parents[2] / "shared" / "data" / "emma_fixtures" / "storage" / "fixtures"
+needs_data = pytest.mark.skipif(not FIXTURES.is_dir(), reason="the annotation files are not here")
+REGION = {"region_id": 5, "image_id": 1, "phrase": "a green clock", "x": 10, "y": 20, "width": 30, "height": 40}
+SIZES = [{"image_id": 1, "width": 100, "height": 80, "url": "VG_100K_2/1.jpg"}]
+
+
+@pytest.fixture
+def genuine(tmp_path) -> Path:
+    (tmp_path / REGIONS).symlink_to(FIXTURES / "vg_regions.json")
+    (tmp_path / PICTURES).symlink_to(FIXTURES / "vg_image_data.json")
+    return tmp_path
+
+
+def _written(folder: Path, regions: list, sizes=SIZES) -> str:
+    (folder / REGIONS).write_text(json.dumps([{"id": 1, "regions": regions}]))
+    (folder / PICTURES).write_text(json.dumps(sizes))
+    return str(folder)
+
+
+@needs_data
+def test_every_genuine_region_is_read(genuine):
+    """One of the 27 pictures has no size in the fragment: its 96 regions are counted, none is guessed."""
+    rows = [region for picture in json.loads((genuine / REGIONS).read_text()) for region in picture["regions"]]
+    sizes = {row["image_id"]: (row["width"], row["height"]) for row in json.loads((genuine / PICTURES).read_text())}
+    rows = [row for row in rows if row["image_id"] in sizes]
+    dataset = VisualGenome(str(genuine), below_area=0)
+    assert len(dataset) == len(rows) == 4161 - 96
+    assert dict(dataset.problems.counts) == {f"an 'image_id' that {PICTURES} lacks": 96}
+    for index, row in enumerate(rows):
+        sample = dataset[index]
+        (phrase,) = sample.exchanges[0].phrases
+        x, y, w, h = (row[side] for side in ("x", "y", "width", "height"))
+        assert phrase.boxes[0].xyxy == (x, y, x + w, y + h) and phrase.text == " ".join(row["phrase"].split())
+        assert sample.size == sizes[row["image_id"]] and sample.image.name == f"{row['image_id']}.jpg"
+        assert sample.key == f"visual_genome region {row['region_id']}"
+        assert x + w <= sample.size[0] and y + h <= sample.size[1]
+
+
+@needs_data
+def test_only_small_regions_are_taken_as_published(genuine):
+    dataset, everything = VisualGenome(str(genuine)), VisualGenome(str(genuine), below_area=0)
+    areas = [everything[i].exchanges[0].phrases[0].boxes[0].area for i in range(len(everything))]
+    assert len(dataset) == sum(area < 16384 for area in areas) == 2181
+    assert dataset.too_large == len(everything) - len(dataset) == 1884
+
+
+def test_both_tasks_and_the_places_of_pictures(tmp_path):
+    root = _written(tmp_path, [REGION])
+    assert VisualGenome(root).missing_pictures() == [tmp_path / "VG_100K" / "1.jpg"]
+    for folder in ("", "VG_100K_2", "VG_100K"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "1.jpg").touch()
+        dataset = VisualGenome(root)
+        assert dataset[0].image == tmp_path / folder / "1.jpg" and dataset.missing_pictures() == []
+    question, answer = render(VisualGenome(root, task="refer")[0])
+    assert "a green clock" in question.pieces[-1]
+    back, words = render(VisualGenome(root, task="identify")[-1])
+    assert answer.pieces[0] in back.pieces[-1] and words.pieces == ("a green clock",)
+    with pytest.raises(IndexError):
+        VisualGenome(root)[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"width": 0}, "a box without area"),
+        ({"x": 100}, "a box outside the picture"),
+        ({"y": "2"}, "a 'y' of the wrong type"),
+        ({"x": float("inf")}, "a box that is not four numbers"),
+        ({"x": 10**400}, "a box that is not four numbers"),
+        ({"phrase": ""}, "an empty 'phrase'"),
+        ({"image_id": 2}, f"an 'image_id' that {PICTURES} lacks"),
+        ({"region_id": 1 << 70}, "a 'region_id' of more than 64 bits"),
+        ({"region_id": None}, "a 'region_id' of the wrong type"),
+    ],
+)
+def test_a_malformed_region_is_named_and_left_out(tmp_path, change, kind):
+    dataset = VisualGenome(_written(tmp_path, [REGION, REGION | change, 7, REGION | {"region_id": 8, "x": -4}]))
+    assert dataset.problems.counts == {kind: 1, "a record that is no JSON object": 1}
+    assert [dataset[i].key for i in range(2)] == ["visual_genome region 5", "visual_genome region 8"]
+    assert dataset[1].exchanges[0].phrases[0].boxes[0].xyxy == (0, 20, 26, 60)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1, 2", '[{"a": 1}, {"b"', '[{"a": 1} x]', "[1e", '["x'])
+def test_a_list_that_is_none_or_cut_short_is_told(tmp_path, text):
+    file = tmp_path / "list.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"list\.json is damaged"):
+        list(items_of(file))
+
+
+def test_a_long_list_is_read_piece_by_piece(tmp_path, monkeypatch):
+    items = [{"number": n, "text": "é{[" * (n % 7)} for n in range(300)] + [[1, [2]], 12345, "a]b", 3.25, None, {}]
+    file = tmp_path / "list.json"
+    for dumped in (json.dumps(items), json.dumps(items, indent=2, ensure_ascii=False), "\ufeff " + json.dumps(items)):
+        file.write_text(dumped, encoding="utf-8")
+        for chunk in (1, 7, 64, 1 << 20):
+            monkeypatch.setattr("minigptv2.data.annotations._CHUNK", chunk)
+            assert list(items_of(file)) == items
+
+
+def test_what_is_not_there_is_told(tmp_path):
+    with pytest.raises(UserError, match=rf"{REGIONS} is not there"):
+        VisualGenome(str(tmp_path))
+    _written(tmp_path, [REGION])
+    (tmp_path / REGIONS).write_text('[{"id": 1, "regions": [')
+    with pytest.raises(UserError, match=rf"{REGIONS} is damaged"):
+        VisualGenome(str(tmp_path))
+    with pytest.raises(UserError, match="task"):
+        VisualGenome(str(tmp_path), task="vqa")

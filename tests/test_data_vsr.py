@@ -1,0 +1,83 @@
+"""The reader of VSR on its genuine files, and on lines that are wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from minigptv2.data.vsr import VSR
+from minigptv2.errors import UserError
+from minigptv2.images import open_image
+from minigptv2.tasks import STATEMENT, render
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+needs_data = pytest.mark.skipif(not (SHARED / "vsr").is_dir(), reason="the annotation files are not here")
+ROW = {"image": "000000000009.jpg", "caption": "The dog is on the surfboard.", "label": 1, "relation": "on"}
+
+
+def _written(folder: Path, *rows) -> Path:
+    (folder / "zeroshot").mkdir()
+    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+    (folder / "zeroshot" / "test.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("kind", "split", "count", "true", "relations"),
+    [
+        ("random", "train", 7680, 3876, 64), ("random", "dev", 1097, 564, 60), ("random", "test", 2195, 1181, 61),
+        ("zeroshot", "train", 3489, 1799, 60), ("zeroshot", "dev", 340, 167, 40), ("zeroshot", "test", 1222, 629, 53),
+    ],
+)  # fmt: skip
+def test_every_genuine_statement_is_read(kind, split, count, true, relations):
+    dataset = VSR(str(SHARED / "vsr" / "data"), kind, split)
+    answers = [dataset[i].exchanges[0].answer for i in range(len(dataset))]
+    assert len(answers) == count and answers.count("true") == true and answers.count("false") == count - true
+    assert len({record[4] for record in dataset.records}) == relations
+    assert not dataset.problems and dataset.excluded == []
+
+
+@needs_data
+def test_pictures_are_found_and_statements_worded_as_in_the_published_evaluation():
+    dataset = VSR(str(SHARED / "vsr_micro"), "random", "train")
+    assert len(dataset) == 21 and dataset.missing_pictures() == []
+    rows = [json.loads(line) for line in (SHARED / "vsr_micro" / "random" / "train.jsonl").read_text().splitlines()]
+    for row, sample in zip(rows, map(dataset.__getitem__, range(21)), strict=True):
+        assert sample.image.name == row["image"]
+        question, answer = render(sample)
+        assert STATEMENT.format(row["caption"]) in question.pieces[-1]
+        assert answer.pieces == ("true" if row["label"] else "false",)
+    assert open_image(dataset[0].image).width > 100
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"label": 2}, "a 'label' other than 0 and 1"),
+        ({"label": "1"}, "a 'label' of the wrong type"),
+        ({"label": True}, "a 'label' of the wrong type"),
+        ({"caption": " "}, "an empty 'caption'"),
+        ({"image": "dog.jpg"}, "an 'image' that is no number of COCO"),
+        ({"image": None}, "a 'image' of the wrong type"),
+    ],
+)
+def test_a_malformed_line_is_named_and_left_out(tmp_path, change, kind):
+    dataset = VSR(str(_written(tmp_path, ROW, ROW | change, "", "{cut", [1], ROW)))
+    assert [record[0] for record in dataset.records] == [0, 5]
+    assert dataset.excluded[0] == (1, kind) and [number for number, _ in dataset.excluded] == [1, 3, 4]
+    assert dataset.problems.counts["a line that is no JSON"] == 1
+    assert dataset.problems.counts["a record that is no JSON object"] == 1
+    assert dataset[1].key == "vsr zeroshot test line 5"
+
+
+def test_what_is_not_there_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"holds no zeroshot/test\.jsonl"):
+        VSR(str(tmp_path))
+    with pytest.raises(UserError, match="kind"):
+        VSR(str(tmp_path), kind="few")
+    with pytest.raises(UserError, match="split"):
+        VSR(str(tmp_path), split="val")
+    (_written(tmp_path, ROW) / "zeroshot" / "test.jsonl").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(UserError, match="damaged"):
+        VSR(str(tmp_path))
