@@ -6,12 +6,7 @@ What is wrong with a whole file is a UserError; what is wrong with one record is
 from __future__ import annotations
 
 import json
-<<<<<<< HEAD
-import math
 from collections.abc import Callable, Iterator
-=======
-from collections.abc import Iterator
->>>>>>> d9a8a1dde480e2cbf1c64b2c701cd241d283e20f
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,11 +15,8 @@ from minigptv2.errors import UserError
 
 _CHUNK = 1 << 20  # characters read at a time
 _SPACE = " \t\r\n"
-<<<<<<< HEAD
 T = TypeVar("T")
-=======
 _FAR = 1e9  # pixels; no box reaches so far, infinity and what is no number included
->>>>>>> d9a8a1dde480e2cbf1c64b2c701cd241d283e20f
 
 
 class Malformed(ValueError):
@@ -100,7 +92,6 @@ def _pieces(path: Path, brackets: str, name: str, piece: Callable[..., tuple[T, 
     decoder = json.JSONDecoder()
     with open_text(path) as file:
         try:
-<<<<<<< HEAD
             text, at = "", 1
             while not text and (more := file.read(_CHUNK)):
                 text = more.lstrip(_SPACE)
@@ -116,44 +107,15 @@ def _pieces(path: Path, brackets: str, name: str, piece: Callable[..., tuple[T, 
                     if text[end : end + 1] not in ("," + brackets[1]) or end == len(text):
                         raise ValueError("neither a comma nor an end follows")  # or it goes on: 1.5 begins with 1
                 except ValueError:
-=======
-            while (first := file.read(1)) and first in _SPACE:
-                pass
-            if first != "[":
-                raise ValueError("it is no list")
-            text, at = "", 0
-            while True:
-                at = _after(text, at, _SPACE + ",")
-                if text[at : at + 1] == "]":
-                    return
-                try:
-                    item, end = decoder.raw_decode(text, at)
-                    end = _after(text, end, _SPACE)
-                    if text[end : end + 1] not in (",", "]"):
-                        raise ValueError("an item is followed by neither comma nor bracket")
-                except ValueError:  # wrong, or not all of it is read yet
->>>>>>> d9a8a1dde480e2cbf1c64b2c701cd241d283e20f
                     more = file.read(max(_CHUNK, len(text)))
                     if not more:
                         raise
                     text, at = text[at:] + more, 0
-<<<<<<< HEAD
                     continue
                 yield found
                 at = end
-=======
-                else:
-                    yield item
-                    at = end
->>>>>>> d9a8a1dde480e2cbf1c64b2c701cd241d283e20f
         except (ValueError, RecursionError) as error:
             raise damaged(path, error) from error
-
-
-def _after(text: str, at: int, skipped: str) -> int:
-    while at < len(text) and text[at] in skipped:
-        at += 1
-    return at
 
 
 def damaged(path: Path, error: object) -> UserError:

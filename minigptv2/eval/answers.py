@@ -102,7 +102,7 @@ class AnswersFile:
             self._replace([whole[0], *good])
 
     def read(self) -> dict[int, Prediction]:
-        """The answers so far, by index. An index that stands there twice (two processes on one file) keeps the first."""
+        """The answers so far, by index; of an index that stands there twice (two runs at once) the first."""
         out: dict[int, Prediction] = {}
         with self.path.open(encoding="utf-8") as file:
             for line in file:

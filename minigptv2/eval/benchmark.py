@@ -116,8 +116,8 @@ class Scored:
 
     outcomes: metric -> index -> value; the figure is their mean (a metric may cover some items only, such as
     "accuracy, yes/no"). corpus: metric -> function of indexes, the figure of these items as a corpus; an index may
-    stand there several times, for the bootstrap, and counts as often; None where it does not exist. invalid: indexes of malformed answers, counted
-    as wrong, never left out; missing answers are not among them.
+    stand there several times, for the bootstrap, and counts as often; None where the figure does not exist.
+    invalid: indexes of malformed answers, counted as wrong, never left out; missing answers are not among them.
     cases: one an item, same order as the items. counts: whole numbers to show beside the figures.
     """
 
@@ -211,6 +211,36 @@ def open_benchmark(name: str, options: dict[str, Any], beside: Sequence[str] = (
 
     beside: keys that a config may hold too, for the suggestion.
     """
+    kind, known = _kind(name), options_of(name)
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(str(option), [*known, *beside], 1)
+            raise UserError(
+                f"The benchmark {name!r} has no option {option!r}.", f"Its options: {', '.join([*known, *beside])}.",
+                f"Did you mean {near[0]}?" if near else "Remove it.",
+            )  # fmt: skip
+        if not isinstance(options[option], (str, int)):
+            raise UserError(f"{option} is {options[option]!r}.", "It must be a text or a whole number.", "Correct it.")
+        default = known[option]
+        if isinstance(options[option], str) != isinstance(default, str) and default is not None:
+            wanted = "a text" if isinstance(default, str) else "a whole number"
+            raise UserError(f"{option} is {options[option]!r}.", f"It must be {wanted}.", "Correct it, or quote it.")
+    lacking = [option for option, default in known.items() if default is None and option not in options]
+    if lacking:
+        raise UserError(
+            f"The benchmark {name!r} was given no {lacking[0]}.", f"Its options: {', '.join(known)}.",
+            f"Add {lacking[0]}=... to the command.",
+        )  # fmt: skip
+    return kind(**options)
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The options of a benchmark and what each is by default; None where it must be given."""
+    empty = inspect.Parameter.empty
+    return {n: None if p.default is empty else p.default for n, p in inspect.signature(_kind(name)).parameters.items()}
+
+
+def _kind(name: str) -> Callable[..., Benchmark]:
     if ":" not in name and name not in BENCHMARKS:
         near = difflib.get_close_matches(name, BENCHMARKS, 1)
         raise UserError(
@@ -220,27 +250,12 @@ def open_benchmark(name: str, options: dict[str, Any], beside: Sequence[str] = (
         )  # fmt: skip
     module, _, attribute = (BENCHMARKS.get(name) or name).partition(":")
     try:
-        kind = getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"The benchmark {name!r} cannot be imported: {error}", "It must be my_package.module:Class.",
             "Check the name, and that its package is installed.",
         ) from None  # fmt: skip
-    known = inspect.signature(kind).parameters
-    for option in options:
-        if option not in known:
-            near = difflib.get_close_matches(str(option), [*known, *beside], 1)
-            raise UserError(
-                f"The benchmark {name!r} has no option {option!r}.", f"Its options: {', '.join([*known, *beside])}.",
-                f"Did you mean {near[0]}?" if near else "Remove it.",
-            )  # fmt: skip
-    lacking = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in options]
-    if lacking:
-        raise UserError(
-            f"The benchmark {name!r} was given no {lacking[0]}.", f"Its options: {', '.join(known)}.",
-            f"Add {lacking[0]}=... to the command.",
-        )  # fmt: skip
-    return kind(**options)
 
 
 # What this room calls of its neighbours (written beside it):

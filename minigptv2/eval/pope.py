@@ -26,7 +26,7 @@ _NO = {"no", "not"}
 
 
 class Pope(ShortAnswers):
-    """root: holds `coco_pope_<split>.json`, there or in `coco/`. images: COCO's pictures, where they are not in root."""
+    """root: holds `coco_pope_<split>.json`, or `coco/` does. images: COCO's pictures, where they are not in root."""
 
     def __init__(self, root: str, split: str = "adversarial", images: str = ""):
         one_of("split", split, SPLITS)

@@ -20,10 +20,21 @@ from minigptv2.errors import UserError
 from minigptv2.eval.answers import AnswersFile, head_of, model_fingerprint, read_foreign
 from minigptv2.eval.asking import absent_pictures, ask, share_of
 from minigptv2.eval.benchmark import (
-    BENCHMARKS, Benchmark, Decode, Figure, Item, Prediction, Report, Rules, Scored, Scoring, open_benchmark,
+    BENCHMARKS,
+    Benchmark,
+    Decode,
+    Figure,
+    Item,
+    Prediction,
+    Report,
+    Rules,
+    Scored,
+    Scoring,
+    open_benchmark,
+    options_of,
 )  # fmt: skip
 
-SMOKE = 16  # questions
+SMOKE, SMOKE_PICTURES = 16, 2  # questions, or pictures of a benchmark that makes them
 _PATIENCE = 7 * 24 * 3600  # seconds that a process waits for the others
 
 
@@ -67,10 +78,9 @@ def run(
     given = read_yaml(Path(config), list(overrides))
     given |= {"rescore": rescore} if rescore else {}
     given |= {"allow_missing": True} if allow_missing else {}
-    given |= {"limit": SMOKE} if smoke else {}
     reports = []
     with _processes() as (rank, world):
-        runs, models = _runs(given, str(config)), {}
+        runs, models = _runs(given, str(config), smoke), {}
         for one in runs:
             report = _evaluate(one, models, rank, world)
             if report is not None:
@@ -82,7 +92,7 @@ def run(
     return reports
 
 
-def _runs(given: dict[str, Any], where: str) -> list[_Run]:
+def _runs(given: dict[str, Any], where: str, smoke: bool) -> list[_Run]:
     """Every benchmark of the config with its options, checked before any is asked."""
     given = dict(given)
     several = given.pop("runs", None)
@@ -114,6 +124,13 @@ def _runs(given: dict[str, Any], where: str) -> list[_Run]:
                 f"{here} names no benchmark.", f"Known: {', '.join(BENCHMARKS)}.", "Add benchmark: refcoco, say."
             )
         options = {k: v for k, v in merged.items() if k not in common}
+        takes = options_of(config.benchmark)
+        if "coding" in takes or "size" in takes:
+            options = {k: v for k, v in _told_by_the_model(config).items() if k in takes} | options
+        if smoke and "count" in takes:
+            options["count"] = SMOKE_PICTURES
+        elif smoke:
+            config.limit = SMOKE
         benchmark = open_benchmark(config.benchmark, options, common)
         folder = Path(config.output)
         if len(several) > 1:
@@ -125,6 +142,21 @@ def _runs(given: dict[str, Any], where: str) -> list[_Run]:
             "Remove one, or change its options.",
         )  # fmt: skip
     return out
+
+
+def _told_by_the_model(config: EvalConfig) -> dict[str, Any]:
+    """Options that a benchmark's questions take from the config of the model: how it writes boxes, what it sees."""
+    from minigptv2.api import BUNDLED
+    from minigptv2.config import ModelConfig
+
+    file = (Path(config.model) if config.model else BUNDLED) / "config.json"
+    try:
+        model = from_dict(ModelConfig, json.loads(file.read_text(encoding="utf-8")), str(file))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file} cannot be read: {error}", "A model folder holds its config.json.", "Give model= such a folder."
+        ) from None
+    return {"coding": model.box_coding, "size": model.vision.image_size}
 
 
 def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
@@ -233,7 +265,9 @@ def _load(config: EvalConfig, rank: int):
     device = config.device
     if not device and torch.cuda.is_available():
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank)) % torch.cuda.device_count()}"
-    return MiniGPTv2.from_pretrained(config.model or None, device or None, config.dtype or None, config.quantize or None)
+    return MiniGPTv2.from_pretrained(
+        config.model or None, device or None, config.dtype or None, config.quantize or None
+    )
 
 
 @contextmanager
@@ -286,7 +320,8 @@ def _write(folder: Path, reports: list[Report]) -> None:
 
 def to_dict(report: Report) -> dict[str, Any]:
     """A report for JSON, without its cases. metrics: the bare figures; intervals and published stand beside them."""
-    out = {f.name: getattr(report, f.name) for f in dataclasses.fields(report) if f.name not in ("cases", "figures", "rules")}
+    apart = ("cases", "figures", "rules")
+    out = {f.name: getattr(report, f.name) for f in dataclasses.fields(report) if f.name not in apart}
     figures = report.figures
     return out | {
         "scoring": report.rules.scoring, "decode": report.rules.decode,
@@ -306,5 +341,6 @@ def table(report: Report) -> str:
     numbers = {"total": report.total, "invalid": report.invalid, "missing answers": report.missing,
                "pictures not on disk": report.absent, **report.counts}  # fmt: skip
     rows += [f"| {name} | {value} | | |" for name, value in numbers.items()]
-    rows += [f"| scoring, decode | {report.rules.scoring}, {report.rules.decode} | | |", f"| model | {report.model} | | |"]
+    rows.append(f"| scoring, decode | {report.rules.scoring}, {report.rules.decode} | | |")
+    rows.append(f"| model | {report.model} | | |")
     return "\n".join(rows + [f"left out: {line}" for line in report.problems])

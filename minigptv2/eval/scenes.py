@@ -25,7 +25,10 @@ HELD_OUT = 900_000_001  # the first number of every held-out seed; training seed
 TOGETHER = 48  # scenes whose wordings one generator chooses: part of what the questions are
 MAX_NEW_TOKENS = 300
 REFER = {0.5: "refer acc@0.5", 0.75: "refer acc@0.75"}
-COUNTED = {"detection": "detection F1@0.5, all instances", "grounding": "grounded caption, phrase with right box F1@0.5"}
+COUNTED = {
+    "detection": "detection F1@0.5, all instances",
+    "grounding": "grounded caption, phrase with right box F1@0.5",
+}
 # outcomes by kind of question, in the order of the table
 FIGURES = {
     "refer": REFER[0.5], "refer, closer": REFER[0.75], "identify": "identify, kind and colour right",
