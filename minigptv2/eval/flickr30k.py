@@ -2,8 +2,8 @@
 
 Two questions are asked of it. task "grounding": the model writes a grounded caption of the picture; the figures are the
 share of the picture's annotated phrases, of all its captions, of which a box was found, and of which that box also
-carries a word of the phrase. task "phrases": a caption is given and its phrases are to be found; the figure is the share
-whose first box is right (recall@1). A row is a picture of the split, or a caption, in the reader's order, from 0.
+carries a word of the phrase. task "phrases": a caption is given and its phrases are to be found; the figure is the
+share whose first box is right (recall@1). A row is a picture of the split, or a caption, in the reader's order, from 0.
 """
 
 from __future__ import annotations
