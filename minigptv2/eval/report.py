@@ -139,7 +139,8 @@ def _figures(report: Report) -> str:
     )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Figures"><table class="figures"><caption>'
-        "Figures times 100. Interval: 95 %, bootstrap over pictures. Malformed and missing answers count as wrong.</caption><thead>"
+        "Figures times 100. Interval: 95 %, bootstrap over pictures. Malformed and missing answers count as wrong."
+        "</caption><thead>"
         '<tr><th scope="col">metric</th><th scope="col" class="number">value</th><th scope="col" class="number">'
         '95 %</th><th scope="col"><span class="hidden">as a line</span></th><th scope="col">published</th></tr></thead>'
         f'<tbody>{"".join(rows)}</tbody></table></div><dl class="counts">{tiles}</dl>'
@@ -238,8 +239,8 @@ class _Pictures:
         )
 
     def _jpeg(self, image) -> bytes:
+        small = image.copy()
         for side in _SIDES:
-            small = image.copy()
             small.thumbnail((side, side))
             buffer = io.BytesIO()
             small.save(buffer, "JPEG", quality=_QUALITY, optimize=True)
@@ -307,17 +308,20 @@ margin:.6rem 0}
 .plot{margin:0;padding:1rem;background:var(--card);border-radius:8px}.plot svg{width:100%;height:auto;display:block}
 .plot figcaption{font-weight:600;margin-bottom:.4rem}.plot table{font-size:.85rem;margin-top:.4rem;width:100%}
 svg text{fill:var(--ink);font-size:12px}svg .tick,svg .count{fill:var(--soft)}svg .count{font-size:10.5px}
-svg .axis{fill:var(--soft);font-size:12px}svg .value{font-size:15px;font-weight:600}
+svg .axis{fill:var(--soft);font-size:12px}
+svg .tick{font-size:11px}svg .cell~.count{fill:var(--ink)}svg .value{font-size:15px;font-weight:600}
 .grid{stroke:var(--line);stroke-width:1}.bar,.cell{fill:var(--blue)}.bar{fill-opacity:.75}
 .whisker{stroke:var(--ink);stroke-width:1.4;fill:none}.interval{fill:var(--blue);fill-opacity:.35}
 .dot{fill:var(--blue)}.other{stroke:var(--answer);stroke-width:2}
 .cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,16.5rem),1fr));gap:1.25rem;align-items:start}
 .case{background:var(--card);border-radius:8px;overflow:hidden;padding-bottom:.7rem}
-.picture{background:var(--line);line-height:0}.frame{position:relative;margin:0 auto}.picture img{width:100%;height:auto;display:block}
+.picture{background:var(--line);line-height:0}.frame{position:relative;margin:0 auto}
+.picture img{width:100%;height:auto;display:block}
 .boxes{position:absolute;inset:0;width:100%;height:100%;overflow:visible}
 .halo,.truth,.answer{fill:none;vector-effect:non-scaling-stroke}.halo{stroke:#000;stroke-opacity:.55;stroke-width:5}
 .truth{stroke:var(--truth);stroke-width:2.5}.answer{stroke:var(--answer);stroke-width:2.5;stroke-dasharray:7 4}
-.none{margin:0;background:var(--card);padding:2.5rem 1rem;line-height:1.4;color:var(--soft);text-align:center;overflow-wrap:anywhere}
+.none{margin:0;background:var(--card);padding:2.5rem 1rem;
+line-height:1.4;color:var(--soft);text-align:center;overflow-wrap:anywhere}
 .facts{display:flex;gap:.75rem;margin:.55rem .8rem .2rem;font-size:.88rem;font-variant-numeric:tabular-nums}
 .index{color:var(--soft);margin-right:auto}.good{color:var(--good)}.bad{color:var(--bad)}.some{color:var(--some)}
 .case dl{margin:0 .8rem;font-size:.92rem}.case dl div{display:flex;gap:.6rem}
