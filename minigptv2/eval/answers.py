@@ -58,7 +58,7 @@ def head_of(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, str]:
     """What the first line says of the questions. items: all of them, whatever the limit of the run."""
     asked = hashlib.sha256()
     for i in items:
-        asked.update(json.dumps([i.index, i.instruction, i.picture, i.candidates]).encode())
+        asked.update(json.dumps([i.index, i.instruction, i.candidates]).encode())
     return {
         "benchmark": benchmark.name, "data": fingerprint(benchmark.files), "questions": asked.hexdigest()[:16],
     }  # fmt: skip
@@ -93,8 +93,8 @@ class AnswersFile:
         differing = [what for key, what in SAME_RUN.items() if head.get(key) != self.head.get(key)]
         if differing:
             raise UserError(
-                f"{self.path} holds answers of another run: another {', another '.join(differing)}.",
-                f"It was begun as {head.get('title') or head.get('benchmark')!r}; answers of two runs are never mixed.",
+                f"{self.path} holds answers of another run; what differs: {', '.join(differing)}.",
+                f"It was begun for {head.get('benchmark')!r}, model {head.get('title')!r}; two runs are never mixed.",
                 "Give another output=, or delete that file.",
             )  # fmt: skip
         good = [line for line in whole[1:] if _row(line) is not None]
@@ -190,8 +190,8 @@ def _check_same_data(path: Path, run: dict[str, Any], head: dict[str, Any]) -> N
     differing = [SAME_RUN[key] for key in SAME_DATA if run.get(key) != head[key]]
     if differing:
         raise UserError(
-            f"{path} holds answers of another {' and another '.join(differing)}: {run.get('benchmark')!r}.",
-            f"This is {head['benchmark']!r}, annotation {head['data']}; the file names {run.get('data')}.",
+            f"{path} holds answers to other questions; what differs: {', '.join(differing)}.",
+            f"It was begun for {run.get('benchmark')!r}; this is {head['benchmark']!r}, annotation {head['data']}, not {run.get('data')}.",
             "Name the data set and split that were answered, and their annotation file as it was.",
         )  # fmt: skip
 

@@ -226,7 +226,7 @@ class _Pictures:
         if case.image is None:
             return '<p class="none">no picture</p>'
         try:
-            image = open_image(case.image)
+            image = open_image(case.image() if callable(case.image) else case.image)
         except UserError as error:
             return f'<p class="none">{_text(error.given)}</p>'
         data = base64.b64encode(self._jpeg(image)).decode("ascii")

@@ -75,6 +75,8 @@ def run(
     allow_missing: bool = False,
 ) -> list[Report]:  # fmt: skip
     """Evaluate and print; one report a benchmark. smoke: a few questions, to see that it runs."""
+    from minigptv2.eval.report import write
+
     given = read_yaml(Path(config), list(overrides))
     given |= {"rescore": rescore} if rescore else {}
     given |= {"allow_missing": True} if allow_missing else {}
@@ -84,11 +86,11 @@ def run(
         for one in runs:
             report = _evaluate(one, models, rank, world)
             if report is not None:
-                _write(one.folder, [report])
+                write(one.folder, [report])
                 print(table(report), flush=True)
                 reports.append(report)
         if len(runs) > 1 and rank == 0:
-            _write(Path(given.get("output") or EvalConfig.output), reports)
+            write(Path(given.get("output") or EvalConfig.output), reports)
     return reports
 
 
@@ -170,7 +172,7 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
         )  # fmt: skip
     items = [i for i in everything if i.index < config.limit] if config.limit else everything
     head = head_of(benchmark, everything)
-    began, asked, counts = time.time(), 0, {}
+    asked, seconds, counts = 0, 0.0, {}
     if config.rescore:
         if rank:
             return None
@@ -187,10 +189,9 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
                 "Every question needs its picture.",
                 "Give their folder (images= or root=), or count and leave them out with --allow-missing.",
             )  # fmt: skip
-        model, decode, predictions, asked = _ask_all(one, models, head, items, set(absent), rank, world)
+        model, decode, predictions, asked, seconds = _ask_all(one, models, head, items, set(absent), rank, world)
         if rank:
             return None
-    seconds = time.time() - began
     without = set(absent)
     items = [i for i in items if i.index in predictions or str(i.image) not in without]
     if not items:
@@ -216,8 +217,9 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
 
 def _ask_all(
     one: _Run, models: dict, head: dict, items: list[Item], absent: set[str], rank: int, world: int
-) -> tuple[str, Decode, dict[int, Prediction], int]:
-    """Ask what is not answered yet. The model's name, its decode, all answers so far, how many were asked now."""
+) -> tuple[str, Decode, dict[int, Prediction], int, float]:
+    """Ask what is not answered yet. The model's name, its decode, all answers so far, how many were asked now, and in
+    how many seconds."""
     from tqdm import tqdm
 
     from minigptv2.api import BUNDLED
@@ -243,6 +245,7 @@ def _ask_all(
     there = {index for index in file.read() if index in known}
     mine = [i for i in share_of(items, rank, world) if i.index not in there and str(i.image) not in absent]
     _wait(world)  # nobody appends before everyone has read
+    began = time.time()
     with file.appending() as append, tqdm(
         total=len(mine), desc=benchmark.name, unit=" answers", disable=rank > 0
     ) as bar:  # fmt: skip
@@ -254,7 +257,7 @@ def _ask_all(
         ask(model, mine, config.batch, benchmark.max_new_tokens, keep)
     _wait(world)
     predictions = {index: p for index, p in file.read().items() if index in known}
-    return title, config.decode or own, predictions, len(predictions) - len(there)
+    return title, config.decode or own, predictions, len(predictions) - len(there), time.time() - began
 
 
 def _load(config: EvalConfig, rank: int):
@@ -304,31 +307,6 @@ def _figures(scored: Scored, items: Sequence[Item], benchmark: Benchmark) -> dic
         name: Figure(value, *bounds.get(name, (None, None)), tuple(benchmark.published.get(name, ())))
         for name, value in values.items()
     }
-
-
-def _write(folder: Path, reports: list[Report]) -> None:
-    from minigptv2.eval import report
-
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [to_dict(r) for r in reports]
-    content = rows[0] if len(rows) == 1 else {"runs": rows}
-    new = folder / "report.json.new"
-    new.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    new.replace(folder / "report.json")
-    report.write(folder, reports)
-
-
-def to_dict(report: Report) -> dict[str, Any]:
-    """A report for JSON, without its cases. metrics: the bare figures; intervals and published stand beside them."""
-    apart = ("cases", "figures", "rules")
-    out = {f.name: getattr(report, f.name) for f in dataclasses.fields(report) if f.name not in apart}
-    figures = report.figures
-    return out | {
-        "scoring": report.rules.scoring, "decode": report.rules.decode,
-        "metrics": {name: f.value for name, f in figures.items()} | {"invalid": report.invalid, "total": report.total},
-        "intervals": {name: [f.low, f.high] for name, f in figures.items() if f.low is not None},
-        "published": {name: [dataclasses.asdict(p) for p in f.published] for name, f in figures.items() if f.published},
-    }  # fmt: skip
 
 
 def table(report: Report) -> str:
