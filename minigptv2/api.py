@@ -28,7 +28,8 @@ MAX_NEW_TOKENS = 300
 class MiniGPTv2:
     """One model, ready to answer. Build it with `from_pretrained`.
 
-    A picture is a path, bytes, a PIL image, a numpy array ([H, W, 3] uint8), or None for a question without one.
+    A picture is a path, bytes, a PIL image, a numpy array ([H, W, 3] uint8), what `see` gave for one, or None for a
+    question without one.
     report: what `from_published` did with every tensor, None otherwise.
     """
 
@@ -115,21 +116,35 @@ class MiniGPTv2:
     def chat_batch(self, questions: Sequence[tuple[Any, str]], max_new_tokens: int = MAX_NEW_TOKENS) -> list[Answer]:
         """Answer many (image, instruction) at once: the same answers as one at a time, in the same order.
 
-        A picture that stands in several questions is opened and encoded once.
+        A picture that stands in several questions is opened and encoded once, and read once by the language model.
         """
         from minigptv2.encode import collate
-        from minigptv2.model.generate import generate
+        from minigptv2.model.generate import generate, generate_about
 
         if not questions:
             return []
         upright = self._open_all([image for image, _ in questions])
         exchanges = [_question(instruction) for _, instruction in questions]
         rows = [self._encode([e], i, max_new_tokens) for e, i in zip(exchanges, upright)]
-        visual = self._visual([image for row in rows for image in row.images])
-        generated = generate(
-            self.network, self.tokenizer, collate(rows, left=True).to(self.device), visual, max_new_tokens
-        )
+        different = list({id(i): i for i in upright}.values())
+        if len(different) < len(rows) and all(i is not None for i in different):
+            place = {id(i): n for n, i in enumerate(different)}
+            owners, visual = [place[id(i)] for i in upright], self._visual(different)
+            generated = generate_about(self.network, self.tokenizer, rows, owners, visual, max_new_tokens)
+        else:
+            visual = self._visual([image for row in rows for image in row.images])
+            batch = collate(rows, left=True).to(self.device)
+            generated = generate(self.network, self.tokenizer, batch, visual, max_new_tokens)
         return [self._answer(g, e, i) for g, e, i in zip(generated, exchanges, upright)]
+
+    def see(self, images: Sequence[Any]) -> list[Seen]:
+        """Open and encode pictures once, to ask about them in several calls: give a Seen in a picture's place.
+
+        Raises UserError for a bad picture.
+        """
+        upright = self._open_all([open_image(i) if i is None else i for i in images])  # None is no picture here
+        visual = self._visual(upright)
+        return [i if isinstance(i, Seen) else Seen(i, visual[n]) for n, i in enumerate(upright)]
 
     def stream(self, image: Any, instruction: str, max_new_tokens: int = MAX_NEW_TOKENS) -> Stream:
         """The answer to one instruction as it is written: iterate over its text; `.answer` is there at the end."""
@@ -173,10 +188,13 @@ class MiniGPTv2:
 
     # ---- one question on its way through the model ----
 
-    def _open_all(self, images: Sequence[Any]) -> list[Image.Image | None]:
+    def _open_all(self, images: Sequence[Any]) -> list[Image.Image | Seen | None]:
         opened: dict[Any, Image.Image | None] = {None: None}
         out = []
         for image in images:
+            if isinstance(image, Seen):
+                out.append(image)
+                continue
             key = str(image) if isinstance(image, (str, Path)) else None if image is None else id(image)
             if key not in opened:
                 opened[key] = open_image(image)
@@ -192,8 +210,8 @@ class MiniGPTv2:
         size = image.size if image is not None else (0, 0)
         return render(Sample(image, size, tuple(exchanges)), self.config.box_coding)
 
-    def _visual(self, images: Sequence[Image.Image]) -> torch.Tensor | None:
-        """[P, V, D] visual tokens of upright pictures, each encoded once."""
+    def _visual(self, images: Sequence[Image.Image | Seen]) -> torch.Tensor | None:
+        """[P, V, D] visual tokens of upright pictures, each encoded once; those of a Seen are taken from it."""
         import numpy as np
         import torch
 
@@ -201,11 +219,15 @@ class MiniGPTv2:
             return None
         different = list({id(i): i for i in images}.values())
         place = {id(i): n for n, i in enumerate(different)}
+        fresh = [i for i in different if not isinstance(i, Seen)]
         side = self.config.vision.image_size
-        arrays = np.stack([np.asarray(squash(i, side)) for i in different])
         with torch.inference_mode():
-            pixels = to_pixels(torch.from_numpy(arrays)).to(self.device, self.dtype)
-            visual = self.network.encode_images(pixels)
+            encoded = iter(())
+            if fresh:
+                arrays = np.stack([np.asarray(squash(i, side)) for i in fresh])
+                pixels = to_pixels(torch.from_numpy(arrays)).to(self.device, self.dtype)
+                encoded = iter(self.network.encode_images(pixels))
+            visual = torch.stack([i.visual if isinstance(i, Seen) else next(encoded) for i in different])
         return visual[[place[id(i)] for i in images]]
 
     def _answer(self, generated: Generated, exchange: Exchange, image: Image.Image | None) -> Answer:
@@ -222,7 +244,23 @@ class MiniGPTv2:
             phrase = box.phrase or (exchange.question if exchange.task == "refer" else "")
             score = float(_geometric_mean(chances))
             boxes.append(Box(*box.xyxy, phrase, round(score, 4)))
-        return Answer(text, tuple(boxes), exchange.task, generated.ended, found.problems, image)
+        picture = image.image if isinstance(image, Seen) else image
+        return Answer(text, tuple(boxes), exchange.task, generated.ended, found.problems, picture)
+
+
+class Seen:
+    """A picture that is opened and encoded, for many questions: `MiniGPTv2.see` makes it.
+
+    image: upright. visual: [V, D], what the language model gets of it, on the model's device.
+    """
+
+    def __init__(self, image: Image.Image, visual: torch.Tensor):
+        self.image, self.visual = image, visual
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels of the upright picture."""
+        return self.image.size
 
 
 class Chat:

@@ -301,6 +301,13 @@ def _recipe_arguments(parser: Parser) -> None:
     parser.add_argument("--smoke", action="store_true", help="a few steps on a few samples, to see that it runs")
 
 
+def _eval_arguments(parser: Parser) -> None:
+    _recipe_arguments(parser)
+    parser.add_argument("--rescore", metavar="FILE", help="score these answers, JSON Lines, instead of asking a model")
+    parser.add_argument("--allow-missing", action="store_true",
+                        help="leave out questions whose picture is not on disk, and count them")  # fmt: skip
+
+
 def _train(args: argparse.Namespace) -> None:
     from minigptv2.train.loop import run
 
@@ -310,8 +317,39 @@ def _train(args: argparse.Namespace) -> None:
 def _eval(args: argparse.Namespace) -> None:
     from minigptv2.eval.runner import run
 
-    run(args.config, args.overrides, args.smoke)
+    run(args.config, args.overrides, args.smoke, args.rescore, args.allow_missing)
 
+
+def _bench_arguments(parser: Parser) -> None:
+    parser.add_argument("what", choices=tuple(BENCHES), help="; ".join(f"{k}: {v.help}" for k, v in BENCHES.items()))
+    parser.add_argument("--model", metavar="FOLDER", help="a saved model (default: the small one that comes along)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU)")
+    parser.add_argument("--pictures", type=_whole_number(1), default=40, metavar="N",
+                        help="how much is measured (default: %(default)s)")  # fmt: skip
+
+
+def _bench(args: argparse.Namespace) -> None:
+    BENCHES[args.what].run(args)
+
+
+def _bench_eval(args: argparse.Namespace) -> None:
+    from minigptv2.eval.speed import run
+
+    run(args.model, args.device, args.dtype, args.pictures)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One thing to measure. help: a few words. run: measures and prints."""
+
+    help: str
+    run: Callable[[argparse.Namespace], None]
+
+
+BENCHES: dict[str, Bench] = {
+    "eval": Bench("expressions a second, against the plain way", _bench_eval),
+}
 
 COMMANDS: dict[str, Command] = {
     "chat": Command("ask about pictures, once or in a conversation", _chat_arguments, _chat, _CHAT),
@@ -322,5 +360,6 @@ COMMANDS: dict[str, Command] = {
                     "Print conversations and their tokens, supervised ones marked, and draw the annotated boxes."),
     "data": Command("check data of your own", _data_arguments, _data, _DATA),
     "train": Command("train a stage, as a config says", _recipe_arguments, _train),
-    "eval": Command("measure a model, as a config says", _recipe_arguments, _eval),
+    "eval": Command("measure a model, as a config says", _eval_arguments, _eval),
+    "bench": Command("measure how fast this machine is", _bench_arguments, _bench),
 }  # fmt: skip

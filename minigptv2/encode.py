@@ -272,10 +272,19 @@ def pack(rows: Sequence[Encoded]) -> Batch:
 def _split(row: Encoded) -> tuple[Encoded, list[Encoded]]:
     """The part of a row that all its blocks share, and the blocks."""
     if set(row.blocks) == {SHARED}:
-        end = 1 + max((i for i, token in enumerate(row.ids) if token == IMAGE_ID), default=0)
-        blocks = [SHARED] * end + [1] * (len(row) - end)
-    else:
-        blocks = row.blocks
+        head, rest = split_after_pictures(row)
+        return head, [rest]
+    return _parts(row, row.blocks)
+
+
+def split_after_pictures(row: Encoded) -> tuple[Encoded, Encoded]:
+    """An ordinary causal row as what stands up to the end of its last picture (at least one token), and the rest."""
+    end = 1 + max((i for i, token in enumerate(row.ids) if token == IMAGE_ID), default=0)
+    head, (rest,) = _parts(row, [SHARED] * end + [1] * (len(row) - end))
+    return head, rest
+
+
+def _parts(row: Encoded, blocks: Sequence[int]) -> tuple[Encoded, list[Encoded]]:
     parts: dict[int, Encoded] = {SHARED: Encoded()}
     for token, label, position, block in zip(row.ids, row.labels, row.positions, blocks):
         part = parts.setdefault(block, Encoded())

@@ -88,7 +88,10 @@ def open_image(source: Any, at_least: int = 0) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, LazyPicture) and not isinstance(source, type):
-        return open_image(source.open(), at_least)
+        opened = source.open()
+        if isinstance(opened, bytes):  # named by where they came from
+            return _decode(io.BytesIO(opened), str(source), at_least)
+        return open_image(opened, at_least)
     raise UserError(
         f"A picture was given as {type(source).__module__}.{type(source).__qualname__}.",
         "A picture is a path, bytes, a Pillow picture or a numpy array.",

@@ -50,8 +50,12 @@ TASKS: dict[str, Task] = {
 ABSENT = "There is no {} in the picture."
 STATEMENT = "Based on the image, is this statement true or false? {}"
 # the instructions of the published evaluation, their spelling included, since the published weights answer to them
+# (vqav2, pope and coco_caption are not in it: theirs are ours, in the same words)
 EVALUATION: dict[str, str] = {
     "refcoco": "[refer] give me the location of {}",
+    "vqav2": "[vqa] Based on the image, respond to this question with a short answer: {}",
+    "pope": "[vqa] Based on the image, respond to this question with a short answer: {}",
+    "coco_caption": "[caption] write a caption for the image",
     "okvqa": "[vqa] Based on the image, respond to this question with a short answer: {}",
     "gqa": "[vqa] Based on the image, respond to this question with a short answer: {}",
     "iconqa": "[vqa] Based on the image, respond to this question with a short answer: {}",

@@ -1,84 +1,324 @@
-"""`minigptv2 eval CONFIG`: run the benchmarks of a config, print a table, write predictions and a report."""
+"""`minigptv2 eval CONFIG`: ask a benchmark's questions, or take answers that are there; score; print; write a report.
+
+Under torchrun each process asks the questions about its share of the pictures; all append to one file of answers.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import time
+from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from minigptv2.config import from_dict, read_yaml
+from minigptv2.errors import UserError
+from minigptv2.eval.answers import AnswersFile, head_of, model_fingerprint, read_foreign
+from minigptv2.eval.asking import absent_pictures, ask, share_of
+from minigptv2.eval.benchmark import (
+    BENCHMARKS,
+    Benchmark,
+    Decode,
+    Figure,
+    Item,
+    Prediction,
+    Report,
+    Rules,
+    Scored,
+    Scoring,
+    open_benchmark,
+    options_of,
+)  # fmt: skip
 
-
-@dataclass
-class ScenesConfig:
-    """count: held-out pictures. seed: which ones. batch: pictures whose questions are asked together."""
-
-    count: int = 1000
-    seed: int = 1
-    batch: int = 48
+SMOKE, SMOKE_PICTURES = 16, 2  # questions, or pictures of a benchmark that makes them
+_PATIENCE = 7 * 24 * 3600  # seconds that a process waits for the others
 
 
 @dataclass
 class EvalConfig:
-    """model: a model folder, "" for the bundled one. output: folder for predictions.jsonl and report.json."""
+    """What every benchmark understands; all other keys are options of the benchmark itself.
 
-    scenes: ScenesConfig
+    model: a model folder, "" for the bundled one. output: folder for answers.jsonl, report.json and report.html.
+    batch: answers written together. limit: the first so many questions, 0 for all. scoring and decode: see
+    `benchmark.Rules`; decode "" is that of the model, or "floor" for answers of another source. rescore: a file of
+    answers to score instead of asking a model. allow_missing: questions whose picture is not on disk are left out and
+    counted. runs: several benchmarks, each a mapping of what it adds to the keys above.
+    """
+
+    benchmark: str = ""
     model: str = ""
     output: str = "output/eval"
     device: str = ""
-    dtype: str = "float32"
+    dtype: str = ""
+    quantize: str = ""
+    batch: int = 16
+    limit: int = 0
+    scoring: Scoring = "strict"
+    decode: str = ""
+    rescore: str = ""
+    allow_missing: bool = False
 
 
-def run(config: str | Path, overrides: list[str] = (), smoke: bool = False) -> dict[str, float]:
-    """Evaluate and print; returns the metrics. smoke: 8 pictures."""
+@dataclass
+class _Run:
+    config: EvalConfig
+    benchmark: Benchmark
+    folder: Path
+
+
+def run(
+    config: str | Path, overrides: Sequence[str] = (), smoke: bool = False, rescore: str | None = None,
+    allow_missing: bool = False,
+) -> list[Report]:  # fmt: skip
+    """Evaluate and print; one report a benchmark. smoke: a few questions, to see that it runs."""
+    from minigptv2.eval.report import write
+
+    given = read_yaml(Path(config), list(overrides))
+    given |= {"rescore": rescore} if rescore else {}
+    given |= {"allow_missing": True} if allow_missing else {}
+    reports = []
+    with _processes() as (rank, world):
+        runs, models = _runs(given, str(config), smoke), {}
+        for one in runs:
+            report = _evaluate(one, models, rank, world)
+            if report is not None:
+                write(one.folder, [report])
+                print(table(report), flush=True)
+                reports.append(report)
+        if len(runs) > 1 and rank == 0:
+            write(Path(given.get("output") or EvalConfig.output), reports)
+    return reports
+
+
+def _runs(given: dict[str, Any], where: str, smoke: bool) -> list[_Run]:
+    """Every benchmark of the config with its options, checked before any is asked."""
+    given = dict(given)
+    several = given.pop("runs", None)
+    if several is None:
+        several = [{}]
+    if not isinstance(several, list) or not several or not all(isinstance(r, dict) for r in several):
+        raise UserError(
+            f"{where}.runs is {several!r}.", "It is a list of benchmarks, each a mapping.", "See eval_configs/all.yaml."
+        )
+    if len(several) > 1 and given.get("rescore"):
+        raise UserError(
+            f"{where} runs {len(several)} benchmarks.", "A file of answers answers one.",
+            "Score it with the config of its own benchmark.",
+        )  # fmt: skip
+    out, common = [], [f.name for f in dataclasses.fields(EvalConfig)]
+    for number, added in enumerate(several):
+        here = f"{where}.runs[{number}]" if len(several) > 1 else where
+        merged = {**given, **added}
+        config = from_dict(EvalConfig, {k: v for k, v in merged.items() if k in common}, here)
+        if config.decode not in ("", "floor", "center"):
+            raise UserError(f"{here}.decode is {config.decode!r}.", "It must be floor or center.", "Try decode=floor.")
+        if config.batch < 1 or config.limit < 0:
+            raise UserError(
+                f"{here}: batch is {config.batch}, limit is {config.limit}.",
+                "batch is 1 or more; limit is 0, for all, or more.", "Correct it.",
+            )  # fmt: skip
+        if not config.benchmark:
+            raise UserError(
+                f"{here} names no benchmark.", f"Known: {', '.join(BENCHMARKS)}.", "Add benchmark: refcoco, say."
+            )
+        options = {k: v for k, v in merged.items() if k not in common}
+        takes = options_of(config.benchmark)
+        if "coding" in takes or "size" in takes:
+            options = {k: v for k, v in _told_by_the_model(config).items() if k in takes} | options
+        if smoke and "count" in takes:
+            options["count"] = SMOKE_PICTURES
+        elif smoke:
+            config.limit = SMOKE
+        benchmark = open_benchmark(config.benchmark, options, common)
+        folder = Path(config.output)
+        if len(several) > 1:
+            folder /= benchmark.name.replace(" ", "-").replace("/", "-").replace(",", "")
+        out.append(_Run(config, benchmark, folder))
+    if len({r.folder for r in out}) < len(out):
+        raise UserError(
+            f"{where} runs the same benchmark twice.", "Each has its own folder, by its name.",
+            "Remove one, or change its options.",
+        )  # fmt: skip
+    return out
+
+
+def _told_by_the_model(config: EvalConfig) -> dict[str, Any]:
+    """Options that a benchmark's questions take from the config of the model: how it writes boxes, what it sees."""
+    from minigptv2.api import BUNDLED
+    from minigptv2.config import ModelConfig
+
+    file = (Path(config.model) if config.model else BUNDLED) / "config.json"
+    try:
+        model = from_dict(ModelConfig, json.loads(file.read_text(encoding="utf-8")), str(file))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file} cannot be read: {error}", "A model folder holds its config.json.", "Give model= such a folder."
+        ) from None
+    return {"coding": model.box_coding, "size": model.vision.image_size}
+
+
+def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
+    """Of the first process: the report. Others ask their share and give None."""
+    config, benchmark = one.config, one.benchmark
+    everything = benchmark.items()
+    if not everything:
+        raise UserError(
+            f"{benchmark.name} has no questions.", "; ".join(benchmark.problems.lines()) or "Its files hold no rows.",
+            "Check the annotation files.",
+        )  # fmt: skip
+    items = [i for i in everything if i.index < config.limit] if config.limit else everything
+    head = head_of(benchmark, everything)
+    asked, seconds, counts = 0, 0.0, {}
+    if config.rescore:
+        if rank:
+            return None
+        known = {i.index for i in everything}
+        predictions, counts, told = read_foreign(Path(config.rescore), known, benchmark.excluded, head)
+        decode, model = config.decode or told.get("decode") or "floor", told.get("title", config.rescore)
+        absent = absent_pictures(i for i in items if i.index not in predictions) if config.allow_missing else []
+    else:
+        absent = absent_pictures(items)
+        if absent and not config.allow_missing:
+            raise UserError(
+                f"{len(absent)} of the {len({i.picture for i in items})} pictures of {benchmark.name} are not on disk:"
+                f" {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}.",
+                "Every question needs its picture.",
+                "Give their folder (images= or root=), or count and leave them out with --allow-missing.",
+            )  # fmt: skip
+        model, decode, predictions, asked, seconds = _ask_all(one, models, head, items, set(absent), rank, world)
+        if rank:
+            return None
+    without = set(absent)
+    items = [i for i in items if i.index in predictions or str(i.image) not in without]
+    if not items:
+        raise UserError(
+            f"None of the pictures of {benchmark.name} is on disk.", f"Looked for {absent[0]} and others.",
+            "Give their folder (images= or root=).",
+        )  # fmt: skip
+    missing = [i.index for i in items if i.index not in predictions]
+    filled = {i.index: predictions.get(i.index) or Prediction(i.index, "", "missing") for i in items}
+    rules = Rules(config.scoring, decode)
+    scored = benchmark.score(items, filled, rules)
+    if config.limit:
+        out_of_limit = sum(index >= config.limit for index in predictions)
+        counts |= {"answers beyond the limit": out_of_limit} if out_of_limit and config.rescore else {}
+    return Report(
+        name=benchmark.name, benchmark=config.benchmark, settings={"limit": config.limit} if config.limit else {},
+        model=model, rules=rules, figures=_figures(scored, items, benchmark), total=scored.total,
+        invalid=len(scored.invalid), missing=len(missing), absent=len(absent), counts={**scored.counts, **counts},
+        problems=list(benchmark.problems.lines()), seconds=round(seconds, 1),
+        answers_per_second=round(asked / seconds, 2) if asked and seconds else 0.0, cases=scored.cases,
+    )  # fmt: skip
+
+
+def _ask_all(
+    one: _Run, models: dict, head: dict, items: list[Item], absent: set[str], rank: int, world: int
+) -> tuple[str, Decode, dict[int, Prediction], int, float]:
+    """Ask what is not answered yet. The model's name, its decode, all answers so far, how many were asked now, and in
+    how many seconds."""
     from tqdm import tqdm
 
+    from minigptv2.api import BUNDLED
+
+    config, benchmark = one.config, one.benchmark
+    key = (config.model, config.device, config.dtype, config.quantize)
+    if key not in models:
+        models.clear()  # one at a time
+        models[key] = _load(config, rank)
+    model = models[key]
+    own = "center" if model.config.box_coding == "center" else "floor"
+    title = config.model or "bundled"
+    head = {
+        **head, "model": model_fingerprint(Path(config.model) if config.model else BUNDLED),
+        "answering": f"{str(model.dtype).removeprefix('torch.')} {config.quantize} {benchmark.max_new_tokens}",
+        "prompt": model.config.prompt, "decode": config.decode or own, "title": title,
+    }  # fmt: skip
+    file = AnswersFile(one.folder / "answers.jsonl", head)
+    if rank == 0:
+        file.prepare()
+    _wait(world)
+    known = {i.index for i in items}
+    there = {index for index in file.read() if index in known}
+    mine = [i for i in share_of(items, rank, world) if i.index not in there and str(i.image) not in absent]
+    _wait(world)  # nobody appends before everyone has read
+    began = time.time()
+    with file.appending() as append, tqdm(
+        total=len(mine), desc=benchmark.name, unit=" answers", disable=rank > 0
+    ) as bar:  # fmt: skip
+
+        def keep(predictions: list[Prediction]) -> None:
+            append(predictions)
+            bar.update(len(predictions))
+
+        ask(model, mine, config.batch, benchmark.max_new_tokens, keep)
+    _wait(world)
+    predictions = {index: p for index, p in file.read().items() if index in known}
+    return title, config.decode or own, predictions, len(predictions) - len(there), time.time() - began
+
+
+def _load(config: EvalConfig, rank: int):
+    import torch
+
     from minigptv2.api import MiniGPTv2
-    from minigptv2.eval.scenes import Score, ask_all
 
-    wanted = from_dict(EvalConfig, read_yaml(Path(config), list(overrides)), str(config))
-    if smoke:
-        wanted.scenes.count = 8
-    model = MiniGPTv2.from_pretrained(wanted.model or None, wanted.device or None, wanted.dtype)
-    output, score, began, asked = Path(wanted.output), Score(), time.time(), 0
-    output.mkdir(parents=True, exist_ok=True)
-    size = (model.config.vision.image_size,) * 2
-    with (
-        open(output / "predictions.new", "w", encoding="utf-8") as file,
-        tqdm(desc="eval scenes", unit=" answers") as bar,
-    ):
-        for kind, exchange, answer, scene in ask_all(
-            model, wanted.scenes.seed, wanted.scenes.count, wanted.scenes.batch
-        ):
-            score.add(kind, exchange, answer, size)
-            asked += 1
-            things = [[t.name, *t.box.xyxy] for t in scene.things]
-            phrases = [{"text": p.text, "boxes": [b.xyxy for b in p.boxes]} for p in exchange.phrases]
-            row = {"kind": kind, "question": exchange.question, "phrases": phrases, "wanted": exchange.answer,
-                   "answer": answer.to_dict(), "things": things}  # fmt: skip
-            file.write(json.dumps(row) + "\n")
-            bar.update()
-    (output / "predictions.new").replace(output / "predictions.jsonl")
-    metrics = dict(score.metrics())
-    seconds = time.time() - began
-    report = {
-        "metrics": metrics,
-        "pictures": wanted.scenes.count,
-        "seed": wanted.scenes.seed,
-        "model": wanted.model or "bundled",
-        "seconds": round(seconds),
-        "answers_per_second": round(asked / seconds, 2),
+    device = config.device
+    if not device and torch.cuda.is_available():
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank)) % torch.cuda.device_count()}"
+    return MiniGPTv2.from_pretrained(
+        config.model or None, device or None, config.dtype or None, config.quantize or None
+    )
+
+
+@contextmanager
+def _processes():
+    """(number of this process, how many there are), from torchrun; (0, 1) without it."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield 0, 1
+        return
+    from datetime import timedelta
+
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", timeout=timedelta(seconds=_PATIENCE))
+    try:
+        yield dist.get_rank(), world
+    finally:
+        dist.destroy_process_group()
+
+
+def _wait(world: int) -> None:
+    """Until every process is here."""
+    if world > 1:
+        import torch.distributed as dist
+
+        dist.barrier()
+
+
+def _figures(scored: Scored, items: Sequence[Item], benchmark: Benchmark) -> dict[str, Figure]:
+    from minigptv2.eval.intervals import bootstrap
+
+    values, bounds = scored.figures([i.index for i in items]), bootstrap(scored, items)
+    return {
+        name: Figure(value, *bounds.get(name, (None, None)), tuple(benchmark.published.get(name, ())))
+        for name, value in values.items()
     }
-    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(table(metrics, wanted.scenes.count))
-    return metrics
 
 
-def table(metrics: dict[str, float], pictures: int) -> str:
+def table(report: Report) -> str:
     """The figures as a Markdown table."""
-    rows = [f"| figure on held-out scenes ({pictures} pictures) | measured |", "|---|---|"]
-    rows += [
-        f"| {name} | {value if isinstance(value, int) else format(value, '.3f')} |" for name, value in metrics.items()
-    ]
-    return "\n".join(rows)
+    rows = [f"| {report.name} | measured | 95 % | published |", "|---|---|---|---|"]
+    for name, figure in report.figures.items():
+        between = "" if figure.low is None else f"{figure.low:.4f} to {figure.high:.4f}"
+        published = "; ".join(f"{p.value:.4f} {p.model} ({p.source})" for p in figure.published)
+        rows.append(f"| {name} | {figure.value:.4f} | {between} | {published} |")
+    numbers = {"total": report.total, "invalid": report.invalid, "missing answers": report.missing,
+               "pictures not on disk": report.absent, **report.counts}  # fmt: skip
+    rows += [f"| {name} | {value} | | |" for name, value in numbers.items()]
+    rows.append(f"| scoring, decode | {report.rules.scoring}, {report.rules.decode} | | |")
+    rows.append(f"| model | {report.model} | | |")
+    return "\n".join(rows + [f"left out: {line}" for line in report.problems])

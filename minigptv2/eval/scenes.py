@@ -6,18 +6,35 @@ The pictures come from seeds that no training uses. A question is put by itself,
 from __future__ import annotations
 
 import random
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
-from minigptv2.boxes import Box, iou
+from minigptv2.boxes import Box, Coding, parse
+from minigptv2.data.dataset import Problems
 from minigptv2.data.scene_talk import Talk
 from minigptv2.data.scenes import Scene, draw_scene
-from minigptv2.eval.metrics import Counts, matches
-from minigptv2.sample import Answer, Exchange, Phrase
+from minigptv2.errors import UserError
+from minigptv2.eval import metrics
+from minigptv2.eval.benchmark import Case, Item, Prediction, Published, Rules, Scored
+from minigptv2.eval.metrics import Counts
+from minigptv2.sample import Exchange, Phrase
 from minigptv2.tasks import ABSENT, answer_text, instruction_text
 
 HELD_OUT = 900_000_001  # the first number of every held-out seed; training seeds are small numbers
+TOGETHER = 48  # scenes whose wordings one generator chooses: part of what the questions are
+MAX_NEW_TOKENS = 300
+REFER = {0.5: "refer acc@0.5", 0.75: "refer acc@0.75"}
+COUNTED = {
+    "detection": "detection F1@0.5, all instances",
+    "grounding": "grounded caption, phrase with right box F1@0.5",
+}
+# outcomes by kind of question, in the order of the table
+FIGURES = {
+    "refer": REFER[0.5], "refer, closer": REFER[0.75], "identify": "identify, kind and colour right",
+    "statement": "spatial statements", "absent": "absent phrase refused", "vqa": "short answers",
+    "all": "malformed answers",
+}  # fmt: skip
 
 
 def held_out(seed: int, number: int, size: int) -> Scene:
@@ -48,74 +65,89 @@ def _until(draw, good) -> Exchange:
             return exchange
 
 
-class Score:
-    """Adds up one answer after another; `metrics` yields (name, value)."""
+class HeldOutScenes:
+    """count: held-out pictures. seed: which ones. size: pixels of a side. coding: how box numbers are rounded; both as
+    the model's config says. An item's number is its place in the order of asking."""
 
-    def __init__(self):
-        self.hits: dict[str, list[float]] = defaultdict(list)
-        self.detection, self.grounding = Counts(), Counts()
-        self.invalid = self.total = 0
+    max_new_tokens = MAX_NEW_TOKENS
 
-    def add(self, kind: str, exchange: Exchange, answer: Answer, size: tuple[int, int]) -> None:
-        self.total += 1
-        self.invalid += bool(answer.problems) or answer.ended != "stop"
-        wanted = tuple(replace(b, phrase=p.text) for p in exchange.phrases for b in p.boxes)
-        if kind == "refer":
-            overlap = iou(answer.boxes[0], wanted[0]) if answer.boxes else 0.0
-            self.hits["refer acc@0.5"].append(overlap >= 0.5)
-            self.hits["refer acc@0.75"].append(overlap >= 0.75)
-        elif kind == "detection":
-            self.detection.add(matches(answer.boxes, wanted, 0.5, _same_phrase), len(wanted), len(answer.boxes))
-        elif kind == "grounding":
-            self.grounding.add(matches(answer.boxes, wanted, 0.5, _same_phrase), len(wanted), len(answer.boxes))
-        elif kind == "absent":
-            refused = answer.text.startswith(ABSENT.split("{}")[0]) and not answer.boxes and not answer.problems
-            self.hits["absent phrase refused"].append(refused)
-        else:
-            name = {
-                "identify": "identify, kind and colour right",
-                "statement": "spatial statements",
-                "vqa": "short answers",
-            }
-            self.hits[name[kind]].append(answer.text.strip() == answer_text(exchange, size, "round"))
+    def __init__(self, count: int = 1000, seed: int = 1, size: int = 448, coding: Coding = "round"):
+        if count < 1:
+            raise UserError(f"count is {count}.", "It is a number of pictures, 1 or more.", "Try count=100.")
+        self.count, self.seed, self.size, self.coding = count, seed, size, coding
+        self.name, self.files = f"scenes {count} of seed {seed}", ()
+        self.problems, self.excluded = Problems(), {}
+        self.published: Mapping[str, tuple[Published, ...]] = {}
 
-    def metrics(self) -> Iterator[tuple[str, float]]:
-        order = (
-            "refer acc@0.5",
-            "refer acc@0.75",
-            "detection F1@0.5, all instances",
-            "identify, kind and colour right",
-            "grounded caption, phrase with right box F1@0.5",
-            "spatial statements",
-            "absent phrase refused",
-            "short answers",
-        )
-        counted = {order[2]: self.detection.f1, order[4]: self.grounding.f1}
-        for name in order:
-            hits = self.hits.get(name)
-            if name in counted:
-                yield name, counted[name]
-            elif hits:
-                yield name, sum(hits) / len(hits)
-        yield "malformed answers", self.invalid / max(1, self.total)
-        yield "invalid", self.invalid
-        yield "total", self.total
+    def items(self) -> list[Item]:
+        out: list[Item] = []
+        size = (self.size, self.size)
+        for start in range(0, self.count, TOGETHER):
+            numbers = range(start, min(start + TOGETHER, self.count))
+            asked = [
+                questions(held_out(self.seed, n, self.size), random.Random(f"{self.seed}/{n}")) for n in numbers
+            ]  # fmt: skip
+            for kind in dict.fromkeys(kind for each in asked for kind in each):
+                rng = random.Random(f"{self.seed}/{start}/{kind}")
+                for number, each in zip(numbers, asked):
+                    if kind in each:
+                        text = instruction_text(each[kind], size, self.coding, rng)
+                        draw = partial(_picture, self.seed, number, self.size)
+                        out.append(Item(len(out), draw, size, text, f"scene {number}", (kind, each[kind]), words=text))
+        return out
+
+    def score(self, items: Sequence[Item], predictions: Mapping[int, Prediction], rules: Rules) -> Scored:
+        scored = Scored(len(items), outcomes={name: {} for name in FIGURES.values()})
+        counts: dict[str, dict[int, Counts]] = {"detection": {}, "grounding": {}}
+        invalid = set()
+        for item in items:
+            kind, exchange = item.truth
+            prediction = predictions[item.index]
+            found = parse(prediction.text, *item.size, rules.decode)
+            wanted = tuple(replace(b, phrase=p.text) for p in exchange.phrases for b in p.boxes)
+            malformed = bool(found.problems) or prediction.ended != "stop"
+            if malformed and prediction.ended != "missing":
+                invalid.add(item.index)
+            right = None
+            if kind in counts:
+                met = metrics.matches(found.boxes, wanted, 0.5, _same_phrase)
+                counts[kind][item.index] = Counts(met, len(wanted), len(found.boxes))
+                right = counts[kind][item.index].f1
+            elif kind == "refer":
+                overlap = metrics.overlap(found.boxes[0], wanted[0], rules.scoring) if found.boxes else 0.0
+                for threshold, name in REFER.items():
+                    scored.outcomes[name][item.index] = float(metrics.is_hit(overlap, threshold, rules.scoring))
+                right = scored.outcomes[REFER[0.5]][item.index]
+            else:
+                if kind == "absent":
+                    refused = prediction.text.startswith(ABSENT.split("{}")[0])
+                    right = float(refused and not found.boxes and not found.problems)
+                else:
+                    right = float(prediction.text.strip() == answer_text(exchange, item.size, self.coding))
+                scored.outcomes[FIGURES[kind]][item.index] = right
+            scored.outcomes["malformed answers"][item.index] = float(malformed)
+            said = exchange.answer or ("" if wanted else answer_text(exchange, item.size, self.coding))
+            scored.cases.append(
+                Case(item.index, item.image, item.words, prediction.text, said, wanted, found.boxes, right)
+            )
+        scored.outcomes = {name: by for name, by in scored.outcomes.items() if by}
+        scored.invalid = frozenset(invalid)
+        for kind, name in COUNTED.items():
+            if counts[kind]:
+                scored.corpus[name] = partial(_f1, counts[kind])
+        return scored
+
+
+def _f1(counts: Mapping[int, Counts], indexes: Sequence[int]) -> float:
+    whole = Counts()
+    for each in (counts[i] for i in indexes if i in counts):
+        whole.add(each.right, each.wanted, each.given)
+    return whole.f1
+
+
+def _picture(seed: int, number: int, size: int):
+    return held_out(seed, number, size).image
 
 
 def _same_phrase(given: Box, wanted: Box) -> bool:
     return given.phrase == wanted.phrase
-
-
-def ask_all(model, seed: int, count: int, batch: int = 48) -> Iterator[tuple[str, Exchange, Answer, Scene]]:
-    """Put every question about `count` scenes to the model. Questions of one kind share a batch."""
-    size = model.config.vision.image_size
-    for start in range(0, count, batch):
-        numbers = range(start, min(start + batch, count))
-        drawn = [held_out(seed, n, size) for n in numbers]
-        asked = [questions(scene, random.Random(f"{seed}/{n}")) for n, scene in zip(numbers, drawn)]
-        for kind in dict.fromkeys(kind for each in asked for kind in each):
-            mine = [(scene, each[kind]) for scene, each in zip(drawn, asked) if kind in each]
-            rng = random.Random(f"{seed}/{start}/{kind}")
-            put = [(s.image, instruction_text(e, (size, size), model.config.box_coding, rng)) for s, e in mine]
-            for (scene, exchange), answer in zip(mine, model.chat_batch(put)):
-                yield kind, exchange, answer, scene

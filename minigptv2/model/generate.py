@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from minigptv2.boxes import BINS, JOINTS
-from minigptv2.encode import Batch, Tokenizer, attention_mask
+from minigptv2.encode import Batch, Encoded, Tokenizer, attention_mask, collate, split_after_pictures
 from minigptv2.model.grounding_vlm import GroundingVLM, attention_bias
 
 _IN_A_BOX = frozenset("".join(JOINTS) + "0123456789")
@@ -104,32 +104,84 @@ def steps(
     """As `generate`, yielding the same growing list after every token. A row that has ended stays as it is."""
     from transformers import DynamicCache
 
-    decoder, grammar = model.decoder, grammar_of(tokenizer)
-    rows = [Generated() for _ in range(batch.ids.shape[0])]
-    running = [True] * len(rows)
-    cache = DynamicCache()
     embedded = model.embed(batch.ids, visual)  # [B, L, D]
     mask = attention_mask(batch.blocks)  # [B, 1, L, L]
-    positions = batch.positions
+    yield from _write(model, tokenizer, DynamicCache(), embedded, mask, batch.positions, max_new_tokens)
+
+
+@torch.inference_mode()
+def generate_about(
+    model: GroundingVLM, tokenizer: Tokenizer, rows: Sequence[Encoded], owners: Sequence[int], visual: torch.Tensor,
+    max_new_tokens: int,
+) -> list[Generated]:  # fmt: skip
+    """As `generate`, for rows of one picture each, several about the same: what stands up to the end of a picture is
+    computed once for all its rows.
+
+    owners: [B] the picture of each row. visual: [P, V, D], each picture once. All rows begin alike, so that the
+    shared parts have one length S:
+
+        keys ->      <s>[INST]<Img> picture | padding | </Img> question [/INST] | answer ...
+        a row                all            |    .    |          causal         |  causal
+    """
+    from transformers import DynamicCache
+
+    heads, tails = zip(*(split_after_pictures(row) for row in rows))
+    first = {owner: row for row, owner in reversed(list(enumerate(owners)))}
+    device = visual.device
+    shared = collate([heads[first[p]] for p in range(len(visual))]).to(device)  # [P, S], no padding
+    cache = DynamicCache()
+    model.decoder.model(
+        inputs_embeds=model.embed(shared.ids, visual), position_ids=shared.positions, past_key_values=cache,
+        use_cache=True, attention_mask=attention_bias(attention_mask(shared.blocks), visual.dtype),
+    )  # fmt: skip
+    cache.batch_select_indices(torch.tensor(owners, device=device))
+    batch = collate(tails, left=True).to(device)  # [B, L]
+    embedded = model.embed(batch.ids, None)  # [B, L, D]
+    seen = torch.ones(len(rows), 1, batch.ids.shape[1], shared.ids.shape[1], dtype=torch.bool, device=device)
+    mask = torch.cat([seen, attention_mask(batch.blocks)], dim=-1)  # [B, 1, L, S + L]
+    out: list[Generated] = []
+    for out in _write(model, tokenizer, cache, embedded, mask, batch.positions, max_new_tokens):  # noqa: B007
+        pass
+    return out
+
+
+def _write(
+    model: GroundingVLM, tokenizer: Tokenizer, cache, embedded: torch.Tensor, mask: torch.Tensor,
+    positions: torch.Tensor, max_new_tokens: int,
+) -> Iterator[list[Generated]]:  # fmt: skip
+    """Token after token behind what the cache and `embedded` [B, L, D] hold; mask: [B, 1, L, cached + L].
+
+    Rows that have ended are computed no more once they are half of all.
+    """
+    decoder, grammar = model.decoder, grammar_of(tokenizer)
+    rows = [Generated() for _ in range(embedded.shape[0])]
+    computed = list(range(len(rows)))  # the rows still in the cache, in its order
+    running = [True] * len(rows)
     for _ in range(max_new_tokens):
         states = decoder.model(
             inputs_embeds=embedded, attention_mask=attention_bias(mask, embedded.dtype), position_ids=positions,
             past_key_values=cache, use_cache=True,
         ).last_hidden_state  # fmt: skip
-        logits = decoder.lm_head(states[:, -1]).float()  # [B, vocabulary]
-        chosen, probability = _choose(logits, [grammar.allowed(r.ids) for r in rows])
-        for i, row in enumerate(rows):
-            if running[i] and chosen[i] == tokenizer.eos:
-                running[i], row.ended = False, "stop"
+        logits = decoder.lm_head(states[:, -1]).float()  # [computed, vocabulary]
+        chosen, probability = _choose(logits, [grammar.allowed(rows[i].ids) for i in computed])
+        for i, token, chance in zip(computed, chosen, probability):
+            if running[i] and token == tokenizer.eos:
+                running[i], rows[i].ended = False, "stop"
             elif running[i]:
-                row.ids.append(chosen[i])
-                row.probabilities.append(probability[i])
+                rows[i].ids.append(token)
+                rows[i].probabilities.append(chance)
         yield rows
         if not any(running):
             return
-        embedded = decoder.get_input_embeddings()(torch.tensor(chosen, device=logits.device)[:, None])
-        positions = positions[:, -1:] + 1
-        mask = torch.cat([mask[:, :, -1:], mask.new_ones(len(rows), 1, 1, 1)], dim=-1)
+        positions, mask = positions[:, -1:] + 1, mask[:, :, -1:]
+        going = [place for place, i in enumerate(computed) if running[i]]
+        if len(going) <= len(computed) // 2:
+            kept = torch.tensor(going, device=mask.device)
+            cache.batch_select_indices(kept)
+            positions, mask = positions[kept], mask[kept]
+            computed, chosen = [computed[p] for p in going], [chosen[p] for p in going]
+        embedded = decoder.get_input_embeddings()(torch.tensor(chosen, device=mask.device)[:, None])
+        mask = torch.cat([mask, mask.new_ones(len(computed), 1, 1, 1)], dim=-1)
 
 
 def _choose(logits: torch.Tensor, allowed: list[list[int] | None]) -> tuple[list[int], list[float]]:

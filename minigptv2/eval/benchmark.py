@@ -1,0 +1,277 @@
+"""What a benchmark is to the rest of the program: items to ask, and a score of the answers.
+
+`BENCHMARKS` names every one; `open_benchmark` builds it from the options of a config. The runner asks, keeps and reads
+answers; a benchmark never touches the model, so answers of any source can be scored. Pure Python, nothing heavy.
+
+    items = benchmark.items()                            rows of the annotation file, in its order
+    scored = benchmark.score(items, predictions, rules)  one prediction for every item, given or missing
+    figures of scored: the mean of each of `outcomes`, and each of `corpus` over all indexes
+    intervals: both again over pictures drawn with repetition, `Item.picture` being the unit
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from minigptv2.boxes import Box
+from minigptv2.data.dataset import Problems
+from minigptv2.errors import UserError
+
+Scoring = Literal["strict", "compat"]
+Decode = Literal["floor", "center"]
+
+BENCHMARKS: dict[str, str] = {
+    "refcoco": "minigptv2.eval.refcoco:RefCocoBoxes",
+    "reg": "minigptv2.eval.refcoco:RefCocoWords",
+    "vsr": "minigptv2.eval.vsr:Vsr",
+    "vqav2": "minigptv2.eval.vqa:VqaV2",
+    "okvqa": "minigptv2.eval.vqa:OkVqa",
+    "vizwiz": "minigptv2.eval.vqa:VizWiz",
+    "gqa": "minigptv2.eval.gqa:Gqa",
+    "iconqa": "minigptv2.eval.iconqa:IconQa",
+    "hateful_memes": "minigptv2.eval.hateful_memes:HatefulMemes",
+    "coco_detection": "minigptv2.eval.coco_detection:CocoDetection",
+    "coco_caption": "minigptv2.eval.coco_caption:CocoCaption",
+    "flickr30k": "minigptv2.eval.flickr30k:Flickr30k",
+    "pope": "minigptv2.eval.pope:Pope",
+    "absent": "minigptv2.eval.absent:AbsentPhrases",
+    "scenes": "minigptv2.eval.scenes:HeldOutScenes",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question. index: the row of the annotation file, from 0; unique, and the key of its answer.
+
+    image: what `images.open_image` takes (a path is not opened before it is asked), None for text alone. size: width
+    and height of the picture in pixels, (0, 0) where no box needs it. instruction: the final text put to the model.
+    picture: which picture this is, equal for all items about it: they share its encoding and are drawn together by the
+    bootstrap. truth: what is right, in the benchmark's own form: a Box, a label, references. candidates: answers to be
+    ranked by their log-probability; empty where the model writes freely. words: what is asked for, for a plot's title.
+    """
+
+    index: int
+    image: Any
+    size: tuple[int, int]
+    instruction: str
+    picture: str
+    truth: Any = None
+    candidates: tuple[str, ...] = ()
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer. text: raw, as generated; of a ranked item the best candidate. ended: "stop", "length", or "missing"
+    where there is no answer to this item (text is then empty, and it counts as wrong).
+
+    scores: 0..1, of the text's well-formed boxes in order; empty where nobody computed them. logprobs: of each
+    candidate, length-normalised as `asking.rank` says; empty where nothing was ranked.
+    """
+
+    index: int
+    text: str
+    ended: Literal["stop", "length", "missing"] = "stop"
+    scores: tuple[float, ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rules:
+    """scoring: "strict" is IoU of continuous boxes, a hit at >= the threshold; "compat" adds one pixel to every side
+    and takes > the threshold, as the published evaluation does. decode: how box numbers become pixels: "floor" reads
+    them as they are (the published code, and models of the "round" coding), "center" adds half a hundredth."""
+
+    scoring: Scoring = "strict"
+    decode: Decode = "floor"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One item for a person to look at. truth and boxes: XYXY pixels of the upright picture; boxes are the answer's.
+
+    right: 0..1, the outcome of the benchmark's first metric, None where it has none by item. wanted: the right answer
+    in words, "" where it is boxes alone. size: width and height of the picture, (0, 0) where nobody knows it.
+    """
+
+    index: int
+    image: Any
+    words: str
+    answer: str
+    wanted: str = ""
+    truth: tuple[Box, ...] = ()
+    boxes: tuple[Box, ...] = ()
+    right: float | None = None
+    size: tuple[int, int] = (0, 0)
+
+
+@dataclass
+class Scored:
+    """What `Benchmark.score` found.
+
+    outcomes: metric -> index -> value; the figure is their mean (a metric may cover some items only, such as
+    "accuracy, yes/no"). corpus: metric -> function of indexes, the figure of these items as a corpus; an index may
+    stand there several times, for the bootstrap, and counts as often; None where the figure does not exist.
+    invalid: indexes of malformed answers, counted as wrong, never left out; missing answers are not among them.
+    cases: one an item, same order as the items. counts: whole numbers to show beside the figures.
+    """
+
+    total: int
+    invalid: frozenset[int] = frozenset()
+    outcomes: dict[str, dict[int, float]] = field(default_factory=dict)
+    corpus: dict[str, Callable[[Sequence[int]], float | None]] = field(default_factory=dict)
+    cases: list[Case] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def figures(self, indexes: Sequence[int]) -> dict[str, float]:
+        """Every metric: means of the outcomes, then the corpus functions over these indexes (all of them)."""
+        means = {name: sum(by.values()) / len(by) for name, by in self.outcomes.items() if by}
+        whole = {name: function(indexes) for name, function in self.corpus.items()}
+        return means | {name: value for name, value in whole.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure from a paper, in our unit (shares are 0..1). source: "arXiv 2310.09478v1"; it names the version."""
+
+    model: str
+    value: float
+    source: str
+
+
+def minigpt_v2(stage_2: float, chat: float, source: str) -> tuple[Published, ...]:
+    """The paper's two lines, in per cent: the model after stage 2, and after stage 3."""
+    return Published("MiniGPT-v2", stage_2 / 100, source), Published("MiniGPT-v2-chat", chat / 100, source)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of a report. low, high: 95 % confidence, bootstrap over pictures; None where it was not computed."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    published: tuple[Published, ...] = ()
+
+
+@dataclass
+class Report:
+    """What the runner hands to report.json and report.html, one for each benchmark that was run.
+
+    name: "refcoco testA". settings: the benchmark's options that change what is measured (dataset, split, limit).
+    model: its folder, "bundled", or the answers file of a rescoring. answered: how, in words: prompt wrapper, batch, or
+    "rescored". absent: pictures that are not on disk, with --allow-missing. problems: lines about rows left out.
+    """
+
+    name: str
+    benchmark: str
+    settings: dict[str, Any]
+    model: str
+    rules: Rules
+    figures: dict[str, Figure]
+    total: int
+    invalid: int
+    missing: int = 0
+    absent: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    answers_per_second: float = 0.0
+    cases: list[Case] = field(default_factory=list)
+
+
+class Benchmark(Protocol):
+    """A class whose constructor takes keyword options (`root`, `dataset`, `split`, ...), as a reader's does.
+
+    name: short, with what distinguishes it: "refcoco testA". files: the annotation files, whose bytes say which data
+    this is. problems: rows left out, as in `data.dataset.Problems`; excluded: their numbers, and why. published:
+    metric -> figures of papers.
+    max_new_tokens: the longest answer asked for.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    problems: Problems
+    excluded: Mapping[int, str]
+    published: Mapping[str, tuple[Published, ...]]
+    max_new_tokens: int
+
+    def items(self) -> list[Item]: ...
+
+    def score(self, items: Sequence[Item], predictions: Mapping[int, Prediction], rules: Rules) -> Scored: ...
+
+
+def open_benchmark(name: str, options: dict[str, Any], beside: Sequence[str] = ()) -> Benchmark:
+    """The benchmark of this name with its options; UserError with the nearest known name or option.
+
+    beside: keys that a config may hold too, for the suggestion.
+    """
+    kind, known = _kind(name), options_of(name)
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(str(option), [*known, *beside], 1)
+            raise UserError(
+                f"The benchmark {name!r} has no option {option!r}.", f"Its options: {', '.join([*known, *beside])}.",
+                f"Did you mean {near[0]}?" if near else "Remove it.",
+            )  # fmt: skip
+        if not isinstance(options[option], (str, int)):
+            raise UserError(f"{option} is {options[option]!r}.", "It must be a text or a whole number.", "Correct it.")
+        default = known[option]
+        if isinstance(options[option], str) != isinstance(default, str) and default is not None:
+            wanted = "a text" if isinstance(default, str) else "a whole number"
+            raise UserError(f"{option} is {options[option]!r}.", f"It must be {wanted}.", "Correct it, or quote it.")
+    lacking = [option for option, default in known.items() if default is None and option not in options]
+    if lacking:
+        raise UserError(
+            f"The benchmark {name!r} was given no {lacking[0]}.", f"Its options: {', '.join(known)}.",
+            f"Add {lacking[0]}=... to the command.",
+        )  # fmt: skip
+    return kind(**options)
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The options of a benchmark and what each is by default; None where it must be given."""
+    empty = inspect.Parameter.empty
+    return {n: None if p.default is empty else p.default for n, p in inspect.signature(_kind(name)).parameters.items()}
+
+
+def _kind(name: str) -> Callable[..., Benchmark]:
+    if ":" not in name and name not in BENCHMARKS:
+        near = difflib.get_close_matches(name, BENCHMARKS, 1)
+        raise UserError(
+            f"The benchmark {name!r} is unknown.",
+            f"Known: {', '.join(BENCHMARKS)}; or your own, as my_package.module:Class.",
+            f"Did you mean {near[0]}?" if near else "See eval_configs/ for examples.",
+        )  # fmt: skip
+    module, _, attribute = (BENCHMARKS.get(name) or name).partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"The benchmark {name!r} cannot be imported: {error}", "It must be my_package.module:Class.",
+            "Check the name, and that its package is installed.",
+        ) from None  # fmt: skip
+
+
+# What this room calls of its neighbours (written beside it):
+#
+#   metrics.iou(a: Box, b: Box, plus_one: bool = False) -> float
+#   metrics.caption_scores(predictions: Mapping[int, str], references: Mapping[int, Sequence[str]],
+#                          names: Sequence[str] = ("CIDEr", "BLEU-4", "ROUGE-L", "METEOR"))
+#       -> tuple[dict[str, dict[int, float]], dict[str, Callable[[Sequence[int]], float]]]
+#       the first is `Scored.outcomes` (mean of items is the official figure: CIDEr, ROUGE-L), the second
+#       `Scored.corpus` (it is not: BLEU, METEOR). A name whose program is missing (Java) raises UserError.
+#   metrics.vqa_accuracy(answer: str, references: Sequence[str]) -> float        official normalisation inside
+#   metrics.auc(scores: Sequence[float], labels: Sequence[bool]) -> float         ties count half
+#   metrics.coco_average_precision(truth: dict, detections: list[dict]) -> Callable[[Sequence[int]], dict[str, float]]
+#       truth: COCO JSON ("images", "annotations", "categories"); detections: image_id, category_id, bbox XYWH, score;
+#       the function takes image ids (repeated as often as drawn) and gives {"AP": ..., "AP50": ..., "AP75": ...}
+#   intervals.bootstrap(scored: Scored, items: Sequence[Item], resamples: int = 1000, seed: int = 0)
+#       -> dict[str, tuple[float, float]]   metric -> low, high, 95 %; pictures are drawn, `Item.picture` the unit
+#   report.write(folder: Path, reports: Sequence[Report]) -> None      report.html, and its pictures, into the folder

@@ -1,0 +1,114 @@
+"""Benchmark: COCO captions, every picture with its five. CIDEr, BLEU, ROUGE-L.
+
+A row is a picture: of an official file, a place in its list `images` (without that list, in the order in which the
+captions name the pictures first); of Karpathy's, a place among the pictures of the split. From 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from minigptv2.boxes import without_markup
+from minigptv2.data.annotations import Malformed, damaged, field, read_json, words_of
+from minigptv2.data.coco_caption import LAYOUT, PAGE, PARTS
+from minigptv2.data.coco_pictures import CocoPictures
+from minigptv2.data.dataset import Problems
+from minigptv2.eval import metrics
+from minigptv2.eval.benchmark import Case, Item, Prediction, Published, Rules, Scored
+from minigptv2.eval.short_answers import annotation_files, cleaned
+from minigptv2.tasks import EVALUATION
+
+METRICS = ("CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L")
+
+
+class CocoCaption:
+    """root: holds the captions as the card of the data set says; images: COCO's pictures, where they are not in root.
+    captions: the name of the file of captions below root, where it has another. instruction: asked of every picture.
+    """
+
+    max_new_tokens = 60
+
+    def __init__(
+        self, root: str, split: str = "test", images: str = "", captions: str = "",
+        instruction: str = EVALUATION["coco_caption"],
+    ):  # fmt: skip
+        (self.file,) = annotation_files(root, LAYOUT, split, PAGE, (captions,))
+        self.files, self.instruction = (self.file,), instruction
+        self.name = f"coco_caption {captions.removesuffix('.json') or split}"
+        self.problems, self.excluded = Problems(), {}
+        self.published: Mapping[str, tuple[Published, ...]] = {}
+        self.pictures = CocoPictures(images or root)
+        content = read_json(self.file)
+        if not isinstance(content, dict):
+            raise damaged(self.file, "it is no object with captions")
+        karpathy = split in PARTS and not captions
+        self.captions = self._karpathy(content, PARTS[split]) if karpathy else self._official(content)
+
+    def items(self) -> list[Item]:
+        out = []
+        for number, (picture, captions) in enumerate(self.captions):
+            if captions:
+                path = self.pictures.find(picture)
+                out.append(Item(number, path, (0, 0), self.instruction, str(path), tuple(captions)))
+        return out
+
+    def score(self, items: Sequence[Item], predictions: Mapping[int, Prediction], rules: Rules) -> Scored:
+        said = {i.index: " ".join(without_markup(cleaned(predictions[i.index].text)).split()) for i in items}
+        invalid = {i.index for i in items if not said[i.index] and predictions[i.index].ended != "missing"}
+        references = {i.index: list(i.truth) for i in items}
+        outcomes, corpus = metrics.caption_scores(said, references, METRICS)
+        cases = [
+            Case(i.index, i.image, self.instruction, said[i.index], "; ".join(i.truth),
+                 right=outcomes["CIDEr"][i.index]) for i in items
+        ]  # fmt: skip
+        return Scored(len(items), frozenset(invalid), outcomes, corpus, cases)
+
+    def _official(self, content: dict) -> list[tuple[int, list[str]]]:
+        """COCO's number of each picture, and its captions."""
+        captions: dict[int, list[str]] = {}
+        rows = content.get("annotations")
+        if not isinstance(rows, list):
+            raise damaged(self.file, "it has no list 'annotations'")
+        for place, row in enumerate(rows):
+            try:
+                captions.setdefault(field(row, "image_id", int), []).append(words_of(row, "caption"))
+            except Malformed as error:
+                self.problems.add(str(error), f"{self.file.name} annotation {place}")
+        if not isinstance(content.get("images"), list):
+            return list(captions.items())
+        out: list[tuple[int, list[str]]] = []
+        for place, row in enumerate(content["images"]):
+            picture, kind = -1, ""
+            try:
+                picture = field(row, "id", int)
+                kind = "" if picture in captions else "a picture without captions, or there twice"
+            except Malformed as error:
+                kind = str(error)
+            out.append((picture, captions.pop(picture, [])))
+            if kind:
+                self._leave_out(place, kind)
+        for picture in captions:
+            self.problems.add("captions of a picture that is not in 'images'", f"{self.file.name} picture {picture}")
+        return out
+
+    def _karpathy(self, content: dict, parts: tuple[str, ...]) -> list[tuple[int, list[str]]]:
+        rows = content.get("images")
+        if not isinstance(rows, list):
+            raise damaged(self.file, "it has no list 'images'")
+        out: list[tuple[int, list[str]]] = []
+        for row in rows:
+            if not isinstance(row, dict) or row.get("split") not in parts:
+                continue
+            try:
+                sentences = [words_of(s, "raw") for s in field(row, "sentences", list)]
+                if not sentences:
+                    raise Malformed("a picture without captions")
+                out.append((field(row, "cocoid", int), sentences))
+            except Malformed as error:
+                self._leave_out(len(out), str(error))
+                out.append((-1, []))
+        return out
+
+    def _leave_out(self, number: int, kind: str) -> None:
+        self.problems.add(kind, f"{self.file.name} picture {number}")
+        self.excluded[number] = kind

@@ -1,0 +1,113 @@
+"""How sure a figure is: 95 % bootstrap intervals over pictures.
+
+Questions about one picture are answered alike well, so pictures are drawn, not questions: as many as there are, with
+repetition, each with all its questions. The interval is from the 2.5th to the 97.5th percentile of the figure over the
+draws. Bradley Efron and Robert Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+
+Means (accuracy, CIDEr, ROUGE-L) are drawn `resamples` times, as sums of pictures: quick at any size. Figures that are
+no means (BLEU, METEOR, F1, AUC, COCO's AP) call their function for every draw; they are drawn `corpus_resamples` times.
+AP is matched once (`metrics.AveragePrecision`), and only its precision curve is made anew.
+CIDEr keeps the word weights of the whole set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from minigptv2.eval.benchmark import Item, Scored
+
+if TYPE_CHECKING:
+    import numpy as np
+
+RESAMPLES, CORPUS_RESAMPLES = 1000, 200
+_PERCENTILES = (2.5, 97.5)
+_BLOCK = 4_000_000  # random numbers held at a time
+
+Interval = tuple[float, float]
+
+
+def bootstrap(
+    scored: Scored, items: Sequence[Item], resamples: int = RESAMPLES, seed: int = 0,
+    corpus_resamples: int = CORPUS_RESAMPLES,
+) -> dict[str, Interval]:  # fmt: skip
+    """metric -> (low, high), for every outcome and corpus figure of `scored`. The same seed gives the same numbers.
+
+    `Item.picture` is the unit. A metric of fewer than two pictures has no interval and is left out.
+    """
+    picture_of = {item.index: item.picture for item in items}
+    out = {}
+    for name, values in scored.outcomes.items():
+        found = mean_interval(values, picture_of, resamples, seed)
+        if found is not None:
+            out[name] = found
+    for name, function in scored.corpus.items():
+        found = corpus_interval(function, picture_of, corpus_resamples, seed)
+        if found is not None:
+            out[name] = found
+    return out
+
+
+def mean_interval(
+    values: Mapping[int, float], picture_of: Mapping[int, str], resamples: int = RESAMPLES, seed: int = 0
+) -> Interval | None:
+    """The interval of the mean of values, each of an item; None for fewer than two pictures."""
+    import numpy as np
+
+    places: dict[str, int] = {}
+    clusters = [places.setdefault(picture_of[i], len(places)) for i in values]
+    count = len(places)
+    if count < 2:
+        return None
+    sums = np.bincount(clusters, weights=np.fromiter(values.values(), float), minlength=count)  # [pictures]
+    sizes = np.bincount(clusters, minlength=count).astype(float)  # [pictures]
+    rng, means = np.random.default_rng(seed), []
+    at_once = max(1, _BLOCK // count)
+    for start in range(0, resamples, at_once):
+        drawn = rng.integers(count, size=(min(at_once, resamples - start), count))  # [draws, pictures]
+        means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
+    return _percentiles(np.concatenate(means))
+
+
+def corpus_interval(
+    function: Callable[[Sequence[int]], float | None],
+    picture_of: Mapping[int, str],
+    resamples: int = CORPUS_RESAMPLES,
+    seed: int = 0,
+) -> Interval | None:
+    """The interval of a figure of a whole set: `function` gets the items of the drawn pictures.
+
+    A draw where the figure does not exist (None or not a number, such as AUC of one class) is left out; None where that
+    is so for more than half of them, and for fewer than two pictures.
+    """
+    import numpy as np
+
+    by_picture: dict[str, list[int]] = {}
+    for index, picture in picture_of.items():
+        by_picture.setdefault(picture, []).append(index)
+    groups = list(by_picture.values())
+    if len(groups) < 2:
+        return None
+    rng, figures = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        value = _figure(function, [i for g in rng.integers(len(groups), size=len(groups)) for i in groups[g]])
+        if value is not None and math.isfinite(value):
+            figures.append(value)
+    return _percentiles(np.array(figures)) if 2 * len(figures) > resamples else None
+
+
+def _figure(function: Callable[[Sequence[int]], float | None], items: list[int]) -> float | None:
+    from minigptv2.errors import UserError
+
+    try:
+        return function(items)
+    except UserError:  # a figure that says it does not exist for these items
+        return None
+
+
+def _percentiles(figures: np.ndarray) -> Interval:
+    import numpy as np
+
+    low, high = np.percentile(figures, _PERCENTILES)
+    return float(low), float(high)
