@@ -107,15 +107,15 @@ def _section(number: int, report: Report, worst: list[Case], others: list[Case],
     if drawings:
         first = next(iter(report.figures), "the first metric")
         parts.append(
-            f'<h3>Where it is right</h3><p class="note">Right: {_text(first)}. Whiskers: 95 %, each answer taken as '
-            f'independent.</p><div class="plots">{drawings}</div>'
+            f'<h3>Where it is right</h3><div class="note">Right: {_text(first)}. Whiskers: 95 %, each answer taken as '
+            f'independent.</div><div class="plots">{drawings}</div>'
         )
     for heading, cases in ((f"The {len(worst)} worst cases", worst), (f"{len(others)} cases drawn at random", others)):
         if cases:
             cards = "".join(_card(case, report, pictures) for case in cases)
             parts.append(f'<h3>{heading}</h3>{_legend(cases)}<div class="cases">{cards}</div>')
     if not worst and any(c.right is not None for c in report.cases):
-        parts.append('<p class="note">No case is wrong.</p>')
+        parts.append('<div class="note">No case is wrong.</div>')
     return "".join([*parts, "</section>"])
 
 
@@ -184,10 +184,10 @@ def _legend(cases: Sequence[Case]) -> str:
     if not any(c.truth or c.boxes for c in cases):
         return ""
     return (
-        '<p class="legend"><svg viewBox="0 0 30 16" width="30" height="16" aria-hidden="true"><rect class="halo" x="3" '
+        '<div class="legend"><svg viewBox="0 0 30 16" width="30" height="16" aria-hidden="true"><rect class="halo" x="3" '
         'y="3" width="24" height="10"/><rect class="truth" x="3" y="3" width="24" height="10"/></svg>truth (solid) '
         '<svg viewBox="0 0 30 16" width="30" height="16" aria-hidden="true"><rect class="halo" x="3" y="3" width="24" '
-        'height="10"/><rect class="answer" x="3" y="3" width="24" height="10"/></svg>answer (dashed)</p>'
+        'height="10"/><rect class="answer" x="3" y="3" width="24" height="10"/></svg>answer (dashed)</div>'
     )
 
 
@@ -208,7 +208,7 @@ def _card(case: Case, report: Report, pictures: _Pictures) -> str:
     )  # fmt: skip
     return (
         f'<article class="case"><div class="picture">{pictures.html(case)}</div>'
-        f'<p class="facts"><span class="index">#{case.index}</span> {" ".join(facts)}</p><dl>{words}</dl></article>'
+        f'<div class="facts"><span class="index">#{case.index}</span> {" ".join(facts)}</div><dl>{words}</dl></article>'
     )
 
 
@@ -224,11 +224,11 @@ class _Pictures:
 
         alt = escape(_short(f"case {case.index}: {case.words}"), quote=True)
         if case.image is None:
-            return '<p class="none">no picture</p>'
+            return '<div class="none">no picture</div>'
         try:
             image = open_image(case.image)
         except UserError as error:
-            return f'<p class="none">{_text(error.given)}</p>'
+            return f'<div class="none">{_text(error.given)}</div>'
         data = base64.b64encode(self._jpeg(image)).decode("ascii")
         width, height = image.size
         return (
