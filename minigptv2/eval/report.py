@@ -183,12 +183,12 @@ def _settings(report: Report) -> str:
 def _legend(cases: Sequence[Case]) -> str:
     if not any(c.truth or c.boxes for c in cases):
         return ""
-    return (
-        '<div class="legend"><svg viewBox="0 0 30 16" width="30" height="16" aria-hidden="true"><rect class="halo" x="3" '
-        'y="3" width="24" height="10"/><rect class="truth" x="3" y="3" width="24" height="10"/></svg>truth (solid) '
-        '<svg viewBox="0 0 30 16" width="30" height="16" aria-hidden="true"><rect class="halo" x="3" y="3" width="24" '
-        'height="10"/><rect class="answer" x="3" y="3" width="24" height="10"/></svg>answer (dashed)</div>'
-    )
+    keys = "".join(
+        '<svg viewBox="0 0 30 16" width="30" height="16" aria-hidden="true">'
+        f'<rect class="halo" x="3" y="3" width="24" height="10"/><rect class="{kind}" x="3" y="3" width="24" height="10"/>'
+        f"</svg>{word} " for kind, word in (("truth", "truth (solid)"), ("answer", "answer (dashed)"))
+    )  # fmt: skip
+    return f'<div class="legend">{keys}</div>'
 
 
 def _card(case: Case, report: Report, pictures: _Pictures) -> str:
