@@ -185,7 +185,8 @@ def _legend(cases: Sequence[Case]) -> str:
         return ""
     keys = "".join(
         '<svg viewBox="0 0 30 16" width="30" height="16" aria-hidden="true">'
-        f'<rect class="halo" x="3" y="3" width="24" height="10"/><rect class="{kind}" x="3" y="3" width="24" height="10"/>'
+        '<rect class="halo" x="3" y="3" width="24" height="10"/>'
+        f'<rect class="{kind}" x="3" y="3" width="24" height="10"/>'
         f"</svg>{word} " for kind, word in (("truth", "truth (solid)"), ("answer", "answer (dashed)"))
     )  # fmt: skip
     return f'<div class="legend">{keys}</div>'
