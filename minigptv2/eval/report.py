@@ -72,8 +72,9 @@ def random_cases(report: Report, most: int = RANDOM, seed: int = 0) -> list[Case
 
 
 def case_iou(case: Case, report: Report) -> float | None:
-    """The IoU that was scored, where one box is right: with the answer's first box, 0 without one."""
-    if len(case.truth) != 1:
+    """The IoU that was scored, where one box is right: with the answer's first box, 0 without one. None where words
+    were asked for: the box is then what the question is about."""
+    if len(case.truth) != 1 or (case.wanted and not case.boxes):
         return None
     return overlap(case.boxes[0], case.truth[0], report.rules.scoring) if case.boxes else 0.0
 
