@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": {"boxes", "config", "encode", "errors", "images", "model", "sample", "tasks"},
     "eval": {"api", "boxes", "config", "data", "encode", "errors", "images", "model", "sample", "tasks"},
     "info": {"api", "config", "model"},
+    "integrations": {"api", "errors", "sample", "tasks"},
     "terminal": {"errors", "images", "sample", "tasks"},
     "show": {"api", "boxes", "config", "data", "drawing", "encode", "errors", "images", "model", "sample", "tasks",
              "terminal"},
