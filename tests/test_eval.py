@@ -1,4 +1,4 @@
-"""The evaluation: known answers give known figures; killed, shared and batched runs give the same; bad input is told."""
+"""The evaluation: known answers give known figures; killed, shared and batched runs are equal; bad input is told."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minigptv2 import cli
-from minigptv2.boxes import BINS, format_box
+from minigptv2.boxes import format_box
 from minigptv2.eval import runner
 from minigptv2.eval.benchmark import BENCHMARKS, Rules, open_benchmark, options_of
 

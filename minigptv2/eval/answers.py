@@ -191,7 +191,7 @@ def _check_same_data(path: Path, run: dict[str, Any], head: dict[str, Any]) -> N
     if differing:
         raise UserError(
             f"{path} holds answers to other questions; what differs: {', '.join(differing)}.",
-            f"It was begun for {run.get('benchmark')!r}; this is {head['benchmark']!r}, annotation {head['data']}, not {run.get('data')}.",
+            f"It is of {run.get('benchmark')!r}, {run.get('data')}; this is {head['benchmark']!r}, {head['data']}.",
             "Name the data set and split that were answered, and their annotation file as it was.",
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """`minigptv2 bench eval`: expressions a second as the evaluation asks them, against the plain way on the same weights.
 
-The plain way: every row has its own picture, encoded for it, ten rows a batch, and transformers' `generate` writes until
-the last row has ended. Pictures are drawn; how many expressions each has follows RefCOCO's own distribution.
+The plain way: every row has its own picture, encoded for it, ten rows a batch, and transformers' `generate` writes
+until the last row has ended. Pictures are drawn; how many expressions each has follows RefCOCO's own distribution.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EXPRESSIONS = {
     2: 41, 3: 53, 4: 31, 5: 177, 6: 696, 7: 17, 8: 80, 9: 169, 10: 18, 11: 57, 12: 74, 13: 10, 14: 12, 15: 28, 16: 4,
     17: 11, 18: 4, 19: 3, 20: 5, 21: 3, 22: 1, 24: 3, 25: 1, 26: 1, 27: 1,
 }  # fmt: skip
-PLAIN_BATCH, BATCH, MAX_NEW_TOKENS = 10, 32, 50
+PLAIN_BATCH, BATCH, MAX_NEW_TOKENS = 10, 64, 50
 
 
 def run(model: str | None, device: str | None, dtype: str | None, pictures: int) -> dict[str, float]:
@@ -80,7 +80,9 @@ def plain(model, items: list[Item]) -> list[str]:
     from minigptv2.images import squash, to_pixels
     from minigptv2.sample import Picture, Turn
 
-    out, side, tokenizer = [], model.config.vision.image_size, model.tokenizer
+    out, side, tokenizer, decoder = [], model.config.vision.image_size, model.tokenizer, model.network.decoder
+    ours = decoder.config._attn_implementation
+    decoder.config._attn_implementation = "sdpa"  # transformers makes masks for its own attention alone
     for start in range(0, len(items), PLAIN_BATCH):
         mine = items[start : start + PLAIN_BATCH]
         images = [item.image() for item in mine]
@@ -89,9 +91,10 @@ def plain(model, items: list[Item]) -> list[str]:
         with torch.inference_mode():
             pixels = to_pixels(torch.from_numpy(np.stack([np.asarray(squash(i, side)) for i in images])))
             visual = model.network.encode_images(pixels.to(model.device, model.dtype))
-            written = model.network.decoder.generate(
+            written = decoder.generate(
                 inputs_embeds=model.network.embed(batch.ids, visual), attention_mask=(batch.blocks >= 0).long(),
                 max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=tokenizer.eos, pad_token_id=tokenizer.eos,
             )  # fmt: skip
         out += [tokenizer.decode(ids) for ids in written.tolist()]
+    decoder.config._attn_implementation = ours
     return out

@@ -14,6 +14,7 @@ import torch
 
 from minigptv2.boxes import BINS, JOINTS
 from minigptv2.encode import Batch, Encoded, Tokenizer, attention_mask, collate, split_after_pictures
+from minigptv2.model.cache import new_cache
 from minigptv2.model.grounding_vlm import GroundingVLM, attention_bias
 
 _IN_A_BOX = frozenset("".join(JOINTS) + "0123456789")
@@ -102,11 +103,9 @@ def steps(
     model: GroundingVLM, tokenizer: Tokenizer, batch: Batch, visual: torch.Tensor | None, max_new_tokens: int
 ) -> Iterator[list[Generated]]:
     """As `generate`, yielding the same growing list after every token. A row that has ended stays as it is."""
-    from transformers import DynamicCache
-
     embedded = model.embed(batch.ids, visual)  # [B, L, D]
     mask = attention_mask(batch.blocks)  # [B, 1, L, L]
-    yield from _write(model, tokenizer, DynamicCache(), embedded, mask, batch.positions, max_new_tokens)
+    yield from _write(model, tokenizer, new_cache(), embedded, mask, batch.positions, max_new_tokens)
 
 
 @torch.inference_mode()
@@ -123,13 +122,11 @@ def generate_about(
         keys ->      <s>[INST]<Img> picture | padding | </Img> question [/INST] | answer ...
         a row                all            |    .    |          causal         |  causal
     """
-    from transformers import DynamicCache
-
     heads, tails = zip(*(split_after_pictures(row) for row in rows))
     first = {owner: row for row, owner in reversed(list(enumerate(owners)))}
     device = visual.device
     shared = collate([heads[first[p]] for p in range(len(visual))]).to(device)  # [P, S], no padding
-    cache = DynamicCache()
+    cache = new_cache()
     model.decoder.model(
         inputs_embeds=model.embed(shared.ids, visual), position_ids=shared.positions, past_key_values=cache,
         use_cache=True, attention_mask=attention_bias(attention_mask(shared.blocks), visual.dtype),

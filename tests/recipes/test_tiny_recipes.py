@@ -65,13 +65,13 @@ def test_a_resumed_run_equals_an_unbroken_one(trained, monkeypatch):
 
 def test_eval_writes_a_report_with_invalid_and_total(trained, monkeypatch, capsys):
     monkeypatch.chdir(trained)
-    arguments = ["eval", str(EVAL), "model=output/tiny/stage3-smoke/model", "scenes.count=2"]
+    arguments = ["eval", str(EVAL), "model=output/tiny/stage3-smoke/model", "count=2"]
     assert cli.main(arguments) == 0
     assert "| malformed answers |" in capsys.readouterr().out
-    report = json.loads((trained / "output/eval/report.json").read_text())
-    rows = (trained / "output/eval/predictions.jsonl").read_text().splitlines()
-    assert report["metrics"]["total"] == len(rows) > 8
-    assert 0 <= report["metrics"]["invalid"] <= len(rows)
+    (report,) = json.loads((trained / "output/eval/report.json").read_text())["reports"]
+    rows = (trained / "output/eval/answers.jsonl").read_text().splitlines()
+    assert report["total"] == len(rows) - 1 > 8
+    assert 0 <= report["invalid"] <= report["total"]
 
 
 def test_a_stage_without_the_one_before_says_so(tmp_path, monkeypatch, capsys):

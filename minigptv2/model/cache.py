@@ -1,0 +1,42 @@
+"""Keys and values of the tokens so far, with room for those to come: a new token is written behind the others, where
+transformers' own cache copies all of them for every token.
+
+Shapes: B rows, H heads of width D, L tokens so far.
+"""
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+ROOM = 64  # tokens for which memory is taken at once
+
+
+class RoomyLayer(DynamicLayer):
+    """One layer's keys and values, [B, H, L, D] each: the beginning of a longer buffer."""
+
+    _buffers: tuple[torch.Tensor, ...] | None = None  # [B, H, L + room, D] each
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        before = self.get_seq_length()
+        after = before + key_states.shape[2]
+        if self._buffers is None or self._buffers[0].shape[2] < after:
+            size = (*key_states.shape[:2], after + ROOM, key_states.shape[3])
+            larger = tuple(new.new_empty(size) for new in (key_states, value_states))
+            if before:
+                for buffer, old in zip(larger, (self.keys, self.values)):
+                    buffer[:, :, :before] = old
+            self._buffers = larger
+        for buffer, new in zip(self._buffers, (key_states, value_states)):
+            buffer[:, :, before:after] = new
+        self.keys, self.values = (buffer[:, :, :after] for buffer in self._buffers)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows, in this order; a row may stand there several times."""
+        super().batch_select_indices(indices)
+        self._buffers = None  # keys and values are copies now
+
+
+def new_cache() -> Cache:
+    return Cache(layer_class_to_replicate=RoomyLayer)

@@ -1,0 +1,331 @@
+"""Every benchmark: known answers give the figures that were counted by hand, and real fragments run to the end."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from minigptv2.boxes import Box, format_box
+from minigptv2.eval.answers import fingerprint
+from minigptv2.eval.benchmark import Prediction, Rules, open_benchmark
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the data sets")
+STRICT, COMPAT = Rules(), Rules("compat")
+
+
+def scored(name: str, options: dict, texts: list, rules: Rules = STRICT, **more):
+    """Figures, and what was scored. texts: by item, None where there is no answer; more: of every Prediction."""
+    benchmark = open_benchmark(name, {k: str(v) if isinstance(v, Path) else v for k, v in options.items()})
+    items = benchmark.items()
+    assert len(items) == len(texts), "one text for each item"
+    given = {
+        i.index: Prediction(i.index, "", "missing") if text is None else Prediction(i.index, text, **more)
+        for i, text in zip(items, texts)
+    }  # fmt: skip
+    found = benchmark.score(items, given, rules)
+    assert found.total == len(items) == len(found.cases)
+    assert len(fingerprint(benchmark.files)) == 16
+    return found.figures([i.index for i in items]), found
+
+
+def lines(file: Path, rows: list) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return file
+
+
+def write(file: Path, content) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+    return file
+
+
+# ---- words ----
+
+
+def test_vsr_reads_true_and_false_in_any_case_and_nothing_else(tmp_path):
+    labels = [1, 1, 0, 0, 1, 1, 0]
+    rows = [{"image": "000000000001.jpg", "caption": f"s {n}", "label": label} for n, label in enumerate(labels)]
+    lines(tmp_path / "zeroshot" / "test.jsonl", rows)
+    texts = ["true", "True.", "the statement is FALSE", "true", "yes", "true or false", None]
+    figures, found = scored("vsr", {"root": tmp_path}, texts)
+    assert figures == {"accuracy": 3 / 7} and found.invalid == {4, 5}
+    benchmark = open_benchmark("vsr", {"root": str(tmp_path)})
+    assert benchmark.items()[0].instruction == "[vqa] Based on the image, is this statement true or false? s 0"
+    assert [p.value for p in benchmark.published["accuracy"]] == [0.606, 0.633]
+
+
+@pytest.fixture
+def questions(tmp_path) -> dict:
+    """Three questions, a second one of the same number, one without an annotation."""
+    answers = (["white"] * 3 + ["off white"] * 7, ["two"] * 2 + ["2"] * 2 + ["3"] * 6, ["yes"] * 10)
+    kinds = ("other", "number", "yes/no")
+    asked = [{"image_id": 7, "question_id": n, "question": f"q {n}"} for n in (1, 2, 3, 3, 4)]
+    given = [
+        {"image_id": 7, "question_id": n, "answer_type": kind, "answers": [{"answer": a} for a in words]}
+        for n, kind, words in zip((1, 2, 3), kinds, answers)
+    ]
+    write(tmp_path / "q.json", {"questions": asked})
+    write(tmp_path / "a.json", {"annotations": given})
+    return {"root": tmp_path, "questions": "q.json", "annotations": "a.json"}
+
+
+def test_vqa_is_the_mean_over_the_ten_subsets_of_nine(questions):
+    """ "white" has 3 of 10: each of 3 subsets has 2, of 7 has 3: (3 * 2/3 + 7) / 10 = .9. "Two" has 4 after the
+    normalisation: 1. "Yes." has 10."""
+    figures, found = scored("vqav2", questions, ["A white", "Two", "Yes."])
+    assert figures["accuracy"] == pytest.approx((0.9 + 1 + 1) / 3)
+    assert figures["accuracy, other"] == pytest.approx(0.9) and figures["accuracy, number"] == 1
+    figures, found = scored("vqav2", questions, ["", None, "no"])
+    assert figures["accuracy"] == 0 and found.invalid == {0}
+    benchmark = open_benchmark("vqav2", {k: str(v) for k, v in questions.items()})
+    assert set(benchmark.excluded) == {3, 4} and len(benchmark.problems.counts) == 2
+
+
+def test_okvqa_has_its_published_figure_and_vizwiz_its_own_words(tmp_path):
+    rows = [{"image": "VizWiz_val_0.jpg", "question": "what?", "answer_type": "unanswerable",
+             "answers": [{"answer": "unanswerable"}] * 9 + [{"answer": "a can"}]}]  # fmt: skip
+    write(tmp_path / "val.json", rows)
+    figures, _ = scored("vizwiz", {"root": tmp_path}, ["Unanswerable"])
+    assert figures == {"accuracy": 1, "accuracy, unanswerable": 1}
+    (item,) = open_benchmark("vizwiz", {"root": str(tmp_path)}).items()
+    assert item.instruction.startswith("[vqa] The question is 'what?' Based on")
+
+
+def test_gqa_reads_both_forms(tmp_path):
+    row = {"question": "which side?", "answer": "left"}
+    write(tmp_path / "testdev_balanced_questions.json", {"9": row | {"imageId": "n1"}, "8": row | {"imageId": "n2"}})
+    write(tmp_path / "flat.json", [row | {"image": "n1.jpg"}, row | {"image": "n2.jpg"}])
+    for more in ({}, {"questions": "flat.json"}):
+        figures, found = scored("gqa", {"root": tmp_path, **more}, ["Left.", "right"])
+        assert figures == {"accuracy": 0.5} and not found.invalid
+        assert scored("gqa", {"root": tmp_path, **more}, ["Left.", "LEFT"], COMPAT)[0] == {"accuracy": 0.5}
+
+
+def test_iconqa_ranks_choices(tmp_path):
+    for number, answer in ((2, 0), (10, 1)):
+        folder = tmp_path / "val" / "choose_txt" / str(number)
+        write(folder / "data.json", {"question": "what time?", "choices": ["6:00", "12:05"], "answer": answer})
+    figures, found = scored("iconqa", {"root": tmp_path}, ["6:00", "6:00"])
+    assert figures == {"accuracy": 0.5} and not found.invalid
+    assert scored("iconqa", {"root": tmp_path}, ["6:00", "noon"])[1].invalid == {1}
+
+
+def test_hateful_memes_gives_accuracy_and_area(tmp_path):
+    rows = [{"id": n, "img": f"img/{n}.png", "label": label, "text": "t"} for n, label in enumerate((0, 0, 1, 1))]
+    lines(tmp_path / "dev.jsonl", rows)
+    benchmark = open_benchmark("hateful_memes", {"root": str(tmp_path)})
+    items = benchmark.items()
+    assert items[0].candidates == ("no", "yes") and not items[0].instruction.startswith("[")
+    chances = [(-1, -2), (-2, -1), (-2, -1.5), (-3, -1)]  # log-probabilities of no and yes
+    given = {i: Prediction(i, ("no", "yes")[y > n], logprobs=(n, y)) for i, (n, y) in enumerate(chances)}
+    figures = benchmark.score(items, given, Rules()).figures(range(4))
+    assert figures == {"accuracy": 0.75, "AUC": 0.75}  # of 4 pairs one, (1, 2), is the wrong way round
+    figures, found = scored("hateful_memes", {"root": tmp_path}, ["No.", "it is not", "yes", None])
+    assert figures["accuracy"] == 0.5 and found.invalid == {1}
+    assert figures["AUC"] == pytest.approx((1 + 0.5 + 0.5 + 0) / 4)
+
+
+def test_pope_counts_yes(tmp_path):
+    rows = [{"question_id": n, "image": "COCO_val2014_000000000001.jpg", "text": "Is there a dog?", "label": label}
+            for n, label in enumerate(("yes", "yes", "no", "no", "no"))]  # fmt: skip
+    lines(tmp_path / "coco_pope_adversarial.json", rows)
+    figures, found = scored("pope", {"root": tmp_path}, ["Yes, there is", "no", "yes", "No.", "perhaps"])
+    assert found.invalid == {4} and figures["accuracy"] == 0.4
+    assert figures["precision"] == pytest.approx(1 / 3) and figures["recall"] == 0.5
+    assert figures["F1"] == pytest.approx(0.4) and figures["share of yes"] == 0.4
+    figures, found = scored("pope", {"root": tmp_path}, ["a dog", "no", "yes", "No.", "there is not"], COMPAT)
+    assert not found.invalid and figures["accuracy"] == 0.6
+
+
+# ---- boxes ----
+
+
+@pytest.fixture
+def instances(tmp_path) -> dict:
+    """Two pictures of 100 x 100 pixels, a cat and two dogs; rows that are wrong."""
+    pictures = [{"id": n, "width": 100, "height": 100} for n in (5, 9, 9)] + [{"id": 11, "width": 0, "height": 9}]
+    things = [
+        {"id": 1, "image_id": 5, "category_id": 17, "bbox": [10, 10, 40, 40]},
+        {"id": 2, "image_id": 9, "category_id": 18, "bbox": [0, 0, 50, 50]},
+        {"id": 3, "image_id": 9, "category_id": 18, "bbox": [50, 50, 50, 50]},
+        {"id": 4, "image_id": 9, "category_id": 18, "bbox": [200, 0, 50, 50]},
+        {"id": 5, "image_id": 77, "category_id": 18, "bbox": [0, 0, 50, 50]},
+        {"id": 1, "image_id": 5, "category_id": 17, "bbox": [0, 0, 50, 50]},
+        {"id": 7, "image_id": 5, "category_id": 17, "bbox": [0, 0, 50]},
+    ]
+    kinds = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 19, "name": "traffic light"}]
+    write(tmp_path / "instances.json", {"images": pictures, "annotations": things, "categories": kinds})
+    return {"root": tmp_path, "instances": "instances.json"}
+
+
+CAT = "<p>cat</p> {<10><10><50><50>}"
+DOGS = "<p>dog</p> {<0><0><50><50>}<delim>{<50><50><100><100>}"
+
+
+def test_detection_is_average_precision_with_the_scores_of_the_boxes(instances):
+    figures, found = scored("coco_detection", instances, [CAT, DOGS])
+    assert figures == {"AP": 1, "AP50": 1, "AP75": 1} and not found.invalid
+    figures, found = scored("coco_detection", instances, [CAT, "There is no dog in the picture."])
+    assert figures["AP"] == pytest.approx(0.5) and not found.invalid  # the mean over two kinds
+    one_of_two = "<p>dog</p> {<0><0><50><50>}<delim>{<0><60><20><90>}"
+    benchmark = open_benchmark("coco_detection", {k: str(v) for k, v in instances.items()})
+    items = benchmark.items()
+    for scores, wanted in (((0.9, 0.1), 51 / 101), ((0.1, 0.9), 0.5 * 51 / 101)):
+        given = {0: Prediction(0, CAT), 1: Prediction(1, one_of_two, scores=scores)}
+        figures = benchmark.score(items, given, Rules()).figures([0, 1])
+        assert figures["AP50"] == pytest.approx((1 + wanted) / 2)  # recall 0 to .5 is 51 of 101 points
+    _, found = scored("coco_detection", instances, [CAT + " {<9", "<p>unicorn</p> {<1><2><3><4>}"])
+    assert found.invalid == {0} and found.counts == {"boxes of no known kind": 1}
+
+
+def test_detection_asks_for_what_is_there_or_for_all_and_counts_what_is_wrong(instances):
+    benchmark = open_benchmark("coco_detection", {k: str(v) for k, v in instances.items()})
+    assert [i.instruction for i in benchmark.items()] == ["[detection] cat", "[detection] dog"]
+    assert set(benchmark.excluded) == {2, 3} and sum(benchmark.problems.counts.values()) == 6
+    every = open_benchmark("coco_detection", {k: str(v) for k, v in instances.items()} | {"ask": "all"})
+    assert [i.instruction for i in every.items()] == ["[detection] cat, dog, traffic light"] * 2
+
+
+def test_absent_phrases_are_kinds_that_are_not_there(instances):
+    items = open_benchmark("absent", {k: str(v) for k, v in instances.items()}).items()
+    assert items[0].truth in ("dog", "traffic light") and items[1].truth in ("cat", "traffic light")
+    figures, found = scored("absent", instances, ["There is no dog in the picture.", CAT])
+    assert figures == {"refused": 0.5} and not found.invalid
+    assert scored("absent", instances, ["", "{<1>"])[1].invalid == {0, 1}
+
+
+@pytest.fixture
+def entities(tmp_path) -> dict:
+    sentences = ["[/EN#1/people A man] holds [/EN#2/other a dog] .", "[/EN#1/people The man] waits ."]
+    box = "<bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>100</ymax></bndbox>"
+    things = "".join(f"<object><name>{n}</name>{box.format(*x)}</object>" for n, x in ((1, (1, 50)), (2, (51, 100))))
+    for folder, name, text in (
+        ("Sentences", "7.txt", "\n".join(sentences)),
+        (
+            "Annotations",
+            "7.xml",
+            f"<annotation><size><width>100</width><height>100</height></size>{things}</annotation>",
+        ),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text(text)
+    (tmp_path / "test.txt").write_text("7\n")
+    return {"root": tmp_path}
+
+
+def test_flickr30k_counts_phrases(entities):
+    caption = "<p>A man</p> {<0><0><50><100>} with <p>a cat</p> {<50><0><100><100>}"
+    figures, found = scored("flickr30k", entities, [caption])
+    assert found.counts == {"phrases": 3}
+    assert list(figures.values()) == [1, pytest.approx(2 / 3)]  # the dog's box is found under another name
+    texts = ["<p>a man</p> {<0><0><50><100>} <p>a dog</p> {<0><0><10><10>}<delim>{<50><0><100><100>}", "no"]
+    figures, found = scored("flickr30k", entities | {"task": "phrases"}, texts)
+    assert list(figures.values()) == [pytest.approx(1 / 3)] and found.invalid == {1}
+
+
+# ---- captions ----
+
+
+def test_captions_are_rows_of_the_pictures(tmp_path):
+    pictures = [{"id": n} for n in (4, 2, 2, 9)]
+    captions = [{"image_id": n, "caption": c} for n, c in
+                ((2, "a red bus on the street"), (4, "a man rides a horse"), (4, "a person on a horse"))]  # fmt: skip
+    write(tmp_path / "captions_val2017.json", {"images": pictures, "annotations": captions})
+    options = {"root": tmp_path, "split": "val2017"}
+    benchmark = open_benchmark("coco_caption", {"root": str(tmp_path), "split": "val2017"})
+    assert [(i.index, len(i.truth)) for i in benchmark.items()] == [(0, 2), (1, 1)]
+    assert set(benchmark.excluded) == {2, 3}
+    figures, found = scored("coco_caption", options, ["a man rides a horse", "a red bus on the street"])
+    assert figures["BLEU-4"] == pytest.approx(1) and figures["ROUGE-L"] == pytest.approx(1) and figures["CIDEr"] > 5
+    worse, found = scored("coco_caption", options, ["a red bus on the street", ""])
+    assert worse["CIDEr"] < 1 and found.invalid == {1}
+
+
+def test_words_for_a_box_are_asked_once_a_thing(tmp_path):
+    row = {"img_id": "COCO_train2014_000000000001_3", "bbox": [10, 20, 30, 40], "height": 100, "width": 100}
+    rows = [row | {"sents": s} for s in ("red ball", "the ball")] + [row | {"sents": "cup", "bbox": [0, 0, 9, 9]}]
+    write(tmp_path / "refcoco_val.json", rows)
+    benchmark = open_benchmark("reg", {"root": str(tmp_path)})
+    assert [(i.index, i.truth[1]) for i in benchmark.items()] == [(0, ("red ball", "the ball")), (2, ("cup",))]
+    assert benchmark.items()[0].instruction == "[identify] {<10><20><40><60>}" and set(benchmark.excluded) == {1}
+    figures, found = scored("reg", {"root": tmp_path}, ["red ball", ""])
+    assert figures["CIDEr"] > 0 and 0 < figures["METEOR"] <= 1 and found.invalid == {2}
+
+
+# ---- the generated world ----
+
+
+def test_scenes_are_the_questions_they_always_were():
+    """The digest is of the questions that the bundled model's figures in README were measured with."""
+    items = open_benchmark("scenes", {"count": 60, "size": 112}).items()
+    text = json.dumps([i.instruction for i in items])
+    assert (len(items), hashlib.sha256(text.encode()).hexdigest()[:16]) == (401, "27d7c04430321b8d")
+    assert {i.picture for i in items} == {f"scene {n}" for n in range(60)} and items[0].image().size == (112, 112)
+
+
+def test_right_answers_about_scenes_are_right():
+    from minigptv2.tasks import answer_text
+
+    benchmark = open_benchmark("scenes", {"count": 3, "size": 224})
+    items = benchmark.items()
+    right = {i.index: Prediction(i.index, answer_text(i.truth[1], i.size, "round")) for i in items}
+    figures = benchmark.score(items, right, Rules()).figures([i.index for i in items])
+    assert {name for name, value in figures.items() if value != 1} == {"malformed answers"}
+    wrong = {i.index: Prediction(i.index, "{<1><2>", "length") for i in items}
+    found = benchmark.score(items, wrong, Rules())
+    figures = found.figures([i.index for i in items])
+    assert figures["malformed answers"] == 1 and len(found.invalid) == len(items)
+    assert all(value == 0 for name, value in figures.items() if name != "malformed answers")
+
+
+# ---- real fragments, to the end, with the bundled model ----
+
+FRAGMENTS = [
+    {"benchmark": "refcoco", "root": "refcoco_micro", "images": "refcoco_micro/images", "split": "testB", "limit": 3},
+    {"benchmark": "vsr", "root": "vsr_micro", "images": "vsr_micro/images", "limit": 3},
+    {"benchmark": "vqav2", "root": "coco_text_micro", "images": "coco_text_micro/images", "limit": 3,
+     "questions": "vqa_questions.json", "annotations": "vqa_annotations.json"},
+    {"benchmark": "coco_caption", "root": "coco_text_micro", "images": "coco_text_micro/images", "limit": 1,
+     "captions": "captions.json"},
+    {"benchmark": "coco_detection", "root": "tinycoco/tests/data/tinycoco", "split": "val2017", "limit": 1},
+    {"benchmark": "absent", "root": "tinycoco/tests/data/tinycoco", "split": "val2017", "limit": 2},
+]  # fmt: skip
+
+
+@needs_data
+def test_real_fragments_run_to_the_end_one_after_the_other(tmp_path, capsys):
+    from minigptv2.eval import runner
+
+    runs = [{k: str(SHARED / v) if k in ("root", "images") else v for k, v in f.items()} for f in FRAGMENTS]
+    config = write(tmp_path / "config.yaml", {"output": str(tmp_path / "out"), "device": "cpu", "runs": runs})
+    reports = runner.run(config)
+    told = capsys.readouterr().out
+    for fragment, report in zip(FRAGMENTS, reports, strict=True):
+        assert report.total == fragment["limit"] and not report.missing and report.figures
+        assert f"| {report.name} | measured |" in told
+        assert all(0 <= f.value <= 10 for f in report.figures.values())
+    whole = json.loads((tmp_path / "out" / "report.json").read_text())["reports"]
+    assert [r["name"] for r in whole] == [r.name for r in reports]
+    assert len(list((tmp_path / "out").glob("*/answers.jsonl"))) == len(FRAGMENTS)
+    assert (tmp_path / "out" / "report.html").stat().st_size > 5000
+
+
+@needs_data
+def test_every_row_of_a_real_detection_file_scored_with_its_own_boxes():
+    """Cut to hundredths, the boxes of tinycoco still reach most of AP50; every class has its phrase."""
+    options = {"root": SHARED / "tinycoco/tests/data/tinycoco", "split": "val2017"}
+    benchmark = open_benchmark("coco_detection", {k: str(v) for k, v in options.items()})
+    texts = []
+    for item in benchmark.items():
+        kinds: dict[str, list[str]] = {}
+        for thing in item.truth[1]:
+            x, y, w, h = thing["bbox"]
+            box = format_box(Box(x, y, x + w, y + h), *item.size)
+            if not thing["iscrowd"]:
+                kinds.setdefault(benchmark.kinds[thing["category_id"]], []).append(box)
+        texts.append(" ".join(f"<p>{k}</p> " + "<delim>".join(b) for k, b in kinds.items()))
+    figures, _ = scored("coco_detection", options, texts)
+    assert figures["AP50"] > 0.8 > 0.3 < figures["AP"] < 0.95
