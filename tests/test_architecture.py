@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"boxes", "config", "conversation", "data", "encode", "errors", "images", "model", "sample", "tasks"},
     "api": {"boxes", "config", "encode", "errors", "images", "model", "sample", "tasks"},
     "eval": {"api", "boxes", "config", "data", "encode", "errors", "images", "model", "sample", "tasks"},
+    "integrations": {"api", "errors", "sample", "tasks"},
     "terminal": {"errors", "images", "sample", "tasks"},
     "show": {"api", "boxes", "config", "data", "drawing", "encode", "errors", "model", "sample", "tasks", "terminal"},
     "cli": {"api", "errors", "eval", "minigptv2", "show", "terminal", "train"},

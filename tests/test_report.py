@@ -180,6 +180,9 @@ def test_iou_of_a_case_is_the_scored_one(cases):
     assert report.case_iou(near, compat) == pytest.approx(1 / 3)
     assert report.case_iou(Case(0, None, "", "", "", (Box(0, 0, 9, 9),)), of([])) == 0.0
     assert report.case_iou(Case(0, None, "", ""), of([])) is None
+    assert (
+        report.case_iou(Case(0, None, "", "a cat", "a dog", (Box(0, 0, 9, 9),)), of([])) is None
+    )  # words were asked for
 
 
 # ---- plots ----

@@ -72,8 +72,9 @@ def random_cases(report: Report, most: int = RANDOM, seed: int = 0) -> list[Case
 
 
 def case_iou(case: Case, report: Report) -> float | None:
-    """The IoU that was scored, where one box is right: with the answer's first box, 0 without one."""
-    if len(case.truth) != 1:
+    """The IoU that was scored, where one box is right: with the answer's first box, 0 without one. None where words
+    were asked for: the box is then what the question is about."""
+    if len(case.truth) != 1 or (case.wanted and not case.boxes):
         return None
     return overlap(case.boxes[0], case.truth[0], report.rules.scoring) if case.boxes else 0.0
 
@@ -107,15 +108,15 @@ def _section(number: int, report: Report, worst: list[Case], others: list[Case],
     if drawings:
         first = next(iter(report.figures), "the first metric")
         parts.append(
-            f'<h3>Where it is right</h3><p class="note">Right: {_text(first)}. Whiskers: 95 %, each answer taken as '
-            f'independent.</p><div class="plots">{drawings}</div>'
+            f'<h3>Where it is right</h3><div class="note">Right: {_text(first)}. Whiskers: 95 %, each answer taken as '
+            f'independent.</div><div class="plots">{drawings}</div>'
         )
     for heading, cases in ((f"The {len(worst)} worst cases", worst), (f"{len(others)} cases drawn at random", others)):
         if cases:
             cards = "".join(_card(case, report, pictures) for case in cases)
             parts.append(f'<h3>{heading}</h3>{_legend(cases)}<div class="cases">{cards}</div>')
     if not worst and any(c.right is not None for c in report.cases):
-        parts.append('<p class="note">No case is wrong.</p>')
+        parts.append('<div class="note">No case is wrong.</div>')
     return "".join([*parts, "</section>"])
 
 
@@ -183,12 +184,13 @@ def _settings(report: Report) -> str:
 def _legend(cases: Sequence[Case]) -> str:
     if not any(c.truth or c.boxes for c in cases):
         return ""
-    return (
-        '<p class="legend"><svg viewBox="0 0 30 16" width="30" height="16" aria-hidden="true"><rect class="halo" x="3" '
-        'y="3" width="24" height="10"/><rect class="truth" x="3" y="3" width="24" height="10"/></svg>truth (solid) '
-        '<svg viewBox="0 0 30 16" width="30" height="16" aria-hidden="true"><rect class="halo" x="3" y="3" width="24" '
-        'height="10"/><rect class="answer" x="3" y="3" width="24" height="10"/></svg>answer (dashed)</p>'
-    )
+    keys = "".join(
+        '<svg viewBox="0 0 30 16" width="30" height="16" aria-hidden="true">'
+        '<rect class="halo" x="3" y="3" width="24" height="10"/>'
+        f'<rect class="{kind}" x="3" y="3" width="24" height="10"/>'
+        f"</svg>{word} " for kind, word in (("truth", "truth (solid)"), ("answer", "answer (dashed)"))
+    )  # fmt: skip
+    return f'<div class="legend">{keys}</div>'
 
 
 def _card(case: Case, report: Report, pictures: _Pictures) -> str:
@@ -208,7 +210,7 @@ def _card(case: Case, report: Report, pictures: _Pictures) -> str:
     )  # fmt: skip
     return (
         f'<article class="case"><div class="picture">{pictures.html(case)}</div>'
-        f'<p class="facts"><span class="index">#{case.index}</span> {" ".join(facts)}</p><dl>{words}</dl></article>'
+        f'<div class="facts"><span class="index">#{case.index}</span> {" ".join(facts)}</div><dl>{words}</dl></article>'
     )
 
 
@@ -224,11 +226,11 @@ class _Pictures:
 
         alt = escape(_short(f"case {case.index}: {case.words}"), quote=True)
         if case.image is None:
-            return '<p class="none">no picture</p>'
+            return '<div class="none">no picture</div>'
         try:
             image = open_image(case.image() if callable(case.image) else case.image)
         except UserError as error:
-            return f'<p class="none">{_text(error.given)}</p>'
+            return f'<div class="none">{_text(error.given)}</div>'
         data = base64.b64encode(self._jpeg(image)).decode("ascii")
         width, height = image.size
         return (

@@ -1,0 +1,204 @@
+"""Answers to and from other programs: COCO's results, and JSON Lines with the columns of lmms-lab's RefCOCO sets.
+
+COCO results (cocodataset.org, "results format"):
+    [{"image_id": 42, "category_id": 18, "bbox": [x, y, width, height], "score": 0.236}, ...]
+JSON Lines (lmms-lab/RefCOCO, RefCOCOplus, RefCOCOg; the set has question_id, image, question, answer, segmentation,
+bbox, iscrowd, file_name), one line a question, with two columns of ours:
+    {"question_id": "7", "question": "...", "answer": ["left zebra"], "bbox": [x, y, width, height],
+     "file_name": "COCO_train2014_000000000309_2.jpg", "pred": "raw text", "pred_bbox": [x, y, width, height] or null}
+Read back, `pred_bbox` is in pixels; without it, `pred` may be four numbers x1, y1, x2, y2 in 0..1, as lmms-eval's own
+referring tasks log it. Boxes keep their exact values: nothing passes through the hundredths of our box text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minigptv2.boxes import Box
+from minigptv2.data.dataset import Problems
+from minigptv2.errors import UserError
+from minigptv2.eval.benchmark import Case, Item
+
+_COCO_NUMBER = re.compile(r"(\d{12})")
+_ANY_NUMBER = re.compile(r"(\d+)")
+
+
+def coco_results(cases: Iterable[Case], categories: Mapping[str, int] | None = None) -> tuple[list[dict], Problems]:
+    """Every box of the answers as COCO detections, and what could not be said in this format.
+
+    categories: phrase -> category id; a box takes that of its phrase, else that of the case's words. None: all are 1.
+    A picture's id is the number in its file's name. A box without a score gets 1.
+    """
+    rows, problems = [], Problems()
+    for case in cases:
+        number = image_number(case.image)
+        for box in case.boxes:
+            category = 1
+            if categories is not None:
+                found = (categories.get(box.phrase), categories.get(case.words))
+                category = found[0] if found[0] is not None else found[1]
+            if number is None:
+                problems.add("a picture whose name holds no number", f"case {case.index}")
+            elif category is None:
+                problems.add("a phrase that is no category", f"case {case.index} {box.phrase!r}")
+            else:
+                rows.append({"image_id": number, "category_id": category, "bbox": _xywh(box),
+                             "score": 1.0 if box.score is None else box.score})  # fmt: skip
+    return rows, problems
+
+
+def read_coco_results(file: str | Path, categories: Mapping[int, str] | None = None) -> dict[int, tuple[Box, ...]]:
+    """image id -> boxes with phrase (the category's name) and score, the most certain first.
+
+    Raises UserError for a file that is not of this format, with the row.
+    """
+    rows = _load(file, json.loads)
+    if not isinstance(rows, list):
+        raise _not_a(file, "a list of detections", "It is not a list.")
+    out: dict[int, list[Box]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        box = _pixels(row.get("bbox")) if isinstance(row, dict) else None
+        try:
+            score = float(row["score"])
+            phrase = "" if categories is None else categories[row["category_id"]]
+            out[int(row["image_id"])].append(Box(*box, phrase, score))
+        except (KeyError, TypeError, ValueError):
+            raise _not_a(file, "a list of detections", f"Row {number} is {str(row)[:80]}.") from None
+    return {i: tuple(sorted(found, key=lambda b: -b.score)) for i, found in out.items()}
+
+
+def write_coco_results(
+    file: str | Path, cases: Iterable[Case], categories: Mapping[str, int] | None = None
+) -> Problems:
+    """Write what `coco_results` gives; returns its problems."""
+    rows, problems = coco_results(cases, categories)
+    _write(Path(file), json.dumps(rows) + "\n")
+    return problems
+
+
+def write_refcoco_lines(file: str | Path, cases: Iterable[Case], question: str = "") -> Problems:
+    """Write one line a case that has one true box. question: the wording that was put, with {} for the expression."""
+    lines, problems = [], Problems()
+    for case in cases:
+        if len(case.truth) != 1:
+            problems.add("a case without exactly one true box", f"case {case.index}")
+            continue
+        lines.append(json.dumps({
+            "question_id": str(case.index), "question": (question or "{}").replace("{}", case.words),
+            "answer": [case.words], "bbox": _xywh(case.truth[0]), "file_name": _file_name(case.image),
+            "pred": case.answer, "pred_bbox": _xywh(case.boxes[0]) if case.boxes else None,
+        }, ensure_ascii=False))  # fmt: skip
+    _write(Path(file), "".join(f"{line}\n" for line in lines))
+    return problems
+
+
+def read_refcoco_lines(file: str | Path, items: Sequence[Item]) -> tuple[dict[int, tuple[Box, ...]], Problems]:
+    """index of an item -> the boxes predicted for it, and the lines that fit no item.
+
+    A line belongs to the item of its question_id where that item has the same expression, else to an item of the same
+    picture and expression, each item once. A line with no box gives an empty answer; an item with no line is absent.
+    """
+    by_index = {item.index: item for item in items}
+    by_words: dict[tuple, list[Item]] = defaultdict(list)
+    for item in items:
+        by_words[image_number(item.image), _plain(item.words)].append(item)
+    out: dict[int, tuple[Box, ...]] = {}
+    problems = Problems()
+
+    def rows(text: str) -> list[Any]:
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+    for number, row in enumerate(_load(file, rows), 1):
+        if not isinstance(row, dict) or "file_name" not in row or "answer" not in row:
+            raise _not_a(file, "one JSON object a line with file_name and answer", f"Line {number} is {str(row)[:80]}.")
+        expressions = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+        for expression in expressions:
+            item = _item_of(row, _plain(str(expression)), by_index, by_words, out)
+            if item is None:
+                problems.add("a line that fits no question", f"line {number}")
+                continue
+            box = _predicted(row, item)
+            if box is None and row.get("pred_bbox") is not None:
+                problems.add("a predicted box that is none", f"line {number}")
+            out[item.index] = () if box is None else (box,)
+    return out, problems
+
+
+def _item_of(row: dict, words: str, by_index: Mapping, by_words: Mapping, taken: Mapping) -> Item | None:
+    place = str(row.get("question_id", ""))
+    named = by_index.get(int(place)) if place.isdecimal() else None
+    picture = image_number(row["file_name"])
+    candidates = by_words.get((picture, words), [])
+    if named in candidates and named.index not in taken:
+        return named
+    return next((item for item in candidates if item.index not in taken), None)
+
+
+def _predicted(row: dict, item: Item) -> Box | None:
+    if row.get("pred_bbox") is not None:
+        corners = _pixels(row["pred_bbox"])
+        return Box(*corners) if corners else None
+    shares = _numbers(row.get("pred"))
+    if shares is None or min(item.size) <= 0 or not all(0 <= v <= 1 for v in shares):
+        return None
+    x1, y1, x2, y2 = (v * side for v, side in zip(shares, item.size * 2))
+    return Box(x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+
+
+def image_number(image: Any) -> int | None:
+    """The number of a COCO picture in its file's name: its twelve digits, else its last number; None without one."""
+    name = Path(str(image)).stem if isinstance(image, (str, Path)) else ""
+    found = _COCO_NUMBER.search(name) or next(iter(reversed(list(_ANY_NUMBER.finditer(name)))), None)
+    return int(found[1]) if found else None
+
+
+def _file_name(image: Any) -> str:
+    return Path(str(image)).name if isinstance(image, (str, Path)) else ""
+
+
+def _xywh(box: Box) -> list[float]:
+    return [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]
+
+
+def _pixels(xywh: Any) -> tuple[float, float, float, float] | None:
+    """XYXY of [x, y, width, height]; None where that is no box."""
+    numbers = _numbers(xywh)
+    if numbers is None or numbers[2] <= 0 or numbers[3] <= 0:
+        return None
+    x, y, width, height = numbers
+    return x, y, x + width, y + height
+
+
+def _numbers(value: Any) -> list[float] | None:
+    if not isinstance(value, (list, tuple)) or len(value) != 4:
+        return None
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e9 for v in value):
+        return None  # a number that is none is not smaller either
+    return [float(v) for v in value]
+
+
+def _plain(expression: str) -> str:
+    return " ".join(expression.lower().split())
+
+
+def _load(file: str | Path, read) -> Any:
+    try:
+        return read(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}", "It must be JSON in UTF-8.", "Check the path.") from None
+
+
+def _not_a(file: str | Path, wanted: str, found: str) -> UserError:
+    return UserError(f"{file} is not {wanted}.", found, "See minigptv2/eval/exchange.py for the format.")
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_name(f"{file.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(file)

@@ -1,0 +1,138 @@
+"""This model for lmms-eval: `lmms-eval --model minigptv2 --tasks ...`. How to run it: docs/integrations.md.
+
+Written for lmms-eval 0.7; its interface is `lmms_eval.api.model.lmms`. Where the kit is not installed, the class stands
+alone, for tests. Decoding is greedy whatever a task asks for; a task that asks for sampling is told so once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from minigptv2.integrations.questions import Asker, cut, whole
+
+try:
+    from lmms_eval.api.model import lmms
+except ImportError:
+    lmms = object
+
+_LOG = logging.getLogger(__name__)
+
+
+def manifest():
+    """What the kit's entry point asks for: the name of the model and the path of its class."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest("minigptv2", simple_class_path=f"{__name__}.{MiniGPTv2ForLmms.__name__}")
+
+
+class MiniGPTv2ForLmms(lmms):
+    """lmms-eval's view of the model. Options, given as `--model_args pretrained=folder,prompt=okvqa`: those of
+    `questions.Asker`, and batch_size. With several processes each takes the GPU of its LOCAL_RANK."""
+
+    is_simple = True
+
+    def __init__(self, batch_size: int | str = 1, device: str | None = None, model: Any = None, **options):
+        super().__init__()
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and device in (None, "", "cuda"):
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        self.asker = Asker(device=device, model=model, **options)
+        self.batch_size = whole("batch_size", batch_size)
+        self._told_of_sampling = False
+
+    @property
+    def device(self):
+        return self.asker.model.device
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """Answers in the order of the requests, each cut at the strings its task names."""
+        asked = [request.args for request in requests]
+        out: list[str] = [""] * len(asked)
+        for numbers in self._batches([self._limit(kwargs) for _, kwargs, *_ in asked]):
+            questions = []
+            for n in numbers:
+                context, _, to_visual, doc_id, task, split = asked[n]
+                questions.append(self.asker.question(context, self._visuals(to_visual, task, split, doc_id)))
+            answers = self.asker.model.chat_batch(questions, self._limit(asked[numbers[0]][1]))
+            for n, answer in zip(numbers, answers, strict=True):
+                out[n] = cut(answer.text, asked[n][1].get("until"))
+                self._remember("generate_until", asked[n][0], asked[n][1], out[n])
+        return out
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
+        """One list of answers a request: the task says after each answer what is asked next, and when to stop."""
+        out = []
+        for request in requests:
+            context, kwargs, to_visual, to_text, doc_id, task, split = request.args
+            visuals, said, info = self._visuals(to_visual, task, split, doc_id), [], None
+            while True:
+                question = self.asker.question(context, visuals)
+                (answer,) = self.asker.model.chat_batch([question], self._limit(kwargs))
+                said.append(cut(answer.text, kwargs.get("until")))
+                visuals, context, done, rounds, info = to_text(
+                    self.task_dict[task][split][doc_id], previous_output=list(said), round_idx=len(said),
+                    previous_round_info=info,
+                )  # fmt: skip
+                if done:
+                    break
+                visuals = self._flat(visuals)
+            out.append(list(rounds) if rounds is not None else said)
+            self._remember("generate_until_multi_round", request.args[0], kwargs, out[-1])
+        return out
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """(loss, greedy) of each continuation: the mean negative log-probability of its tokens and the end, which is
+        what this kit's multiple choice takes the least of; and whether the model itself would say it."""
+        asked = []
+        for request in requests:
+            context, continuation, *rest = request.args
+            visuals = []
+            if rest:
+                to_visual, doc_id, task, split = rest
+                visuals = self._visuals(to_visual, task, split, doc_id)
+                if callable(continuation):
+                    continuation = continuation(self.task_dict[task][split][doc_id])
+            asked.append((*self.asker.question(context, visuals), str(continuation).strip()))
+        out = []
+        for start in range(0, len(asked), self.batch_size):
+            batch = asked[start : start + self.batch_size]
+            likely = self.asker.model.logprobs_batch(batch)
+            longest = max(map(len, likely))
+            said = self.asker.model.chat_batch([(image, text) for image, text, _ in batch], longest)
+            for (_, _, continuation), tokens, answer in zip(batch, likely, said, strict=True):
+                loss = -sum(token.logprob for token in tokens) / len(tokens)
+                out.append((loss, answer.ended == "stop" and answer.text.strip() == continuation))
+        return out
+
+    def _batches(self, limits: Sequence[int]) -> Iterator[list[int]]:
+        """Numbers of requests that are asked together: neighbours with the same limit of new tokens."""
+        batch: list[int] = []
+        for n, limit in enumerate(limits):
+            if batch and (len(batch) == self.batch_size or limits[batch[0]] != limit):
+                yield batch
+                batch = []
+            batch.append(n)
+        if batch:
+            yield batch
+
+    def _limit(self, kwargs: dict) -> int:
+        if kwargs.get("do_sample") or float(kwargs.get("temperature") or 0) > 0:
+            if not self._told_of_sampling:
+                _LOG.warning("A task asks for sampling; this model answers greedily.")
+            self._told_of_sampling = True
+        return whole("max_new_tokens", kwargs.get("max_new_tokens") or self.asker.max_new_tokens)
+
+    def _visuals(self, to_visual, task: str, split: str, doc_id) -> list[Any]:
+        return self._flat(to_visual(self.task_dict[task][split][doc_id]))
+
+    def _flat(self, visuals) -> list[Any]:
+        if visuals is None:
+            return []
+        return [v for each in visuals for v in (each if isinstance(each, (list, tuple)) else [each])]
+
+    def _remember(self, kind: str, context: str, kwargs: dict, answer: Any) -> None:
+        hook = getattr(self, "cache_hook", None)
+        if hook is not None:
+            hook.add_partial(kind, (context, kwargs), answer)

@@ -1,0 +1,81 @@
+"""This model for VLMEvalKit: `register()` puts it among the kit's models. How to run it: docs/integrations.md.
+
+The kit's interface is `vlmeval.vlm.base.BaseModel`: `generate_inner(message, dataset)` gets a list of
+{"type": "image" or "text", "value": path or words} and returns text; `chat_inner(messages, dataset)` gets turns of
+{"role", "content": such a list}. Where the kit is not installed, the class stands alone, for tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from minigptv2.errors import UserError
+from minigptv2.integrations.questions import Asker
+from minigptv2.sample import Exchange
+from minigptv2.tasks import question_of
+
+try:
+    from vlmeval.vlm.base import BaseModel
+except ImportError:
+    BaseModel = object
+
+
+def register(name: str = "minigptv2", **options) -> None:
+    """Name this model to the kit; options are those of `questions.Asker`. The model is opened when the kit needs it."""
+    from vlmeval.config import supported_VLM
+
+    supported_VLM[name] = partial(MiniGPTv2ForVLMEvalKit, **options)
+
+
+class MiniGPTv2ForVLMEvalKit(BaseModel):
+    """VLMEvalKit's view of the model. Options: those of `questions.Asker`."""
+
+    INTERLEAVE = False
+    allowed_types = ("text", "image")
+
+    def __init__(self, **options):
+        super().__init__()
+        self.asker = Asker(**options)
+
+    def use_custom_prompt(self, dataset) -> bool:
+        """The kit words the question; `prompt` of the options words what surrounds it."""
+        return False
+
+    def generate_inner(self, message: Sequence[dict[str, str]], dataset: str | None = None) -> str:
+        """The answer to one message about one picture or none."""
+        text, images = _parts(message)
+        (answer,) = self.asker.model.chat_batch([self.asker.question(text, images)], self.asker.max_new_tokens)
+        return answer.text
+
+    def chat_inner(self, messages: Sequence[dict[str, Any]], dataset: str | None = None) -> str:
+        """The answer to the last turn of a conversation, in the light of those before it, the kit's own answers
+        included. The picture may stand in any turn."""
+        turns = [(turn["role"], *_parts(turn["content"])) for turn in messages]
+        if not turns or turns[-1][0] != "user":
+            raise UserError(
+                "A conversation does not end with a question.", "Its last turn is the user's.", "Check the data set."
+            )
+        image = self.asker.image([i for _, _, images in turns for i in images])
+        chat = self.asker.model.start_chat(image)
+        asked: str | None = None
+        for role, text, _ in turns[:-1]:
+            if role == "user":
+                asked = self.asker.question(text, [])[1]
+            elif asked is not None:
+                put = question_of(asked)
+                chat.exchanges.append(Exchange(put.task, question=put.question, answer=text, verbatim=True))
+                asked = None
+        return chat.ask(self.asker.question(turns[-1][1], [])[1], self.asker.max_new_tokens).text
+
+
+def _parts(message: Sequence[dict[str, str]]) -> tuple[str, list[str]]:
+    """The words of a message, a line each, and its pictures."""
+    for part in message:
+        if part.get("type") not in MiniGPTv2ForVLMEvalKit.allowed_types:
+            raise UserError(
+                f"A message holds {part.get('type')!r}.", "This model takes text and pictures.", "Leave this set out."
+            )
+    words = "\n".join(part["value"] for part in message if part["type"] == "text")
+    return words, [part["value"] for part in message if part["type"] == "image"]

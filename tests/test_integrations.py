@@ -1,0 +1,318 @@
+import json
+import sys
+import types
+from dataclasses import dataclass
+
+import pytest
+
+from minigptv2.boxes import Box
+from minigptv2.errors import UserError
+from minigptv2.eval import exchange
+from minigptv2.eval.benchmark import Case, Item
+from minigptv2.integrations import lmms_eval as kit
+from minigptv2.integrations.lmms_eval import MiniGPTv2ForLmms
+from minigptv2.integrations.questions import Asker, cut, wording_of
+from minigptv2.integrations.vlmeval import MiniGPTv2ForVLMEvalKit, register
+
+# ---- questions ----
+
+
+def test_prompts_by_name_or_wording():
+    assert wording_of("chat") == "{}"
+    assert wording_of("vqa").endswith("] {}") and wording_of("vqa").startswith("[")
+    assert "short answer: {}" in wording_of("okvqa") and wording_of("Say: {}!") == "Say: {}!"
+    with pytest.raises(UserError, match="unknown"):
+        wording_of("nonsense")
+
+
+def test_an_answer_ends_at_the_first_of_the_given_strings():
+    assert cut("yes.\n\nUser: no", ["\n\n", "User:"]) == "yes."
+    assert cut("a b", "b") == "a " and cut("a", None) == cut("a", ["", "x"]) == "a"
+
+
+@pytest.mark.parametrize("options", [{"several": "all"}, {"max_new_tokens": "0"}, {"max_new_tokens": "many"},
+                                     {"prompt": "nonsense"}])  # fmt: skip
+def test_bad_options_are_named(options):
+    with pytest.raises(UserError, match=str(next(iter(options.values())))):
+        Asker(model=object(), **options)
+
+
+def test_several_pictures_are_refused_or_the_first_is_taken():
+    with pytest.raises(UserError, match="about 2 pictures"):
+        Asker(model=object()).question("x", ["a.png", "b.png"])
+    image, text = Asker(model=object(), several="first", prompt="chat").question("<image>\n what?", ["a.png", "b.png"])
+    assert (image, text) == ("a.png", "what?")
+    assert Asker(model=object()).question("x", [])[0] is None
+
+
+# ---- lmms-eval ----
+
+
+@dataclass
+class Request:
+    """As `lmms_eval.api.instance.Instance`: what the model reads of it."""
+
+    args: tuple
+
+
+DOCS = [{"image": None, "question": q, "answer": a} for q, a in (("what is red?", "ball"), ("how many?", "two"),
+                                                                   ("where?", "left"))]  # fmt: skip
+
+
+@pytest.fixture
+def asked(tiny_model, picture):
+    from PIL import Image
+
+    model = MiniGPTv2ForLmms(model=tiny_model, batch_size="2", max_new_tokens=8, prompt="vqa")
+    image = Image.open(picture).convert("RGB")
+    model.task_dict = {"set": {"val": [{**d, "image": image} for d in DOCS]}}
+    return model
+
+
+def visual(doc):
+    return [doc["image"]]
+
+
+def generation(n, **kwargs):
+    return Request((DOCS[n]["question"], kwargs, visual, n, "set", "val"))
+
+
+def test_lmms_eval_gets_the_answers_of_the_model_in_order(asked, tiny_model, picture):
+    requests = [
+        generation(0, until=["\n\n"]),
+        generation(1, max_new_tokens=3),
+        generation(2, temperature=0),
+        generation(0),
+    ]
+    answers = asked.generate_until(requests)
+    tag = wording_of("vqa")
+    limits = (8, 3, 8, 8)
+    alone = [tiny_model.chat(picture, tag.format(DOCS[n]["question"]), k).text for n, k in zip((0, 1, 2, 0), limits)]
+    assert answers == [alone[0].split("\n\n")[0], *alone[1:]] and len(set(alone)) > 1
+    stop = alone[2][2:4]
+    assert asked.generate_until([generation(2, until=stop)]) == [alone[2].split(stop)[0]]
+
+
+def test_sampling_is_said_to_be_ignored_once(asked, caplog):
+    first = asked.generate_until([generation(0, do_sample=True), generation(0, temperature=0.7)])
+    assert first[0] == first[1] and caplog.text.count("greedily") == 1
+
+
+def test_lmms_eval_gets_losses_of_continuations(asked, tiny_model, picture):
+    requests = [Request((DOCS[n]["question"], f" {DOCS[n]['answer']}", visual, n, "set", "val")) for n in range(3)]
+    requests.append(Request((DOCS[0]["question"], lambda doc: doc["answer"], visual, 0, "set", "val")))
+    results = asked.loglikelihood(requests)
+    tokens = tiny_model.logprobs(picture, wording_of("vqa").format(DOCS[0]["question"]), "ball")
+    assert results[0][0] == pytest.approx(-sum(t.logprob for t in tokens) / len(tokens), rel=1e-4)
+    assert results[3][0] == pytest.approx(results[0][0], rel=1e-4)  # the target given as a function of the document
+    assert all(loss > 0 and greedy is False for loss, greedy in results)
+    unconditional = asked.loglikelihood([Request(("what?", "ball"))])  # the form without a picture
+    assert unconditional[0][0] > 0
+
+
+def test_what_the_model_says_itself_is_greedy():
+    class Says:
+        """Gives every answer the log-probability -1 a letter, and says "two" to everything."""
+
+        def logprobs_batch(self, asked):
+            return [[types.SimpleNamespace(logprob=-1.0)] * len(a) for _, _, a in asked]
+
+        def chat_batch(self, asked, limit):
+            return [types.SimpleNamespace(text="two", ended="stop")] * len(asked)
+
+    model = MiniGPTv2ForLmms(model=Says())
+    requests = [Request(("how many?", " two")), Request(("how many?", "three"))]
+    assert model.loglikelihood(requests) == [(1.0, True), (1.0, False)]
+
+
+def test_rounds_go_on_until_the_task_says_stop(asked):
+    seen = []
+
+    def to_text(doc, previous_output, round_idx, previous_round_info):
+        seen.append((list(previous_output), round_idx, previous_round_info))
+        done = round_idx == 2
+        return (
+            [doc["image"]],
+            f"round {round_idx}?",
+            done,
+            [o.upper() for o in previous_output] if done else None,
+            round_idx,
+        )
+
+    request = Request((DOCS[0]["question"], {}, visual, to_text, 0, "set", "val"))
+    (rounds,) = asked.generate_until_multi_round([request])
+    (first,) = asked.generate_until([generation(0)])
+    assert len(rounds) == 2 and rounds[0] == first.upper()
+    assert [n for _, n, _ in seen] == [1, 2] and [i for *_, i in seen] == [None, 1]
+    assert seen[1][0][0] == first
+
+
+def test_a_process_of_several_takes_its_own_gpu(monkeypatch):
+    taken = []
+    monkeypatch.setattr(kit, "Asker", lambda device=None, **_: taken.append(device))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    MiniGPTv2ForLmms()
+    MiniGPTv2ForLmms(device="cpu")
+    assert taken == ["cuda:3", "cpu"]
+
+
+def test_the_class_has_what_the_kits_evaluator_calls():
+    """The abstract methods of lmms 0.7, the flag its registry reads, and the device its gathering needs."""
+    for name in ("generate_until", "loglikelihood", "generate_until_multi_round"):
+        assert callable(getattr(MiniGPTv2ForLmms, name))
+    assert MiniGPTv2ForLmms.is_simple is True and isinstance(MiniGPTv2ForLmms.device, property)
+
+
+def test_the_class_is_one_of_the_kits_models():
+    pytest.importorskip("lmms_eval.api.model")
+    from lmms_eval.api.model import lmms
+    from lmms_eval.models.registry_v2 import ModelRegistryV2
+
+    registry = ModelRegistryV2()
+    registry.register_manifest(kit.manifest())
+    assert registry.get_model_class("minigptv2") is MiniGPTv2ForLmms
+    assert issubclass(MiniGPTv2ForLmms, lmms) and not MiniGPTv2ForLmms.__abstractmethods__
+
+
+# ---- VLMEvalKit ----
+
+
+@pytest.fixture
+def vlm(tiny_model):
+    return MiniGPTv2ForVLMEvalKit(model=tiny_model, max_new_tokens=8, prompt="chat")
+
+
+def test_vlmevalkit_gets_the_answer_to_a_message(vlm, tiny_model, picture):
+    message = [{"type": "image", "value": str(picture)}, {"type": "text", "value": "what is"},
+               {"type": "text", "value": "this?"}]  # fmt: skip
+    assert vlm.generate_inner(message, dataset="MME") == tiny_model.chat(picture, "what is this?", 8).text
+    assert vlm.generate_inner(message[1:]) == tiny_model.chat(None, "what is this?", 8).text
+    assert vlm.INTERLEAVE is False and vlm.use_custom_prompt("MME") is False
+    with pytest.raises(UserError, match="video"):
+        vlm.generate_inner([{"type": "video", "value": "a.mp4"}])
+    with pytest.raises(UserError, match="about 2 pictures"):
+        vlm.generate_inner([message[0], message[0], message[1]])
+
+
+def test_vlmevalkit_conversations_remember_their_turns(vlm, tiny_model, picture):
+    def turn(role, text, *images):
+        parts = [{"type": "image", "value": str(i)} for i in images]
+        return {"role": role, "content": [*parts, {"type": "text", "value": text}]}
+
+    chat = tiny_model.start_chat(picture)
+    first = chat.ask("what is red?", 8).text
+    second = chat.ask("and what is blue?", 8).text
+    asked = [turn("user", "what is red?", picture), turn("assistant", first), turn("user", "and what is blue?")]
+    assert vlm.chat_inner(asked) == second
+    assert vlm.chat_inner(asked[:1]) == first
+    with pytest.raises(UserError, match="does not end with a question"):
+        vlm.chat_inner(asked[:2])
+
+
+def test_register_names_the_model_to_the_kit(monkeypatch, tiny_model):
+    config = types.ModuleType("vlmeval.config")
+    config.supported_VLM = {}
+    monkeypatch.setitem(sys.modules, "vlmeval", types.ModuleType("vlmeval"))
+    monkeypatch.setitem(sys.modules, "vlmeval.config", config)
+    register("mine", model=tiny_model, prompt="okvqa")
+    assert isinstance(config.supported_VLM["mine"](), MiniGPTv2ForVLMEvalKit)
+
+
+# ---- answers to and from other programs ----
+
+PICTURE = "COCO_train2014_000000000309.jpg"
+
+
+def case(index, words, truth, boxes=(), answer="said"):
+    return Case(index, f"/data/{PICTURE}", words, answer, "", (Box(*truth),), boxes, 0.0, (640, 400))
+
+
+def item(index, words, image=PICTURE):
+    return Item(index, f"/data/{image}", (640, 400), f"find {words}", "309", words=words)
+
+
+CASES = [
+    case(0, "left zebra", (10, 20, 110.5, 220), (Box(11.25, 20, 99.5, 200.125, "", 0.75),)),
+    case(1, "Right zebra", (300, 20, 400, 220)),
+    case(2, "left zebra", (10, 20, 110.5, 220), (Box(0, 0, 5, 5),)),
+]
+
+
+def test_boxes_go_to_lmms_lines_and_back_exactly(tmp_path):
+    file = tmp_path / "out" / "answers.jsonl"
+    assert not exchange.write_refcoco_lines(file, CASES, "find {}")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert rows[0] == {"question_id": "0", "question": "find left zebra", "answer": ["left zebra"],
+                       "bbox": [10, 20, 100.5, 200], "file_name": PICTURE, "pred": "said",
+                       "pred_bbox": [11.25, 20, 88.25, 180.125]}  # fmt: skip
+    assert rows[1]["pred_bbox"] is None
+    back, problems = exchange.read_refcoco_lines(
+        file, [item(0, "left zebra"), item(1, "right zebra"), item(2, "left zebra")]
+    )
+    assert back == {0: (Box(11.25, 20, 99.5, 200.125),), 1: (), 2: (Box(0, 0, 5, 5),)} and not problems
+
+
+def test_lines_of_another_program_find_their_questions(tmp_path):
+    """Other numbers, file names with the object's, several expressions a line, and boxes in 0..1."""
+    file = tmp_path / "theirs.jsonl"
+    name = "COCO_train2014_000000000309_2.jpg"
+    rows = [
+        {
+            "question_id": "700",
+            "file_name": name,
+            "answer": ["Left  zebra", "zebra on the left"],
+            "pred": [0, 0, 0.5, 0.25],
+        },
+        {"question_id": "1", "file_name": name, "answer": "left zebra", "pred": [0.5, 0.5, 1, 1]},
+        {"question_id": "9", "file_name": name, "answer": "a giraffe", "pred": [0, 0, 1, 1]},
+        {
+            "question_id": "9",
+            "file_name": "COCO_train2014_000000000310.jpg",
+            "answer": "left zebra",
+            "pred": [0, 0, 1, 1],
+        },
+        {"question_id": "9", "file_name": name, "answer": "far zebra", "pred_bbox": [0, 0, -1, 4]},
+        {"question_id": "9", "file_name": name, "answer": "no zebra", "pred": [0, 0, 0, 0]},
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    words = ("left zebra", "left zebra", "zebra on the left", "far zebra", "no zebra", "not asked")
+    back, problems = exchange.read_refcoco_lines(file, [item(n, w) for n, w in enumerate(words)])
+    whole = (Box(0, 0, 320, 100),)
+    assert back == {0: whole, 1: (Box(320, 200, 640, 400),), 2: whole, 3: (), 4: ()}
+    assert list(problems.lines()) == ["2 x a line that fits no question: line 3, line 4",
+                                      "1 x a predicted box that is none: line 5"]  # fmt: skip
+
+
+def test_boxes_go_to_coco_results_and_back(tmp_path):
+    file = tmp_path / "results.json"
+    problems = exchange.write_coco_results(file, CASES, {"left zebra": 24})
+    assert not problems and json.loads(file.read_text())[0] == {
+        "image_id": 309, "category_id": 24, "bbox": [11.25, 20, 88.25, 180.125], "score": 0.75}  # fmt: skip
+    assert exchange.read_coco_results(file, {24: "zebra"}) == {
+        309: (Box(0, 0, 5, 5, "zebra", 1.0), Box(11.25, 20, 99.5, 200.125, "zebra", 0.75))}  # fmt: skip
+    rows, problems = exchange.coco_results(
+        [case(3, "a thing", (0, 0, 1, 1), (Box(0, 0, 1, 1, "unicorn"),))], {"cat": 1}
+    )
+    assert rows == [] and list(problems.lines()) == ["1 x a phrase that is no category: case 3 'unicorn'"]
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[1]", '[{"image_id": 1}]', "no json", '[{"image_id": 1, "score": 1, "bbox": [0, 0, 0, 1]}]']
+)
+def test_what_is_no_results_file_is_named(tmp_path, text):
+    file = tmp_path / "bad.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match="bad.json"):
+        exchange.read_coco_results(file)
+    file.write_text(text if text != "{}" else '{"file_name": 3}')
+    with pytest.raises(UserError, match="bad.json"):
+        exchange.read_refcoco_lines(file, [])
+
+
+NUMBERS = [(PICTURE, 309), ("000000000042.png", 42), ("img7_5.jpg", 5), ("x.jpg", None), (None, None)]
+
+
+@pytest.mark.parametrize(("name", "number"), NUMBERS)
+def test_picture_numbers(name, number):
+    assert exchange.image_number(name) == number
