@@ -184,15 +184,18 @@ def test_an_interrupt(chat, picture, monkeypatch):
     assert chat(picture, "hi") == (130, "", "")
 
 
-@pytest.mark.parametrize(("command", "home"), [("train", "minigptv2.train.loop"), ("eval", "minigptv2.eval.runner")])
-def test_recipes_are_handed_on(command, home, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "home", "more"),
+    [("train", "minigptv2.train.loop", ()), ("eval", "minigptv2.eval.runner", (None, False))],
+)
+def test_recipes_are_handed_on(command, home, more, monkeypatch):
     calls = []
     monkeypatch.setitem(sys.modules, home, SimpleNamespace(run=lambda *given: calls.append(given)))
     parent = home.rpartition(".")[0]
     monkeypatch.setitem(sys.modules, parent, SimpleNamespace(__path__=[]))
     assert cli.main([command, "x.yaml", "a.b=1", "--smoke", "c=2"]) == 0
     assert cli.main([command, "x.yaml"]) == 0
-    assert calls == [("x.yaml", ["a.b=1", "c=2"], True), ("x.yaml", [], False)]
+    assert calls == [("x.yaml", ["a.b=1", "c=2"], True, *more), ("x.yaml", [], False, *more)]
 
 
 # ---- one picture ----

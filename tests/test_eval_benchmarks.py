@@ -291,7 +291,7 @@ FRAGMENTS = [
     {"benchmark": "coco_caption", "root": "coco_text_micro", "images": "coco_text_micro/images", "limit": 1,
      "captions": "captions.json"},
     {"benchmark": "coco_detection", "root": "tinycoco/tests/data/tinycoco", "split": "val2017", "limit": 1},
-    {"benchmark": "absent", "root": "tinycoco/tests/data/tinycoco", "split": "val2017", "limit": 2},
+    {"benchmark": "absent", "root": "tinycoco/tests/data/tinycoco", "split": "val2017", "limit": 1},
 ]  # fmt: skip
 
 

@@ -178,7 +178,8 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
             return None
         known = {i.index for i in everything}
         predictions, counts, told = read_foreign(Path(config.rescore), known, benchmark.excluded, head)
-        decode, model = config.decode or told.get("decode") or "floor", told.get("title", config.rescore)
+        own = told.get("decode") if told.get("decode") in ("floor", "center") else "floor"
+        decode, model = config.decode or own, str(told.get("title") or config.rescore)
         absent = absent_pictures(i for i in items if i.index not in predictions) if config.allow_missing else []
     else:
         absent = absent_pictures(items)
