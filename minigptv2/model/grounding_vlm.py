@@ -57,20 +57,26 @@ class GroundingVLM(nn.Module):
             raise ValueError(f"The rows have {int(places.sum())} places for visual tokens, but {given} were given.")
         return embedded if visual is None else embedded.masked_scatter(places, visual.to(embedded.dtype))
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """The mean loss over all supervised tokens of the batch."""
+    def forward(self, batch: Batch, tokens: float | None = None) -> torch.Tensor:
+        """The loss summed over all supervised tokens of the batch, divided by `tokens`; by default by their number."""
         visual = None
         if batch.pixels is not None or batch.features is not None:
             visual = self.encode_images(batch.pixels, batch.features)
         losses = self.token_losses(batch, visual)
-        return losses.sum() / max(1, len(losses))  # 0, and no gradient, where nothing is supervised
+        # 0, and no gradient, where nothing is supervised
+        return losses.sum() / max(1, len(losses) if tokens is None else tokens)
 
-    def token_losses(self, batch: Batch, visual: torch.Tensor | None) -> torch.Tensor:
+    def token_losses(
+        self, batch: Batch, visual: torch.Tensor | None, unseen: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """[supervised]: -log of the probability of every supervised token, row after row, given all before it.
 
-        visual: [P, V, D] of all pictures of the batch, in order.
+        visual: [P, V, D] of all pictures of the batch, in order. unseen: visual tokens that are computed but change
+        nothing: they enter with weight 0.
         """
         embedded = self.embed(batch.ids, visual)
+        if unseen is not None:
+            embedded = embedded + 0 * unseen.to(embedded.dtype).sum()
         seen = {"layout": batch.layout}
         if batch.layout is None:
             seen = {"attention_mask": attention_bias(attention_mask(batch.blocks), embedded.dtype)}
