@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -56,22 +56,39 @@ _ARRAYS = "An array is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] and holds uint8
 _FORMATS_READ = f"These formats are read: {', '.join(FORMATS)}."
 
 
-def open_image(source: Any) -> Image.Image:
+@runtime_checkable
+class LazyPicture(Protocol):
+    """A picture of a data set that is drawn, or read out of an archive, only when it is needed.
+
+    key: names it among all pictures of all sources, for messages and for the feature cache; another picture, another key.
+    open: anything that `open_image` takes.
+    """
+
+    key: str
+
+    def open(self) -> Any: ...
+
+
+def open_image(source: Any, at_least: int = 0) -> Image.Image:
     """Any picture as an upright RGB picture in memory, without metadata: opening the result again changes nothing.
 
-    source: a path, the bytes of a file, a Pillow picture, or an array [H, W], [H, W, 1], [H, W, 3] (RGB) or
-    [H, W, 4] (RGBA) of uint8, uint16, bool, or floats 0..1. The EXIF orientation is applied, an animation gives its
-    first frame, transparency becomes white, deep grey is scaled to 8 bits by its depth. Raises UserError.
+    source: a path, the bytes of a file, a Pillow picture, a `LazyPicture`, or an array [H, W], [H, W, 1], [H, W, 3]
+    (RGB) or [H, W, 4] (RGBA) of uint8, uint16, bool, or floats 0..1. The EXIF orientation is applied, an animation gives
+    its first frame, transparency becomes white, deep grey is scaled to 8 bits by its depth. at_least: if over 0, a JPEG
+    may come out at a half, a quarter or an eighth of its size, no side below so many pixels; it is decoded faster so.
+    Raises UserError.
     """
     if isinstance(source, str | os.PathLike):
         with _open_file(Path(source)) as file:
-            return _decode(file, str(source))
+            return _decode(file, str(source), at_least)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _decode(io.BytesIO(source), f"The picture in {len(source)} bytes of data")
+        return _decode(io.BytesIO(source), f"The picture in {len(source)} bytes of data", at_least)
     if isinstance(source, Image.Image):
         return _finish(source, f"The Pillow picture of mode {source.mode}")
     if isinstance(source, np.ndarray):
         return _from_array(source)
+    if isinstance(source, LazyPicture) and not isinstance(source, type):
+        return open_image(source.open(), at_least)
     raise UserError(
         f"A picture was given as {type(source).__module__}.{type(source).__qualname__}.",
         "A picture is a path, bytes, a Pillow picture or a numpy array.",
@@ -84,12 +101,19 @@ def squash(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
+def squashed(source: Any, size: int, fast: bool = False) -> np.ndarray:
+    """Any picture that `open_image` takes, squashed: [size, size, 3] uint8. fast: a JPEG is decoded at the smallest of
+    its full, half, quarter or eighth size that is no smaller than the square."""
+    return np.array(squash(open_image(source, size if fast else 0), size))
+
+
 def to_pixels(images: torch.Tensor) -> torch.Tensor:
     """[B, H, W, 3] uint8 -> [B, 3, H, W] float32, CLIP-normalised, channels last in memory."""
     import torch
 
     x = images.permute(0, 3, 1, 2).float().div_(255)  # [B, 3, H, W]
-    return x.sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
+    mean, std = (torch.tensor(t, device=images.device)[:, None, None] for t in (MEAN, STD))
+    return x.sub_(mean).div_(std)
 
 
 def find_pictures(folder: str | os.PathLike) -> list[Path]:
@@ -135,12 +159,15 @@ def _open_file(path: Path) -> BinaryIO:
     raise UserError(f"{path} is {what}.", "One picture file is expected.", "Give the path of a picture file.")
 
 
-def _decode(file: BinaryIO, name: str) -> Image.Image:
+def _decode(file: BinaryIO, name: str, at_least: int = 0) -> Image.Image:
     if not file.read(1):
         raise UserError(f"{name} is empty.", "It holds zero bytes.", "Copy or download the picture again.")
     with _pillow_errors_told(name):
         Image.init()
         image = Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN])
+        if at_least:
+            _check_size(image.width, image.height, name)  # of the file, not of what is decoded of it
+            image.draft(None, (at_least, at_least))
         return _finish(image, name)
 
 

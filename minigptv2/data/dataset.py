@@ -16,13 +16,20 @@ from typing import Any, Protocol
 from minigptv2.errors import UserError
 from minigptv2.sample import Sample
 
-DATASETS: dict[str, str] = {}
+DATASETS: dict[str, str] = {
+    "scenes": "minigptv2.data.scene_source:Scenes",
+}
 _EXAMPLES = 3
 
 
 class Dataset(Protocol):
     """Records by number. `dataset[i]` is a function of i alone, quick, and opens no picture: its `image` is a path, or
-    an object that `images.open_image` takes. problems: what was wrong with rows that were left out."""
+    an object that `images.open_image` takes. problems: what was wrong with rows that were left out.
+
+    Two methods are optional. `sample(index, rng) -> Sample`: of a data set that asks other questions about a picture in
+    every epoch; training calls it in place of `dataset[index]`, with a random.Random of the sample's position.
+    `picture(index)`: `dataset[index].image` where that costs less than the whole record.
+    """
 
     problems: Problems
 

@@ -1,6 +1,6 @@
 """Drawn scenes as a data set: record i is scene number `first + i` of a seed and questions about it.
 
-Source: drawn by `scenes.py`; asked by `scene_talk.py`. Options, as a source of a train config:
+Source: drawn by `scenes.py`, asked by `scene_talk.py`; no files, no licence to mind. As a source of a train config:
 
     - name: scenes
       options: {count: 14000, seed: 11, exchanges: 10, tasks: {refer: 3, chat: 1}, most: 8, dialogues: 0.5}
@@ -8,21 +8,54 @@ Source: drawn by `scenes.py`; asked by `scene_talk.py`. Options, as a source of 
 
 from __future__ import annotations
 
+import difflib
+import json
+import os
 import random
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from PIL import Image
+
+from minigptv2.boxes import Box
 from minigptv2.data.dataset import Problems
+from minigptv2.data.scene_talk import Talk, exchanges
+from minigptv2.data.scenes import Scene, Thing, draw_scene
+from minigptv2.errors import UserError
 from minigptv2.sample import Sample
 
 TASKS = ("caption", "grounding", "refer", "identify", "detection", "statement", "vqa", "chat")
+KEPT = 64  # scenes whose things are kept in one file
+
+
+@dataclass(frozen=True)
+class SceneImage:
+    """A scene's picture, drawn when it is opened, or already where its things had to be known."""
+
+    seed: int
+    number: int
+    side: int
+    most: int
+    drawn: Image.Image | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def key(self) -> str:
+        return f"scene {self.seed}/{self.number}, {self.side} px, at most {self.most}"
+
+    def draw(self) -> Scene:
+        return draw_scene((self.seed, self.number), self.side, self.most)
+
+    def open(self) -> Image.Image:
+        return self.drawn or self.draw().image
 
 
 class Scenes:
     """count: number of scenes; first: the number of the first one, so that others can be kept apart from training.
-    seed: of the drawings. exchanges: questions about a picture in one row. tasks: share of each; of the methods of
-    `Talk`. most: at most so many things in a picture. dialogues: share of the samples that are one conversation with
-    memory instead of independent questions side by side. side: of the picture, pixels. things: a folder in which the
-    things of every scene are kept, so that nothing is drawn only to know what could be asked; it is filled when the data
-    set is opened (12 ms a scene, once). Empty: nothing is written."""
+    seed: of the drawings. exchanges: questions about a picture in one row. tasks: share of each, of the methods of
+    `Talk`; all alike if not given. most: at most so many things in a picture. dialogues: share of the samples that are
+    one conversation with memory instead of independent questions side by side. side: of the picture, pixels. things: a
+    folder in which the things of every scene are kept, so that no scene is drawn only to know what can be asked; it is
+    filled when the data set is opened, 12 ms a scene, once. Empty: nothing is written."""
 
     def __init__(
         self,
@@ -36,18 +69,118 @@ class Scenes:
         side: int = 448,
         things: str = "",
     ):
+        _check(count, exchanges, most, dialogues, first, side)
+        self.count, self.seed, self.first, self.side, self.most = count, seed, first, side, most
+        self.tasks, self.exchanges, self.dialogues = _checked_tasks(tasks), exchanges, dialogues
         self.problems = Problems()
+        self._things = self._kept(Path(things)) if things else None
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return self.count
 
     def __getitem__(self, index: int) -> Sample:
-        return self.sample(index, random.Random(index))
+        return self.sample(index, random.Random(f"{self.seed}/{index}"))
 
     def sample(self, index: int, rng: random.Random) -> Sample:
         """The scene with questions that `rng` chooses."""
-        raise NotImplementedError
+        image = self.picture(index)
+        if self._things is None:
+            scene = image.draw()
+            image = replace(image, drawn=scene.image)
+        else:
+            scene = Scene(self._things[index], self.side)
+        talk, memory = [], rng.random() < self.dialogues
+        if scene.things:
+            talk = exchanges(scene, self.tasks, self.exchanges, rng)
+            if memory:
+                told = Talk(scene, rng).dialogue()
+                talk = told if told and rng.random() < 0.6 else talk[: rng.randint(1, 6)]
+        return Sample(image, (self.side, self.side), tuple(talk), image.key, side_by_side=not memory)
 
-    def picture(self, index: int):
+    def picture(self, index: int) -> SceneImage:
         """`self[index].image`, not drawn before it is opened."""
-        raise NotImplementedError
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return SceneImage(self.seed, self.first + index, self.side, self.most)
+
+    # ---- the things, kept in files of KEPT scenes each ----
+
+    def _kept(self, folder: Path) -> list[tuple[Thing, ...]]:
+        """The things of every scene. Files that are not there yet are written, in a random order, so that several
+        processes that begin at once share the work."""
+        from tqdm import tqdm
+
+        folder.mkdir(parents=True, exist_ok=True)
+        blocks = range(self.first // KEPT, (self.first + self.count - 1) // KEPT + 1)
+        found = {block: _read(self._file(folder, block)) for block in blocks}
+        missing = [block for block, things in found.items() if things is None]
+        random.Random(os.getpid()).shuffle(missing)
+        for block in tqdm(missing, "things of scenes", unit_scale=KEPT, unit=" scenes", disable=not missing):
+            file = self._file(folder, block)
+            found[block] = _read(file) or self._write(file, block)
+        things = [t for block in blocks for t in found[block]]
+        things = things[self.first % KEPT :][: self.count]
+        if things[0] != self.picture(0).draw().things:
+            raise UserError(
+                f"{folder} holds the things of scenes that were drawn otherwise.",
+                "Another version of this program, of Pillow or of NumPy drew them.", "Delete the folder.",
+            )  # fmt: skip
+        return things
+
+    def _file(self, folder: Path, block: int) -> Path:
+        return folder / f"seed{self.seed}-side{self.side}-most{self.most}-{block * KEPT:08}.jsonl"
+
+    def _write(self, file: Path, block: int) -> list[tuple[Thing, ...]]:
+        numbers = range(block * KEPT, (block + 1) * KEPT)
+        things = [SceneImage(self.seed, n, self.side, self.most).draw().things for n in numbers]
+        rows = [[[t.kind, t.color, *t.box.xyxy] for t in row] for row in things]
+        new = file.with_suffix(f".{os.getpid()}.new")
+        new.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        new.replace(file)
+        return things
+
+
+def _read(file: Path) -> list[tuple[Thing, ...]] | None:
+    """The things of KEPT scenes; None where the file is missing or damaged."""
+    try:
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        things = [tuple(Thing(kind, color, Box(*box)) for kind, color, *box in row) for row in rows]
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return things if len(things) == KEPT else None
+
+
+def _check(count: int, exchanges: int, most: int, dialogues: float, first: int, side: int) -> None:
+    for name, value, lowest, highest in (
+        ("count", count, 1, None), ("exchanges", exchanges, 1, None), ("most", most, 1, 8), ("first", first, 0, None),
+        ("side", side, 56, None), ("dialogues", dialogues, 0, 1),
+    ):  # fmt: skip
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole or (name == "dialogues" and isinstance(value, float))) or not (
+            lowest <= value <= (value if highest is None else highest)
+        ):
+            raise UserError(
+                f"The option {name} of scenes is {value!r}.",
+                f"It must be a {'' if name == 'dialogues' else 'whole '}number, {lowest} "
+                + ("or more." if highest is None else f"to {highest}."),
+                "Correct it.",
+            )
+
+
+def _checked_tasks(tasks: dict[str, float] | None) -> dict[str, float]:
+    if tasks is None:
+        return dict.fromkeys(TASKS, 1.0)
+    for name, share in tasks.items():
+        if name not in TASKS:
+            near = difflib.get_close_matches(str(name), TASKS, 1)
+            raise UserError(
+                f"The task {name!r} of scenes is unknown.", f"Known: {', '.join(TASKS)}.",
+                f"Did you mean {near[0]}?" if near else "Remove it.",
+            )  # fmt: skip
+        if not isinstance(share, int | float) or isinstance(share, bool) or not share >= 0:
+            raise UserError(
+                f"The task {name} of scenes has share {share!r}.", "It is a number, 0 or more.", "Correct it."
+            )
+    if not sum(tasks.values()) > 0:
+        raise UserError("No task of scenes has a share.", f"Known: {', '.join(TASKS)}.", "Give one a share over 0.")
+    return dict(tasks)

@@ -59,9 +59,12 @@ class GroundingVLM(nn.Module):
 
     def forward(self, batch: Batch, tokens: float | None = None) -> torch.Tensor:
         """The loss summed over all supervised tokens of the batch, divided by `tokens`; by default by their number."""
-        visual = None
-        if batch.pixels is not None or batch.features is not None:
-            visual = self.encode_images(batch.pixels, batch.features)
+        visual, features = None, batch.features
+        if features is None and batch.pixels is not None:
+            with torch.no_grad():
+                features = rounded(self.vision(batch.pixels.to(self.projector.weight.dtype)))
+        if features is not None:
+            visual = self.encode_images(None, features)
         losses = self.token_losses(batch, visual)
         # 0, and no gradient, where nothing is supervised
         return losses.sum() / max(1, len(losses) if tokens is None else tokens)
@@ -86,6 +89,11 @@ class GroundingVLM(nn.Module):
         wanted = batch.labels[:, 1:] != IGNORED
         logits = self.decoder.lm_head(states[:, :-1][wanted])  # [supervised, vocabulary]
         return F.cross_entropy(logits.float(), batch.labels[:, 1:][wanted], reduction="none")
+
+
+def rounded(features: torch.Tensor) -> torch.Tensor:
+    """Features of the frozen tower in the 16 bits that a feature cache holds: training with and without one is alike."""
+    return features.half()
 
 
 def attention_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
