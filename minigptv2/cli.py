@@ -1,7 +1,7 @@
 """The command line: `minigptv2 chat | show | train | eval`. This file parses and tells errors; the work is elsewhere.
 
 Nothing heavy is imported before a command needs it. Exit codes: 0 all went well, 1 some pictures failed, 2 nothing was
-done because of bad input, 130 interrupted, 141 whoever read the output is gone.
+done because of bad input, 130 interrupted, 141 whoever read the output is gone, 143 SIGTERM stopped a training run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from minigptv2 import __version__
 from minigptv2.errors import UserError
 from minigptv2.terminal import print_error
 
-_INTERRUPTED, _PIPE_CLOSED = 130, 141
+_INTERRUPTED, _PIPE_CLOSED, _STOPPED = 130, 141, 143
 _OFFLINE_AND_SILENT = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false",
@@ -91,6 +91,8 @@ def _drop_output() -> None:
 
 
 def _run(argv: list[str]) -> int:
+    if argv and argv[0].startswith("--local_rank=") and "LOCAL_RANK" in os.environ:
+        argv = argv[1:]  # the deepspeed launcher says it twice
     if not argv or argv[0].startswith("-"):
         return _without_command(argv)
     name, *rest = argv
@@ -158,6 +160,7 @@ def _chat_arguments(parser: Parser) -> None:
     parser.add_argument("--save", metavar="OUT", help="write the picture with its boxes: a .png, for several a folder")
     parser.add_argument("--json", action="store_true", help="print one JSON object a picture, one a line")
     parser.add_argument("--model", metavar="FOLDER", help="a saved model (default: the small one that comes along)")
+    parser.add_argument("--base", metavar="FOLDER", help="of a model that holds only what was trained: the one before")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU)")
     parser.add_argument("--quantize", metavar="HOW",
@@ -172,7 +175,7 @@ def _chat(args: argparse.Namespace) -> int:
     from minigptv2.api import MAX_NEW_TOKENS, MiniGPTv2
 
     def load() -> MiniGPTv2:
-        return MiniGPTv2.from_pretrained(args.model, args.device, args.dtype, args.quantize)
+        return MiniGPTv2.from_pretrained(args.model, args.device, args.dtype, args.quantize, args.base)
 
     longest = args.max_new_tokens or MAX_NEW_TOKENS
     pictures, instruction = terminal.pictures_and_instruction(args.words, args.instruction)
@@ -205,10 +208,15 @@ def _recipe_arguments(parser: Parser) -> None:
     parser.add_argument("--smoke", action="store_true", help="a few steps on a few samples, to see that it runs")
 
 
-def _train(args: argparse.Namespace) -> None:
+def _train(args: argparse.Namespace) -> int:
     from minigptv2.train.loop import run
 
-    print(f"done: {run(args.config, args.overrides, args.smoke)}")
+    result = run(args.config, args.overrides, args.smoke)
+    if result is None:
+        return _STOPPED
+    if os.environ.get("RANK", "0") == "0":
+        print(f"done: {result}")
+    return 0
 
 
 def _eval(args: argparse.Namespace) -> None:

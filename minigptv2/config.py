@@ -40,7 +40,8 @@ class VisionConfig:
 
 @dataclass
 class LanguageConfig:
-    """A Llama causal language model; the names are those of transformers' LlamaConfig."""
+    """A Llama causal language model; the names are those of transformers' LlamaConfig. name: a folder or a hub's name of
+    a Llama, Mistral or Qwen to take instead, with its weights and tokenizer; the sizes are then its own."""
 
     vocab_size: int = 1024
     hidden_size: int = 256
@@ -51,6 +52,7 @@ class LanguageConfig:
     max_position_embeddings: int = 1024
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = False
+    name: str = ""
 
 
 @dataclass
@@ -67,7 +69,8 @@ class LoraConfig:
 class ModelConfig:
     """merge: visual tokens that become one. prompt: a key of `conversation.WRAPPERS`. box_coding: how box numbers are
     rounded and decoded, one of `boxes.CODINGS`; "center" for the published weights. knows: one line that tells a user
-    what the weights know."""
+    what the weights know. base, base_mark: of a folder that holds only what was trained: where the rest is, and what its
+    weights file is known by."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
@@ -76,6 +79,8 @@ class ModelConfig:
     prompt: Prompt = "llama2"
     box_coding: Coding = "round"
     knows: str = ""
+    base: str = ""
+    base_mark: str = ""
 
 
 # ---- filling a dataclass ----
@@ -168,6 +173,13 @@ def read_yaml(file: Path, overrides: list[str] = ()) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read: {error}", *advice) from None
     if not isinstance(data, dict):
         raise UserError(f"{file} holds no mapping.", *advice)
+    return overridden(data, overrides)
+
+
+def overridden(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The mapping itself, changed by `a.b=c` overrides; each c is read as YAML."""
+    import yaml
+
     for override in overrides:
         path, sign, value = override.partition("=")
         if not sign or not path:

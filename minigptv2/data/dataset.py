@@ -18,6 +18,7 @@ from minigptv2.sample import Sample
 
 DATASETS: dict[str, str] = {
     "scenes": "minigptv2.data.scene_source:Scenes",
+    "sums": "minigptv2.data.sums:Sums",
 }
 _EXAMPLES = 3
 

@@ -1,25 +1,30 @@
 """A model's folder: config.json, model.safetensors, tokenizer.model and, with LoRA, adapter/ in peft's own format.
 
-Nothing in it is pickled. Weights are stored in 16 bits, running statistics in 32.
+Nothing in it is pickled. Weights are stored in 16 bits, running statistics in 32. A language model that was chosen by
+name brings language/ with its own config and tokenizer. A folder may also hold only what was trained; its config then
+names the whole model folder, its base, that the rest comes from.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
 
 from minigptv2.config import ModelConfig, from_dict
-from minigptv2.encode import Tokenizer
+from minigptv2.encode import FamilyTokenizer, Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.model.grounding_vlm import GroundingVLM
+from minigptv2.model.language import build_named
 
 WEIGHTS, CONFIG, TOKENIZER, ADAPTER = "model.safetensors", "config.json", "tokenizer.model", "adapter"
+LANGUAGE = "language"  # a named language model's config and tokenizer
 _NEW, _OLD = ".new", ".old"
 
 
@@ -28,6 +33,49 @@ def save_folder(model: GroundingVLM, tokenizer: Tokenizer, folder: Path, dtype: 
 
     Raises UserError where the folder cannot be written; an older model is then still there.
     """
+    config = replace(model.config, base="", base_mark="")
+    _replaced(folder, lambda new: _write(model, config, base_state(model), None, tokenizer, new, dtype))
+
+
+def save_trained(
+    model: GroundingVLM, tokenizer: Tokenizer, folder: Path, trained: dict[str, torch.Tensor],
+    frozen: dict[str, torch.Tensor], base: Path | None, small: bool, dtype: torch.dtype = torch.float16,
+) -> None:  # fmt: skip
+    """As `save_folder`, for a model in training, whose own tensors may be divided among processes or in few bits.
+
+    trained, frozen: its tensors by their names in the model. base: the model folder that it began from, which keeps the
+    frozen ones in 16 bits. small: write only the trained ones and say that the rest is in the base.
+    """
+    adapter = {name: t for name, t in (frozen | trained).items() if "lora_" in name}
+    own = {_plain(name): t for name, t in trained.items() if "lora_" not in name}
+    if model.config.language.tie_word_embeddings and "language.model.embed_tokens.weight" in own:
+        own["language.lm_head.weight"] = own["language.model.embed_tokens.weight"]
+    config = replace(model.config, base="", base_mark="")
+    if small:
+        config = replace(config, base=str(base), base_mark=mark_of(base / WEIGHTS))
+    else:
+        rest = _read(base / WEIGHTS) if base else {_plain(n): t for n, t in frozen.items() if "lora_" not in n}
+        own = {**rest, **own}
+    _replaced(folder, lambda new: _write(model, config, own, adapter, tokenizer, new, dtype))
+
+
+def _plain(name: str) -> str:
+    """The name of a tensor of a model with an adapter -> its name without one."""
+    return name.replace("language.base_model.model.", "language.").replace(".base_layer.", ".")
+
+
+def mark_of(file: Path) -> str:
+    """What a weights file is known by: its size and 64 pieces of it."""
+    size = file.stat().st_size
+    made = blake2b(str(size).encode(), digest_size=8)
+    with open(file, "rb") as data:
+        for place in range(64):
+            data.seek(size * place // 64)
+            made.update(data.read(4096))
+    return made.hexdigest()
+
+
+def _replaced(folder: Path, write: Callable[[Path], None]) -> None:
     folder = Path(folder).resolve()
     if folder.exists() and not (folder.is_dir() and ((folder / CONFIG).exists() or not any(folder.iterdir()))):
         raise UserError(
@@ -38,7 +86,8 @@ def save_folder(model: GroundingVLM, tokenizer: Tokenizer, folder: Path, dtype: 
     try:
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        _write(model, tokenizer, new, dtype)
+        new.mkdir(parents=True)
+        write(new)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
@@ -54,22 +103,29 @@ def save_folder(model: GroundingVLM, tokenizer: Tokenizer, folder: Path, dtype: 
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _write(model: GroundingVLM, tokenizer: Tokenizer, new: Path, dtype: torch.dtype) -> None:
+def _write(
+    model: GroundingVLM, config: ModelConfig, tensors: dict[str, torch.Tensor], adapter: dict[str, torch.Tensor] | None,
+    tokenizer: Tokenizer, new: Path, dtype: torch.dtype,
+) -> None:  # fmt: skip
+    """adapter: its tensors by their names in the model; None: as the model holds them."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    new.mkdir(parents=True)
-    tensors = {name: _stored(name, t, dtype) for name, t in base_state(model).items()}
-    if model.config.language.tie_word_embeddings:  # one tensor under two names, which safetensors refuses
+    tensors = {name: _stored(name, t, dtype) for name, t in tensors.items()}
+    if config.language.tie_word_embeddings and "language.lm_head.weight" in tensors:
+        # one tensor under two names, which safetensors refuses
         tensors["language.lm_head.weight"] = tensors["language.lm_head.weight"].clone()
     try:
         save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:  # what safetensors makes of a full disk
         raise OSError(str(error)) from error
-    (new / CONFIG).write_text(json.dumps(asdict(model.config), indent=2) + "\n")
-    (new / TOKENIZER).write_bytes(tokenizer.model)
+    (new / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n")
+    if config.language.name:
+        model.decoder.config.save_pretrained(new / LANGUAGE)
+    tokenizer.save(new / (TOKENIZER if isinstance(tokenizer, Tokenizer) else LANGUAGE))
     if hasattr(model.language, "peft_config"):
-        model.language.save_pretrained(new / ADAPTER)
+        own = None if adapter is None else {n.removeprefix("language."): t for n, t in adapter.items()}
+        model.language.save_pretrained(new / ADAPTER, state_dict=own)
         (new / ADAPTER / "README.md").unlink(missing_ok=True)
 
 
@@ -97,16 +153,40 @@ def _stored(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
     return stored
 
 
-def load_folder(folder: Path) -> tuple[GroundingVLM, Tokenizer]:
-    """Open a folder that `save_folder` wrote, in float32 on the CPU.
+def load_folder(folder: Path, base: Path | None = None) -> tuple[GroundingVLM, Tokenizer]:
+    """Open a folder that `save_folder` wrote, in float32 on the CPU. base: the whole model folder that one which holds
+    only what was trained was trained from.
 
     Raises UserError that names the first missing, wrong-shaped, unknown or non-finite tensors, or the missing file.
     """
     folder = Path(folder)
-    for name in (CONFIG, WEIGHTS, TOKENIZER):
-        if not (folder / name).is_file():
+    config = _config_of(folder)
+    found = _read(folder / WEIGHTS)
+    whole = _base_of(folder, config, base)
+    if whole is not None:
+        found = {**_read(whole / WEIGHTS), **found}
+    language = None
+    if config.language.name:
+        with _names(folder / LANGUAGE / CONFIG):
+            language, _ = build_named(folder / LANGUAGE, weights=False)
+    tokenizer = _open_tokenizer(folder, config)
+    lora, config.lora = config.lora, type(config.lora)()
+    with _names(folder / CONFIG):
+        model = GroundingVLM(config, language)
+    _fill(model, found, folder / WEIGHTS)
+    config.lora = lora
+    if lora.r:
+        with _names(folder / CONFIG):
+            model.add_lora()
+        _fill_adapter(model, folder / ADAPTER)
+    return model.eval(), tokenizer
+
+
+def _config_of(folder: Path) -> ModelConfig:
+    for names in ((CONFIG,), (WEIGHTS,), (TOKENIZER, f"{LANGUAGE}/tokenizer_config.json")):
+        if not any((folder / name).is_file() for name in names):
             raise UserError(
-                f"{folder} has no {name}.", f"A model folder holds {CONFIG}, {WEIGHTS} and {TOKENIZER}.",
+                f"{folder} has no {names[0]}.", f"A model folder holds {CONFIG}, {WEIGHTS} and {TOKENIZER}.",
                 "Check the path; save_pretrained(folder) writes such a folder.",
             )  # fmt: skip
     try:
@@ -115,18 +195,35 @@ def load_folder(folder: Path) -> tuple[GroundingVLM, Tokenizer]:
         raise UserError(
             f"{folder / CONFIG} is no JSON: {error}", "It is written by save_pretrained.", "Save the model again.",
         ) from None  # fmt: skip
-    config = from_dict(ModelConfig, data, str(folder / CONFIG))
-    tokenizer = _open_tokenizer(folder / TOKENIZER, config)
-    lora, config.lora = config.lora, type(config.lora)()
-    with _names(folder / CONFIG):
-        model = GroundingVLM(config)
-    _fill(model, _read(folder / WEIGHTS), folder / WEIGHTS)
-    config.lora = lora
-    if lora.r:
-        with _names(folder / CONFIG):
-            model.add_lora()
-        _fill_adapter(model, folder / ADAPTER)
-    return model.eval(), tokenizer
+    return from_dict(ModelConfig, data, str(folder / CONFIG))
+
+
+def _base_of(folder: Path, config: ModelConfig, base: Path | None) -> Path | None:
+    """The folder of the weights that this one lacks; None where it lacks none."""
+    if not config.base:
+        if base is not None:
+            raise UserError(
+                f"{folder} is a whole model, and base is {base}.", "Only a folder of what was trained has a base.",
+                "Leave base away.",
+            )  # fmt: skip
+        return None
+    if base is None:
+        raise UserError(
+            f"{folder} holds only what was trained; the rest is in its base.", f"Its base was {config.base}.",
+            f"Name that folder: from_pretrained(folder, base={config.base!r}), or --base {config.base}.",
+        )  # fmt: skip
+    base = Path(base)
+    if _config_of(base).base:
+        raise UserError(
+            f"The base {base} holds only what was trained.", "A base is a whole model folder.",
+            f"{folder} was trained from {config.base}.",
+        )  # fmt: skip
+    if mark_of(base / WEIGHTS) != config.base_mark:
+        raise UserError(
+            f"The weights of {base} are not those that {folder} was trained from.", f"Its base was {config.base}.",
+            "Name that folder, or a copy of it.",
+        )  # fmt: skip
+    return base
 
 
 @contextmanager
@@ -199,14 +296,16 @@ def _fill_adapter(model: GroundingVLM, folder: Path) -> None:
     peft.set_peft_model_state_dict(model.language, found)
 
 
-def _open_tokenizer(file: Path, config: ModelConfig) -> Tokenizer:
+def _open_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | FamilyTokenizer:
+    file = folder / TOKENIZER
     try:
-        tokenizer = Tokenizer.load(file)
+        tokenizer = Tokenizer.load(file) if file.is_file() else FamilyTokenizer(folder / LANGUAGE)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"{file} cannot be read: {error}", "It must be a SentencePiece model with <s> and </s>.", "Copy it again.",
         ) from None  # fmt: skip
-    if tokenizer.size != config.language.vocab_size:
+    named = bool(config.language.name)  # whose table of tokens may be filled up to a round number
+    if tokenizer.size > config.language.vocab_size or (tokenizer.size != config.language.vocab_size and not named):
         raise UserError(
             f"{file} has {tokenizer.size} pieces, the model {config.language.vocab_size}.", "They must be equal.",
             "Use the tokenizer that was saved with the model.",

@@ -17,14 +17,15 @@ from minigptv2.model.vision import VisionTower
 
 
 class GroundingVLM(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, language: nn.Module | None = None):
+        """language: the causal LM, where it is one that was chosen by name; else it is built as the config says."""
         super().__init__()
         self.config = config
         self.vision = VisionTower(config.vision)
         if config.merge < 1 or self.vision.patches % config.merge:
             raise ValueError(f"{self.vision.patches} visual tokens cannot be merged by {config.merge}")
         self.projector = Projector(self.vision.width, config.merge, config.language.hidden_size)
-        self.language = build_language(config.language)
+        self.language = build_language(config.language) if language is None else language
         if config.lora.r:
             self.add_lora()
 

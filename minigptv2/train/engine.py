@@ -10,6 +10,7 @@ Shapes: P pictures, N patches, C channels of the tower.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -111,9 +112,10 @@ class Engine:
                         for entry, value in found.items()
                     }  # fmt: skip
 
-    def frozen(self) -> State:
-        """Every tensor of the model that is not trained, on the CPU; all processes call it."""
-        return {n: t.detach().cpu() for n, t in self.model.state_dict().items() if n not in self.trained}
+    def frozen(self, wanted: Callable[[str], bool]) -> State:
+        """The tensors of the model with wanted names that are not trained, on the CPU; all processes call it."""
+        state = self.model.state_dict()
+        return {n: t.detach().cpu() for n, t in state.items() if n not in self.trained and wanted(n)}
 
 
 def _entries(states: State, name: str) -> State:
@@ -283,12 +285,12 @@ class DeepSpeedEngine(Engine):
                 with torch.no_grad():
                     parameter.data.copy_(weights[name])
 
-    def frozen(self) -> State:
+    def frozen(self, wanted: Callable[[str], bool]) -> State:
+        out = super().frozen(wanted)
         if self.stage < 3:
-            return super().frozen()
+            return out
         import deepspeed
 
-        out = {n: t.detach().cpu() for n, t in self.model.state_dict().items() if n not in self.trained}
         for name, parameter in self.model.named_parameters():
             if name in out:
                 with deepspeed.zero.GatheredParameters([parameter]):
