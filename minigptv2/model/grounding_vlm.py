@@ -58,15 +58,18 @@ class GroundingVLM(nn.Module):
             raise ValueError(f"The rows have {int(places.sum())} places for visual tokens, but {given} were given.")
         return embedded if visual is None else embedded.masked_scatter(places, visual.to(embedded.dtype))
 
-    def forward(self, batch: Batch, tokens: float | None = None) -> torch.Tensor:
-        """The loss summed over all supervised tokens of the batch, divided by `tokens`; by default by their number."""
+    def forward(self, batch: Batch, tokens: float | None = None, unseen: bool = False) -> torch.Tensor:
+        """The loss summed over all supervised tokens of the batch, divided by `tokens`; by default by their number.
+
+        unseen: the batch is text alone, and its picture passes through the same layers but enters with weight 0.
+        """
         visual, features = None, batch.features
         if features is None and batch.pixels is not None:
             with torch.no_grad():
                 features = rounded(self.vision(batch.pixels.to(self.projector.weight.dtype)))
         if features is not None:
             visual = self.encode_images(None, features)
-        losses = self.token_losses(batch, visual)
+        losses = self.token_losses(batch, *((None, visual) if unseen else (visual,)))
         # 0, and no gradient, where nothing is supervised
         return losses.sum() / max(1, len(losses) if tokens is None else tokens)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -144,23 +144,23 @@ def _add_up(parameters: list[nn.Parameter]) -> None:
 
 
 class _Loss(nn.Module):
-    """The model as DeepSpeed calls it. DeepSpeed's processes move weights and gradients in step, so a row of text alone
-    also looks at a blank picture, whose weight is 0."""
+    """The model as DeepSpeed calls it. DeepSpeed's processes move weights and gradients in step, layer by layer in the
+    order of the first pass, so a row of text alone also looks at a blank picture, whose weight is 0."""
 
     def __init__(self, model: GroundingVLM, device: torch.device, settings: Settings):
         super().__init__()
         self.model, self.device, self.settings = model, device, settings
 
     def forward(self, batch: Batch, tokens: float) -> torch.Tensor:
+        unseen = batch.pixels is None and batch.features is None
+        if unseen and self.settings.blank == "pixels":
+            size = self.model.config.vision.image_size
+            batch = replace(batch, pixels=torch.zeros(1, 3, size, size, device=self.device))
+        elif unseen:
+            tower = self.model.vision
+            batch = replace(batch, features=torch.zeros(1, tower.patches, tower.width, device=self.device))
         with autocast_in(self.device, self.settings.dtype):
-            if batch.pixels is not None or batch.features is not None:
-                return self.model(batch, tokens=tokens)
-            tower, size = self.model.vision, self.model.config.vision.image_size
-            blank = {"pixels": torch.zeros(1, 3, size, size, device=self.device)}
-            if self.settings.blank == "features":
-                blank = {"pixels": None, "features": torch.zeros(1, tower.patches, tower.width, device=self.device)}
-            seen = self.model.encode_images(**blank)
-            return self.model.token_losses(batch, None, seen).sum() / max(1, tokens)
+            return self.model(batch, tokens=tokens, unseen=unseen)
 
 
 class DeepSpeedEngine(Engine):
@@ -224,53 +224,61 @@ class DeepSpeedEngine(Engine):
     def gather(self) -> tuple[State, State]:
         if self.stage == 0:
             return super().gather()
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
         first, weights, states = self.world.rank == 0, {}, {}
-        begun = bool(self._parts()) and all(part in self.optimizers[0].state for part in self._parts())
+        state = self.optimizers[0].state
+        entries = ("exp_avg", "exp_avg_sq") if state else ()
         for name, parameter in self.trained.items():
-            got = {"": safe_get_full_fp32_param(parameter)}
-            if begun:
-                got |= {e: safe_get_full_optimizer_state(parameter, e) for e in ("exp_avg", "exp_avg_sq")}
-                got["step"] = torch.as_tensor(float(self.optimizers[0].state[self._parts()[0]]["step"]))
+            got = {entry: self._whole(parameter, entry) for entry in (None, *entries)}
             if first:
-                shape = getattr(parameter, "ds_shape", parameter.shape)
-                weights[name] = got.pop("").detach().cpu().view(shape)
-                states |= {f"{e}/{name}": v.detach().cpu().view(shape if v.ndim else ()) for e, v in got.items()}
+                weights[name] = got.pop(None)
+                states |= {f"{entry}/{name}": value for entry, value in got.items()}
+        if first and entries:
+            step = torch.as_tensor(float(state[self._parts()[0]]["step"]))
+            states |= {f"step/{name}": step for name in self.trained}
         return weights, states
+
+    def _whole(self, parameter: nn.Parameter, entry: str | None) -> torch.Tensor:
+        """The float32 weight, or that entry of its Adam state, put together from all processes' parts, on the CPU."""
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        whole = torch.zeros(shape.numel(), dtype=torch.float32, device=self.world.device)
+        own, start = self._own(parameter, entry)
+        size = min(len(own), len(whole) - start)  # the last part is filled up
+        if size > 0:
+            whole[start : start + size] = own[:size]
+        if self.world.size > 1:
+            torch.distributed.all_reduce(whole)
+        return whole.view(shape).cpu()
+
+    def _own(self, parameter: nn.Parameter, entry: str | None) -> tuple[torch.Tensor, int]:
+        """This process's part of it, and the place in the whole at which that begins."""
+        deep, parts = self.deep.optimizer, self._parts()
+        if self.stage == 3:
+            group, start, size = deep.grad_position[deep.get_param_id(parameter)]
+            place = self.world.rank * parameter.ds_tensor.ds_numel
+        else:
+            mapping = parameter._hp_mapping
+            if mapping is None:
+                return torch.zeros(0), 0
+            group, address = mapping.param_group_index, mapping.get_hp_fragment_address()
+            start, size, place = address.start, address.numel, mapping.lp_fragment_address.start
+        flat = parts[group] if entry is None else self.optimizers[0].state[parts[group]][entry]
+        return flat.data[start : start + size], place
 
     def put(self, weights: State, states: State) -> None:
         if self.stage == 0:
             return super().put(weights, states)
-        self._begin_states(states)
-        for name, parameter in self.trained.items():
-            self._put(parameter, weights[name], None)
-            for entry, value in _entries(states, name).items():
-                if entry != "step":
-                    self._put(parameter, value, entry)
-        self._weights_from_masters(weights)
-
-    def _put(self, parameter: nn.Parameter, value: torch.Tensor, entry: str | None) -> None:
-        value = value.to(self.world.device, torch.float32).flatten()
-        if self.stage < 3:
-            parameter.set_full_hp_param(value, entry)
-            return
-        size = parameter.ds_tensor.ds_numel  # of one process's part; the last part is filled up
-        value = torch.nn.functional.pad(value, (0, size * self.world.size - len(value)))
-        own = value[size * self.world.rank : size * (self.world.rank + 1)]
-        parameter._z3_optimizer.set_local_hp_param(own, parameter, entry)
-
-    def _begin_states(self, states: State) -> None:
-        """Adam's state before its first step, which DeepSpeed makes no sooner than that."""
         steps = [value for key, value in states.items() if key.startswith("step/")]
-        if not steps:
-            return
-        whole = isinstance(self.optimizers[0], torch.optim.AdamW)
-        for part in self._parts():
-            zeros = {entry: torch.zeros_like(part.data) for entry in ("exp_avg", "exp_avg_sq")}
-            self.optimizers[0].state[part] = {"step": steps[0].clone() if whole else int(steps[0]), **zeros}
-        if self.stage < 3:
-            self.deep.optimizer._lazy_init_hp_params_optimizer_state()
+        entries = ("exp_avg", "exp_avg_sq") if steps else ()
+        for part in self._parts() if steps else ():
+            step = steps[0].clone() if isinstance(self.optimizers[0], torch.optim.AdamW) else int(steps[0])
+            self.optimizers[0].state[part] = {"step": step, **{e: torch.zeros_like(part.data) for e in entries}}
+        for name, parameter in self.trained.items():
+            for entry in (None, *entries):
+                value = weights[name] if entry is None else states[f"{entry}/{name}"]
+                own, start = self._own(parameter, entry)
+                given = value.flatten()[start : start + len(own)]
+                own[: len(given)] = given.to(own.device)
+        self._weights_from_masters(weights)
 
     def _parts(self) -> list[torch.Tensor]:
         """The flat float32 weights that this process's optimizer updates."""
