@@ -187,8 +187,11 @@ def overridden(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         node = data
         *parents, last = path.split(".")
         for key in parents:
-            node = node.setdefault(key, {})
-            if not isinstance(node, dict):
+            if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+                node = node[int(key)]
+            else:
+                node = node.setdefault(key, {}) if isinstance(node, dict) else None
+            if not isinstance(node, (dict, list)) or (isinstance(node, list) and key == parents[-1]):
                 raise UserError(
                     f"{override!r}: {key} is no mapping.", "Only mappings have keys below them.", "Check the path.",
                 )  # fmt: skip

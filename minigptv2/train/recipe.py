@@ -41,9 +41,9 @@ class Recipe:
     What is trained. trained: what is not frozen; "lora" leaves the language model's own weights frozen. quantize: the
     frozen language model in few bits. data, cache: see `data/mixture.py` and `train/feature_cache.py`.
 
-    How. max_steps: optimizer steps. batch: samples of one step, of all processes together. micro_batch: samples that a
-    process computes at once; 0: its whole share of the batch. What is left of a share is computed one after the other
-    (gradient accumulation). lr, lowest_lr, warmup: linear for `warmup` steps, then a cosine. clip: largest norm of all
+    How. max_steps: optimizer steps. batch: samples of one step, of all processes together. micro_batch: the most that a
+    process computes at once; 0: its whole share of the batch. A larger share is divided evenly and computed one part
+    after the other (gradient accumulation). lr, lowest_lr, warmup: linear for `warmup` steps, then a cosine. clip: largest norm of all
     gradients together; 0: none. precision: of products; empty: what this machine multiplies fastest.
     gradient_checkpointing: layers of the language model are computed twice, and little is kept in between. compile: these
     layers with torch.compile, which needs a C++ compiler. pack: rows laid out as one (`encode.pack`) instead of padded.
@@ -110,13 +110,13 @@ def read_recipe(config: str | Path, overrides: list[str] = (), smoke: bool = Fal
 def micros_of(recipe: Recipe, processes: int) -> tuple[int, int]:
     """Samples of a micro-batch, and micro-batches of a process in one step. Raises UserError where they do not divide."""
     share, rest = divmod(recipe.batch, processes)
-    micro = recipe.micro_batch or share
-    if rest or not share or share % micro:
+    if rest or not share:
         raise UserError(
-            f"batch is {recipe.batch}, micro_batch {recipe.micro_batch}, with {processes} processes.",
-            "The batch must divide by the processes, and each one's share by micro_batch.",
-            f"Try batch={max(1, recipe.batch // (processes * micro or 1)) * processes * micro or processes}.",
+            f"batch is {recipe.batch}, with {processes} processes.", "The batch must divide by the processes.",
+            f"Try batch={max(1, share) * processes}.",
         )  # fmt: skip
+    most = min(share, recipe.micro_batch or share)
+    micro = max(n for n in range(1, most + 1) if share % n == 0)
     return micro, share // micro
 
 
