@@ -60,8 +60,8 @@ _FORMATS_READ = f"These formats are read: {', '.join(FORMATS)}."
 class LazyPicture(Protocol):
     """A picture of a data set that is drawn, or read out of an archive, only when it is needed.
 
-    key: names it among all pictures of all sources, for messages and for the feature cache; another picture, another key.
-    open: anything that `open_image` takes.
+    key: names it among all pictures of all sources, for messages and for the feature cache; another picture has another
+    key. open: anything that `open_image` takes.
     """
 
     key: str
@@ -73,10 +73,10 @@ def open_image(source: Any, at_least: int = 0) -> Image.Image:
     """Any picture as an upright RGB picture in memory, without metadata: opening the result again changes nothing.
 
     source: a path, the bytes of a file, a Pillow picture, a `LazyPicture`, or an array [H, W], [H, W, 1], [H, W, 3]
-    (RGB) or [H, W, 4] (RGBA) of uint8, uint16, bool, or floats 0..1. The EXIF orientation is applied, an animation gives
-    its first frame, transparency becomes white, deep grey is scaled to 8 bits by its depth. at_least: if over 0, a JPEG
-    may come out at a half, a quarter or an eighth of its size, no side below so many pixels; it is decoded faster so.
-    Raises UserError.
+    (RGB) or [H, W, 4] (RGBA) of uint8, uint16, bool, or floats 0..1. The EXIF orientation is applied, an animation
+    gives its first frame, transparency becomes white, deep grey is scaled to 8 bits by its depth. at_least: if over 0,
+    a JPEG may come out at a half, a quarter or an eighth of its size, no side below so many pixels; it is decoded
+    faster so. Raises UserError.
     """
     if isinstance(source, str | os.PathLike):
         with _open_file(Path(source)) as file:

@@ -158,6 +158,43 @@ def test_a_packed_row_has_the_loss_and_gradients_of_the_rows_in_it(tiny_model, e
 
 
 @pytest.mark.parametrize("prompt", WRAPPERS)
+def test_rows_with_any_number_of_pictures_anywhere_are_packed_alike(tiny_model, prompt):
+    """Two pictures in a row, a picture after an answer, text alone, one exchange, several, questions side by side."""
+    model, merge = tiny_model.network, tiny_model.network.config.merge
+    encoder = Encoder(tiny_model.tokenizer, prompt, PLACES, 512)
+    first, second, third = (Picture(name) for name in "abc")
+    rows = [
+        encoder.encode([Turn("user", (first, " and ", second, "what is new?")), Turn("assistant", ("a cat.",))]),
+        encoder.encode([
+            Turn("user", (first, "what is it?")), Turn("assistant", ("a red ball.",)),
+            Turn("user", ("and ", second, " this? ", third)), Turn("assistant", ("two cats, and a house.",)),
+            Turn("user", ("why?",)), Turn("assistant", ("so.",)),
+        ]),  # fmt: skip
+        encoder.encode(_turns(TALK * 3, image=None)),
+        encoder.encode(_turns(TALK[:1])),
+        encoder.encode_side_by_side(_turns()),
+    ]  # fmt: skip
+    assert [len(row.images) for row in rows] == [2, 3, 0, 1, 1]
+    torch.manual_seed(0)
+    features = torch.randn(7, PLACES * merge, model.vision.width)
+    wanted = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("vision.")]
+    found = []
+    for batch in (collate(rows), pack(rows)):
+        batch.features = features
+        loss = model(batch)
+        found.append((loss, *torch.autograd.grad(loss, wanted)))
+    assert found[0][0] > 1 and any(g.abs().max() > 1e-2 for g in found[0][1:])
+    for padded, packed in zip(*found):
+        torch.testing.assert_close(packed, padded, atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_of_text_alone_is_packed_alike(tiny_model, encoder):
+    rows = [encoder.encode(_turns(TALK[:n], image=None)) for n in (1, 3, 2)]
+    padded, packed = (tiny_model.network(batch) for batch in (collate(rows), pack(rows)))
+    torch.testing.assert_close(packed, padded, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prompt", WRAPPERS)
 @pytest.mark.parametrize("image", ["x.png", None])
 def test_ids_side_by_side_are_those_of_each_alone(tiny_model, prompt, image):
     encoder = Encoder(tiny_model.tokenizer, prompt, PLACES, 512)

@@ -38,10 +38,10 @@ class SourceConfig:
 
 @dataclass
 class DataConfig:
-    """sources: what is mixed. max_bad_share: the run stops where more than this share of the records could not be used;
-    least_judged: samples before that is judged. fast_decode: JPEGs of at least twice the picture's size are decoded at a
-    half, a quarter or an eighth of theirs, 2 to 8 times faster; the squashed pixels then differ from those that the model
-    is asked with by 0.6 to 0.8 of 255 levels on average (photographs of 2 megapixels)."""
+    """sources: what is mixed. max_bad_share: the run stops where more than this share of the records could not be
+    used; least_judged: samples before that is judged. fast_decode: JPEGs of at least twice the picture's size are
+    decoded at a half, a quarter or an eighth of theirs, 2 to 8 times faster; the squashed pixels then differ from those
+    that the model is asked with by 0.6 to 0.8 of 255 levels on average (photographs of 2 megapixels)."""
 
     sources: list[SourceConfig] = field(default_factory=list)
     max_bad_share: float = 0.05
@@ -96,7 +96,7 @@ class Mixture:
         source = int(sources[position % BLOCK])
         if source == _NOTHING:
             raise UserError(
-                f"At sample {position} no source may be drawn from any more.", "Every one has ended with its last_step.",
+                f"At sample {position} no source may be drawn from any more.", "All have ended with their last_step.",
                 "Train fewer steps, or let a source go on.",
             )  # fmt: skip
         epoch, index = divmod(int(ordinals[position % BLOCK]), self.sizes[source])

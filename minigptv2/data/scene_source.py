@@ -14,6 +14,7 @@ import os
 import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from uuid import uuid4
 
 from PIL import Image
 
@@ -134,7 +135,7 @@ class Scenes:
         numbers = range(block * KEPT, (block + 1) * KEPT)
         things = [SceneImage(self.seed, n, self.side, self.most).draw().things for n in numbers]
         rows = [[[t.kind, t.color, *t.box.xyxy] for t in row] for row in things]
-        new = file.with_suffix(f".{os.getpid()}.new")
+        new = file.with_suffix(f".{uuid4().hex}.new")
         new.write_text("".join(json.dumps(row) + "\n" for row in rows))
         new.replace(file)
         return things

@@ -96,7 +96,7 @@ class GroundingVLM(nn.Module):
 
 
 def rounded(features: torch.Tensor) -> torch.Tensor:
-    """Features of the frozen tower in the 16 bits that a feature cache holds: training with and without one is alike."""
+    """Features of the frozen tower in the 16 bits that a feature cache holds: training without one is the same."""
     return features.half()
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -27,13 +28,16 @@ from minigptv2.train.precision import best_dtype, call_in
 
 ABOUT = "about.json"
 FORMAT = 1  # of the folder
+NEW = ".new"  # the end of the name of a file that is not whole yet
+ABANDONED = 3600  # seconds after which such a file is what a killed build left
+STALLED = 3600  # seconds without a new shard after which other processes are no longer waited for
 
 
 @dataclass
 class CacheConfig:
-    """dir: folder of the features; empty: none are written, and the tower runs at every step. shard_mb: size of one file
-    in 2**20 bytes: what a killed build has to compute again. verify: checksums are compared whenever a run begins, which
-    reads the whole cache once."""
+    """dir: folder of the features; empty: none are written, and the tower runs at every step. shard_mb: size of one
+    file in 2**20 bytes: what a killed build has to compute again. verify: checksums are compared whenever a run begins,
+    which reads the whole cache once."""
 
     dir: str = ""
     shard_mb: int = 256
@@ -128,14 +132,15 @@ def build_cache(
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
+    dtype: torch.dtype | None = None,
     fast_decode: bool = False,
     batch: int = 32,
 ) -> FeatureCache:
     """The features of every picture of these data sets; what the folder lacks is computed first, with its rate and ETA.
 
     Ranks share the work, through a folder that all of them see, and return when the cache is complete; a killed build
-    goes on with the next shard. A damaged shard is reported and made anew. Raises UserError for a folder that another
-    tower wrote.
+    goes on with the next shard. A damaged shard is reported and made anew. dtype: of the tower's products, as in
+    training; if not given, what this device multiplies fastest. Raises UserError for a folder that another tower wrote.
     """
     folder = Path(config.dir)
     _begin(folder, tower, fast_decode)
@@ -143,15 +148,21 @@ def build_cache(
     wanted = _pictures(datasets)
     own = {k: v for k, v in wanted.items() if _owner(k, world) == rank}
     rows = max(1, config.shard_mb * 2**20 // (2 * tower.patches * tower.width))
-    tower = tower.eval().to(device)
-    waiting = None
+    tower, dtype = tower.eval().to(device), dtype or best_dtype(torch.device(device))
+    waiting, since = None, time.time()
     while missing := [key for key in wanted if key not in cache]:
         todo = [key for key in missing if key in own]
         if todo:
-            _compute(folder, tower, {key: own[key] for key in todo}, rows, batch, workers, fast_decode, device)
+            _compute(folder, tower, {key: own[key] for key in todo}, rows, batch, workers, fast_decode, device, dtype)
         elif len(missing) != waiting:
-            waiting = len(missing)
+            waiting, since = len(missing), time.time()
             print(f"feature cache: waiting for {waiting} pictures of other processes", flush=True)
+        elif time.time() - since > STALLED:
+            raise UserError(
+                f"{folder} still lacks {waiting} pictures that other processes were to compute.",
+                f"None was added for {STALLED // 60} minutes. All processes must see the same folder.",
+                "Look into their output, and begin the run again: what is there is kept.",
+            )  # fmt: skip
         if not todo:
             time.sleep(1)
         for shard in _sound(folder, verify=False):
@@ -168,6 +179,7 @@ def _begin(folder: Path, tower: VisionTower, fast_decode: bool) -> None:
     file = folder / ABOUT
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
         if not file.exists():
             if any(folder.glob("*.npy")):
                 raise UserError(
@@ -190,6 +202,16 @@ def _begin(folder: Path, tower: VisionTower, fast_decode: bool) -> None:
             "Features can only be read by a run with the tower that wrote them.",
             "Delete the folder, or choose another with cache.dir=...",
         )  # fmt: skip
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed build left half written."""
+    for left in folder.glob(f"*{NEW}"):
+        try:
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
+        except FileNotFoundError:
+            continue  # another process has just finished it, or removed it
 
 
 def _pictures(datasets: Sequence[Dataset]) -> dict[str, Any]:
@@ -246,7 +268,7 @@ def _checksum(file: Path) -> str:
 
 def _write(file: Path, data: bytes | np.ndarray) -> None:
     """Whole or not at all, also where two processes write it at once."""
-    new = file.with_name(f"{file.name}.{os.getpid()}.new")
+    new = file.with_name(f"{file.name}.{uuid4().hex}{NEW}")
     with open(new, "wb") as out:
         out.write(data) if isinstance(data, bytes) else np.save(out, data)
         out.flush()
@@ -271,12 +293,20 @@ class _Decoded(torch.utils.data.Dataset):
 
 
 def _compute(
-    folder: Path, tower: VisionTower, pictures: dict[str, Any], rows: int, batch: int, workers: int, fast: bool, device
+    folder: Path,
+    tower: VisionTower,
+    pictures: dict[str, Any],
+    rows: int,
+    batch: int,
+    workers: int,
+    fast: bool,
+    device: torch.device | str,
+    dtype: torch.dtype,
 ) -> None:
     """Compute and write the features of these pictures, `rows` a shard."""
     from tqdm import tqdm
 
-    keys, dtype = list(pictures), best_dtype(torch.device(device))
+    keys = list(pictures)
     loaded = torch.utils.data.DataLoader(
         _Decoded(list(pictures.values()), tower.config.image_size, fast), batch, num_workers=workers,
         collate_fn=list, generator=torch.Generator(),

@@ -32,9 +32,9 @@ _EXAMPLES = 3
 
 @dataclass
 class Micro:
-    """What one forward takes. batch: its pixels are still bytes, [P, H, W, 3] uint8, its features [P, N, C] float16; use
-    `on(device)`. samples: rows in it. supervised: tokens with a loss. failures: "name: reason" of every record that
-    could not be used, and that another one stands in for."""
+    """What one forward takes. batch: its pixels are still bytes, [P, H, W, 3] uint8, its features [P, N, C] float16;
+    use `on(device)`. samples: rows in it. supervised: tokens with a loss. failures: "name: reason" of every record
+    that could not be used, and that another one stands in for."""
 
     batch: Batch
     samples: int
@@ -93,8 +93,8 @@ def open_stream(
 
     samples_per_step: of all ranks and micros of one optimizer step, batch * world * micros a step; it places first_step
     and last_step of the sources. start: position of the mixture, samples that all ranks together have had. pack: rows
-    as one (`encode.pack`) instead of padded. cache: features in place of pixels; no picture is opened then. opened: what
-    `open_mixture` gave for the same data, seed and samples_per_step, where the caller has it already.
+    as one (`encode.pack`) instead of padded. cache: features in place of pixels; no picture is opened then. opened:
+    what `open_mixture` gave for the same data, seed and samples_per_step, where the caller has it already.
 
     Raises UserError at once for a config that cannot work, and later where too many records cannot be used (`Failures`
     is kept here; the caller need only log `Micro.failures`).

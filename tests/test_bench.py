@@ -1,0 +1,46 @@
+"""The benches of the data side run, and compare two ways that do the same work."""
+
+import pytest
+import torch
+
+from minigptv2.data import scene_source
+from minigptv2.train import bench
+
+
+@pytest.mark.parametrize("name", ["bench_data", "bench_cache", "bench_packing"])
+def test_a_bench_measures_both_ways(tiny_folder, name, monkeypatch):
+    monkeypatch.setattr(bench, "BATCH", 2)
+    monkeypatch.setattr(bench, "SIZES", ((1280, 960),))
+    monkeypatch.setattr(scene_source, "KEPT", 2)
+    threads = torch.get_num_threads()
+    found = getattr(bench, name)(tiny_folder, 2, rounds=1)
+    assert found.rate > 0 and found.plain > 0 and found.ratio == found.rate / found.plain and found.what
+    assert torch.get_num_threads() == threads
+
+
+def test_the_turns_are_taken_alternately_and_the_median_counts(monkeypatch):
+    monkeypatch.setattr(bench, "BATCH", 10)
+    now, calls = [0.0], []
+
+    def way(name: str, costs: list[float]):
+        def call():
+            calls.append(name)
+            now[0] += costs.pop(0)
+
+        return call
+
+    monkeypatch.setattr(bench.time, "process_time", lambda: now[0])
+    ours, plain = bench._turns(way("a", [9, 1, 2, 100]), way("b", [9, 5, 5, 5]), 3)
+    assert calls == ["a", "b"] * 4 and (ours, plain) == (5.0, 2.0)
+
+
+def test_the_plain_loader_sees_the_same_pictures_in_the_same_order(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "BATCH", 3)
+    monkeypatch.setattr(bench, "SIZES", ((1000, 904),))
+    network, encoder, coding = bench._open(tiny_folder)
+    photos = bench._Photos(tmp_path, 5)
+    micro = next(bench._stream([photos], encoder, coding, 448, fast_decode=True))
+    rows, pixels = next(bench._plain_loader(photos, encoder, coding, 448))
+    assert pixels.shape == micro.on("cpu").pixels.shape
+    assert (pixels - micro.on("cpu").pixels).abs().mean() < 0.02 < (pixels - pixels.flip(0)).abs().mean()
+    assert len(rows) == micro.samples == 3  # worded at random, so of other lengths

@@ -1,0 +1,227 @@
+"""The mixture: every record once an epoch, sources by weight, a function of the position alone; scenes as a source."""
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigptv2.config import from_dict
+from minigptv2.data import mixture as module
+from minigptv2.data.dataset import open_dataset
+from minigptv2.data.mixture import BLOCK, DataConfig, Mixture, SourceConfig, open_mixture, shuffled
+from minigptv2.data.scene_source import KEPT, Scenes
+from minigptv2.data.scenes import draw_scene
+from minigptv2.errors import UserError
+from minigptv2.images import open_image
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 700), st.binary(min_size=16, max_size=16))
+def test_a_shuffle_is_a_permutation(size, key):
+    assert sorted(shuffled(i, size, key) for i in range(size)) == list(range(size))
+
+
+def test_a_large_shuffle_reaches_everywhere_and_depends_on_its_key():
+    size, keys = 20_000_000, (b"a" * 16, b"b" * 16)
+    found = [[shuffled(i, size, key) for i in range(2000)] for key in keys]
+    for indices in found:
+        assert len(set(indices)) == 2000 and 0 <= min(indices) and max(indices) < size
+        tenths = Counter(i * 10 // size for i in indices)
+        assert all(140 < tenths[t] < 260 for t in range(10))  # 200 expected, standard deviation 13
+        assert 0.4 < np.mean(np.diff(indices) > 0) < 0.6
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_small_shuffles_take_every_order(size):
+    orders = {tuple(shuffled(i, size, bytes([n % 256, n // 256])) for i in range(size)) for n in range(2000)}
+    assert len(orders) == {2: 2, 3: 6, 5: 120}[size]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.floats(0.05, 5)), min_size=1, max_size=4),
+    st.integers(-(2**70), 2**70),
+)
+def test_each_source_gives_every_record_once_an_epoch(sources, seed):
+    mixture = Mixture([range(size) for size, _ in sources], [weight for _, weight in sources], seed)
+    drawn: dict[int, list[int]] = {}
+    for position in range(600):
+        source, index = mixture[position]
+        drawn.setdefault(source, []).append(index)
+    orders = set()
+    for source, (size, _) in enumerate(sources):
+        indices = drawn.get(source, [])
+        epochs = [indices[i : i + size] for i in range(0, len(indices), size)]
+        assert all(sorted(e) == list(range(size)) for e in epochs if len(e) == size)
+        assert all(len(set(e)) == len(e) for e in epochs)
+        if size > 12 and len(epochs) > 2:
+            assert epochs[0] != epochs[1]
+        orders.add(tuple(indices))
+    assert len(mixture.counts(600)) == len(sources)
+    assert mixture.counts(600).tolist() == [len(drawn.get(s, [])) for s in range(len(sources))]
+
+
+def test_sources_come_by_weight_and_a_weight_of_zero_never():
+    mixture = Mixture([range(9)] * 4, [3, 0, 1, 0], seed=1)
+    counts = mixture.counts(4 * BLOCK + 17)
+    assert counts.sum() == 4 * BLOCK + 17 and counts[1] == counts[3] == 0
+    assert counts[0] / counts.sum() == pytest.approx(0.75, abs=0.005)
+
+
+def test_any_position_is_reached_as_an_unbroken_run_reaches_it(monkeypatch):
+    """With blocks of 64, so that many are crossed: forwards, backwards and from a copy that begins there."""
+    monkeypatch.setattr(module, "BLOCK", 64)
+    made = [range(50), range(7), range(1000)], [1, 2, 3], 5, [(0, 700), (0, None), (300, None)]
+    one = Mixture(*made)
+    straight = [one[p] for p in range(1500)]
+    assert [Mixture(*made)[p] for p in (1499, 700, 64, 63, 0)] == [straight[p] for p in (1499, 700, 64, 63, 0)]
+    assert [one[p] for p in reversed(range(1500))] == straight[::-1]
+    for position in (0, 1, 63, 64, 65, 699, 1500):
+        counted = Counter(source for source, _ in straight[:position])
+        assert Mixture(*made).counts(position).tolist() == [counted[s] for s in range(3)]
+    assert [Mixture(*made[:2], 6, made[3])[p] for p in range(100)] != straight[:100]
+
+
+def test_a_source_is_drawn_from_within_its_span_only():
+    spans = [(0, 100), (100, BLOCK + 50), (BLOCK + 50, None), (0, None)]
+    mixture = Mixture([range(20)] * 4, [1, 1, 1, 0.5], seed=2, spans=spans)
+    for position in (*range(300), *range(BLOCK - 100, BLOCK + 200)):
+        source, _ = mixture[position]
+        first, to = spans[source]
+        assert first <= position and (to is None or position < to)
+    assert mixture.counts(100)[0] > 50 and mixture.counts(100)[1:3].tolist() == [0, 0]
+
+
+def test_a_start_at_forty_million_is_no_walk_through_all_records():
+    """A wide bound on a busy machine: it is a second, where reading the records would be hours."""
+    import time
+
+    mixture = Mixture([range(20_000_000), range(300_000), range(1000)], [5, 3, 1], seed=3)
+    began = time.process_time()
+    source, index = mixture[8_000_000]
+    assert 0 <= index < mixture.sizes[source]
+    assert time.process_time() - began < 3
+
+
+def test_what_stands_in_is_of_the_same_source_and_differs_by_attempt():
+    mixture = Mixture([range(1000), range(5)], [1, 1], seed=4)
+    for position in range(20):
+        source, _ = mixture[position]
+        others = [mixture.instead(position, attempt) for attempt in range(1, 6)]
+        assert {s for s, _ in others} == {source} and others[0] == mixture.instead(position, 1)
+        assert all(0 <= i < mixture.sizes[source] for _, i in others)
+        assert source == 1 or len({i for _, i in others}) > 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights", "spans", "words"),
+    [
+        ([5], [-1], None, "weight -1"), ([5], [float("nan")], None, "weight nan"), ([5], [0], None, "no source"),
+        ([5, 0], [1, 1], None, "no records"), ([], [], None, "no source"), ([5], [1], [(10, None)], "sample 0"),
+        ([5, 5], [1, 1], [(0, 10), (20, None)], "sample 10"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_drawn_from_is_refused(sizes, weights, spans, words):
+    with pytest.raises(UserError, match=words):
+        Mixture([range(s) for s in sizes], weights, 1, spans)
+
+
+def test_the_end_of_every_source_is_told_when_it_is_reached():
+    mixture = Mixture([range(5)], [1], 1, [(0, 10)])
+    assert len([mixture[p] for p in range(10)]) == 10
+    with pytest.raises(UserError, match="sample 10"):
+        mixture[10]
+
+
+# ---- from a config ----
+
+
+def test_steps_become_positions_and_equal_sources_share_a_data_set():
+    options = {"count": 5, "tasks": {"refer": 1}}
+    data = from_dict(DataConfig, {"sources": [
+        {"name": "scenes", "options": options, "last_step": 1},
+        {"name": "scenes", "options": options, "first_step": 2, "weight": "2e0"},
+        {"name": "scenes", "options": {**options, "most": 1}, "first_step": 2},
+    ]})  # fmt: skip
+    datasets, mixture = open_mixture(data, seed=1, samples_per_step=6)
+    assert datasets[0] is datasets[1] and datasets[1] is not datasets[2]
+    assert {mixture[p][0] for p in range(12)} == {0}
+    assert {mixture[p][0] for p in range(12, 60)} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("sources", "words"),
+    [
+        ([], "empty"), ([SourceConfig("scene")], "unknown"), ([SourceConfig("scenes", options={"cuont": 3})], "cuont"),
+        ([SourceConfig("scenes", options={"count": 3}, first_step=5, last_step=4)], "first_step 5"),
+        ([SourceConfig("scenes", options={"count": 3}, first_step=5)], "sample 0"),
+        ([SourceConfig("scenes", options={"count": 0})], "count"),
+    ],
+)  # fmt: skip
+def test_a_config_that_cannot_work_is_refused(sources, words):
+    with pytest.raises(UserError, match=words):
+        open_mixture(DataConfig(sources), seed=1, samples_per_step=4)
+
+
+# ---- scenes ----
+
+
+def test_scenes_are_a_function_of_the_number_and_the_questions_of_the_rng(tmp_path):
+    scenes = Scenes(3, seed=7, first=4, exchanges=5, most=4, side=112)
+    assert len(scenes) == 3
+    for index in range(3):
+        drawn = draw_scene((7, 4 + index), 112, 4)
+        sample, again = scenes[index], scenes.sample(index, random.Random(1))
+        assert sample == scenes[index] and sample.image.key == again.image.key == scenes.picture(index).key
+        assert sample.exchanges != again.exchanges and sample.side_by_side and len(sample.exchanges) <= 5
+        assert sample.size == (112, 112)
+        assert (
+            open_image(sample.image).tobytes() == open_image(scenes.picture(index)).tobytes() == drawn.image.tobytes()
+        )
+    with pytest.raises(IndexError):
+        scenes[3]
+
+
+def test_kept_things_ask_the_same_without_drawing(tmp_path, monkeypatch):
+    options = {"count": 70, "seed": 7, "first": 60, "side": 112}
+    kept, plain = Scenes(**options, things=str(tmp_path)), Scenes(**options)
+    expected = [plain.sample(i, random.Random(i)).exchanges for i in (0, 5, 69)]
+    assert len(list(tmp_path.iterdir())) == 3  # scenes 60..129 lie in three files
+    broken = sorted(tmp_path.iterdir())[1]
+    broken.write_text(broken.read_text()[:-30])
+    again = Scenes(**options, things=str(tmp_path))
+    monkeypatch.setattr("minigptv2.data.scene_source.draw_scene", None)
+    for scenes in (kept, again):
+        assert [scenes.sample(i, random.Random(i)).exchanges for i in (0, 5, 69)] == expected
+        assert all(scenes[i].image.drawn is None for i in range(70))
+
+
+def test_kept_things_of_another_drawing_are_refused(tmp_path):
+    Scenes(2, side=112, things=str(tmp_path))
+    (file,) = tmp_path.iterdir()
+    lines = file.read_text().splitlines(keepends=True)
+    assert len(lines) == KEPT
+    file.write_text("".join([lines[1], lines[0], *lines[2:]]))
+    with pytest.raises(UserError, match="drawn otherwise"):
+        Scenes(2, side=112, things=str(tmp_path))
+
+
+def test_dialogues_are_conversations():
+    scenes = Scenes(12, dialogues=0.5, side=112)
+    samples = [scenes[i] for i in range(12)]
+    assert {s.side_by_side for s in samples} == {True, False}
+    assert all(s.exchanges for s in samples)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"tasks": {"reffer": 1}}, {"tasks": {"refer": -1}}, {"tasks": {"refer": 0}}, {"most": 9}, {"dialogues": 2},
+     {"count": "3"}, {"exchanges": 0}, {"side": 1.5}],
+)  # fmt: skip
+def test_wrong_options_of_scenes_are_refused(options):
+    with pytest.raises(UserError):
+        open_dataset("scenes", {"count": 3, **options})

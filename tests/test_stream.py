@@ -1,0 +1,288 @@
+"""The stream of micros: the same whatever ranks and workers, what cannot be used is replaced and counted."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from minigptv2.data.dataset import Problems
+from minigptv2.data.mixture import DataConfig, Mixture, SourceConfig
+from minigptv2.encode import Encoder
+from minigptv2.errors import UserError
+from minigptv2.images import open_image, squash, squashed, to_pixels
+from minigptv2.sample import Exchange, Sample
+from minigptv2.train.stream import ATTEMPTS, Failures, Micro, open_stream
+
+SIDE = 64  # of the pictures of these tests; 4 visual tokens stand for one
+
+
+class Made:
+    """Record i: "which number?", "number i", about a picture with that red; and every kind of record that is bad."""
+
+    def __init__(self, count: int, folder="", bad: str = "", name: str = "number", text: bool = False):
+        self.count, self.folder, self.bad, self.name, self.text = count, folder, bad, name, text
+        self.problems = Problems()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        talk = [Exchange("vqa", question="which number?", answer=f"{self.name} {index}")]
+        image = None if self.text else Image.new("RGB", (9, 9), (index, 0, 0))
+        if self.bad and index % 10 == 3:
+            if self.bad == "missing":
+                image = f"{self.folder}/nothing.jpg"
+            elif self.bad == "long":
+                talk = [replace(talk[0], question="which number? " * 200)]
+            elif self.bad == "unanswered":
+                talk = [replace(talk[0], answer="")]
+            elif self.bad == "empty":
+                talk = []
+            elif self.bad == "row":
+                raise UserError("the row is torn.", "", "")
+        return Sample(image, (9, 9), tuple(talk), f"{self.name}-{index}")
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model) -> Encoder:
+    return Encoder(tiny_model.tokenizer, "llama2", 4, 256)
+
+
+def opened(datasets, weights=None, seed=1, **data):
+    weights = weights or [1] * len(datasets)
+    config = DataConfig([SourceConfig(f"source{i}", w) for i, w in enumerate(weights)], **data)
+    return config, (datasets, Mixture(datasets, weights, seed))
+
+
+def stream(encoder, datasets, weights=None, batch=2, seed=1, data=None, **options):
+    config, sources = opened(datasets, weights, seed, **(data or {}))
+    return open_stream(
+        config, encoder, "round", SIDE, seed=seed, batch=batch, samples_per_step=batch, opened=sources, **options
+    )
+
+
+def told(micro: Micro, encoder: Encoder) -> list[str]:
+    """The answers of a padded micro, row by row."""
+    return [
+        encoder.tokenizer.decode([t for t in row if t >= 0]).strip() for row in micro.batch.labels.tolist()
+    ]  # fmt: skip
+
+
+def same(one: Micro, other: Micro) -> bool:
+    if (one.samples, one.supervised, one.failures) != (other.samples, other.supervised, other.failures):
+        return False
+    pairs = [(a, b) for a, b in zip(list(vars(one.batch).values())[:6], list(vars(other.batch).values())[:6])]
+    return all((a is None and b is None) or torch.equal(a, b) for a, b in pairs)
+
+
+def take(micros, count: int) -> list[Micro]:
+    return [next(micros) for _ in range(count)]
+
+
+# ---- who gets what ----
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 40), st.integers(0, 5))
+def test_the_ranks_together_see_one_stream_whatever_their_number(encoder, world, batch, start, seed):
+    datasets = [Made(13, text=True), Made(5, text=True, name="other")]
+    micros = 2
+    straight = [
+        text
+        for micro in take(
+            stream(encoder, datasets, batch=1, seed=seed, start=start, pack=False), world * batch * micros
+        )
+        for text in told(micro, encoder)
+    ]
+    ranks = [
+        stream(encoder, datasets, batch=batch, seed=seed, start=start, rank=r, world=world, pack=False)
+        for r in range(world)
+    ]
+    for number in range(micros):
+        for rank, micro in enumerate(next(r) for r in ranks):
+            first = number * batch * world + rank
+            assert told(micro, encoder) == straight[first : first + batch * world : world]
+            assert micro.samples == batch
+
+
+def test_workers_change_nothing(encoder, tmp_path):
+    datasets = [Made(20, tmp_path, "missing"), Made(9, text=True, name="text")]
+    global_state = torch.get_rng_state()
+    found = [
+        take(stream(encoder, datasets, workers=workers, batch=3, data={"max_bad_share": 1.0}), 7)
+        for workers in (0, 1, 2)
+    ]
+    assert torch.equal(torch.get_rng_state(), global_state), "dropout must not depend on the workers"
+    assert any(m.failures for m in found[0])
+    for micros in found[1:]:
+        assert all(same(a, b) for a, b in zip(found[0], micros, strict=True))
+
+
+def test_a_stream_begun_later_is_the_rest_of_an_unbroken_one(encoder):
+    scenes = [_scenes()]
+    straight = take(stream(encoder, scenes), 5)
+    later = take(stream(encoder, scenes, start=6), 2)
+    assert all(same(a, b) for a, b in zip(straight[3:], later, strict=True))
+    assert not same(straight[0], straight[1])
+
+
+def _scenes():
+    from minigptv2.data.scene_source import Scenes
+
+    return Scenes(2, side=112, exchanges=3, tasks={"vqa": 1, "refer": 1, "chat": 1})
+
+
+def test_a_scene_is_asked_something_else_in_another_epoch(encoder):
+    asked = [told(micro, encoder)[0] for micro in take(stream(encoder, [_scenes()], batch=1, pack=False), 8)]
+    assert len(set(asked)) > 4
+
+
+# ---- what is in a micro ----
+
+
+def test_pictures_and_text_alone_share_a_batch_and_pictures_are_those_of_the_rows(encoder):
+    datasets, pixels, text = [Made(200), Made(50, text=True)], 0, 0
+    for micro in take(stream(encoder, datasets, batch=4, pack=False), 8):
+        numbers = [t for t, row in zip(told(micro, encoder), micro.batch.ids.tolist()) if -1 in row]
+        pixels, text = pixels + len(numbers), text + 4 - len(numbers)
+        assert micro.batch.pixels.dtype == torch.uint8 and micro.batch.pixels.shape == (len(numbers), SIDE, SIDE, 3)
+        assert [f"number {int(p[0, 0, 0])}" for p in micro.batch.pixels] == numbers
+        on = micro.on("cpu")
+        assert torch.equal(on.pixels, to_pixels(micro.batch.pixels)) and on.pixels.shape[1] == 3
+    assert pixels > 5 and text > 5
+    (micro,) = take(stream(encoder, [Made(5, text=True)]), 1)
+    assert micro.batch.pixels is None and micro.on("cpu").pixels is None
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_micro_is_its_rows_packed_or_padded(encoder, packed):
+    (micro,) = take(stream(encoder, [Made(50)], batch=3, pack=packed), 1)
+    rows = [next(stream(encoder, [Made(50)], batch=1, start=p, pack=False)).batch for p in range(3)]
+    assert (micro.batch.layout is not None) == packed and micro.batch.ids.shape[0] == (1 if packed else 3)
+    kept = micro.batch.ids[micro.batch.blocks >= 0]
+    assert sorted(kept.tolist()) == sorted(t for row in rows for t in row.ids[0].tolist())
+    assert micro.supervised == sum(int((row.labels >= 0).sum()) for row in rows)
+
+
+def test_a_micro_trains_the_model(tiny_model):
+    """Of scenes, as the loop takes it: packed and padded, with the tower, to the same loss."""
+    network = tiny_model.network
+    encoder = Encoder(tiny_model.tokenizer, "llama2", network.image_tokens, 512)
+    losses = []
+    for packed in (True, False):
+        config, sources = opened([_scenes(), Made(4, text=True)])
+        micro = next(
+            open_stream(config, encoder, "round", 448, seed=1, batch=4, samples_per_step=4, pack=packed, opened=sources)
+        )
+        losses.append(network(micro.on("cpu")))
+    assert micro.batch.pixels is not None
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+
+
+# ---- what cannot be used ----
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [("missing", "does not exist"), ("long", "too long"), ("unanswered", "no answer"), ("empty", "no answer"),
+     ("row", "torn")],
+)  # fmt: skip
+def test_a_record_that_cannot_be_used_is_replaced_and_reported(encoder, tmp_path, bad, reason):
+    made = Made(20, tmp_path, bad)
+    micros = take(stream(encoder, [made], batch=4, pack=False, data={"max_bad_share": 1.0}), 10)
+    failures = [f for m in micros for f in m.failures]
+    assert 2 <= len(failures) <= 16 and all(reason in f and f.startswith("source0 ") for f in failures)
+    assert {f.split(":")[0] for f in failures} <= {f"source0 {'' if bad == 'row' else 'number-'}{i}" for i in (3, 13)}
+    answers = [t for m in micros for t in told(m, encoder)]
+    assert len(answers) == 40 and not {"number 3", "number 13"} & set(answers)
+    clean = [t for m in take(stream(encoder, [Made(20)], batch=4, pack=False), 10) for t in told(m, encoder)]
+    changed = [(a, b) for a, b in zip(answers, clean) if a != b]
+    assert {b for _, b in changed} == {"number 3", "number 13"}, "only the bad ones are replaced"
+
+
+def test_too_many_failures_stop_the_run_with_examples(encoder, tmp_path):
+    data = {"max_bad_share": 0.05, "least_judged": 30}
+    for workers in (0, 2):
+        micros = stream(encoder, [Made(20, tmp_path, "missing")], data=data, workers=workers)
+        with pytest.raises(UserError) as caught:
+            take(micros, 400)
+        assert "nothing.jpg does not exist" in caught.value.given and "5.0%" in caught.value.allowed
+    take(stream(encoder, [Made(20)], data=data), 40)
+
+
+def test_failures_are_judged_after_enough_samples_only():
+    failures = Failures(0.25, 10)
+    failures.add(9, ["a", "b", "c", "d"])
+    with pytest.raises(UserError, match="4 of 14 records could not be used: a; b; c; ..."):
+        failures.add(1, [])
+    Failures(0.25, 10).add(30, ["a"] * 10)  # exactly the limit
+
+
+def test_a_source_without_one_usable_record_is_told_from_a_worker_too(encoder, tmp_path):
+    class Torn(Made):
+        def __getitem__(self, index: int):
+            raise UserError(f"row {index} is torn.", "", "")
+
+    for workers in (0, 1):
+        with pytest.raises(UserError) as caught:
+            next(stream(encoder, [Torn(4)], workers=workers))
+        assert f"{ATTEMPTS} records in a row" in caught.value.given and "torn" in caught.value.given
+        assert "source0" in caught.value.allowed
+
+
+# ---- fast decoding ----
+
+
+def _jpeg(file, width, height, **more):
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    waves = [127 + 90 * np.sin(x / a + y / b) for a, b in ((90, 50), (40, -70), (150, 33))]
+    Image.fromarray(np.stack(waves, -1).astype(np.uint8)).save(file, "JPEG", quality=90, **more)
+    return file
+
+
+@pytest.mark.parametrize(("width", "height", "opened_at"), [(1600, 900, (800, 450)), (2000, 4000, (500, 1000))])
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path, width, height, opened_at):
+    file = _jpeg(tmp_path / "a.jpg", width, height)
+    assert open_image(file, 448).size == opened_at and open_image(file).size == (width, height)
+    exact, fast = squashed(file, 448).astype(int), squashed(file, 448, fast=True).astype(int)
+    assert exact.shape == (448, 448, 3) and 0 < np.abs(exact - fast).mean() < 1
+    assert np.array_equal(exact, np.asarray(squash(open_image(file), 448)))
+
+
+def test_small_jpegs_other_formats_and_turned_ones_are_decoded_as_ever(tmp_path):
+    small, png = _jpeg(tmp_path / "a.jpg", 800, 1200), tmp_path / "a.png"
+    Image.open(small).resize((1800, 1800)).save(png)
+    for file in (small, png):
+        assert open_image(file, 448).tobytes() == open_image(file).tobytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = _jpeg(tmp_path / "t.jpg", 1800, 1000, exif=exif)
+    assert open_image(turned).size == (1000, 1800) and open_image(turned, 448).size == (500, 900)
+
+
+def test_bad_jpegs_are_refused_when_decoded_small_too(tmp_path):
+    file = _jpeg(tmp_path / "a.jpg", 1600, 1200)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match="cut short"):
+        open_image(file, 448)
+
+
+def test_a_lazy_picture_is_opened_when_it_is_wanted():
+    class Lazy:
+        key = "lazy"
+
+        def open(self):
+            return np.full((3, 5, 3), 7, np.uint8)
+
+    assert open_image(Lazy()).size == (5, 3)
+    with pytest.raises(UserError):
+        open_image(Lazy)
+
+
+def test_packing_keeps_the_order_of_the_pictures(encoder):
+    packed, padded = (next(stream(encoder, [Made(200)], batch=5, pack=pack)) for pack in (True, False))
+    assert torch.equal(packed.batch.pixels, padded.batch.pixels)
