@@ -1,4 +1,4 @@
-"""The command line: `minigptv2 chat | show | train | eval`. This file parses and tells errors; the work is elsewhere.
+"""The command line: `minigptv2 chat | show | train | bench | eval`. This file parses and tells errors; the work is elsewhere.
 
 Nothing heavy is imported before a command needs it. Exit codes: 0 all went well, 1 some pictures failed, 2 nothing was
 done because of bad input, 130 interrupted, 141 whoever read the output is gone, 143 SIGTERM stopped a training run.
@@ -225,10 +225,34 @@ def _eval(args: argparse.Namespace) -> None:
     run(args.config, args.overrides, args.smoke)
 
 
+def _bench_arguments(parser: Parser) -> None:
+    parser.add_argument("what", choices=("train",), help="what is measured: train")
+    parser.add_argument("--model", metavar="FOLDER", help="whose sizes (default: the small one that comes along)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from minigptv2.api import BUNDLED
+    from minigptv2.train.bench import bench_cache, bench_data, bench_loop, bench_packing
+    from minigptv2.train.launch import choose_device
+
+    choose_device(args.device)
+    model = Path(args.model or BUNDLED)
+    print("| ours against the plain way | samples/s | plain | ratio |\n|---|---|---|---|")
+    for found in (
+        bench_data(model), bench_cache(model, device=args.device), bench_packing(model, device=args.device),
+        bench_loop(model, device=args.device),
+    ):  # fmt: skip
+        print(f"| {found.what} | {found.rate:.2f} | {found.plain:.2f} | {found.ratio:.3f} |", flush=True)
+
+
 COMMANDS: dict[str, Command] = {
     "chat": Command("ask about pictures, once or in a conversation", _chat_arguments, _chat, _CHAT),
     "show": Command("look at the data as the model sees it", _show_arguments, _show,
                     "Print conversations and their tokens, supervised ones marked, and draw the annotated boxes."),
     "train": Command("train a stage, as a config says", _recipe_arguments, _train),
+    "bench": Command("measure what training gains and costs on this machine", _bench_arguments, _bench),
     "eval": Command("measure a model, as a config says", _recipe_arguments, _eval),
 }  # fmt: skip

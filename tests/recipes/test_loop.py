@@ -182,6 +182,7 @@ def test_deepspeed_learns_the_same_and_runs_three_stages(plain):
     folder = file.parent
     close(last(folder / "zero3"), one)
     assert losses_agree(folder / "zero3", folder / "one")
+    assert same(last(folder / "zero3_half"), last(folder / "zero3")), "a resumed run ends as an unbroken one"
     for stage in (1, 2, 3):
         output = folder / f"output/tiny/stage{stage}-smoke"
         assert (output / "model/config.json").is_file() and len(losses(output)) == 2
