@@ -56,19 +56,21 @@ class MiniGPTv2:
     @classmethod
     def from_pretrained(
         cls, folder: str | Path | None = None, device: str | None = None, dtype: torch.dtype | str | None = None,
-        quantize: str | None = None,
+        quantize: str | None = None, base: str | Path | None = None,
     ) -> MiniGPTv2:  # fmt: skip
         """Open a model folder, or the bundled small model where none is named.
 
         device: "cpu", "cuda", ...; default: a GPU where there is one. dtype: "float32", "bfloat16", "float16"; default:
         float32 on a CPU, bfloat16 on a GPU. quantize: "8bit" or "4bit" (a GPU, with bitsandbytes) or "int8" (a CPU)
-        keep the language model's layers so; see `model/quantize.py`. Raises UserError where the folder is no whole,
+        keep the language model's layers so; see `model/quantize.py`. base: for a folder that holds only what was
+        trained, the whole model folder that it was trained from. Raises UserError where the folder is no whole,
         fitting model, and where this machine cannot quantise so.
         """
         from minigptv2.model.checkpoint import load_folder
 
         device, dtype = _place(device, dtype, quantize)  # before the weights are read
-        return cls(*load_folder(BUNDLED if folder is None else Path(folder), dtype), device, dtype, quantize)
+        opened = load_folder(BUNDLED if folder is None else Path(folder), dtype, base and Path(base))
+        return cls(*opened, device, dtype, quantize)
 
     @classmethod
     def from_published(

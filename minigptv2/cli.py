@@ -1,8 +1,8 @@
-"""The command line: `minigptv2 chat | info | convert | show | data | train | eval`.
+"""The command line: `minigptv2 chat | info | convert | show | data | train | eval | bench`.
 
 This file parses and tells errors; the work is elsewhere. Nothing heavy is imported before a command needs it. Exit
 codes: 0 all went well, 1 some pictures failed, 2 nothing was done because of bad input, 130 interrupted, 141 whoever
-read the output is gone.
+read the output is gone, 143 SIGTERM stopped a training run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from minigptv2 import __version__
 from minigptv2.errors import UserError
 from minigptv2.terminal import print_error
 
-_INTERRUPTED, _PIPE_CLOSED = 130, 141
+_INTERRUPTED, _PIPE_CLOSED, _STOPPED = 130, 141, 143
 _OFFLINE_AND_SILENT = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false",
@@ -94,6 +94,8 @@ def _drop_output() -> None:
 
 
 def _run(argv: list[str]) -> int:
+    if argv and argv[0].startswith("--local_rank=") and "LOCAL_RANK" in os.environ:
+        argv = argv[1:]  # the deepspeed launcher says it twice
     if not argv or argv[0].startswith("-"):
         return _without_command(argv)
     name, *rest = argv
@@ -161,6 +163,7 @@ def _chat_arguments(parser: Parser) -> None:
     parser.add_argument("--save", metavar="OUT", help="write the picture with its boxes: a .png, for several a folder")
     parser.add_argument("--json", action="store_true", help="print one JSON object a picture, one a line")
     parser.add_argument("--model", metavar="FOLDER", help="a saved model (default: the small one that comes along)")
+    parser.add_argument("--base", metavar="FOLDER", help="of a model that holds only what was trained: the one before")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU)")
     parser.add_argument("--quantize", metavar="HOW",
@@ -175,7 +178,7 @@ def _chat(args: argparse.Namespace) -> int:
     from minigptv2.api import MAX_NEW_TOKENS, MiniGPTv2
 
     def load() -> MiniGPTv2:
-        return MiniGPTv2.from_pretrained(args.model, args.device, args.dtype, args.quantize)
+        return MiniGPTv2.from_pretrained(args.model, args.device, args.dtype, args.quantize, args.base)
 
     longest = args.max_new_tokens or MAX_NEW_TOKENS
     pictures, instruction = terminal.pictures_and_instruction(args.words, args.instruction)
@@ -308,10 +311,15 @@ def _eval_arguments(parser: Parser) -> None:
                         help="leave out questions whose picture is not on disk, and count them")  # fmt: skip
 
 
-def _train(args: argparse.Namespace) -> None:
+def _train(args: argparse.Namespace) -> int:
     from minigptv2.train.loop import run
 
-    print(f"done: {run(args.config, args.overrides, args.smoke)}")
+    result = run(args.config, args.overrides, args.smoke)
+    if result is None:
+        return _STOPPED
+    if os.environ.get("RANK", "0") == "0":
+        print(f"done: {result}")
+    return 0
 
 
 def _eval(args: argparse.Namespace) -> None:
@@ -339,6 +347,24 @@ def _bench_eval(args: argparse.Namespace) -> None:
     run(args.model, args.device, args.dtype, args.pictures)
 
 
+def _bench_train(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from minigptv2.api import BUNDLED
+    from minigptv2.train.bench import bench_cache, bench_data, bench_loop, bench_packing
+    from minigptv2.train.launch import choose_device
+
+    device = args.device or "cpu"
+    choose_device(device)
+    model = Path(args.model or BUNDLED)
+    print("| ours against the plain way | samples/s | plain | ratio |\n|---|---|---|---|")
+    for found in (
+        bench_data(model), bench_cache(model, device=device), bench_packing(model, device=device),
+        bench_loop(model, device=device),
+    ):  # fmt: skip
+        print(f"| {found.what} | {found.rate:.2f} | {found.plain:.2f} | {found.ratio:.3f} |", flush=True)
+
+
 @dataclass(frozen=True)
 class Bench:
     """One thing to measure. help: a few words. run: measures and prints."""
@@ -348,6 +374,7 @@ class Bench:
 
 
 BENCHES: dict[str, Bench] = {
+    "train": Bench("what packing, the cache, the data pipeline and the loop gain or cost", _bench_train),
     "eval": Bench("expressions a second, against the plain way", _bench_eval),
 }
 

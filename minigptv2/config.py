@@ -41,7 +41,8 @@ class VisionConfig:
 @dataclass
 class LanguageConfig:
     """A Llama causal language model; the names are those of transformers' LlamaConfig. rope_theta: the longest
-    wavelength of its rotary positions, divided by 2 pi."""
+    wavelength of its rotary positions, divided by 2 pi. name: a folder or a hub's name of a Llama, Mistral or Qwen to
+    take instead, with its weights and tokenizer; the sizes are then its own."""
 
     vocab_size: int = 1024
     hidden_size: int = 256
@@ -53,6 +54,7 @@ class LanguageConfig:
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = False
     rope_theta: float = 10000.0
+    name: str = ""
 
 
 @dataclass
@@ -69,7 +71,8 @@ class LoraConfig:
 class ModelConfig:
     """merge: visual tokens that become one. prompt: a key of `conversation.WRAPPERS`. box_coding: how box numbers are
     rounded and decoded, one of `boxes.CODINGS`; "center" for the published weights. knows: one line that tells a user
-    what the weights know."""
+    what the weights know. base, base_mark: of a folder that holds only what was trained: where the rest is, and what its
+    weights file is known by."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
@@ -78,6 +81,8 @@ class ModelConfig:
     prompt: Prompt = "llama2"
     box_coding: Coding = "round"
     knows: str = ""
+    base: str = ""
+    base_mark: str = ""
 
 
 # ---- filling a dataclass ----
@@ -170,6 +175,13 @@ def read_yaml(file: Path, overrides: list[str] = ()) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read: {error}", *advice) from None
     if not isinstance(data, dict):
         raise UserError(f"{file} holds no mapping.", *advice)
+    return overridden(data, overrides)
+
+
+def overridden(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The mapping itself, changed by `a.b=c` overrides; each c is read as YAML."""
+    import yaml
+
     for override in overrides:
         path, sign, value = override.partition("=")
         if not sign or not path:
@@ -177,8 +189,11 @@ def read_yaml(file: Path, overrides: list[str] = ()) -> dict[str, Any]:
         node = data
         *parents, last = path.split(".")
         for key in parents:
-            node = node.setdefault(key, {})
-            if not isinstance(node, dict):
+            if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+                node = node[int(key)]
+            else:
+                node = node.setdefault(key, {}) if isinstance(node, dict) else None
+            if not isinstance(node, (dict, list)) or (isinstance(node, list) and key == parents[-1]):
                 raise UserError(
                     f"{override!r}: {key} is no mapping.", "Only mappings have keys below them.", "Check the path.",
                 )  # fmt: skip

@@ -45,6 +45,9 @@ class Tokenizer:
     def load(cls, file: Path) -> Tokenizer:
         return cls(file.read_bytes())
 
+    def save(self, file: Path) -> None:
+        file.write_bytes(self.model)
+
     def encode(self, text: str) -> list[int]:
         return self._pieces.encode(text)
 
@@ -57,6 +60,42 @@ class Tokenizer:
     def words(self, index: int) -> str:
         """The text of one token, with a space where it begins a word; the name of a control token or of a byte."""
         return self.piece(index).replace("▁", " ")
+
+
+class FamilyTokenizer:
+    """A tokenizer of transformers, for language models without a SentencePiece file (Qwen); used like `Tokenizer`.
+
+    Where the family has no token for the beginning of a text, the one that separates texts stands in for it.
+    """
+
+    def __init__(self, folder: str | Path):
+        """folder: where the files are, or a hub's name. Raises ValueError or OSError where there is none."""
+        from transformers import AutoTokenizer
+
+        self._own = AutoTokenizer.from_pretrained(folder)
+        ids = self._own.bos_token_id, self._own.pad_token_id, self._own.eos_token_id
+        if self._own.eos_token_id is None:
+            raise ValueError("it has no token for the end of a text")
+        self.bos = next(i for i in ids if i is not None)
+        self.eos, self.size = self._own.eos_token_id, len(self._own)
+
+    def save(self, file: Path) -> None:
+        """file: a folder, which gets several."""
+        self._own.save_pretrained(file)
+
+    def encode(self, text: str) -> list[int]:
+        """A control token's name in the text stays text."""
+        return self._own.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        kept = [i for i in ids if i not in (self.bos, self.eos)]
+        return self._own.decode(kept, clean_up_tokenization_spaces=False).strip(" ")
+
+    def piece(self, index: int) -> str:
+        return self._own.convert_ids_to_tokens(index) or ""
+
+    def words(self, index: int) -> str:
+        return self._own.convert_tokens_to_string([self.piece(index)])
 
 
 @dataclass

@@ -7,7 +7,7 @@ from minigptv2.data import scene_source
 from minigptv2.train import bench
 
 
-@pytest.mark.parametrize("name", ["bench_data", "bench_cache", "bench_packing"])
+@pytest.mark.parametrize("name", ["bench_data", "bench_cache", "bench_packing", "bench_loop"])
 def test_a_bench_measures_both_ways(tiny_folder, name, monkeypatch):
     monkeypatch.setattr(bench, "BATCH", 2)
     monkeypatch.setattr(bench, "SIZES", ((1280, 960),))

@@ -47,6 +47,7 @@ DATASETS: dict[str, str] = {
     "own": "minigptv2.data.own:Own",
     # drawn here
     "scenes": "minigptv2.data.scene_source:Scenes",
+    "sums": "minigptv2.data.sums:Sums",
 }
 _EXAMPLES = 3
 _KINDS = {"str": (str, "text"), "int": (int, "a whole number"), "bool": (bool, "true or false")}  # of options

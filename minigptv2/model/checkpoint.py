@@ -2,36 +2,41 @@
 
 A large model is stored in several files that model.safetensors.index.json names. Nothing is pickled. Weights are stored
 in 16 bits, running statistics in 32. Opening takes the memory of the model in the number format asked for, and one
-tensor more.
+tensor more. A language model that was chosen by name brings language/ with its own config and tokenizer. A folder may
+also hold only what was trained; its config then names the whole model folder, its base, that the rest comes from.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
 
 from minigptv2.config import ModelConfig, from_dict
-from minigptv2.encode import Tokenizer
+from minigptv2.encode import FamilyTokenizer, Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.model.grounding_vlm import GroundingVLM
+from minigptv2.model.language import build_named
 from minigptv2.model.report import LoadReport
 from minigptv2.model.skeleton import empty_places, put, without_weights
-from minigptv2.model.tensors import Tensors, open_file, open_shards
+from minigptv2.model.tensors import Tensors, laid_over, open_file, open_shards
 
 WEIGHTS, CONFIG, TOKENIZER, ADAPTER = "model.safetensors", "config.json", "tokenizer.model", "adapter"
 INDEX, REPORT = "model.safetensors.index.json", "report.json"
+LANGUAGE = "language"  # a named language model's config and tokenizer
+HEAD, EMBEDDING = "language.lm_head.weight", "language.model.embed_tokens.weight"
 SHARD = 2 * 10**9  # bytes
 _NEW, _OLD = ".new", ".old"
 
 
 def save_folder(
-    model: GroundingVLM, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype = torch.float16,
+    model: GroundingVLM, tokenizer: Tokenizer | FamilyTokenizer, folder: Path, dtype: torch.dtype = torch.float16,
     max_shard: int = SHARD, report: LoadReport | None = None,
 ) -> None:  # fmt: skip
     """Write the folder, whole or not at all: it is made under another name first. An older one there is replaced.
@@ -39,6 +44,57 @@ def save_folder(
     max_shard: bytes; a larger model is stored in several files. report: what its loader did, stored as report.json.
     Raises UserError where the folder cannot be written; an older model is then still there.
     """
+    config = replace(model.config, base="", base_mark="")
+
+    def write(new: Path) -> None:
+        _write(model, config, base_state(model), None, tokenizer, new, dtype, max_shard)
+        if report is not None:
+            (new / REPORT).write_text(report.to_json())
+
+    _replaced(folder, write)
+
+
+def save_trained(
+    model: GroundingVLM, tokenizer: Tokenizer | FamilyTokenizer, folder: Path, trained: dict[str, torch.Tensor],
+    frozen: dict[str, torch.Tensor], base: Path | None, small: bool, dtype: torch.dtype = torch.float16,
+) -> None:  # fmt: skip
+    """As `save_folder`, for a model in training, whose own tensors may be divided among processes or in few bits.
+
+    trained, frozen: its tensors by their names in the model. base: the model folder that it began from, which keeps the
+    frozen ones in 16 bits. small: write only the trained ones and say that the rest is in the base.
+    """
+    adapter = {name: t for name, t in (frozen | trained).items() if "lora_" in name}
+    own = {_plain(name): t for name, t in trained.items() if "lora_" not in name}
+    if model.config.language.tie_word_embeddings and EMBEDDING in own:
+        own[HEAD] = own[EMBEDDING]
+    config = replace(model.config, base="", base_mark="")
+    if small:
+        config = replace(config, base=str(base), base_mark=mark_of(base))
+    else:
+        rest = _open_weights(base) if base else {_plain(n): t for n, t in frozen.items() if "lora_" not in n}
+        own = {**rest, **own}
+    _replaced(folder, lambda new: _write(model, config, own, adapter, tokenizer, new, dtype, SHARD))
+
+
+def _plain(name: str) -> str:
+    """The name of a tensor of a model with an adapter -> its name without one."""
+    return name.replace("language.base_model.model.", "language.").replace(".base_layer.", ".")
+
+
+def mark_of(folder: Path) -> str:
+    """What the weights of a folder are known by: the size of each file and 64 pieces of it."""
+    made = blake2b(digest_size=8)
+    for file in sorted(folder.glob("model*.safetensors")):
+        size = file.stat().st_size
+        made.update(f"{file.name} {size}".encode())
+        with open(file, "rb") as data:
+            for place in range(64):
+                data.seek(size * place // 64)
+                made.update(data.read(4096))
+    return made.hexdigest()
+
+
+def _replaced(folder: Path, write: Callable[[Path], None]) -> None:
     from safetensors import SafetensorError
 
     folder = Path(folder).resolve()
@@ -47,9 +103,8 @@ def save_folder(
     try:
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        _write(model, tokenizer, new, dtype, max_shard)
-        if report is not None:
-            (new / REPORT).write_text(report.to_json())
+        new.mkdir(parents=True)
+        write(new)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
@@ -74,15 +129,18 @@ def check_target(folder: Path) -> None:
         )  # fmt: skip
 
 
-def _write(model: GroundingVLM, tokenizer: Tokenizer, new: Path, dtype: torch.dtype, max_shard: int) -> None:
+def _write(
+    model: GroundingVLM, config: ModelConfig, tensors: Mapping[str, torch.Tensor],
+    adapter: dict[str, torch.Tensor] | None, tokenizer: Tokenizer | FamilyTokenizer, new: Path, dtype: torch.dtype,
+    max_shard: int,
+) -> None:  # fmt: skip
+    """adapter: its tensors by their names in the model; None: as the model holds them."""
     from safetensors.torch import save_file
 
-    new.mkdir(parents=True)
-    tensors = base_state(model)
     shards = _shards(tensors, dtype, max_shard)
     for file, names in shards.items():
         stored = {name: _stored(name, tensors[name], dtype) for name in names}
-        if model.config.language.tie_word_embeddings and HEAD in stored:
+        if config.language.tie_word_embeddings and HEAD in stored:
             stored[HEAD] = stored[HEAD].clone()  # one tensor under two names, which safetensors refuses
         save_file(stored, new / file, metadata={"format": "pt"})
     if len(shards) > 1:
@@ -91,17 +149,17 @@ def _write(model: GroundingVLM, tokenizer: Tokenizer, new: Path, dtype: torch.dt
             "weight_map": {name: file for file, names in shards.items() for name in names},
         }
         (new / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    (new / CONFIG).write_text(json.dumps(asdict(model.config), indent=2) + "\n")
-    (new / TOKENIZER).write_bytes(tokenizer.model)
+    (new / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n")
+    if config.language.name:
+        model.decoder.config.save_pretrained(new / LANGUAGE)
+    tokenizer.save(new / (TOKENIZER if isinstance(tokenizer, Tokenizer) else LANGUAGE))
     if hasattr(model.language, "peft_config"):
-        model.language.save_pretrained(new / ADAPTER)
+        own = None if adapter is None else {n.removeprefix("language."): t for n, t in adapter.items()}
+        model.language.save_pretrained(new / ADAPTER, state_dict=own)
         (new / ADAPTER / "README.md").unlink(missing_ok=True)
 
 
-HEAD = "language.lm_head.weight"
-
-
-def _shards(tensors: dict[str, torch.Tensor], dtype: torch.dtype, most: int) -> dict[str, list[str]]:
+def _shards(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, most: int) -> dict[str, list[str]]:
     """File name -> names of its tensors, in order; no file is larger than `most` bytes unless one tensor is."""
     shards, room = [[]], most
     for name, tensor in tensors.items():
@@ -150,18 +208,22 @@ def _stored(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
     return stored
 
 
-def load_folder(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[GroundingVLM, Tokenizer]:
+def load_folder(
+    folder: Path, dtype: torch.dtype = torch.float32, base: Path | None = None
+) -> tuple[GroundingVLM, Tokenizer | FamilyTokenizer]:
     """Open a folder that `save_folder` wrote, in `dtype` on the CPU; its adapter, batch norms and buffers in float32.
 
-    Raises UserError that names the first missing, wrong-shaped, unknown or non-finite tensors, or the missing file.
+    base: the whole model folder that one which holds only what was trained was trained from. Raises UserError that names
+    the first missing, wrong-shaped, unknown or non-finite tensors, or the missing file.
     """
     folder = Path(folder)
     config = read_config(folder)
-    weights = _open_weights(folder)
-    tokenizer = _open_tokenizer(folder / TOKENIZER, config)
+    weights, whole = _open_weights(folder), _base_of(folder, config, base)
+    if whole is not None:
+        weights = laid_over(weights, _open_weights(whole))
+    tokenizer = _open_tokenizer(folder, config)
     lora, config.lora = config.lora, type(config.lora)()
-    with _names(folder / CONFIG), without_weights():
-        model = GroundingVLM(config)
+    model = _without_weights(folder, config)
     _fill(model, weights, dtype)
     config.lora = lora
     if lora.r:
@@ -173,18 +235,25 @@ def load_folder(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Groun
 
 def open_empty(folder: Path) -> GroundingVLM:
     """The model of a folder, its adapter included, without any weights: for its shapes."""
-    config = read_config(Path(folder))
-    with _names(Path(folder) / CONFIG), without_weights():
-        return GroundingVLM(config)
+    return _without_weights(Path(folder), read_config(Path(folder)))
+
+
+def _without_weights(folder: Path, config: ModelConfig) -> GroundingVLM:
+    language = None
+    with without_weights():
+        if config.language.name:
+            with _names(folder / LANGUAGE / CONFIG):
+                language, _ = build_named(folder / LANGUAGE, weights=False)
+        with _names(folder / CONFIG):
+            return GroundingVLM(config, language)
 
 
 def read_config(folder: Path) -> ModelConfig:
     """The config of a model folder, whose weights are not read. Raises UserError where a file of it is missing."""
-    sharded = (folder / INDEX).is_file()
-    for name in (CONFIG, *(() if sharded else (WEIGHTS,)), TOKENIZER):
-        if not (folder / name).is_file():
+    for names in ((CONFIG,), (WEIGHTS, INDEX), (TOKENIZER, f"{LANGUAGE}/tokenizer_config.json")):
+        if not any((folder / name).is_file() for name in names):
             raise UserError(
-                f"{folder} has no {name}.", f"A model folder holds {CONFIG}, {WEIGHTS} and {TOKENIZER}.",
+                f"{folder} has no {names[0]}.", f"A model folder holds {CONFIG}, {WEIGHTS} and {TOKENIZER}.",
                 "Check the path; save_pretrained(folder) writes such a folder.",
             )  # fmt: skip
     try:
@@ -198,6 +267,34 @@ def read_config(folder: Path) -> ModelConfig:
 
 def _open_weights(folder: Path) -> Tensors:
     return open_file(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else open_shards(folder / INDEX)
+
+
+def _base_of(folder: Path, config: ModelConfig, base: Path | None) -> Path | None:
+    """The folder of the weights that this one lacks; None where it lacks none."""
+    if not config.base:
+        if base is not None:
+            raise UserError(
+                f"{folder} is a whole model, and base is {base}.", "Only a folder of what was trained has a base.",
+                "Leave base away.",
+            )  # fmt: skip
+        return None
+    if base is None:
+        raise UserError(
+            f"{folder} holds only what was trained; the rest is in its base.", f"Its base was {config.base}.",
+            f"Name that folder: from_pretrained(folder, base={config.base!r}), or --base {config.base}.",
+        )  # fmt: skip
+    base = Path(base)
+    if read_config(base).base:
+        raise UserError(
+            f"The base {base} holds only what was trained.", "A base is a whole model folder.",
+            f"{folder} was trained from {config.base}.",
+        )  # fmt: skip
+    if mark_of(base) != config.base_mark:
+        raise UserError(
+            f"The weights of {base} are not those that {folder} was trained from.", f"Its base was {config.base}.",
+            "Name that folder, or a copy of it.",
+        )  # fmt: skip
+    return base
 
 
 @contextmanager
@@ -267,14 +364,16 @@ def _fill_adapter(model: GroundingVLM, folder: Path) -> None:
     peft.set_peft_model_state_dict(model.language, found)
 
 
-def _open_tokenizer(file: Path, config: ModelConfig) -> Tokenizer:
+def _open_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | FamilyTokenizer:
+    file = folder / TOKENIZER
     try:
-        tokenizer = Tokenizer.load(file)
+        tokenizer = Tokenizer.load(file) if file.is_file() else FamilyTokenizer(folder / LANGUAGE)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"{file} cannot be read: {error}", "It must be a SentencePiece model with <s> and </s>.", "Copy it again.",
         ) from None  # fmt: skip
-    if tokenizer.size != config.language.vocab_size:
+    named = bool(config.language.name)  # whose table of tokens may be filled up to a round number
+    if tokenizer.size > config.language.vocab_size or (tokenizer.size != config.language.vocab_size and not named):
         raise UserError(
             f"{file} has {tokenizer.size} pieces, the model {config.language.vocab_size}.", "They must be equal.",
             "Use the tokenizer that was saved with the model.",

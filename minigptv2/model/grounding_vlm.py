@@ -17,14 +17,15 @@ from minigptv2.model.vision import VisionTower
 
 
 class GroundingVLM(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, language: nn.Module | None = None):
+        """language: the causal LM, where it is one that was chosen by name; else it is built as the config says."""
         super().__init__()
         self.config = config
         self.vision = VisionTower(config.vision)
         if config.merge < 1 or self.vision.patches % config.merge:
             raise ValueError(f"{self.vision.patches} visual tokens cannot be merged by {config.merge}")
         self.projector = Projector(self.vision.width, config.merge, config.language.hidden_size)
-        self.language = build_language(config.language)
+        self.language = build_language(config.language) if language is None else language
         if config.lora.r:
             self.add_lora()
 
@@ -57,23 +58,32 @@ class GroundingVLM(nn.Module):
             raise ValueError(f"The rows have {int(places.sum())} places for visual tokens, but {given} were given.")
         return embedded if visual is None else embedded.masked_scatter(places, visual.to(embedded.dtype))
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """The mean loss over all supervised tokens of the batch."""
+    def forward(self, batch: Batch, tokens: float | None = None, unseen: bool = False) -> torch.Tensor:
+        """The loss summed over all supervised tokens of the batch, divided by `tokens`; by default by their number.
+
+        unseen: the batch is text alone, and its picture passes through the same layers but enters with weight 0.
+        """
         visual, features = None, batch.features
         if features is None and batch.pixels is not None:
             with torch.no_grad():
                 features = rounded(self.vision(batch.pixels.to(self.projector.weight.dtype)))
         if features is not None:
             visual = self.encode_images(None, features)
-        losses = self.token_losses(batch, visual)
-        return losses.sum() / max(1, len(losses))  # 0, and no gradient, where nothing is supervised
+        losses = self.token_losses(batch, *((None, visual) if unseen else (visual,)))
+        # 0, and no gradient, where nothing is supervised
+        return losses.sum() / max(1, len(losses) if tokens is None else tokens)
 
-    def token_losses(self, batch: Batch, visual: torch.Tensor | None) -> torch.Tensor:
+    def token_losses(
+        self, batch: Batch, visual: torch.Tensor | None, unseen: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """[supervised]: -log of the probability of every supervised token, row after row, given all before it.
 
-        visual: [P, V, D] of all pictures of the batch, in order.
+        visual: [P, V, D] of all pictures of the batch, in order. unseen: visual tokens that are computed but change
+        nothing: they enter with weight 0.
         """
         embedded = self.embed(batch.ids, visual)
+        if unseen is not None:
+            embedded = embedded + 0 * unseen.to(embedded.dtype).sum()
         seen = {"layout": batch.layout}
         if batch.layout is None:
             seen = {"attention_mask": attention_bias(attention_mask(batch.blocks), embedded.dtype)}

@@ -1,8 +1,17 @@
-"""The language model: a Llama causal LM of transformers, with LoRA through peft where the config asks for it."""
+"""The language model: a Llama causal LM of transformers, with LoRA through peft where the config asks for it.
+
+Mistral and Qwen models have the same parts under the same names, so they can take its place by name.
+"""
+
+from dataclasses import fields
+from pathlib import Path
 
 from torch import nn
 
 from minigptv2.config import LanguageConfig, LoraConfig
+from minigptv2.errors import UserError
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # transformers' model_type
 
 
 def build_language(config: LanguageConfig) -> nn.Module:
@@ -15,9 +24,40 @@ def build_language(config: LanguageConfig) -> nn.Module:
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     if config.hidden_size % heads or heads % shared:
         raise ValueError(f"hidden_size {config.hidden_size} must divide by {heads} heads, and they by {shared}")
-    sizes = asdict(config)
-    rope = {"rope_type": "default", "rope_theta": sizes.pop("rope_theta")}
+    sizes = {k: v for k, v in asdict(config).items() if k not in ("name", "rope_theta")}
+    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
     return LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters=rope, attn_implementation=NAME))
+
+
+def build_named(name: str | Path, weights: bool = True) -> tuple[nn.Module, LanguageConfig]:
+    """A causal LM by its folder or hub name, in float32 on the CPU, with its own sizes. weights: else random ones.
+
+    Raises UserError where nothing of that name is found or it is of another family.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from minigptv2.model.attention import NAME
+
+    try:
+        found = AutoConfig.from_pretrained(name)
+        if found.model_type in FAMILIES:
+            if weights:
+                language = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, attn_implementation=NAME)
+            else:
+                language = AutoModelForCausalLM.from_config(found, dtype=torch.float32, attn_implementation=NAME)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The language model {str(name)!r} cannot be opened: {' '.join(str(error).split())[:300]}",
+            "It is a folder with config.json and weights, or a hub's name.",
+            "Check the name. Nothing is downloaded unless HF_HUB_OFFLINE=0 and TRANSFORMERS_OFFLINE=0 are set.",
+        ) from None  # fmt: skip
+    if found.model_type not in FAMILIES:
+        raise UserError(
+            f"{name} is of the family {found.model_type!r}.", f"These fit: {', '.join(FAMILIES)}.", "Choose one of them.",
+        )  # fmt: skip
+    own = {f.name: getattr(found, f.name) for f in fields(LanguageConfig) if hasattr(found, f.name)}
+    return language, LanguageConfig(**{**own, "name": str(name)})
 
 
 def add_lora(language: nn.Module, config: LoraConfig) -> nn.Module:

@@ -189,6 +189,13 @@ def open_shards(index: Path) -> Tensors:
     return tensors
 
 
+def laid_over(own: Tensors, base: Tensors) -> Tensors:
+    """Both as one: of a name that both have, the tensor of `own`."""
+    both = Tensors(own.path, [])
+    both.homes, both.shapes = base.homes | own.homes, base.shapes | own.shapes
+    return both
+
+
 def _plain(value: object) -> bool:
     return (
         isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"

@@ -4,12 +4,15 @@ Shapes: B pictures, H = W pixels of the squashed picture, N patches in raster or
 Source: MiniGPT-v2 (arXiv 2310.09478) section 2; the tower is EVA-CLIP ViT-g/14 (arXiv 2211.07636).
 """
 
+import re
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from minigptv2.config import VisionConfig
+from minigptv2.errors import UserError
 
 
 class VisionTower(nn.Module):
@@ -45,6 +48,50 @@ class VisionTower(nn.Module):
         resized = interpolate_positions(table.detach(), grid, self.trunk.patch_embed.grid_size)
         self.trunk.pos_embed = nn.Parameter(resized, requires_grad=table.requires_grad)
         self.config.image_size = image_size
+
+
+def fill_tower(tower: VisionTower, file: Path) -> None:
+    """Fill the tower with a file of its trunk's weights: safetensors or a torch file, in timm's names, flat, such as
+    `eva_vit_g.pth`. The position table may be of another picture size.
+
+    Blocks beyond the tower's last, a last norm and a head are left aside, since the tower has none. Raises UserError
+    that names what else is missing or unknown.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found = load_file(file)
+        else:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"The tower's weights {file} cannot be read: {' '.join(str(error).split())[:200]}",
+            "It must be a safetensors file, or a torch file that holds nothing but tensors.", "Check the path.",
+        ) from None  # fmt: skip
+    trunk, depth = tower.trunk.state_dict(), len(tower.trunk.blocks)
+    norm = {"weight": found.pop("ln_vision.weight", None), "bias": found.pop("ln_vision.bias", None)}
+    beyond = re.compile(r"(blocks\.(\d+)|norm|fc_norm|head|head_drop)\.")
+    left = {
+        k for k in found if k not in trunk and (m := beyond.match(k)) and (m[2] is None or int(m[2]) >= depth)
+    }  # fmt: skip
+    found = {k: v.float() for k, v in found.items() if k not in left}
+    grid = tower.trunk.patch_embed.grid_size
+    if "pos_embed" in found and found["pos_embed"].shape != trunk["pos_embed"].shape:
+        side = round((found["pos_embed"].shape[1] - tower.trunk.num_prefix_tokens) ** 0.5)
+        found["pos_embed"] = interpolate_positions(found["pos_embed"], (side, side), grid)
+    wrong = [f"{k} is missing" for k in trunk if k not in found and not k.endswith("k_bias")]
+    wrong += [f"{k} is unknown" for k in found if k not in trunk]
+    wrong += [f"{k} has shape {list(v.shape)}" for k, v in found.items() if k in trunk and v.shape != trunk[k].shape]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"{file} does not fit the tower {tower.config.timm_name}: {'; '.join(wrong[:3])}{more}.",
+            f"All {len(trunk)} tensors of the tower must be there, in timm's names.", "Check model.vision in the recipe.",
+        )  # fmt: skip
+    tower.trunk.load_state_dict(found, strict=False)
+    if norm["weight"] is not None:
+        tower.ln_vision.load_state_dict(norm)
 
 
 def interpolate_positions(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:

@@ -23,10 +23,11 @@ from minigptv2.errors import UserError
 from minigptv2.images import to_pixels
 from minigptv2.model.checkpoint import WEIGHTS as MODEL
 from minigptv2.model.vision import VisionTower
+from minigptv2.train.checkpoints import write_whole
+from minigptv2.train.launch import choose_device
 from minigptv2.train.optim import build_optimizers, learning_rate, set_learning_rate
 from minigptv2.train.precision import best_dtype, call_in
 from minigptv2.train.recipe import Phase, Recipe
-from minigptv2.train.state import choose_device, save_state
 
 KIND_IDS = {kind: i + 1 for i, kind in enumerate(KINDS)}  # 0 is the ground
 COLOR_IDS = {color: i for i, color in enumerate(COLORS)}
@@ -213,7 +214,7 @@ def pretrain(recipe: Recipe) -> Path:
             if step % recipe.save_every == 0 or step == total:
                 state = {"step": step, "scenes": scenes, "model": model.state_dict(),
                          "optimizers": [o.state_dict() for o in optimizers]}  # fmt: skip
-                save_state(checkpoint, state)
+                write_whole(checkpoint, state)
                 save_file({k: v.contiguous() for k, v in model.state_dict().items()}, output / WEIGHTS)
     return output
 

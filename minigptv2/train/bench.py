@@ -1,4 +1,4 @@
-"""What the data side of training gains, each against the plain way, measured in one run on this machine.
+"""What the data side of training gains and what its loop costs, each against the plain way, measured in one run on this machine.
 
 Both ways take turns round by round and the median round of each counts. On a CPU one thread is measured, by the time
 that it computes: what else the machine does changes nothing.
@@ -6,6 +6,7 @@ that it computes: what else the machine does changes nothing.
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import tempfile
@@ -23,14 +24,20 @@ from minigptv2.data.dataset import Problems
 from minigptv2.data.mixture import DataConfig, Mixture, SourceConfig
 from minigptv2.data.scene_source import Scenes
 from minigptv2.data.scenes import draw_scene
-from minigptv2.encode import Encoder
+from minigptv2.encode import Batch, Encoder
 from minigptv2.images import MEAN, STD
 from minigptv2.model.checkpoint import load_folder
 from minigptv2.model.grounding_vlm import GroundingVLM
 from minigptv2.sample import Exchange, Sample
+from minigptv2.train.checkpoints import Progress
+from minigptv2.train.engine import Engine, Settings
 from minigptv2.train.feature_cache import CacheConfig, build_cache
+from minigptv2.train.journal import Journal
+from minigptv2.train.launch import StopSignal, World
+from minigptv2.train.loop import Stage
 from minigptv2.train.optim import build_optimizers
 from minigptv2.train.precision import best_dtype, call_in
+from minigptv2.train.recipe import Recipe
 from minigptv2.train.stream import Micro, open_stream, row_of
 
 SIZES = ((1280, 960), (1600, 1200), (2048, 1536), (3000, 2000))  # of the JPEGs, pixels
@@ -94,6 +101,37 @@ def bench_packing(model: Path, scenes: int = 24, rounds: int = 3, device: str = 
         packed, padded = (_stream(source, encoder, coding, size, cache=cache, pack=p) for p in (True, False))
         ours, theirs = _turns(lambda: step(next(packed)), lambda: step(next(padded)), rounds, device)
     return Compared("training steps: packed rows against padded ones", ours, theirs)
+
+
+def bench_loop(model: Path, scenes: int = 24, rounds: int = 9, device: str = "cpu") -> Compared:
+    """Samples a second of training steps: the whole step of the loop against forward, backward and update alone, on the
+    same batches, that lie on the device already."""
+    (network, encoder, coding), (other, *_) = _open(model, device), _open(model, device)
+    stream = _stream([Scenes(scenes)], encoder, coding, network.config.vision.image_size)
+    micros = [next(stream) for _ in range(max(1, scenes // BATCH))]
+    step = _trainer(network, device)
+    _trainer(other, device)
+    place = torch.device(device)
+    batches = itertools.cycle([(m, m.on(place)) for m in micros])
+    with tempfile.TemporaryDirectory() as output:
+        recipe = Recipe(output, max_steps=1 << 40, save_every=1 << 40, batch=BATCH, log_every=1, clip=0.0, lr=0.0,
+                        lowest_lr=0.0, weight_decay=0.0, tensorboard=False)  # fmt: skip
+        settings = Settings(best_dtype(place), "adamw", 0.0, clip=0.0)
+        engine = Engine(other, World(0, 1, place), settings)
+        with Journal(recipe, engine.world, 0) as journal:
+            stage = Stage(recipe, engine, itertools.cycle(micros), Progress(), journal, StopSignal())
+            ours, theirs = _turns(stage._step, lambda: step(_Ready(next(batches)[1])), rounds, device)
+    return Compared("training steps: the loop against forward, backward and update alone", ours, theirs)
+
+
+@dataclass
+class _Ready:
+    """A micro whose batch is where it has to be."""
+
+    batch: Batch
+
+    def on(self, device: str) -> Batch:
+        return self.batch
 
 
 # ---- the two ways ----

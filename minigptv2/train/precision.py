@@ -1,4 +1,6 @@
-"""Weights kept in float32, computed with in bfloat16."""
+"""Weights that are trained stay in float32 and are computed with in bfloat16."""
+
+from __future__ import annotations
 
 import torch
 from torch import nn
@@ -16,7 +18,8 @@ def call_in(module: nn.Module, dtype: torch.dtype, *args, **kwargs):
     """`module(*args, **kwargs)` computed in `dtype`, with gradients that reach the float32 weights.
 
     Cheaper than autocast on a CPU: each weight is cast once a step and activations are never cast back and forth.
-    Batch norms keep float32 weights, as their kernels ask for.
+    Batch norms keep float32 weights, as their kernels ask for. What is computed anew in the backward pass (gradient
+    checkpointing) would find the float32 weights: there autocast is the way.
     """
     if dtype == torch.float32:
         return module(*args, **kwargs)
@@ -25,7 +28,16 @@ def call_in(module: nn.Module, dtype: torch.dtype, *args, **kwargs):
         for name, child in module.named_modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)
         for part in ("weight", "bias")
     }  # fmt: skip
-    weights = {name: p if name in keep else p.to(dtype) for name, p in module.named_parameters()}
+    weights = {
+        name: p.to(dtype)
+        for name, p in module.named_parameters() if name not in keep and p.is_floating_point() and p.dtype != dtype
+    }  # fmt: skip
     args = [a.to(dtype) if torch.is_tensor(a) and a.is_floating_point() else a for a in args]
     kwargs = {k: a.to(dtype) if torch.is_tensor(a) and a.is_floating_point() else a for k, a in kwargs.items()}
     return functional_call(module, weights, tuple(args), kwargs)
+
+
+def autocast_in(device: torch.device, dtype: torch.dtype):
+    """A context in which products are computed in `dtype`. Casts are not remembered: under ZeRO-3 that would hold a
+    second copy of every weight."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False)

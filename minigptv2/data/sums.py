@@ -1,0 +1,35 @@
+"""Sums in words: text without any picture, made from a number, for trying a recipe where no data is at hand.
+
+    - name: sums
+      options: {count: 100}
+
+A record: "what is 7 plus 12?" -> "19". The answer is right, and no other use is meant.
+"""
+
+from __future__ import annotations
+
+import random
+
+from minigptv2.data.dataset import Problems
+from minigptv2.errors import UserError
+from minigptv2.sample import Exchange, Sample
+
+
+class Sums:
+    """count: number of records."""
+
+    def __init__(self, count: int):
+        if not isinstance(count, int) or count < 1:
+            raise UserError(f"The option count of sums is {count!r}.", "It must be 1 or more.", "Correct it.")
+        self.count, self.problems = count, Problems()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        rng = random.Random(index)
+        a, b = rng.randrange(50), rng.randrange(50)
+        asked = Exchange("chat", question=f"what is {a} plus {b}?", answer=str(a + b))
+        return Sample(None, (0, 0), (asked,), f"sum {index}")

@@ -1,0 +1,337 @@
+"""The seam between the loop and what does the arithmetic: one process, several, or DeepSpeed.
+
+The loss of an optimizer step is the sum over all supervised tokens of all its micro-batches on all processes, divided by
+their number. So neither the number of processes nor that of micro-batches changes the loss or the gradients. Every engine
+is given the loss of a micro-batch already divided by that number; what is left to do is to add.
+
+Shapes: P pictures, N patches, C channels of the tower.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from minigptv2.encode import Batch
+from minigptv2.errors import UserError
+from minigptv2.model.grounding_vlm import GroundingVLM
+from minigptv2.train.launch import World
+from minigptv2.train.optim import build_optimizers, set_learning_rate
+from minigptv2.train.precision import autocast_in, call_in
+
+_BUCKET = 1 << 26  # gradients that are added up between processes at once
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """dtype: of the products. accumulate: micro-batches of an optimizer step. clip: largest norm of all gradients
+    together; 0: none. checkpointing: the language model's layers are computed again in the backward pass. blank: what a
+    row of text alone looks at where all processes must compute the same layers."""
+
+    dtype: torch.dtype
+    optimizer: str
+    weight_decay: float
+    accumulate: int = 1
+    clip: float = 1.0
+    checkpointing: bool = False
+    blank: Literal["pixels", "features"] = "pixels"
+
+
+class Engine:
+    """Plain torch, on one process or many: each has the whole model, and gradients are added up once a step."""
+
+    def __init__(self, model: GroundingVLM, world: World, settings: Settings):
+        self.model, self.world, self.settings = model, world, settings
+        if settings.checkpointing:
+            model.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizers = self._prepare()
+
+    def _prepare(self) -> list[torch.optim.Optimizer]:
+        if self.world.size > 1:
+            for parameter in self.trained.values():
+                torch.distributed.broadcast(parameter.data, 0)
+        return build_optimizers(self.model, self.settings.optimizer, 1.0, self.settings.weight_decay)
+
+    def set_rate(self, rate: float) -> None:
+        set_learning_rate(self.optimizers, rate)
+
+    def loss(self, batch: Batch, tokens: float) -> torch.Tensor:
+        """This micro-batch's share of the step's loss; tokens: supervised ones of the whole step, everywhere."""
+        if self.world.device.type == "cpu" and not self.settings.checkpointing:
+            return call_in(self.model, self.settings.dtype, batch, tokens=tokens)
+        with autocast_in(self.world.device, self.settings.dtype):
+            return self.model(batch, tokens=tokens)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        if loss.requires_grad:  # else the micro-batch has nothing to learn from
+            loss.backward()
+
+    def step(self) -> float:
+        """One update of the weights; the norm of the gradients before they were clipped."""
+        if self.world.size > 1:
+            _add_up([p for p in self.trained.values()])
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.settings.clip or float("inf"))
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return float(norm)
+
+    def gather(self) -> tuple[State, State]:
+        """The trained weights by name and the optimizers' state by "entry/name", whole, on the CPU; all processes call
+        it, and the first one gets them."""
+        weights = {name: p.detach().cpu() for name, p in self.trained.items()}
+        names = {id(p): name for name, p in self.trained.items()}
+        states = {
+            f"{entry}/{names[id(p)]}": value.detach().cpu()
+            for optimizer in self.optimizers for p, entries in optimizer.state.items()
+            for entry, value in entries.items()
+        }  # fmt: skip
+        return weights, states
+
+    def put(self, weights: State, states: State) -> None:
+        """What `gather` gave, back in its places, in every process."""
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(weights[name])
+        of = {id(p): name for name, p in self.trained.items()}
+        for optimizer in self.optimizers:
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                found = _entries(states, of[id(parameter)])
+                if found:
+                    optimizer.state[parameter] = {
+                        entry: value if entry == "step" else value.to(parameter.device)
+                        for entry, value in found.items()
+                    }  # fmt: skip
+
+    def frozen(self, wanted: Callable[[str], bool]) -> State:
+        """The tensors of the model with wanted names that are not trained, on the CPU; all processes call it."""
+        state = self.model.state_dict()
+        return {n: t.detach().cpu() for n, t in state.items() if n not in self.trained and wanted(n)}
+
+
+def _entries(states: State, name: str) -> State:
+    """{"exp_avg/a.b": ...} and "a.b" -> {"exp_avg": ...}"""
+    return {key.partition("/")[0]: value for key, value in states.items() if key.partition("/")[2] == name}
+
+
+def _add_up(parameters: list[nn.Parameter]) -> None:
+    """Sum the gradients of all processes; one that a process has none of counts as 0 there."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    while parameters:
+        bucket, size = [], 0
+        while parameters and (not bucket or size + parameters[0].numel() <= _BUCKET):
+            size += parameters[0].numel()
+            bucket.append(parameters[0])
+            parameters = parameters[1:]
+        flat = torch.cat([p.grad.flatten() for p in bucket])
+        torch.distributed.all_reduce(flat)
+        for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket])):
+            parameter.grad.copy_(part.view_as(parameter))
+
+
+# ---- DeepSpeed ----
+
+
+class _Loss(nn.Module):
+    """The model as DeepSpeed calls it. DeepSpeed's processes move weights and gradients in step, layer by layer in the
+    order of the first pass, so a row of text alone also looks at a blank picture, whose weight is 0."""
+
+    def __init__(self, model: GroundingVLM, device: torch.device, settings: Settings):
+        super().__init__()
+        self.model, self.device, self.settings = model, device, settings
+
+    def forward(self, batch: Batch, tokens: float) -> torch.Tensor:
+        unseen = batch.pixels is None and batch.features is None
+        if unseen and self.settings.blank == "pixels":
+            size = self.model.config.vision.image_size
+            batch = replace(batch, pixels=torch.zeros(1, 3, size, size, device=self.device))
+        elif unseen:
+            tower = self.model.vision
+            batch = replace(batch, features=torch.zeros(1, tower.patches, tower.width, device=self.device))
+        with autocast_in(self.device, self.settings.dtype):
+            return self.model(batch, tokens=tokens, unseen=unseen)
+
+
+class DeepSpeedEngine(Engine):
+    """DeepSpeed as a JSON file asks for it: ZeRO stage and offload are the file's, everything else is the recipe's.
+
+    Weights that are trained are float32 and products are computed in the recipe's precision, as without DeepSpeed.
+    """
+
+    def __init__(self, model: GroundingVLM, world: World, settings: Settings, file: Path):
+        self.config = read_deepspeed(file)
+        if settings.optimizer != "adamw":
+            raise UserError(
+                f"optimizer is {settings.optimizer!r}.", "ZeRO divides the weights as one long row: only adamw allows that.",
+                "Give optimizer=adamw, or deepspeed= for a run without DeepSpeed.",
+            )  # fmt: skip
+        super().__init__(model, world, settings)
+
+    @property
+    def stage(self) -> int:
+        return self.config.get("zero_optimization", {}).get("stage", 0)
+
+    def _prepare(self) -> list[torch.optim.Optimizer]:
+        import deepspeed
+
+        settings = self.settings
+        zero = self.config.get("zero_optimization", {})
+        offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+        (optimizer,) = build_optimizers(self.model, "adamw", 1.0, settings.weight_decay)
+        if offload:
+            groups = [{k: g[k] for k in ("params", "weight_decay")} for g in optimizer.param_groups]
+            optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(groups, lr=1.0, betas=optimizer.defaults["betas"])
+        config = {
+            **self.config, "train_micro_batch_size_per_gpu": 1,  # it only serves DeepSpeed's own counts
+            "gradient_accumulation_steps": settings.accumulate, "gradient_clipping": settings.clip,
+        }  # fmt: skip
+        self.deep, *_ = deepspeed.initialize(
+            model=_Loss(self.model, self.world.device, settings), optimizer=optimizer, config=config
+        )
+        self.micros = 0
+        return [self.deep.basic_optimizer]
+
+    def set_rate(self, rate: float) -> None:
+        set_learning_rate([self.deep.optimizer], rate)
+
+    def loss(self, batch: Batch, tokens: float) -> torch.Tensor:
+        return self.deep(batch, tokens)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.deep.backward(loss * self.world.size, scale_wrt_gas=False)  # DeepSpeed takes the mean over processes
+        self.micros += 1
+        if self.micros % self.settings.accumulate:
+            self.deep.step()  # it only counts here
+
+    def step(self) -> float:
+        norm = None
+        if self.stage == 0:  # whose norm DeepSpeed keeps to itself
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.trained.values() if p.grad is not None])
+        self.deep.step()
+        return float(self.deep.get_global_grad_norm() if norm is None else norm)
+
+    def gather(self) -> tuple[State, State]:
+        if self.stage == 0:
+            return super().gather()
+        first, weights, states = self.world.rank == 0, {}, {}
+        state = self.optimizers[0].state
+        entries = ("exp_avg", "exp_avg_sq") if state else ()
+        for name, parameter in self.trained.items():
+            got = {entry: self._whole(parameter, entry) for entry in (None, *entries)}
+            if first:
+                weights[name] = got.pop(None)
+                states |= {f"{entry}/{name}": value for entry, value in got.items()}
+        if first and entries:
+            step = torch.as_tensor(float(state[self._parts()[0]]["step"]))
+            states |= {f"step/{name}": step for name in self.trained}
+        return weights, states
+
+    def _whole(self, parameter: nn.Parameter, entry: str | None) -> torch.Tensor:
+        """The float32 weight, or that entry of its Adam state, put together from all processes' parts, on the CPU."""
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        whole = torch.zeros(shape.numel(), dtype=torch.float32, device=self.world.device)
+        own, start = self._own(parameter, entry)
+        size = min(len(own), len(whole) - start)  # the last part is filled up
+        if size > 0:
+            whole[start : start + size] = own[:size]
+        if self.world.size > 1:
+            torch.distributed.all_reduce(whole)
+        return whole.view(shape).cpu()
+
+    def _own(self, parameter: nn.Parameter, entry: str | None) -> tuple[torch.Tensor, int]:
+        """This process's part of it, and the place in the whole at which that begins."""
+        deep, parts = self.deep.optimizer, self._parts()
+        if self.stage == 3:
+            group, start, size = deep.grad_position[deep.get_param_id(parameter)]
+            place = self.world.rank * parameter.ds_tensor.ds_numel
+        else:
+            mapping = parameter._hp_mapping
+            if mapping is None:
+                return torch.zeros(0), 0
+            group, address = mapping.param_group_index, mapping.get_hp_fragment_address()
+            start, size, place = address.start, address.numel, mapping.lp_fragment_address.start
+        flat = parts[group] if entry is None else self.optimizers[0].state[parts[group]][entry]
+        return flat.data[start : start + size], place
+
+    def put(self, weights: State, states: State) -> None:
+        if self.stage == 0:
+            return super().put(weights, states)
+        steps = [value for key, value in states.items() if key.startswith("step/")]
+        entries = ("exp_avg", "exp_avg_sq") if steps else ()
+        for part in self._parts() if steps else ():
+            step = steps[0].clone() if isinstance(self.optimizers[0], torch.optim.AdamW) else int(steps[0])
+            self.optimizers[0].state[part] = {"step": step, **{e: torch.zeros_like(part.data) for e in entries}}
+        for name, parameter in self.trained.items():
+            for entry in (None, *entries):
+                value = weights[name] if entry is None else states[f"{entry}/{name}"]
+                own, start = self._own(parameter, entry)
+                given = value.flatten()[start : start + len(own)]
+                own[: len(given)] = given.to(own.device)
+        self._weights_from_masters(weights)
+
+    def _parts(self) -> list[torch.Tensor]:
+        """The flat float32 weights that this process's optimizer updates."""
+        deep = self.deep.optimizer
+        return deep.fp32_partitioned_groups_flat if self.stage == 3 else deep.single_partition_of_fp32_groups
+
+    def _weights_from_masters(self, weights: State) -> None:
+        import deepspeed
+
+        for name, parameter in self.trained.items():
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
+                with torch.no_grad():
+                    parameter.data.copy_(weights[name])
+
+    def frozen(self, wanted: Callable[[str], bool]) -> State:
+        out = super().frozen(wanted)
+        if self.stage < 3:
+            return out
+        import deepspeed
+
+        for name, parameter in self.model.named_parameters():
+            if name in out:
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    out[name] = parameter.detach().cpu().clone()
+        return out
+
+
+_RECIPES_OWN = (
+    "optimizer", "scheduler", "bf16", "fp16", "amp", "gradient_clipping", "gradient_accumulation_steps",
+    "train_batch_size", "train_micro_batch_size_per_gpu",
+)  # fmt: skip
+
+
+def read_deepspeed(file: Path) -> dict:
+    """The JSON file of a run under DeepSpeed. Raises UserError where it is none, or says what the recipe has to say."""
+    try:
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"deepspeed is {str(file)!r}, which cannot be read: {error}", "It must be a JSON file of DeepSpeed's.",
+            "See train_configs/deepspeed/.",
+        ) from None  # fmt: skip
+    double = [key for key in _RECIPES_OWN if key in config]
+    if double:
+        raise UserError(
+            f"{file} sets {', '.join(double)}.", "These come from the recipe, so that they hold with and without DeepSpeed.",
+            "Remove them from the JSON file.",
+        )  # fmt: skip
+    return config
+
+
+def open_engine(model: GroundingVLM, world: World, settings: Settings, deepspeed: str) -> Engine:
+    """deepspeed: the JSON file that a recipe names, or nothing for plain torch."""
+    if not deepspeed:
+        return Engine(model, world, settings)
+    return DeepSpeedEngine(model, world, settings, Path(deepspeed))

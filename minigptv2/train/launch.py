@@ -1,0 +1,141 @@
+"""Where a run computes: its device, and its place among the processes that torchrun or deepspeed started."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from minigptv2.errors import UserError
+
+_PATIENCE = datetime.timedelta(hours=2)  # that processes wait for each other: the slowest may be building a cache
+
+
+@dataclass(frozen=True)
+class World:
+    """rank: of this process among `size`. One process alone is a world too, and needs no torch.distributed."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def sums(self, numbers: Sequence[float]) -> list[float]:
+        """Each number, summed over all processes."""
+        if self.size == 1:
+            return list(numbers)
+        total = torch.tensor(list(numbers), dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total)
+        return total.tolist()
+
+    def told(self, thing: Any) -> Any:
+        """What the first process gave, in every process."""
+        if self.size == 1:
+            return thing
+        box = [thing]
+        torch.distributed.broadcast_object_list(box, 0, device=self.device)
+        return box[0]
+
+    def all(self, thing: Any) -> list[Any]:
+        """What every process gave, in the order of their ranks."""
+        if self.size == 1:
+            return [thing]
+        things: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(things, thing)
+        return things
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.sums([0])
+
+
+@contextmanager
+def open_world(device: str = "", alone: bool = True) -> Iterator[World]:
+    """This process's place in the world, by the variables that torchrun and deepspeed set; closed again at the end.
+
+    device: "cpu", "cuda", ...; empty: the GPU where there is one. With several processes "cuda" is each one's own GPU.
+    alone: a process without others needs no torch.distributed.
+    """
+    place = {name: _number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    rank, size, local = place["RANK"] or 0, place["WORLD_SIZE"] or 1, place["LOCAL_RANK"] or 0
+    chosen = choose_device(device, local if size > 1 else None)
+    if size == 1 and alone:
+        yield World(0, 1, chosen)
+        return
+    if size == 1:
+        free = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in free.items() | {("MASTER_PORT", str(_free_port()))}:
+            os.environ.setdefault(name, value)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    begun = not torch.distributed.is_initialized()
+    if begun:
+        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        yield World(rank, size, chosen)
+    finally:
+        if begun and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """The device of this name; with an empty one the GPU where there is one, else the CPU. local_rank: of several
+    processes on this machine, each of which gets a GPU of its own. Raises UserError where it cannot be used."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and device.index is None and local_rank is not None:
+            device = torch.device("cuda", local_rank)
+        torch.empty(1, device=device)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"training was written for cpu and cuda, not for {device.type}")
+        return device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        process = "" if local_rank is None else f" by process {local_rank} of this machine"
+        raise UserError(
+            f"The device {name or 'cuda'!r} cannot be used{process}.", f"torch says: {str(error).splitlines()[0]}",
+            "Try device=cpu, or as many processes as there are GPUs.",
+        ) from None  # fmt: skip
+
+
+def _number(name: str) -> int | None:
+    given = os.environ.get(name)
+    if given is None:
+        return None
+    if not given.isdecimal():
+        raise UserError(
+            f"The environment says {name}={given}.", "torchrun and deepspeed set a whole number.", f"unset {name}"
+        )
+    return int(given)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class StopSignal:
+    """Whether SIGTERM came: a run then writes a checkpoint and ends, instead of dying on the spot."""
+
+    def __init__(self):
+        self.came = False
+
+    def __enter__(self) -> StopSignal:
+        self._own = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handler
+        if self._own:
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._own:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, *_) -> None:
+        self.came = True

@@ -1,0 +1,218 @@
+"""The loop through the real command line: resume after a kill, damaged checkpoints, several processes, small saves."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_recipe import without_dropout, write_recipe
+
+from minigptv2 import cli
+from minigptv2.api import MiniGPTv2
+from minigptv2.errors import UserError
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+# runs a recipe and kills itself while it writes the second checkpoint, after the first file of it
+KILLED = """
+import os, signal, sys
+import safetensors.torch
+save, seen = safetensors.torch.save_file, []
+def killed(tensors, file, **more):
+    save(tensors, file, **more)
+    seen.append(file)
+    if len(seen) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+safetensors.torch.save_file = killed
+from minigptv2 import cli
+cli.main(["train", *sys.argv[1:]])
+"""
+
+
+def environment() -> dict[str, str]:
+    threads = str(torch.get_num_threads())  # sums of floats depend on it
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads}
+
+
+def train(recipe: Path, output: Path, *given: str) -> dict[str, torch.Tensor]:
+    assert cli.main(["train", str(recipe), f"output={output}", *given]) == 0
+    return last(output)
+
+
+def last(output: Path) -> dict[str, torch.Tensor]:
+    """All that the newest checkpoint holds."""
+    folder = max((output / "checkpoints").iterdir())
+    return {f"{n}/{k}": t for n in ("weights", "optimizer") for k, t in load_file(folder / f"{n}.safetensors").items()}
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
+
+
+def close(a: dict, b: dict) -> None:
+    """Weights, and Adam's moments: unlike the weights, these show when gradients are scaled wrongly."""
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-3 * float(b[name].abs().max()) + 1e-12, rtol=1e-3)
+
+
+def losses(output: Path) -> list[tuple[float, float]]:
+    rows = [json.loads(line) for line in open(output / "log.jsonl")]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return [(row["loss"], row["norm"]) for row in rows]
+
+
+def losses_agree(output: Path, other: Path) -> bool:
+    return all(a == pytest.approx(b, rel=1e-3) for a, b in zip(losses(output), losses(other), strict=True))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A model of random weights that every run begins with."""
+    folder = tmp_path_factory.mktemp("base")
+    file = write_recipe(folder, "nothing")
+    assert cli.main(["train", str(file), "max_steps=0"]) == 0
+    return folder / "output/model"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, base):
+    """The recipe with dropout, and what an unbroken run of it ends with."""
+    folder = tmp_path_factory.mktemp("loop")
+    file = write_recipe(folder, base)
+    return file, train(file, folder / "unbroken")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, base):
+    """The recipe without dropout, and what one process ends with."""
+    folder = tmp_path_factory.mktemp("plain")
+    model = shutil.copytree(base, folder / "model")
+    without_dropout(model)
+    file = write_recipe(folder, model)
+    return file, train(file, folder / "one")
+
+
+def test_a_run_killed_while_it_wrote_a_checkpoint_ends_as_an_unbroken_one(recipe, tmp_path):
+    file, unbroken = recipe
+    output = tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED, str(file), f"output={output}"]
+    killed = subprocess.run(command, env=environment(), capture_output=True, timeout=300)
+    assert killed.returncode == -9
+    assert [f.name for f in sorted((output / "checkpoints").iterdir())] == ["step-00000002", "step-00000004.new"]
+    assert same(train(file, output), unbroken)
+    assert len(losses(output)) == 4
+
+
+def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_used(recipe, tmp_path, capsys):
+    file, unbroken = recipe
+    output = shutil.copytree(file.parent / "unbroken", tmp_path / "damaged")
+    newest = output / "checkpoints/step-00000004/weights.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(data)
+    assert same(train(file, output), unbroken)
+    told = capsys.readouterr().err
+    assert "step-00000004 is damaged" in told and "goes on after step 2" in told
+
+
+def test_without_a_whole_checkpoint_nothing_is_begun_anew_in_silence(recipe, tmp_path, capsys):
+    file, _ = recipe
+    output = shutil.copytree(file.parent / "unbroken", tmp_path / "damaged")
+    for checkpoint in (output / "checkpoints").iterdir():
+        (checkpoint / "progress.json").write_text("{")
+    assert cli.main(["train", str(file), f"output={output}"]) == 2
+    assert "No checkpoint" in capsys.readouterr().err
+
+
+def test_only_the_newest_are_kept_and_the_progress_is_told(recipe, tmp_path):
+    file, _ = recipe
+    train(file, tmp_path / "kept", "save_every=1", "keep=2")
+    kept = sorted((tmp_path / "kept/checkpoints").iterdir())
+    assert [f.name for f in kept] == ["step-00000003", "step-00000004"]
+    progress = json.loads((kept[-1] / "progress.json").read_text())
+    assert (progress["step"], progress["samples"], progress["batch"], progress["world"]) == (4, 32, 8, 1)
+    assert progress["tokens"] > 32
+
+
+def test_another_rank_of_lora_does_not_take_up_the_checkpoint(recipe, tmp_path, capsys):
+    file, _ = recipe
+    output = shutil.copytree(file.parent / "unbroken", tmp_path / "other")
+    assert cli.main(["train", str(file), f"output={output}", "trained=[projector]"]) == 2
+    assert "trains other weights" in capsys.readouterr().err
+
+
+def test_accumulation_and_checkpointing_change_neither_loss_nor_gradients(plain, tmp_path):
+    file, one = plain
+    close(train(file, tmp_path / "parts", "micro_batch=2", "gradient_checkpointing=true", "pack=false"), one)
+    assert losses_agree(tmp_path / "parts", file.parent / "one")
+
+
+def test_two_processes_learn_what_one_does_and_stop_together(plain, tmp_path, capsys):
+    file, one = plain
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
+    command = [sys.executable, *launch, str(HERE / "two_processes.py"), str(file), "torchrun"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = file.parent
+    close(last(folder / "two"), one)
+    close(last(folder / "two_in_parts"), one)
+    assert losses_agree(folder / "two", folder / "one")
+    assert same(last(folder / "stopped"), last(folder / "two"))
+    output = tmp_path / "alone"  # what two began, one ends
+    shutil.copytree(folder / "two/checkpoints/step-00000002", output / "checkpoints/step-00000002")
+    close(train(file, output), one)
+    assert "written by 2 processes and goes on with 1" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is an extra")
+def test_deepspeed_learns_the_same_and_runs_three_stages(plain):
+    """Under ZeRO-3 with micro-batches of two, so that now and then one process has text alone."""
+    file, one = plain
+    launch = ["-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", "29731"]
+    command = [sys.executable, *launch, str(HERE / "two_processes.py"), str(file), "deepspeed"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = file.parent
+    close(last(folder / "zero3"), one)
+    assert losses_agree(folder / "zero3", folder / "one")
+    assert same(last(folder / "zero3_half"), last(folder / "zero3")), "a resumed run ends as an unbroken one"
+    for stage in (1, 2, 3):
+        output = folder / f"output/tiny/stage{stage}-smoke"
+        assert (output / "model/config.json").is_file() and len(losses(output)) == 2
+
+
+def test_what_was_trained_saves_small_and_opens_with_its_base(plain, tmp_path, picture):
+    file, _ = plain
+    base = file.parent / "model"
+    train(file, tmp_path / "small", "save=small")
+    whole, small = file.parent / "one/model", tmp_path / "small/model"
+    assert set(load_file(small / "model.safetensors")) == {"projector.weight", "projector.bias"}
+    assert (small / "model.safetensors").stat().st_size < (base / "model.safetensors").stat().st_size / 4
+    a, b = MiniGPTv2.from_pretrained(small, "cpu", base=base), MiniGPTv2.from_pretrained(whole, "cpu")
+    wanted = b.network.state_dict()
+    assert all(t.equal(wanted[n]) for n, t in a.network.state_dict().items())
+    asked = "[refer] red balloon"
+    assert a.chat(picture, asked, 8).text == b.chat(picture, asked, 8).text
+    for given, problem in ((None, "its base"), (whole, "not those that"), (small, "holds only what was trained")):
+        with pytest.raises(UserError, match=problem):
+            MiniGPTv2.from_pretrained(small, "cpu", base=given)
+    with pytest.raises(UserError, match="whole model"):
+        MiniGPTv2.from_pretrained(whole, "cpu", base=base)
+
+
+@pytest.mark.parametrize("given", [
+    "device=tpu0", "device=meta", "precision=float16", "trained=[]", "quantize=4bit", "deepspeed=nowhere.json",
+    "wandb=mine", "batch=0", "keep=0", "init=", "data.sources=[]",
+])  # fmt: skip
+def test_what_cannot_be_is_told_in_three_lines(recipe, tmp_path, capsys, given):
+    if given == "wandb=mine" and importlib.util.find_spec("wandb"):
+        pytest.skip("wandb is installed")
+    assert cli.main(["train", str(recipe[0]), f"output={tmp_path / 'none'}", given]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()[-3:]) == 3
