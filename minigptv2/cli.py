@@ -1,4 +1,4 @@
-"""The command line: `minigptv2 chat | show | train | bench | eval`. This file parses and tells errors; the work is elsewhere.
+"""The command line: `minigptv2 chat | show | train | bench | eval`. It parses and tells errors; the work is elsewhere.
 
 Nothing heavy is imported before a command needs it. Exit codes: 0 all went well, 1 some pictures failed, 2 nothing was
 done because of bad input, 130 interrupted, 141 whoever read the output is gone, 143 SIGTERM stopped a training run.

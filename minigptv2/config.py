@@ -40,8 +40,8 @@ class VisionConfig:
 
 @dataclass
 class LanguageConfig:
-    """A Llama causal language model; the names are those of transformers' LlamaConfig. name: a folder or a hub's name of
-    a Llama, Mistral or Qwen to take instead, with its weights and tokenizer; the sizes are then its own."""
+    """A Llama causal language model; the names are those of transformers' LlamaConfig. name: a folder or a hub's name
+    of a Llama, Mistral or Qwen to take instead, with its weights and tokenizer; the sizes are then its own."""
 
     vocab_size: int = 1024
     hidden_size: int = 256
@@ -69,8 +69,8 @@ class LoraConfig:
 class ModelConfig:
     """merge: visual tokens that become one. prompt: a key of `conversation.WRAPPERS`. box_coding: how box numbers are
     rounded and decoded, one of `boxes.CODINGS`; "center" for the published weights. knows: one line that tells a user
-    what the weights know. base, base_mark: of a folder that holds only what was trained: where the rest is, and what its
-    weights file is known by."""
+    what the weights know. base, base_mark: of a folder that holds only what was trained: where the rest is, and what
+    its weights file is known by."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
