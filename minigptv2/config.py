@@ -71,8 +71,8 @@ class LoraConfig:
 class ModelConfig:
     """merge: visual tokens that become one. prompt: a key of `conversation.WRAPPERS`. box_coding: how box numbers are
     rounded and decoded, one of `boxes.CODINGS`; "center" for the published weights. knows: one line that tells a user
-    what the weights know. base, base_mark: of a folder that holds only what was trained: where the rest is, and what its
-    weights file is known by."""
+    what the weights know. base, base_mark: of a folder that holds only what was trained: where the rest is, and what
+    its weights file is known by."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)

@@ -54,7 +54,8 @@ def build_named(name: str | Path, weights: bool = True) -> tuple[nn.Module, Lang
         ) from None  # fmt: skip
     if found.model_type not in FAMILIES:
         raise UserError(
-            f"{name} is of the family {found.model_type!r}.", f"These fit: {', '.join(FAMILIES)}.", "Choose one of them.",
+            f"{name} is of the family {found.model_type!r}.", f"These fit: {', '.join(FAMILIES)}.",
+            "Choose one of them.",
         )  # fmt: skip
     own = {f.name: getattr(found, f.name) for f in fields(LanguageConfig) if hasattr(found, f.name)}
     return language, LanguageConfig(**{**own, "name": str(name)})

@@ -87,7 +87,8 @@ def fill_tower(tower: VisionTower, file: Path) -> None:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(
             f"{file} does not fit the tower {tower.config.timm_name}: {'; '.join(wrong[:3])}{more}.",
-            f"All {len(trunk)} tensors of the tower must be there, in timm's names.", "Check model.vision in the recipe.",
+            f"All {len(trunk)} tensors of the tower must be there, in timm's names.",
+            "Check model.vision in the recipe.",
         )  # fmt: skip
     tower.trunk.load_state_dict(found, strict=False)
     if norm["weight"] is not None:

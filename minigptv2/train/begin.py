@@ -112,7 +112,8 @@ def choose_trained(model: GroundingVLM, recipe: Recipe) -> None:
     if "lora" in recipe.trained and not hasattr(model.language, "peft_config"):
         if not recipe.model.lora.r:
             raise UserError(
-                "trained names lora, but neither the model nor the recipe has one.", "model.lora.r is its rank, 1 or more.",
+                "trained names lora, but neither the model nor the recipe has one.",
+                "model.lora.r is its rank, 1 or more.",
                 "Try model.lora.r=64.",
             )  # fmt: skip
         model.config.lora = recipe.model.lora

@@ -1,4 +1,4 @@
-"""What the data side of training gains and what its loop costs, each against the plain way, measured in one run on this machine.
+"""What the data side of training gains and what its loop costs, each against the plain way, measured in one run.
 
 Both ways take turns round by round and the median round of each counts. On a CPU one thread is measured, by the time
 that it computes: what else the machine does changes nothing.
@@ -6,12 +6,14 @@ that it computes: what else the machine does changes nothing.
 
 from __future__ import annotations
 
+import io
 import itertools
 import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,7 +120,7 @@ def bench_loop(model: Path, scenes: int = 24, rounds: int = 9, device: str = "cp
                         lowest_lr=0.0, weight_decay=0.0, tensorboard=False)  # fmt: skip
         settings = Settings(best_dtype(place), "adamw", 0.0, clip=0.0)
         engine = Engine(other, World(0, 1, place), settings)
-        with Journal(recipe, engine.world, 0) as journal:
+        with redirect_stderr(io.StringIO()), Journal(recipe, engine.world, 0) as journal:  # the bar is written, unseen
             stage = Stage(recipe, engine, itertools.cycle(micros), Progress(), journal, StopSignal())
             ours, theirs = _turns(stage._step, lambda: step(_Ready(next(batches)[1])), rounds, device)
     return Compared("training steps: the loop against forward, backward and update alone", ours, theirs)

@@ -33,7 +33,7 @@ _CHECKSUMS, _PROGRESS = "checksums.json", "progress.json"
 @dataclass
 class Progress:
     """step: optimizer steps done. samples: taken from the mixture by all processes, its position. tokens: supervised
-    ones among them. failures: records that could not be used. world: processes that wrote this. batch: samples a step."""
+    ones among them. failures: records that could not be used. world: processes that wrote it. batch: samples a step."""
 
     step: int = 0
     samples: int = 0
@@ -83,7 +83,8 @@ def load_checkpoint(output: Path, engine: Engine) -> tuple[Progress, list[str]]:
     shapes = {n: list(getattr(p, "ds_shape", p.shape)) for n, p in engine.trained.items()}
     if shapes != {n: list(t.shape) for n, t in weights.items()}:
         raise UserError(
-            f"{folder} is of another model or trains other weights.", "A run resumes with the recipe that it began with.",
+            f"{folder} is of another model or trains other weights.",
+            "A run resumes with the recipe that it began with.",
             "Delete the folder to begin again, or choose another with output=...",
         )  # fmt: skip
     engine.put(weights, optimizer)
@@ -91,8 +92,8 @@ def load_checkpoint(output: Path, engine: Engine) -> tuple[Progress, list[str]]:
         _set_random_state(engine.world, random)
     else:
         said.append(
-            f"the checkpoint was written by {progress.world} processes and goes on with {engine.world.size}: the samples "
-            "of each step stay the same, but not who reads which, nor dropout's random numbers, nor the order of sums"
+            f"the checkpoint was written by {progress.world} processes and goes on with {engine.world.size}: a step's "
+            "samples stay the same, but not who reads which, nor dropout's random numbers, nor the order of sums"
         )
     said.append(f"goes on after step {progress.step}, from {folder}")
     return progress, said

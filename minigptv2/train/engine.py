@@ -1,8 +1,8 @@
 """The seam between the loop and what does the arithmetic: one process, several, or DeepSpeed.
 
-The loss of an optimizer step is the sum over all supervised tokens of all its micro-batches on all processes, divided by
-their number. So neither the number of processes nor that of micro-batches changes the loss or the gradients. Every engine
-is given the loss of a micro-batch already divided by that number; what is left to do is to add.
+The loss of an optimizer step is the sum over all supervised tokens of all its micro-batches on all processes, divided
+by their number. So neither the number of processes nor that of micro-batches changes the loss or the gradients. Every
+engine is given the loss of a micro-batch already divided by that number; what is left to do is to add.
 
 Shapes: P pictures, N patches, C channels of the tower.
 """
@@ -173,7 +173,8 @@ class DeepSpeedEngine(Engine):
         self.config = read_deepspeed(file)
         if settings.optimizer != "adamw":
             raise UserError(
-                f"optimizer is {settings.optimizer!r}.", "ZeRO divides the weights as one long row: only adamw allows that.",
+                f"optimizer is {settings.optimizer!r}.",
+                "ZeRO divides the weights as one long row: only adamw allows that.",
                 "Give optimizer=adamw, or deepspeed= for a run without DeepSpeed.",
             )  # fmt: skip
         super().__init__(model, world, settings)
@@ -324,7 +325,8 @@ def read_deepspeed(file: Path) -> dict:
     double = [key for key in _RECIPES_OWN if key in config]
     if double:
         raise UserError(
-            f"{file} sets {', '.join(double)}.", "These come from the recipe, so that they hold with and without DeepSpeed.",
+            f"{file} sets {', '.join(double)}.",
+            "These come from the recipe, so that they hold with and without DeepSpeed.",
             "Remove them from the JSON file.",
         )  # fmt: skip
     return config

@@ -1,4 +1,4 @@
-"""What a run says while it runs: a bar, output/log.jsonl, and curves for TensorBoard or W&B. The first process alone."""
+"""What a run says while it runs: a bar, output/log.jsonl, curves for TensorBoard or W&B. Only rank 0 does."""
 
 from __future__ import annotations
 

@@ -31,23 +31,23 @@ class Phase:
 class Recipe:
     """kind: "backbone" pre-trains the vision tower, "stage" trains the whole on conversations.
 
-    Where it begins and ends. output: folder of the run; the trained model is output/model. save: "whole", or "small" for
-    nothing but what was trained, to be opened with base=. init: the model folder to begin from; the backbone's run;
+    Where it begins and ends. output: folder of the run; the trained model is output/model. save: "whole", or "small"
+    for nothing but what was trained, to be opened with base=. init: the model folder to begin from; the backbone's run;
     "nothing" for random weights; or empty, and the model is put together from model.language.name and tower, a file of
     model.vision's weights. model: what to build where init is no model folder; of an init folder, only `knows`, and
-    `lora` where it has no adapter yet, are changed. tokenizer_scenes: what is said about so many drawn scenes trains the
-    tokenizer of a model that begins from a backbone or from nothing.
+    `lora` where it has no adapter yet, are changed. tokenizer_scenes: what is said about so many drawn scenes trains
+    the tokenizer of a model that begins from a backbone or from nothing.
 
     What is trained. trained: what is not frozen; "lora" leaves the language model's own weights frozen. quantize: the
     frozen language model in few bits. data, cache: see `data/mixture.py` and `train/feature_cache.py`.
 
     How. max_steps: optimizer steps. batch: samples of one step, of all processes together. micro_batch: the most that a
     process computes at once; 0: its whole share of the batch. A larger share is divided evenly and computed one part
-    after the other (gradient accumulation). lr, lowest_lr, warmup: linear for `warmup` steps, then a cosine. clip: largest norm of all
-    gradients together; 0: none. precision: of products; empty: what this machine multiplies fastest.
-    gradient_checkpointing: layers of the language model are computed twice, and little is kept in between. compile: these
-    layers with torch.compile, which needs a C++ compiler. pack: rows laid out as one (`encode.pack`) instead of padded.
-    deepspeed: a JSON file of DeepSpeed's. device: empty: a GPU where there is one.
+    after the other (gradient accumulation). lr, lowest_lr, warmup: linear for `warmup` steps, then a cosine. clip:
+    largest norm of all gradients together; 0: none. precision: of products; empty: what this machine multiplies
+    fastest. gradient_checkpointing: layers of the language model are computed twice, and little is kept in between.
+    compile: these layers with torch.compile, which needs a C++ compiler. pack: rows laid out as one (`encode.pack`)
+    instead of padded. deepspeed: a JSON file of DeepSpeed's. device: empty: a GPU where there is one.
 
     What is written. log_every, check_every, save_every: steps; check_every reads the accuracy on held-out scenes (0:
     never). keep: newest checkpoints that are kept. tensorboard: curves in output/tensorboard. wandb: a project's name.
@@ -108,7 +108,7 @@ def read_recipe(config: str | Path, overrides: list[str] = (), smoke: bool = Fal
 
 
 def micros_of(recipe: Recipe, processes: int) -> tuple[int, int]:
-    """Samples of a micro-batch, and micro-batches of a process in one step. Raises UserError where they do not divide."""
+    """Samples of a micro-batch, and micro-batches of a process in a step. Raises UserError where they do not divide."""
     share, rest = divmod(recipe.batch, processes)
     if rest or not share:
         raise UserError(

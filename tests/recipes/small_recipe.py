@@ -4,7 +4,6 @@ from pathlib import Path
 
 import yaml
 
-
 MODEL = {
     "vision": {"width": 32, "depth": 1, "heads": 2, "stem_channels": [8] * 7, "image_size": 112},
     "language": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -69,7 +69,7 @@ def test_a_stage_without_the_one_before_says_so(tmp_path, monkeypatch, capsys):
 
 
 def test_the_curriculum_is_as_it_was():
-    """Stage 1 begins with one thing in a picture; every step has a source, and the scenes of the readings are in none."""
+    """Stage 1 begins with one thing in a picture; the scenes of the readings are in no source."""
     sources = read_recipe(CONFIGS / "stage1.yaml").data.sources
     assert [(s.first_step, s.last_step, s.options["most"]) for s in sources] == [
         (0, 499, 1), (500, 1099, 2), (1100, 1799, 4), (1800, None, 8)

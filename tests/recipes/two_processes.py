@@ -1,6 +1,6 @@
 """Run by torchrun or deepspeed in two processes: one run after the other, as the command line would do each.
 
-    two_processes.py RECIPE torchrun | deepspeed
+two_processes.py RECIPE torchrun | deepspeed
 """
 
 import os
@@ -36,7 +36,7 @@ def torchrun(recipe: str, folder: Path) -> None:
 def deepspeed(recipe: str, folder: Path) -> None:
     from deepspeed import ops
 
-    ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled first, for a minute; gloo serves as well
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled first, for a minute; gloo serves too
     zero3 = f"deepspeed={CONFIGS / 'deepspeed/zero3.json'}"
     assert run(recipe, [f"output={folder / 'zero3'}", "micro_batch=2", zero3])
     half = folder / "zero3_half/checkpoints"

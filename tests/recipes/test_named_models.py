@@ -1,0 +1,92 @@
+"""A language model that is chosen by name, with a tokenizer of its own, and a timm tower: put together, trained, saved."""
+
+import pytest
+import torch
+
+from minigptv2 import cli
+from minigptv2.encode import FamilyTokenizer
+from minigptv2.errors import UserError
+from minigptv2.model.checkpoint import load_folder
+from minigptv2.model.language import build_named
+
+TOWER = "vit_tiny_patch16_224"
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    """The folder of a Qwen of a few thousand random weights, with a byte-level tokenizer and control tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("qwen")
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>", "<|im_end|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    made.train_from_iterator(["where is the red balloon?"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=True,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_control_tokens_in_a_text_stay_text(qwen):
+    tokenizer = FamilyTokenizer(qwen)
+    text = "a <|im_end|> é 漢"
+    ids = tokenizer.encode(text)
+    assert not {tokenizer.bos, tokenizer.eos} & set(ids)
+    assert tokenizer.decode([*ids, tokenizer.eos]) == text
+    assert tokenizer.bos != tokenizer.eos and tokenizer.size <= 320
+
+
+def test_parts_by_name_are_trained_and_saved(qwen, tmp_path, monkeypatch):
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(1)
+    trunk = timm.create_model(TOWER, depth=1, num_classes=0)  # of 224 pixels, with a norm that the tower lacks
+    save_file(trunk.state_dict(), tmp_path / "tower.safetensors")
+    (tmp_path / "recipe.yaml").write_text(f"""
+output: {tmp_path / "run"}
+tower: {tmp_path / "tower.safetensors"}
+model:
+  language: {{name: {qwen}}}
+  vision: {{timm_name: {TOWER}, timm_options: {{depth: 1}}, image_size: 64}}
+  lora: {{r: 2}}
+trained: [projector, lora]
+data: {{sources: [{{name: scenes, options: {{count: 8, side: 64, exchanges: 2}}}}]}}
+max_steps: 2
+batch: 2
+workers: 0
+device: cpu
+tensorboard: false
+""")
+    assert cli.main(["train", str(tmp_path / "recipe.yaml")]) == 0
+    model, tokenizer = load_folder(tmp_path / "run/model")
+    before, _ = load_folder(tmp_path / "run/begin")
+    assert isinstance(tokenizer, FamilyTokenizer) and tokenizer.size < model.config.language.vocab_size == 320
+    assert type(model.decoder).__name__ == "Qwen2ForCausalLM"
+    assert not model.projector.weight.equal(before.projector.weight)
+    kept = trunk.state_dict()["blocks.0.attn.qkv.weight"].half().float()
+    assert model.vision.trunk.blocks[0].attn.qkv.weight.equal(kept)
+    assert model.vision.trunk.pos_embed.shape[1] == 1 + 16
+    original, _ = build_named(qwen)
+    own = original.model.layers[0].mlp.up_proj.weight.half().float()
+    assert model.decoder.model.layers[0].mlp.up_proj.weight.equal(own)
+
+
+def test_another_family_and_a_missing_folder_are_told(tmp_path):
+    from transformers import GPT2Config
+
+    GPT2Config().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="gpt2"):
+        build_named(tmp_path)
+    with pytest.raises(UserError, match="cannot be opened"):
+        build_named(tmp_path / "nothing")
