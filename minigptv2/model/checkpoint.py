@@ -213,8 +213,8 @@ def load_folder(
 ) -> tuple[GroundingVLM, Tokenizer | FamilyTokenizer]:
     """Open a folder that `save_folder` wrote, in `dtype` on the CPU; its adapter, batch norms and buffers in float32.
 
-    base: the whole model folder that one which holds only what was trained was trained from. Raises UserError that names
-    the first missing, wrong-shaped, unknown or non-finite tensors, or the missing file.
+    base: the whole model folder that one which holds only what was trained was trained from. Raises UserError that
+    names the first missing, wrong-shaped, unknown or non-finite tensors, or the missing file.
     """
     folder = Path(folder)
     config = read_config(folder)
