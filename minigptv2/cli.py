@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
 import sys
 import warnings
@@ -78,6 +79,7 @@ def _prepare() -> None:
     """Before any heavy import: no hub is asked, and a user sees our output alone."""
     for name, value in _OFFLINE_AND_SILENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it wherever it is installed
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     for stream in (sys.stdin, sys.stdout, sys.stderr):
