@@ -53,9 +53,6 @@ STATEMENT = "Based on the image, is this statement true or false? {}"
 # (vqav2, pope and coco_caption are not in it: theirs are ours, in the same words)
 EVALUATION: dict[str, str] = {
     "refcoco": "[refer] give me the location of {}",
-    "vqav2": "[vqa] Based on the image, respond to this question with a short answer: {}",
-    "pope": "[vqa] Based on the image, respond to this question with a short answer: {}",
-    "coco_caption": "[caption] write a caption for the image",
     "okvqa": "[vqa] Based on the image, respond to this question with a short answer: {}",
     "gqa": "[vqa] Based on the image, respond to this question with a short answer: {}",
     "iconqa": "[vqa] Based on the image, respond to this question with a short answer: {}",
@@ -63,6 +60,10 @@ EVALUATION: dict[str, str] = {
               "reply 'unanswerable' when the provided information is insufficient",
     "vsr": f"[vqa] {STATEMENT}",
     "hateful_memes": "This is an image writting '{}'. Is this image hateful? Answer yes or no. Answer:",
+    # ours, for benchmarks that the published evaluation does not have
+    "vqav2": "[vqa] Based on the image, respond to this question with a short answer: {}",
+    "pope": "[vqa] Based on the image, respond to this question with a short answer: {}",
+    "coco_caption": "[caption] write a caption for the image",
 }  # fmt: skip
 _TAG = re.compile(r"\s*\[\s*([A-Za-z]+)\s*\]\s*")
 

@@ -190,12 +190,20 @@ def test_an_interrupt(chat, picture, monkeypatch):
 )
 def test_recipes_are_handed_on(command, home, more, monkeypatch):
     calls = []
-    monkeypatch.setitem(sys.modules, home, SimpleNamespace(run=lambda *given: calls.append(given)))
+    monkeypatch.setitem(sys.modules, home, SimpleNamespace(run=lambda *given: calls.append(given) or "there"))
     parent = home.rpartition(".")[0]
     monkeypatch.setitem(sys.modules, parent, SimpleNamespace(__path__=[]))
     assert cli.main([command, "x.yaml", "a.b=1", "--smoke", "c=2"]) == 0
     assert cli.main([command, "x.yaml"]) == 0
     assert calls == [("x.yaml", ["a.b=1", "c=2"], True, *more), ("x.yaml", [], False, *more)]
+
+
+def test_a_run_that_sigterm_stopped_has_an_exit_code_of_its_own(monkeypatch, capsys):
+    from minigptv2.train import loop
+
+    monkeypatch.setattr(loop, "run", lambda *_: None)
+    assert cli.main(["train", "x.yaml"]) == 143
+    assert capsys.readouterr().out == ""
 
 
 # ---- one picture ----

@@ -1,4 +1,4 @@
-"""A language model that is chosen by name, with a tokenizer of its own, and a timm tower: made, trained, saved."""
+"""A language model by name, with its own tokenizer, and a timm tower: put together, trained, saved."""
 
 import pytest
 import torch
