@@ -19,19 +19,29 @@ from minigptv2.errors import UserError
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-# runs a recipe and kills itself while it writes the second checkpoint, after the first file of it
+# runs a recipe and kills itself after so many calls of a function, or before one: "rename 1"
 KILLED = """
-import os, signal, sys
+import os, pathlib, signal, sys
 import safetensors.torch
-save, seen = safetensors.torch.save_file, []
-def killed(tensors, file, **more):
-    save(tensors, file, **more)
-    seen.append(file)
-    if len(seen) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-safetensors.torch.save_file = killed
 from minigptv2 import cli
-cli.main(["train", *sys.argv[1:]])
+from minigptv2.train.engine import Engine
+
+moment, calls = sys.argv[1].split()
+home, name = {"save_file": (safetensors.torch, "save_file"), "rename": (pathlib.Path, "rename"),
+              "step": (Engine, "step")}[moment]
+plain, left = getattr(home, name), [int(calls)]
+
+def killing(*given, **more):
+    left[0] -= 1
+    if not left[0] and moment == "step":
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = plain(*given, **more)
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+setattr(home, name, killing)
+cli.main(["train", *sys.argv[2:]])
 """
 
 
@@ -99,13 +109,20 @@ def plain(tmp_path_factory, base):
     return file, train(file, folder / "one")
 
 
-def test_a_run_killed_while_it_wrote_a_checkpoint_ends_as_an_unbroken_one(recipe, tmp_path):
+def test_a_run_that_is_killed_again_and_again_ends_as_an_unbroken_one(recipe, tmp_path):
+    """While the first checkpoint is written, while the second is, amid a step, and when it has just got its name."""
     file, unbroken = recipe
     output = tmp_path / "killed"
-    command = [sys.executable, "-c", KILLED, str(file), f"output={output}"]
-    killed = subprocess.run(command, env=environment(), capture_output=True, timeout=300)
-    assert killed.returncode == -9
-    assert [f.name for f in sorted((output / "checkpoints").iterdir())] == ["step-00000002", "step-00000004.new"]
+    for moment, left in (
+        ("save_file 1", ["step-00000002.new"]),
+        ("save_file 4", ["step-00000002", "step-00000004.new"]),
+        ("step 2", ["step-00000002", "step-00000004.new"]),
+        ("rename 1", ["step-00000002", "step-00000004"]),
+    ):
+        command = [sys.executable, "-c", KILLED, moment, str(file), f"output={output}"]
+        killed = subprocess.run(command, env=environment(), capture_output=True, timeout=300)
+        assert killed.returncode == -9, killed.stderr[-2000:]
+        assert [f.name for f in sorted((output / "checkpoints").iterdir())] == left
     assert same(train(file, output), unbroken)
     assert len(losses(output)) == 4
 
