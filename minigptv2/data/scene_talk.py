@@ -18,7 +18,7 @@ FOREIGN = (
     "dog bird horse cow sheep elephant zebra giraffe lion mouse rabbit duck chair table bed lamp phone book clock door "
     "window key spoon knife fork plate bottle apple banana pear cake bread pizza bicycle train bus truck plane ship "
     "rocket robot hat shoe shirt bag ring crown drum guitar piano bridge tower castle mountain river snowman butterfly "
-    "spider snake frog turtle whale shark ghost diamond circle square arrow cross flag pencil scissors camera"
+    "spider snake frog turtle whale shark ghost arrow cross flag pencil scissors camera"
 ).split()
 MARGIN = 0.08  # of the picture's side: what lies closer together is neither left nor right of the other
 
@@ -72,7 +72,7 @@ class Talk:
         return Exchange("grounding", tuple(groups), answer=_listed(["{}"] * len(groups)) + ".")
 
     def refer(self) -> Exchange:
-        if self.rng.random() < 0.15:
+        if self.rng.random() < 0.25:
             absent = self.absent()
             return Exchange("refer", (Phrase(absent),), self._worded(absent))
         words, thing = self._description()
