@@ -1,21 +1,20 @@
 """Say of a data set what lies on the disk, what is missing, and where to get it; download it where that is asked for.
 
-    python datasets/prepare.py vqav2 --root data/vqa --images data/coco     every split: files, pictures, counts
+    python datasets/prepare.py vqav2 --root data/vqa --images data/coco     every part: files, pictures, counts
     python datasets/prepare.py vqav2 --root data/vqa --split val --quick    the files alone, without reading them
+    python datasets/prepare.py refcoco --root data/refcoco --split "refcoco+ testA"
     python datasets/prepare.py vqav2 --root data/vqa --download             fetch what has a fixed address, then look
     python datasets/prepare.py all --root data                              data/vqav2, data/gqa, ...
 
-What belongs to a set stands in its reader (LAYOUT, PAGE, COUNTS, DOWNLOADS; minigptv2/data/layout.py). Nothing is
-downloaded unasked, and nothing that was downloaded is run. Exit codes: 0 all is there, 1 something is missing, 2 bad
-input.
+What belongs to a set stands in its reader (LAYOUT, PAGE, COUNTS, DOWNLOADS, OPTIONS; minigptv2/data/layout.py).
+Nothing is downloaded unasked, and nothing that was downloaded is run. Without --quick, shards get the index that the
+training would write beside them. Exit codes: 0 all is there, 1 something is missing, 2 bad input.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
-import inspect
 import os
 import shutil
 import sys
@@ -24,26 +23,26 @@ import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
-from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minigptv2.data.annotations import one_of  # noqa: E402
 from minigptv2.data.dataset import DATASETS, open_dataset  # noqa: E402
-from minigptv2.data.layout import missing  # noqa: E402
+from minigptv2.data.layout import OnDisk, missing, on_disk  # noqa: E402
 from minigptv2.errors import UserError  # noqa: E402
 from minigptv2.terminal import print_error, visible  # noqa: E402
 
 KEPT = "downloads"  # below root: the files as they came
 _CHUNK = 1 << 20  # bytes
+_EXAMPLES = 3
 
 
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("prepare.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("name", help=f"one of {', '.join(prepared())}, or all")
     parser.add_argument("--root", required=True, metavar="DIR", help="folder of the set; of all: a folder a set in it")
-    parser.add_argument("--images", default="", metavar="DIR", help="COCO's pictures, where they are not below root")
-    parser.add_argument("--split", default="", help="this one alone")
+    parser.add_argument("--images", default="", metavar="DIR", help="pictures that are not below root; of all: COCO's")
+    parser.add_argument("--split", default="", help="this part alone")
     parser.add_argument("--quick", action="store_true", help="only whether the files are there")
     parser.add_argument("--download", action="store_true", help="fetch the files that have a fixed address")
     args = parser.parse_args(words)
@@ -60,69 +59,68 @@ def main(words: list[str] | None = None) -> int:
 
 def prepared() -> list[str]:
     """The names of the sets whose readers say what must lie where."""
-    return [name for name in DATASETS if hasattr(_module(name), "LAYOUT")]
-
-
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(DATASETS[name].partition(":")[0])
+    return [name for name in DATASETS if on_disk(name)]
 
 
 def _prepare(name: str, root: Path, args: argparse.Namespace) -> bool:
     """Prints what is there; whether that is all."""
-    module = _module(name)
-    splits = [one_of("split", args.split, tuple(module.LAYOUT))] if args.split else list(module.LAYOUT)
-    print(f"{name} in {visible(str(root))}, from {module.PAGE}")
-    if args.download:
-        _download(module, root)
+    told = on_disk(name)
+    parts = [one_of("split", args.split, tuple(told.layout))] if args.split else list(told.layout)
+    width = max(12, *map(len, parts))
+    print(f"{name} in {visible(str(root))}, from {told.page}")
+    if args.download and (told.downloads or args.name != "all"):
+        _download(told, root)
     whole = True
-    for split in splits:
-        lost = missing(root, module.LAYOUT[split])
+    for part in parts:
+        lost = missing(root, told.layout[part])
         if lost:
             lines = ["missing", *lost]
         elif args.quick:
             lines = ["the files are there"]
         else:
-            lines = _records(name, module, root, split, args.images)
+            lines = _records(name, told, root, part, args)
         whole = whole and lines[0] != "missing" and not lines[0].startswith("incomplete")
-        print(f"  {split:<12} {lines[0]}", flush=True)
+        print(f"  {part:<{width}} {visible(lines[0])}", flush=True)
         for line in lines[1:]:
-            print(f"  {'':<12}   {visible(line)}")
+            print(f"  {'':<{width}}   {visible(line)}")
     if not whole:
-        print(f"  Get what is missing from {module.PAGE}; datasets/{name}.md shows where it belongs.")
-        if not args.download and getattr(module, "DOWNLOADS", {}):
+        print(f"  Get what is missing from {told.page}; datasets/{name}.md shows where it belongs.")
+        if not args.download and told.downloads:
             print("  With --download these are fetched:")
-            for address in module.DOWNLOADS:
+            for address in told.downloads:
                 print(f"    {address}")
     return whole
 
 
-def _records(name: str, module: ModuleType, root: Path, split: str, images: str) -> list[str]:
+def _records(name: str, told: OnDisk, root: Path, part: str, args: argparse.Namespace) -> list[str]:
     """How many records the reader gives, against those of the published files, and what was wrong with others."""
-    options = {"root": str(root), "split": split}
-    reader = getattr(module, DATASETS[name].partition(":")[2])
-    if images and "images" in inspect.signature(reader).parameters:
-        options["images"] = images
+    options = told.options_of(part, root)
+    if args.images and "images" in told.takes and (args.name != "all" or "images" not in options):
+        options["images"] = args.images
     try:
         data = open_dataset(name, options)
     except UserError as error:
         return ["incomplete", error.given, error.allowed]
-    published = module.COUNTS.get(split)
-    told = f"{len(data):,} records" + (f" of {published:,}" if published else ", the published number is not known")
-    if published and len(data) != published:
-        return [f"incomplete, {told}", *data.problems.lines()]
-    return [f"complete, {told}", *data.problems.lines()]
+    published, problems = told.counts.get(part), list(data.problems.lines())
+    count = f"{len(data):,} records" + (f" of {published:,}" if published else ", the published number is not known")
+    if lost := data.missing_pictures() if hasattr(data, "missing_pictures") else []:
+        some = ", ".join(map(str, lost[:_EXAMPLES])) + (", ..." if len(lost) > _EXAMPLES else "")
+        return [f"incomplete, {len(lost):,} pictures are not on disk: {some}", count, *problems]
+    if not len(data) or published and len(data) != published:
+        return [f"incomplete, {count}", *problems]
+    return [f"{'complete' if published else 'readable'}, {count}", *problems]
 
 
 # ---- download ----
 
 
-def _download(module: ModuleType, root: Path) -> None:
-    if not getattr(module, "DOWNLOADS", {}):
+def _download(told: OnDisk, root: Path) -> None:
+    if not told.downloads:
         raise UserError(
             "This set has no files with fixed addresses.", "Its licence or its page asks for a person.",
-            f"Get it from {module.PAGE}.",
+            f"Get it from {told.page}.",
         )  # fmt: skip
-    for address, folder in module.DOWNLOADS.items():
+    for address, folder in told.downloads.items():
         file = root / KEPT / address.rpartition("/")[2]
         if file.is_file():
             print(f"  {file} is there already")

@@ -16,11 +16,15 @@ from minigptv2.boxes import Box
 from minigptv2.data.annotations import Malformed, box_of, damaged, field, read_json, size_of, words_of
 from minigptv2.data.box_talk import TASKS, Things, exchanges, options_of
 from minigptv2.data.dataset import Problems
-from minigptv2.data.layout import require_records
+from minigptv2.data.layout import Layout, require_records
 from minigptv2.errors import UserError
 from minigptv2.sample import Exchange, Sample
 
 PAGE = "https://cocodataset.org/#download"
+LAYOUT: Layout = {split: (f"annotations/instances_{split}.json",) for split in ("train2017", "val2017")}
+COUNTS = {"train2017": 118287, "val2017": 5000}
+DOWNLOADS = {"http://images.cocodataset.org/annotations/annotations_trainval2017.zip": ""}
+OPTIONS = {split: {"file": "{place}"} for split in LAYOUT}
 LISTS = ("images", "annotations", "categories")
 CROWD = "a crowd in one box, left out"
 
@@ -28,9 +32,10 @@ CROWD = "a crowd in one box, left out"
 class CocoDetection:
     """One record a picture: independent questions about its boxes, at most `exchanges` of them.
 
-    file: the JSON. images: the folder of the pictures, where they do not lie at one of the usual places beside the
-    file. tasks: of detection, refer, identify. exchanges: at most so many a picture, chosen by its number. absent: ask
-    for categories without a box, too, as is right where every thing of every category has one.
+    file: the JSON. images: the folder of the pictures, or that of `train2017` and `val2017`, where they do not lie at
+    one of the usual places beside the file. tasks: of detection, refer, identify. exchanges: at most so many a picture,
+    chosen by its number. absent: ask for categories without a box, too, as is right where every thing of every
+    category has one.
 
     A category that has a crowd in the picture, or a box that was left out, is not asked for there: its boxes can be
     named, but they are not all. Pictures about which nothing can be asked are left out.
@@ -87,20 +92,24 @@ def read(file: Path) -> dict[str, list]:
 
 
 def picture_folder(file: Path, images: str, rows: list) -> Path:
-    """The folder that is named, or the first usual one that holds the first picture of the file."""
+    """The first usual folder that holds one of the first pictures of the file: below the one that is named, or beside
+    the file. The one that is named, where none holds any."""
+    part = file.stem.rpartition("_")[2]  # instances_train2017 -> train2017
     if images:
         if not Path(images).is_dir():
             raise UserError(f"There is no folder {images}.", "`images` is the folder of the pictures.", "Check it.")
-        return Path(images)
-    part = file.stem.rpartition("_")[2]  # instances_train2017 -> train2017
-    near, above = file.absolute().parent, file.absolute().parent.parent
-    places = (near, near / "images", near / part, above / "images" / part, above / part, above / "images", above)
+        places = tuple(Path(images, below) for below in ("", part, f"images/{part}"))
+    else:
+        near, above = file.absolute().parent, file.absolute().parent.parent
+        places = (near, near / "images", near / part, above / "images" / part, above / part, above / "images", above)
     for name in (
         row["file_name"] for row in rows[:20] if isinstance(row, dict) and isinstance(row.get("file_name"), str)
     ):
         for place in places:
             if (place / name).is_file():
                 return place
+    if images:
+        return Path(images)
     raise UserError(
         f"The pictures of {file} were not found.", f"Looked in {', '.join(map(str, places))}.",
         "Name their folder with the option images; for data check, with --images.",

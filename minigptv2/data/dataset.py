@@ -57,9 +57,10 @@ class Dataset(Protocol):
     """Records by number. `dataset[i]` is a function of i alone, quick, and opens no picture: its `image` is a path, or
     an object that `images.open_image` takes. problems: what was wrong with rows that were left out.
 
-    Two methods are optional. `sample(index, rng) -> Sample`: of a data set that asks other questions about a picture in
-    every epoch; training calls it in place of `dataset[index]`, with a random.Random of the sample's position.
-    `picture(index)`: `dataset[index].image` where that costs less than the whole record.
+    Three methods are optional. `sample(index, rng) -> Sample`: of a data set that asks other questions about a picture
+    in every epoch; training calls it in place of `dataset[index]`, with a random.Random of the sample's position.
+    `picture(index)`: `dataset[index].image` where that costs less than the whole record. `missing_pictures()`: the
+    paths of pictures that are not on the disk while their records were kept.
     """
 
     problems: Problems

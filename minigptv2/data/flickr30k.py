@@ -16,9 +16,15 @@ from minigptv2.boxes import Box
 from minigptv2.data.annotations import Malformed, box_of, one_of, size_of
 from minigptv2.data.coco_pictures import missing
 from minigptv2.data.dataset import Problems
+from minigptv2.data.layout import Layout
 from minigptv2.errors import UserError
 from minigptv2.sample import Exchange, Phrase, Sample
 
+PAGE = "https://github.com/BryanPlummer/flickr30k_entities"
+LAYOUT: Layout = {split: ("Sentences/", "Annotations/", f"{split}.txt") for split in ("train", "val", "test")}
+COUNTS: dict[str, int] = {}  # of captions that have boxes, not published
+DOWNLOADS: dict[str, str] = {}  # the photographs are given out on request
+OPTIONS = {split: {"split": split, "images": ""} for split in LAYOUT}
 TASKS = ("grounding", "caption_to_phrases", "phrase_to_boxes")
 FOLDERS = ("flickr30k-images", "flickr30k_images", "images", "")  # of the pictures, below `images`
 _PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^\s/\]]+)*)\s+([^\[\]]*)\]")

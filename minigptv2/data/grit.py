@@ -19,9 +19,15 @@ from typing import Any
 from minigptv2.boxes import Box
 from minigptv2.data.annotations import Malformed, box_of, field, one_of, size_of
 from minigptv2.data.dataset import Problems
-from minigptv2.data.shards import Record, Shards, changed
+from minigptv2.data.layout import Layout
+from minigptv2.data.shards import LAYOUT_OF_SHARDS, OPTIONS_OF_SHARDS, Record, Shards, changed
 from minigptv2.sample import Exchange, Phrase, Sample
 
+PAGE = "https://github.com/microsoft/unilm/tree/master/kosmos-2"
+LAYOUT: Layout = LAYOUT_OF_SHARDS
+COUNTS: dict[str, int] = {}  # nobody gets all of the 20.5 million pictures
+DOWNLOADS: dict[str, str] = {}  # a list of addresses, each to be asked for
+OPTIONS = OPTIONS_OF_SHARDS
 _LISTS = {"refer": "ref_exps", "identify": "ref_exps", "grounding": "noun_chunks"}
 
 

@@ -2,35 +2,82 @@
 
 A reader's module says it in plain constants:
 
-    PAGE       where the files come from, the official page
-    LAYOUT     split -> what must lie below `root`: a file, a folder (ends in "/"), or a tuple of places of which one
-               must be there. The keys are the values of the reader's `split`
-    COUNTS     split -> how many records the published files give; what is not known is not in it
+    PAGE       where the files come from, the official page; of a reader of several sets, name of the set -> page
+    LAYOUT     part of the set -> what must lie below `root`: a file, files ("*.tar": one or more), a folder (ends in
+               "/"), or a tuple of places of which one must be there. Mostly, the parts are the reader's `split`s
+    COUNTS     part -> how many records the published files give; what is not known is not in it
     DOWNLOADS  address -> folder below `root` into which its file is put, an archive unpacked; what has no fixed
                address, or asks for a licence to be signed, is not in it
+    OPTIONS    part -> the reader's options for it, besides `root`; left out: {"split": part}. The value "{place}"
+               stands for the part's first place as it lies on the disk, for readers that take a file or shards. Where
+               `images` is among them, the set has pictures of its own, none of COCO
 """
 
 from __future__ import annotations
 
+import glob
+import importlib
+import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from minigptv2.data.annotations import one_of
-from minigptv2.data.dataset import Problems
+from minigptv2.data.dataset import DATASETS, Problems
 from minigptv2.errors import UserError
 
 Place = str | tuple[str, ...]
 Layout = Mapping[str, tuple[Place, ...]]
 
 
+class OnDisk(NamedTuple):
+    """The constants of one set. takes: the names of its reader's options."""
+
+    page: str
+    layout: Layout
+    counts: Mapping[str, int]
+    downloads: Mapping[str, str]
+    options: Mapping[str, Mapping[str, Any]]
+    takes: tuple[str, ...]
+
+    def options_of(self, part: str, root: str | os.PathLike) -> dict[str, Any]:
+        """The reader's options for a part."""
+        options = self.options.get(part, {"split": part})
+        if "root" in self.takes:
+            options = {"root": os.fspath(root), **options}
+        place = _there(root, self.layout[part][0])
+        return {option: place if value == "{place}" else value for option, value in options.items()}
+
+
+def on_disk(name: str) -> OnDisk | None:
+    """What the reader of this name says; None where its set needs no certain files."""
+    file, _, reader = DATASETS[name].partition(":")
+    module = importlib.import_module(file)
+    if not hasattr(module, "LAYOUT"):
+        return None
+    page = module.PAGE if isinstance(module.PAGE, str) else module.PAGE[name]
+    takes = tuple(inspect.signature(getattr(module, reader)).parameters)
+    return OnDisk(page, module.LAYOUT, module.COUNTS, module.DOWNLOADS, getattr(module, "OPTIONS", {}), takes)
+
+
 def find(root: str | os.PathLike, place: Place) -> Path | None:
-    """The first of the alternatives that is there, below root; None where there is none."""
+    """The first of the alternatives that is there, below root, of several files the first; None where there is none."""
     for name in (place,) if isinstance(place, str) else place:
         path = Path(root) / name
-        if path.is_dir() if name.endswith("/") else path.is_file():
+        if "*" in name:
+            if found := [file for file in Path(root).glob(name) if file.is_file()]:
+                return min(found)
+        elif path.is_dir() if name.endswith("/") else path.is_file():
             return path
     return None
+
+
+def _there(root: str | os.PathLike, place: Place) -> str:
+    """The first of the alternatives that is there, or else the first; several files as a pattern for `data.shards`."""
+    names = (place,) if isinstance(place, str) else place
+    name = next((name for name in names if find(root, name)), names[0])
+    return os.path.join(glob.escape(os.fspath(root)) if "*" in name else root, name)
 
 
 def missing(root: str | os.PathLike, places: tuple[Place, ...]) -> list[str]:

@@ -20,10 +20,25 @@ from minigptv2.boxes import Box
 from minigptv2.data.annotations import Malformed, box_of, damaged, field, one_of, read_json, size_of, words_of
 from minigptv2.data.coco_pictures import CocoPictures, missing
 from minigptv2.data.dataset import Problems
+from minigptv2.data.layout import Layout
 from minigptv2.errors import UserError
 from minigptv2.sample import Exchange, Phrase, Sample
 
-NAMES = ("refcoco", "refcoco+", "refcocog")
+PAGE = "https://github.com/lichengunc/refer"
+BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # name -> who made the split, where it is not said
+NAMES = tuple(BY)
+_UNC, _UMD = ("train", "val", "testA", "testB"), ("train", "val", "test")
+PARTS = {f"{name} {split}": (name, split) for name, by in BY.items() for split in (_UNC if by == "unc" else _UMD)}
+LAYOUT: Layout = {  # the original form needs both files, the flat one its own
+    part: tuple((f"{name}/{file}", file, f"{name}_{split}.json") for file in (f"refs({BY[name]}).p", "instances.json"))
+    for part, (name, split) in PARTS.items()
+}
+COUNTS = {
+    "refcoco val": 10834, "refcoco testA": 5657, "refcoco testB": 5095, "refcoco+ val": 10758, "refcoco+ testA": 5726,
+    "refcoco+ testB": 4889, "refcocog val": 4896, "refcocog test": 9602,
+}  # fmt: skip
+DOWNLOADS: dict[str, str] = {}  # the page names zip files of another server, not checked
+OPTIONS = {part: {"name": name, "split": split} for part, (name, split) in PARTS.items()}
 _PICTURE = re.compile(r"COCO_(?:train|val)2014_(\d{12})(?:_\d+)?")
 # what the unpickler raises on damaged data
 _CORRUPT = (
@@ -64,7 +79,7 @@ class RefCoco:
         self.task = one_of("task", task, ("refer", "identify"))
         self.problems = Problems()
         self.excluded: list[tuple[int, str]] = []
-        by = by or ("umd" if name == "refcocog" else "unc")
+        by = by or BY[name]
         original = [f for f in (Path(root, name, f"refs({by}).p"), Path(root, f"refs({by}).p")) if f.is_file()]
         flat = Path(root, f"{name}_{split}.json")
         if not original and not flat.is_file():

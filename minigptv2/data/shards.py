@@ -36,6 +36,10 @@ try:
 except ImportError:  # not on Windows: several processes then make the same index
     fcntl = None
 
+# as every set in shards says it to data/layout.py; beside its tars, img2dataset leaves parquet files without pictures
+LAYOUT_OF_SHARDS = {"shards": (("*.tar", "*.parquet"),)}
+OPTIONS_OF_SHARDS = {"shards": {"shards": "{place}", "images": ""}}
+
 FORMAT = 1  # of the index; another one is made anew
 _BLOCK = 512  # bytes of a tar's header, and what everything in it is aligned to
 _TAR, _PARQUET = struct.Struct("<6I"), struct.Struct("<2I")

@@ -18,11 +18,17 @@ from minigptv2.boxes import Box
 from minigptv2.data.annotations import Malformed, box_of, damaged, field, items_of, one_of, read_json, size_of, words_of
 from minigptv2.data.coco_pictures import missing
 from minigptv2.data.dataset import Problems
+from minigptv2.data.layout import Layout
 from minigptv2.errors import UserError
 from minigptv2.sample import Exchange, Phrase, Sample
 
+PAGE = "https://homes.cs.washington.edu/~ranjay/visualgenome/"
 FOLDERS = ("VG_100K", "VG_100K_2", "")
 REGIONS, PICTURES = "region_descriptions.json", "image_data.json"
+LAYOUT: Layout = {"regions": (REGIONS, PICTURES)}
+COUNTS: dict[str, int] = {}  # published as 5.4 million, not to the last one
+DOWNLOADS: dict[str, str] = {}  # the page leads to them; its addresses were not checked
+OPTIONS = {"regions": {"below_area": 0, "images": ""}}
 
 
 class VisualGenome:

@@ -12,11 +12,24 @@ from pathlib import Path
 from minigptv2.data.annotations import Malformed, field, one_of, read_json_lines, words_of
 from minigptv2.data.coco_pictures import CocoPictures, missing
 from minigptv2.data.dataset import Problems
+from minigptv2.data.layout import Layout
 from minigptv2.errors import UserError
 from minigptv2.sample import Exchange, Sample
 from minigptv2.tasks import STATEMENT
 
-PLACES = ("splits", "data/splits", "")  # of the folders random/ and zeroshot/, below the root
+PAGE = "https://github.com/cambridgeltl/visual-spatial-reasoning"
+KINDS, SPLITS = ("random", "zeroshot"), ("train", "dev", "test")
+PLACES = ("splits/", "data/splits/", "")  # of the folders random/ and zeroshot/, below the root
+PARTS = {f"{kind} {split}": (kind, split) for kind in KINDS for split in SPLITS}
+LAYOUT: Layout = {
+    part: (tuple(f"{place}{kind}/{split}.jsonl" for place in PLACES),) for part, (kind, split) in PARTS.items()
+}
+COUNTS = {
+    "random train": 7680, "random dev": 1097, "random test": 2195, "zeroshot train": 3489, "zeroshot dev": 340,
+    "zeroshot test": 1222,
+}  # fmt: skip
+DOWNLOADS: dict[str, str] = {}  # the files lie in the page's repository, below data/splits
+OPTIONS = {part: {"kind": kind, "split": split} for part, (kind, split) in PARTS.items()}
 
 
 class VSR:
@@ -29,11 +42,11 @@ class VSR:
     """
 
     def __init__(self, root: str, kind: str = "zeroshot", split: str = "test", images: str = ""):
-        self.kind = one_of("kind", kind, ("zeroshot", "random"))
-        self.split = one_of("split", split, ("train", "dev", "test"))
+        self.kind = one_of("kind", kind, KINDS)
+        self.split = one_of("split", split, SPLITS)
         self.problems = Problems()
         self.excluded: list[tuple[int, str]] = []
-        files = [Path(root, place, kind, f"{split}.jsonl") for place in PLACES]
+        files = [Path(root, name) for name in LAYOUT[f"{kind} {split}"][0]]
         self.file = next((f for f in files if f.is_file()), None)
         if self.file is None:
             raise UserError(

@@ -13,9 +13,20 @@ from pathlib import Path
 
 from minigptv2.data.annotations import Malformed, words_of
 from minigptv2.data.dataset import Problems
-from minigptv2.data.shards import Record, Shards, changed
+from minigptv2.data.layout import Layout
+from minigptv2.data.shards import LAYOUT_OF_SHARDS, OPTIONS_OF_SHARDS, Record, Shards, changed
 from minigptv2.errors import UserError
 from minigptv2.sample import Exchange, Sample
+
+PAGE = {
+    "laion": "https://laion.ai/blog/laion-400-open-dataset/",
+    "cc3m": "https://ai.google.com/research/ConceptualCaptions/",
+    "sbu": "https://www.cs.rice.edu/~vo9/sbucaptions/",
+}
+LAYOUT: Layout = LAYOUT_OF_SHARDS
+COUNTS: dict[str, int] = {}  # nobody gets all pictures of the lists
+DOWNLOADS: dict[str, str] = {}  # lists of addresses, each to be asked for
+OPTIONS = OPTIONS_OF_SHARDS
 
 
 class WebCaptions:
