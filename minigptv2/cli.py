@@ -307,7 +307,9 @@ def _recipe_arguments(parser: Parser) -> None:
 
 def _eval_arguments(parser: Parser) -> None:
     _recipe_arguments(parser)
-    parser.add_argument("--rescore", metavar="FILE", help="score these answers, JSON Lines, instead of asking a model")
+    parser.add_argument("--rescore", metavar="FILE", help="score these answers instead of asking a model")
+    parser.add_argument("--export-coco", metavar="FILE", help="write the boxes as COCO results (coco_detection)")
+    parser.add_argument("--export-lmms", metavar="FILE", help="write the boxes with lmms-lab's columns (refcoco)")
     parser.add_argument("--allow-missing", action="store_true",
                         help="leave out questions whose picture is not on disk, and count them")  # fmt: skip
 
@@ -326,7 +328,7 @@ def _train(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> None:
     from minigptv2.eval.runner import run
 
-    run(args.config, args.overrides, args.smoke, args.rescore, args.allow_missing)
+    run(args.config, args.overrides, args.smoke, args.rescore, args.allow_missing, args.export_coco, args.export_lmms)
 
 
 def _bench_arguments(parser: Parser) -> None:

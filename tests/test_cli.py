@@ -186,7 +186,7 @@ def test_an_interrupt(chat, picture, monkeypatch):
 
 @pytest.mark.parametrize(
     ("command", "home", "more"),
-    [("train", "minigptv2.train.loop", ()), ("eval", "minigptv2.eval.runner", (None, False))],
+    [("train", "minigptv2.train.loop", ()), ("eval", "minigptv2.eval.runner", (None, False, None, None))],
 )
 def test_recipes_are_handed_on(command, home, more, monkeypatch):
     calls = []

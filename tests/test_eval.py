@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minigptv2 import cli
-from minigptv2.boxes import format_box
+from minigptv2.boxes import Box, format_box, format_phrase
 from minigptv2.eval import runner
 from minigptv2.eval.benchmark import BENCHMARKS, Rules, open_benchmark, options_of
 
@@ -193,6 +193,111 @@ def test_every_benchmark_can_be_imported_and_tells_its_options():
     assert all("root" in options_of(name) or name == "scenes" for name in BENCHMARKS)
 
 
+# ---- answers to and from other programs ----
+
+REAL = [f"root={SHARED / 'refcoco_micro'}", f"images={SHARED / 'refcoco_micro' / 'images'}"]
+TINY = [f"root={SHARED / 'tinycoco' / 'tests' / 'data' / 'tinycoco'}"]
+
+
+def again(tmp_path, config: str, file: Path, *overrides: str) -> dict:
+    """The figures of a file of another program's form."""
+    (report,) = runner.run(
+        CONFIGS / f"{config}.yaml", [*overrides, f"output={tmp_path / 'again'}"], rescore=str(file)
+    )  # fmt: skip
+    return {name: f.value for name, f in report.figures.items()} | {"report": report}
+
+
+@needs_data
+def test_exported_expressions_give_the_same_figures(tmp_path):
+    """Right boxes, moved ones, a malformed one and a missing one, of the pictures of refcoco_micro."""
+    items = open_benchmark("refcoco", dict(o.split("=") for o in REAL)).items()
+    moved = [Box(*(v + 9 * (i.index % 4) for v in i.truth.xyxy)) for i in items]
+    answers = [format_box(box, *i.size, "floor") for box, i in zip(moved, items)]
+    answers[3], answers[5] = "no box", None
+    file = tmp_path / "theirs" / "out.jsonl"
+    ours = score(tmp_path, "refcoco", answers, *REAL, export_lmms=str(file))
+    assert len(file.read_text().splitlines()) == len(items) - 1 and not ours["problems"]
+    theirs = again(tmp_path, "refcoco", file, *REAL)
+    assert figures(theirs["report"]) == pytest.approx(figures(ours["report"]))
+    assert 0 < theirs["acc@0.9"] < theirs["acc@0.5"] < 1
+    assert (theirs["report"].missing, theirs["report"].invalid) == (1, 1)
+    assert again(tmp_path, "refcoco", file, *REAL, "limit=4")["report"].total == 4
+
+
+@needs_data
+def test_exported_detections_give_the_same_figures(tmp_path):
+    """Every second thing found, with scores; a kind in other letters, one that is none, and a box without a name."""
+    items = open_benchmark("coco_detection", dict(o.split("=") for o in TINY)).items()
+    kinds = {k["id"]: k["name"] for k in json.loads(
+        (SHARED / "tinycoco/tests/data/tinycoco/annotations/instances_val2017.json").read_text())["categories"]}  # fmt: skip
+    answers = []
+    for item in items:
+        found = [(kinds[t["category_id"]].upper(), Box(x, y, x + w, y + h))
+                 for t in item.truth[1][::2] for x, y, w, h in [t["bbox"]]]  # fmt: skip
+        text = " ".join(format_phrase(name, [box], *item.size, "floor") for name, box in found)
+        scores = [0.9 - 0.01 * n for n in range(len(found))]
+        answers.append({"index": item.index, "text": text, "scores": scores})
+    answers[0]["text"] += " " + format_phrase("unicorn", [Box(0, 0, 9, 9)], *items[0].size, "floor")
+    answers[0]["scores"].append(0.5)
+    answers[1] |= {"text": "", "scores": []}
+    file = tmp_path / "results.json"
+    ours = score(tmp_path, "detection", answers, *TINY, export_coco=str(file))
+    assert ours["problems"] == [f"{file}: 1 x a phrase that is no category: case 0 'unicorn'"]
+    theirs = again(tmp_path, "detection", file, *TINY)
+    for name in ("AP", "AP50", "AP75"):
+        assert 0 < theirs[name] == pytest.approx(ours[name]) < 1
+    assert theirs["report"].counts["pictures without a detection"] == 1
+    assert again(tmp_path, "detection", file, *TINY, "limit=1")["report"].counts["pictures without a detection"] == 0
+
+
+def test_boxes_of_another_program_are_scored_as_they_are(tmp_path, flat):
+    """From (100, 100), 104.5 of 200 pixels wide: no hundredth of 1000 pixels is 204.5. Two lines fit no question."""
+    row = {"file_name": "COCO_train2014_000000000001.jpg", "answer": "red ball"}
+    rows = [row | {"pred_bbox": [100, 100, 104.5, 100]}] * 3 + [row | {"answer": "red cup", "pred": [0, 0, 1, 1]}]
+    rows += [row | {"file_name": "COCO_train2014_000000000002_5.jpg", "pred": [0.1, 0.2, 0.3, 0.4]}]
+    file = tmp_path / "theirs.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows + rows[:1]))
+    found = again(tmp_path, "refcoco", file, f"root={flat}", "decode=center")
+    assert found["mean IoU"] == pytest.approx((3 * 104.5 / 200 + 1 + 0) / 5, abs=1e-12)
+    assert found["report"].missing == 1 and found["acc@0.5"] == pytest.approx(4 / 5)
+    assert found["report"].problems == [f"{file}: 2 x a line that fits no question: line 4, line 6"]
+
+
+@needs_data
+def test_the_truth_as_detections_of_another_program_is_perfect(tmp_path):
+    """Text in hundredths cannot reach it. Detections of strange pictures and categories are told."""
+    data = json.loads((SHARED / "tinycoco/tests/data/tinycoco/annotations/instances_val2017.json").read_text())
+    rows = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.5} for a in data["annotations"]]
+    file = tmp_path / "theirs.json"
+    file.write_text(json.dumps([*rows, rows[0] | {"image_id": 1}, rows[0] | {"category_id": 999}]))
+    found = again(tmp_path, "detection", file, *TINY)
+    assert found["AP"] == found["AP75"] == 1 and found["report"].invalid == 0
+    assert [line.split(": ")[1] for line in found["report"].problems[-2:]] == [
+        "1 x a detection in a picture that is not asked about", "1 x a detection of no known category"]  # fmt: skip
+
+
+def test_other_forms_are_for_their_own_benchmarks(tmp_path, flat, capsys):
+    config, common = str(CONFIGS / "refcoco.yaml"), [f"root={flat}", f"output={tmp_path}/o"]
+    told = fails(capsys, "eval", config, *common, "--export-coco", str(tmp_path / "x.json"))
+    assert "--export-coco writes COCO results" in told and "Only coco_detection has" in told
+    told = fails(capsys, "eval", config, *common, "benchmark=reg", "--export-lmms", str(tmp_path / "x.jsonl"))
+    assert "'reg'" in told and "refcoco has lmms-lab's" in told
+    file = tmp_path / "a.json"
+    file.write_text('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]')
+    assert "a.json holds COCO results" in fails(capsys, "eval", config, *common, "--rescore", str(file))
+    row = {"file_name": "COCO_train2014_000000000009.jpg", "answer": "red ball", "pred_bbox": [0, 0, 1, 1]}
+    file.write_text(json.dumps(row) + "\n")
+    assert "answers none of the 5 questions" in fails(capsys, "eval", config, *common, "--rescore", str(file))
+    file.write_text(json.dumps(row) + '\n{"file_name"\n')
+    assert "Line 2 is" in fails(capsys, "eval", config, *common, "--rescore", str(file))
+    told = fails(capsys, "eval", str(CONFIGS / "all.yaml"), "--export-lmms", str(file))
+    assert "A file of answers answers one." in told
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(json.dumps({"index": 0, "text": EXACT}) + "\n")
+    told = fails(capsys, "eval", config, *common, "--rescore", str(answers), "--export-lmms", str(tmp_path))
+    assert "cannot be written" in told
+
+
 # ---- runs of a model ----
 
 
@@ -303,7 +408,7 @@ def test_missing_pictures_are_an_error_or_a_count(drawn, tiny_folder, tmp_path, 
 
 
 def test_two_processes_give_the_same(drawn, tiny_folder, straight, tmp_path):
-    """Under torchrun's own variables; also killed in the middle, and gone on with by one process."""
+    """Under torchrun's own variables: together they answer each row once, as one process does; the first one reports."""
     command = [sys.executable, "-m", "minigptv2", "eval", str(CONFIGS / "refcoco.yaml"), f"root={drawn}",
                f"model={tiny_folder}", f"output={tmp_path}", "device=cpu", "batch=2"]  # fmt: skip
     port = _free_port()

@@ -298,7 +298,7 @@ def test_boxes_go_to_coco_results_and_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["{}", "[1]", '[{"image_id": 1}]', "no json", '[{"image_id": 1, "score": 1, "bbox": [0, 0, 0, 1]}]']
+    "text", ["{}", "[1]", '[{"image_id": 1}]', "no json", '[{"image_id": 1, "score": 1, "bbox": [0, 0, -1, 1]}]']
 )
 def test_what_is_no_results_file_is_named(tmp_path, text):
     file = tmp_path / "bad.json"

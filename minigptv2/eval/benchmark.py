@@ -72,7 +72,8 @@ class Prediction:
     where there is no answer to this item (text is then empty, and it counts as wrong).
 
     scores: 0..1, of the text's well-formed boxes in order; empty where nobody computed them. logprobs: of each
-    candidate, length-normalised as `asking.rank` says; empty where nothing was ranked.
+    candidate, length-normalised as `asking.rank` says; empty where nothing was ranked. boxes: XYXY pixels, of an answer
+    that another program gave as boxes and not as text: scored as they are, whatever the decode; None: read the text.
     """
 
     index: int
@@ -80,6 +81,7 @@ class Prediction:
     ended: Literal["stop", "length", "missing"] = "stop"
     scores: tuple[float, ...] = ()
     logprobs: tuple[float, ...] = ()
+    boxes: tuple[Box, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,8 @@ class Report:
 
     name: "refcoco testA". settings: the benchmark's options that change what is measured (dataset, split, limit).
     model: its folder, "bundled", or the answers file of a rescoring. answered: how, in words: prompt wrapper, batch, or
-    "rescored". absent: pictures that are not on disk, with --allow-missing. problems: lines about rows left out.
+    "rescored". absent: pictures that are not on disk, with --allow-missing. problems: lines about rows left out, and
+    what of the answers could not be read or written in another program's format.
     """
 
     name: str
@@ -257,21 +260,3 @@ def _kind(name: str) -> Callable[..., Benchmark]:
             f"The benchmark {name!r} cannot be imported: {error}", "It must be my_package.module:Class.",
             "Check the name, and that its package is installed.",
         ) from None  # fmt: skip
-
-
-# What this room calls of its neighbours (written beside it):
-#
-#   metrics.iou(a: Box, b: Box, plus_one: bool = False) -> float
-#   metrics.caption_scores(predictions: Mapping[int, str], references: Mapping[int, Sequence[str]],
-#                          names: Sequence[str] = ("CIDEr", "BLEU-4", "ROUGE-L", "METEOR"))
-#       -> tuple[dict[str, dict[int, float]], dict[str, Callable[[Sequence[int]], float]]]
-#       the first is `Scored.outcomes` (mean of items is the official figure: CIDEr, ROUGE-L), the second
-#       `Scored.corpus` (it is not: BLEU, METEOR). A name whose program is missing (Java) raises UserError.
-#   metrics.vqa_accuracy(answer: str, references: Sequence[str]) -> float        official normalisation inside
-#   metrics.auc(scores: Sequence[float], labels: Sequence[bool]) -> float         ties count half
-#   metrics.coco_average_precision(truth: dict, detections: list[dict]) -> Callable[[Sequence[int]], dict[str, float]]
-#       truth: COCO JSON ("images", "annotations", "categories"); detections: image_id, category_id, bbox XYWH, score;
-#       the function takes image ids (repeated as often as drawn) and gives {"AP": ..., "AP50": ..., "AP75": ...}
-#   intervals.bootstrap(scored: Scored, items: Sequence[Item], resamples: int = 1000, seed: int = 0)
-#       -> dict[str, tuple[float, float]]   metric -> low, high, 95 %; pictures are drawn, `Item.picture` the unit
-#   report.write(folder: Path, reports: Sequence[Report]) -> None      report.html, and its pictures, into the folder

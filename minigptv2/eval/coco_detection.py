@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from minigptv2.boxes import Box
@@ -79,20 +80,23 @@ class CocoDetection:
         for item in items:
             prediction = predictions[item.index]
             boxes, malformed = answer_boxes(prediction, item, rules)
-            if prediction.ended != "missing" and (malformed or not prediction.text.strip()):
+            wordless = prediction.boxes is None and not prediction.text.strip()
+            if prediction.ended != "missing" and (malformed or wordless):
                 invalid.add(item.index)
             asked = {t["category_id"] for t in item.truth[1]}
             only = next(iter(asked)) if len(asked) == 1 else None
-            for box in boxes:
+            named = list(boxes)  # with the names of the kinds that they are counted as
+            for place, box in enumerate(boxes):
                 kind = number_of.get(box.phrase.strip().casefold()) if box.phrase else only
                 if kind is None:
                     strange += 1
                     continue
+                named[place] = replace(box, phrase=self.kinds[kind])
                 x1, y1, x2, y2 = box.xyxy
                 found.append({"image_id": item.truth[0], "category_id": kind, "bbox": [x1, y1, x2 - x1, y2 - y1],
                               "score": 1.0 if box.score is None else box.score})  # fmt: skip
             truth = tuple(_box(t["bbox"], self.kinds[t["category_id"]]) for t in item.truth[1])
-            cases.append(Case(item.index, item.image, item.words, prediction.text, "", truth, boxes))
+            cases.append(Case(item.index, item.image, item.words, prediction.text, "", truth, tuple(named)))
         truth = {
             "images": [{"id": i.truth[0], "width": i.size[0], "height": i.size[1]} for i in items],
             "annotations": [thing for i in items for thing in i.truth[1]],

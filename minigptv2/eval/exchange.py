@@ -13,19 +13,86 @@ referring tasks log it. Boxes keep their exact values: nothing passes through th
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from minigptv2.boxes import Box
 from minigptv2.data.dataset import Problems
 from minigptv2.errors import UserError
-from minigptv2.eval.benchmark import Case, Item
+from minigptv2.eval.benchmark import Case, Item, Prediction
+from minigptv2.tasks import EVALUATION
 
 _COCO_NUMBER = re.compile(r"(\d{12})")
-_ANY_NUMBER = re.compile(r"(\d+)")
+_ANY_NUMBER = re.compile(r"(\d{1,18})")
+Form = Literal["coco", "lmms"]
+HOLDS: dict[Form, str] = {"coco": "coco_detection", "lmms": "refcoco"}  # form -> the benchmark whose answers it can say
+NAMES: dict[Form, str] = {"coco": "COCO results", "lmms": "lmms-lab's RefCOCO lines"}
+
+
+def form_of(file: str | Path) -> Form | None:
+    """Which of the two a file is, by how it begins; None where it is neither, or cannot be read."""
+    try:
+        with Path(file).open(encoding="utf-8-sig") as opened:
+            begin = next((c for c in iter(lambda: opened.read(1), "") if not c.isspace()), "")
+            if begin == "[":
+                return "coco"
+            row = json.loads(begin + opened.readline()) if begin == "{" else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return "lmms" if isinstance(row, dict) and {"file_name", "answer"} <= row.keys() else None
+
+
+def require(form: Form, benchmark: str, what: str) -> None:
+    """Raises UserError where answers to this benchmark cannot be said in this form. what: "a.json holds", say."""
+    if benchmark != HOLDS[form]:
+        raise UserError(
+            f"{what} {NAMES[form]}, and the benchmark is {benchmark!r}.",
+            f"Only {' and '.join(f'{benchmark} has {NAMES[form]}' for form, benchmark in HOLDS.items())}.",
+            "Every run keeps its answers in answers.jsonl, and --rescore takes such a file for any benchmark.",
+        )  # fmt: skip
+
+
+def write(form: Form, file: str | Path, cases: Iterable[Case], categories: Mapping[str, int]) -> Problems:
+    """Write the boxes of these cases. categories: of COCO results, phrase -> category id."""
+    if form == "coco":
+        return write_coco_results(file, cases, categories)
+    return write_refcoco_lines(file, cases, EVALUATION["refcoco"])
+
+
+def read(
+    form: Form, file: str | Path, items: Sequence[Item], asked: Sequence[Item], categories: Mapping[int, str]
+) -> tuple[dict[int, Prediction], dict[str, int], Problems]:
+    """Answers by index; counts to show beside the figures; what fits no question.
+
+    items: all of the benchmark; asked: those that this run scores. categories: of COCO results, which list detections
+    alone, so that an asked picture without one counts as answered with no box. Raises UserError where nothing fits, as
+    where the file is of another split.
+    """
+    counts: dict[str, int] = {}
+    if form == "coco":
+        if len({_plain(name) for name in categories.values()}) < len(categories):
+            raise UserError(
+                "Two categories of the annotation file have the same name.",
+                "A detection belongs to a category by its name.", "Give each a name of its own.",
+            )  # fmt: skip
+        index_of = {image_number(item.image): item.index for item in items}
+        by_picture, problems = coco_detections(file, categories, index_of)
+        boxes = {index_of[number]: found for number, found in by_picture.items()}
+    else:
+        boxes, problems = read_refcoco_lines(file, items)
+    if problems and not boxes:
+        raise UserError(
+            f"{file} answers none of the {len(items)} questions.", "; ".join(problems.lines()) + ".",
+            "Name the data set and split that were answered.",
+        )  # fmt: skip
+    if form == "coco":
+        without = [item.index for item in asked if item.index not in boxes]
+        boxes, counts = boxes | dict.fromkeys(without, ()), {"pictures without a detection": len(without)}
+    return {index: Prediction(index, "", boxes=found) for index, found in boxes.items()}, counts, problems
 
 
 def coco_results(cases: Iterable[Case], categories: Mapping[str, int] | None = None) -> tuple[list[dict], Problems]:
@@ -57,19 +124,33 @@ def read_coco_results(file: str | Path, categories: Mapping[int, str] | None = N
 
     Raises UserError for a file that is not of this format, with the row.
     """
+    return coco_detections(file, categories)[0]
+
+
+def coco_detections(
+    file: str | Path, categories: Mapping[int, str] | None = None, pictures: Container[int] | None = None
+) -> tuple[dict[int, tuple[Box, ...]], Problems]:
+    """As `read_coco_results`, and what was left out: detections of no such category, or in none of these pictures."""
     rows = _load(file, json.loads)
     if not isinstance(rows, list):
         raise _not_a(file, "a list of detections", "It is not a list.")
     out: dict[int, list[Box]] = defaultdict(list)
+    problems = Problems()
     for number, row in enumerate(rows):
         box = _pixels(row.get("bbox")) if isinstance(row, dict) else None
         try:
-            score = float(row["score"])
-            phrase = "" if categories is None else categories[row["category_id"]]
-            out[int(row["image_id"])].append(Box(*box, phrase, score))
-        except (KeyError, TypeError, ValueError):
+            score, picture, category = float(row["score"]), int(row["image_id"]), int(row["category_id"])
+            if picture != row["image_id"] or category != row["category_id"] or not math.isfinite(score) or box is None:
+                raise ValueError
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise _not_a(file, "a list of detections", f"Row {number} is {str(row)[:80]}.") from None
-    return {i: tuple(sorted(found, key=lambda b: -b.score)) for i, found in out.items()}
+        if pictures is not None and picture not in pictures:
+            problems.add("a detection in a picture that is not asked about", f"row {number}, picture {picture}")
+        elif categories is not None and category not in categories:
+            problems.add("a detection of no known category", f"row {number}, category {category}")
+        else:
+            out[picture].append(Box(*box, "" if categories is None else categories[category], score))
+    return {i: tuple(sorted(found, key=lambda b: -b.score)) for i, found in out.items()}, problems
 
 
 def write_coco_results(
@@ -111,9 +192,9 @@ def read_refcoco_lines(file: str | Path, items: Sequence[Item]) -> tuple[dict[in
     problems = Problems()
 
     def rows(text: str) -> list[Any]:
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [(number, _json(line)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
-    for number, row in enumerate(_load(file, rows), 1):
+    for number, row in _load(file, rows):
         if not isinstance(row, dict) or "file_name" not in row or "answer" not in row:
             raise _not_a(file, "one JSON object a line with file_name and answer", f"Line {number} is {str(row)[:80]}.")
         expressions = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
@@ -131,7 +212,7 @@ def read_refcoco_lines(file: str | Path, items: Sequence[Item]) -> tuple[dict[in
 
 def _item_of(row: dict, words: str, by_index: Mapping, by_words: Mapping, taken: Mapping) -> Item | None:
     place = str(row.get("question_id", ""))
-    named = by_index.get(int(place)) if place.isdecimal() else None
+    named = by_index.get(int(place)) if place.isdecimal() and len(place) < 19 else None
     picture = image_number(row["file_name"])
     candidates = by_words.get((picture, words), [])
     if named in candidates and named.index not in taken:
@@ -168,7 +249,7 @@ def _xywh(box: Box) -> list[float]:
 def _pixels(xywh: Any) -> tuple[float, float, float, float] | None:
     """XYXY of [x, y, width, height]; None where that is no box."""
     numbers = _numbers(xywh)
-    if numbers is None or numbers[2] <= 0 or numbers[3] <= 0:
+    if numbers is None or numbers[2] < 0 or numbers[3] < 0:
         return None
     x, y, width, height = numbers
     return x, y, x + width, y + height
@@ -186,10 +267,18 @@ def _plain(expression: str) -> str:
     return " ".join(expression.lower().split())
 
 
+def _json(line: str) -> Any:
+    """What the line holds; the line itself where it is no JSON."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return line
+
+
 def _load(file: str | Path, read) -> Any:
     try:
-        return read(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read(Path(file).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read: {error}", "It must be JSON in UTF-8.", "Check the path.") from None
 
 
@@ -198,7 +287,12 @@ def _not_a(file: str | Path, wanted: str, found: str) -> UserError:
 
 
 def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_name(f"{file.name}.new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(text, encoding="utf-8", errors="replace")
+        new.replace(file)
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be written.", f"The system says: {error.strerror or error}.", "Give another file."
+        ) from None

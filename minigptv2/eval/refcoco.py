@@ -121,6 +121,8 @@ def files_of(reader: RefCoco):
 def answer_boxes(prediction: Prediction, item: Item, rules: Rules) -> tuple[tuple[Box, ...], tuple[str, ...]]:
     """The well-formed boxes of an answer, in pixels of the item's picture, with their scores where there are any; and
     why others are none."""
+    if prediction.boxes is not None:
+        return prediction.boxes, ()
     text = prediction.text.replace("<unk>", "")
     found = parse(text, *item.size, rules.decode)
     if not found.boxes and rules.scoring == "compat":  # the published evaluation takes out every space first

@@ -17,6 +17,7 @@ from typing import Any
 
 from minigptv2.config import from_dict, read_yaml
 from minigptv2.errors import UserError
+from minigptv2.eval import exchange
 from minigptv2.eval.answers import AnswersFile, head_of, model_fingerprint, read_foreign
 from minigptv2.eval.asking import absent_pictures, ask, share_of
 from minigptv2.eval.benchmark import (
@@ -46,7 +47,8 @@ class EvalConfig:
     batch: answers written together. limit: the first so many questions, 0 for all. scoring and decode: see
     `benchmark.Rules`; decode "" is that of the model, or "floor" for answers of another source. rescore: a file of
     answers to score instead of asking a model. allow_missing: questions whose picture is not on disk are left out and
-    counted. runs: several benchmarks, each a mapping of what it adds to the keys above.
+    counted. export_coco, export_lmms: a file for the boxes in another program's format, see `exchange`. runs: several
+    benchmarks, each a mapping of what it adds to the keys above.
     """
 
     benchmark: str = ""
@@ -61,6 +63,13 @@ class EvalConfig:
     decode: str = ""
     rescore: str = ""
     allow_missing: bool = False
+    export_coco: str = ""
+    export_lmms: str = ""
+
+    @property
+    def exports(self) -> dict[exchange.Form, str]:
+        files: dict[exchange.Form, str] = {"coco": self.export_coco, "lmms": self.export_lmms}
+        return {form: file for form, file in files.items() if file}
 
 
 @dataclass
@@ -72,7 +81,7 @@ class _Run:
 
 def run(
     config: str | Path, overrides: Sequence[str] = (), smoke: bool = False, rescore: str | None = None,
-    allow_missing: bool = False,
+    allow_missing: bool = False, export_coco: str | None = None, export_lmms: str | None = None,
 ) -> list[Report]:  # fmt: skip
     """Evaluate and print; one report a benchmark. smoke: a few questions, to see that it runs."""
     from minigptv2.eval.report import write
@@ -80,6 +89,8 @@ def run(
     given = read_yaml(Path(config), list(overrides))
     given |= {"rescore": rescore} if rescore else {}
     given |= {"allow_missing": True} if allow_missing else {}
+    given |= {"export_coco": export_coco} if export_coco else {}
+    given |= {"export_lmms": export_lmms} if export_lmms else {}
     reports = []
     with _processes() as (rank, world):
         runs, models = _runs(given, str(config), smoke), {}
@@ -104,10 +115,10 @@ def _runs(given: dict[str, Any], where: str, smoke: bool) -> list[_Run]:
         raise UserError(
             f"{where}.runs is {several!r}.", "It is a list of benchmarks, each a mapping.", "See eval_configs/all.yaml."
         )
-    if len(several) > 1 and given.get("rescore"):
+    if len(several) > 1 and any(given.get(key) for key in ("rescore", "export_coco", "export_lmms")):
         raise UserError(
             f"{where} runs {len(several)} benchmarks.", "A file of answers answers one.",
-            "Score it with the config of its own benchmark.",
+            "Score or write it with the config of its own benchmark.",
         )  # fmt: skip
     out, common = [], [f.name for f in dataclasses.fields(EvalConfig)]
     for number, added in enumerate(several):
@@ -125,6 +136,8 @@ def _runs(given: dict[str, Any], where: str, smoke: bool) -> list[_Run]:
             raise UserError(
                 f"{here} names no benchmark.", f"Known: {', '.join(BENCHMARKS)}.", "Add benchmark: refcoco, say."
             )
+        for form in config.exports:
+            exchange.require(form, config.benchmark, f"--export-{form} writes")
         options = {k: v for k, v in merged.items() if k not in common}
         takes = options_of(config.benchmark)
         if "coding" in takes or "size" in takes:
@@ -172,12 +185,11 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
         )  # fmt: skip
     items = [i for i in everything if i.index < config.limit] if config.limit else everything
     head = head_of(benchmark, everything)
-    asked, seconds, counts = 0, 0.0, {}
+    asked, seconds, counts, strange = 0, 0.0, {}, []
     if config.rescore:
         if rank:
             return None
-        known = {i.index for i in everything}
-        predictions, counts, told = read_foreign(Path(config.rescore), known, benchmark.excluded, head)
+        predictions, counts, told, strange = _given(one, everything, items, head)
         own = told.get("decode") if told.get("decode") in ("floor", "center") else "floor"
         decode, model = config.decode or own, str(told.get("title") or config.rescore)
         absent = absent_pictures(i for i in items if i.index not in predictions) if config.allow_missing else []
@@ -207,13 +219,30 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
     if config.limit:
         out_of_limit = sum(index >= config.limit for index in predictions)
         counts |= {"answers beyond the limit": out_of_limit} if out_of_limit and config.rescore else {}
+    answered = [case for case in scored.cases if case.index in predictions]
+    for form, file in config.exports.items():
+        kinds = {name: number for number, name in getattr(benchmark, "kinds", {}).items()}
+        strange += [f"{file}: {line}" for line in exchange.write(form, file, answered, kinds).lines()]
     return Report(
         name=benchmark.name, benchmark=config.benchmark, settings={"limit": config.limit} if config.limit else {},
         model=model, rules=rules, figures=_figures(scored, items, benchmark), total=scored.total,
         invalid=len(scored.invalid), missing=len(missing), absent=len(absent), counts={**scored.counts, **counts},
-        problems=list(benchmark.problems.lines()), seconds=round(seconds, 1),
+        problems=[*benchmark.problems.lines(), *strange], seconds=round(seconds, 1),
         answers_per_second=round(asked / seconds, 2) if asked and seconds else 0.0, cases=scored.cases,
     )  # fmt: skip
+
+
+def _given(
+    one: _Run, items: list[Item], asked: list[Item], head: dict
+) -> tuple[dict[int, Prediction], dict[str, int], dict[str, Any], list[str]]:
+    """Of the file to score again: its answers, what to count beside the figures, its first line, what fits nothing."""
+    file, benchmark = Path(one.config.rescore), one.benchmark
+    form = exchange.form_of(file)
+    if form is None:
+        return *read_foreign(file, {i.index for i in items}, benchmark.excluded, head), []
+    exchange.require(form, one.config.benchmark, f"{file} holds")
+    predictions, counts, problems = exchange.read(form, file, items, asked, getattr(benchmark, "kinds", {}))
+    return predictions, counts, {}, [f"{file}: {line}" for line in problems.lines()]
 
 
 def _ask_all(
