@@ -228,8 +228,8 @@ def test_exported_expressions_give_the_same_figures(tmp_path):
 def test_exported_detections_give_the_same_figures(tmp_path):
     """Every second thing found, with scores; a kind in other letters, one that is none, and a box without a name."""
     items = open_benchmark("coco_detection", dict(o.split("=") for o in TINY)).items()
-    kinds = {k["id"]: k["name"] for k in json.loads(
-        (SHARED / "tinycoco/tests/data/tinycoco/annotations/instances_val2017.json").read_text())["categories"]}  # fmt: skip
+    truth = SHARED / "tinycoco/tests/data/tinycoco/annotations/instances_val2017.json"
+    kinds = {k["id"]: k["name"] for k in json.loads(truth.read_text())["categories"]}
     answers = []
     for item in items:
         found = [(kinds[t["category_id"]].upper(), Box(x, y, x + w, y + h))
@@ -408,7 +408,7 @@ def test_missing_pictures_are_an_error_or_a_count(drawn, tiny_folder, tmp_path, 
 
 
 def test_two_processes_give_the_same(drawn, tiny_folder, straight, tmp_path):
-    """Under torchrun's own variables: together they answer each row once, as one process does; the first one reports."""
+    """Under torchrun's own variables: together they answer each row once, as one process does; the first reports."""
     command = [sys.executable, "-m", "minigptv2", "eval", str(CONFIGS / "refcoco.yaml"), f"root={drawn}",
                f"model={tiny_folder}", f"output={tmp_path}", "device=cpu", "batch=2"]  # fmt: skip
     port = _free_port()

@@ -12,7 +12,12 @@ import yaml
 from minigptv2.cli import COMMANDS, Parser
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "docs/weights.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "ARCHITECTURE.md",
+    *(f"docs/{n}.md" for n in ("data", "finetune", "integrations", "weights")),
+)
 CONFIGS = [file for folder in ("train_configs", "eval_configs") for file in sorted((ROOT / folder).rglob("*.y*ml"))]
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
@@ -71,7 +76,8 @@ def test_every_module_is_in_the_architecture():
 def test_every_link_leads_to_a_file(document):
     links = re.findall(r"\]\(([^)#]+)", (ROOT / document).read_text(encoding="utf-8"))
     local = [link for link in links if "://" not in link]
-    assert [link for link in local if not (ROOT / link).exists()] == []
+    beside = (ROOT / document).parent
+    assert [link for link in local if not (beside / link).exists()] == []
 
 
 def test_every_command_parses():
@@ -82,7 +88,8 @@ def test_every_command_parses():
         COMMANDS[name].add_arguments(parser)
         args = parser.parse_intermixed_args(rest)
         if name in ("train", "eval"):
-            assert (ROOT / args.config).is_file(), args.config
+            written_on_the_way = args.config == "boxes.yaml"  # in docs/finetune.md
+            assert written_on_the_way or (ROOT / args.config).is_file(), args.config
 
 
 def test_the_python_lines_run(capsys, monkeypatch):
