@@ -7,8 +7,8 @@
     python datasets/prepare.py all --root data                              data/vqav2, data/gqa, ...
 
 What belongs to a set stands in its reader (LAYOUT, PAGE, COUNTS, DOWNLOADS, OPTIONS; minigptv2/data/layout.py).
-Nothing is downloaded unasked, and nothing that was downloaded is run. Without --quick, shards get the index that the
-training would write beside them. Exit codes: 0 all is there, 1 something is missing, 2 bad input.
+Nothing is downloaded unasked, and nothing that was downloaded is run. Without --quick, every shard is read and gets an
+index beside it, that of the reader's default options. Exit codes: 0 all is there, 1 something is missing, 2 bad input.
 """
 
 from __future__ import annotations
