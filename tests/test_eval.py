@@ -101,6 +101,7 @@ def test_answers_belong_to_rows_not_to_pictures(tmp_path, flat):
     found = score(tmp_path, "refcoco", [EXACT, "{<90><90><99><99>}", EXACT, "{<90><90><99><99>}", "no"], f"root={flat}")
     right = found["report"].cases
     assert [c.right for c in right] == [1, 0, 1, 0, 0] and [c.index for c in right] == [0, 1, 2, 3, 4]
+    assert "By box position" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_interval_is_over_pictures(tmp_path, flat):
