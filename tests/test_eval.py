@@ -103,6 +103,7 @@ def test_answers_belong_to_rows_not_to_pictures(tmp_path, flat):
     found = score(tmp_path, "refcoco", [EXACT, "{<90><90><99><99>}", EXACT, "{<90><90><99><99>}", "no"], f"root={flat}")
     right = found["report"].cases
     assert [c.right for c in right] == [1, 0, 1, 0, 0] and [c.index for c in right] == [0, 1, 2, 3, 4]
+    assert "By box position" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_interval_is_over_pictures(tmp_path, flat):
@@ -198,7 +199,8 @@ def test_every_benchmark_can_be_imported_and_tells_its_options():
 # ---- answers to and from other programs ----
 
 REAL = [f"root={SHARED / 'refcoco_micro'}", f"images={SHARED / 'refcoco_micro' / 'images'}"]
-TINY = [f"root={SHARED / 'tinycoco' / 'tests' / 'data' / 'tinycoco'}"]
+INSTANCES = SHARED / "tinycoco" / "tests" / "data" / "tinycoco" / "annotations" / "instances_val2017.json"
+TINY = [f"root={INSTANCES.parents[1]}"]
 
 
 def again(tmp_path, config: str, file: Path, *overrides: str) -> dict:
@@ -230,8 +232,7 @@ def test_exported_expressions_give_the_same_figures(tmp_path):
 def test_exported_detections_give_the_same_figures(tmp_path):
     """Every second thing found, with scores; a kind in other letters, one that is none, and a box without a name."""
     items = open_benchmark("coco_detection", dict(o.split("=") for o in TINY)).items()
-    truth = SHARED / "tinycoco/tests/data/tinycoco/annotations/instances_val2017.json"
-    kinds = {k["id"]: k["name"] for k in json.loads(truth.read_text())["categories"]}
+    kinds = {k["id"]: k["name"] for k in json.loads(INSTANCES.read_text())["categories"]}
     answers = []
     for item in items:
         found = [(kinds[t["category_id"]].upper(), Box(x, y, x + w, y + h))
@@ -247,7 +248,7 @@ def test_exported_detections_give_the_same_figures(tmp_path):
     assert ours["problems"] == [f"{file}: 1 x a phrase that is no category: case 0 'unicorn'"]
     theirs = again(tmp_path, "detection", file, *TINY)
     for name in ("AP", "AP50", "AP75"):
-        assert 0 < theirs[name] == pytest.approx(ours[name]) < 1
+        assert 0 < ours[name] < 1 and theirs[name] == pytest.approx(ours[name])
     assert theirs["report"].counts["pictures without a detection"] == 1
     assert again(tmp_path, "detection", file, *TINY, "limit=1")["report"].counts["pictures without a detection"] == 0
 
@@ -268,7 +269,7 @@ def test_boxes_of_another_program_are_scored_as_they_are(tmp_path, flat):
 @needs_data
 def test_the_truth_as_detections_of_another_program_is_perfect(tmp_path):
     """Text in hundredths cannot reach it. Detections of strange pictures and categories are told."""
-    data = json.loads((SHARED / "tinycoco/tests/data/tinycoco/annotations/instances_val2017.json").read_text())
+    data = json.loads(INSTANCES.read_text())
     rows = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.5} for a in data["annotations"]]
     file = tmp_path / "theirs.json"
     file.write_text(json.dumps([*rows, rows[0] | {"image_id": 1}, rows[0] | {"category_id": 999}]))
@@ -410,7 +411,7 @@ def test_missing_pictures_are_an_error_or_a_count(drawn, tiny_folder, tmp_path, 
 
 
 def test_two_processes_give_the_same(drawn, tiny_folder, straight, tmp_path):
-    """Under torchrun's own variables: together they answer each row once, as one process does; the first reports."""
+    """Under torchrun's own variables: each row is answered once, as by one process, and the first process reports."""
     command = [sys.executable, "-m", "minigptv2", "eval", str(CONFIGS / "refcoco.yaml"), f"root={drawn}",
                f"model={tiny_folder}", f"output={tmp_path}", "device=cpu", "batch=2"]  # fmt: skip
     port = _free_port()

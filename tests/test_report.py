@@ -222,6 +222,15 @@ def test_plots_name_their_axes_and_give_their_numbers():
     page = Page(text)
     assert page.count("figure", class_="plot") == page.count("svg", role="img") == page.count("table") == 3
     assert sum("Right, %" in t for t in page.texts) == 2 and page.count("desc") == 3
-    unplaced = "".join(plots.plots([Case(0, None, "x", "", "", (Box(0, 0, 9, 9),), (), 1.0)]))
+    unplaced = "".join(plots.plots([Case(0, None, w, "", "", (Box(0, 0, 9, 9),), (), 1.0) for w in "xy"]))
     assert Page(unplaced).count("figure") == 2  # no position where the picture's size is unknown
     assert "".join(plots.plots([Case(0, None, "x", "y")])) == ""
+
+
+def test_one_question_asked_of_every_picture_has_no_plot_by_its_length():
+    asked = [
+        Case(n, None, words, "", right=0.5) for n, words in enumerate(["describe it", "describe it", "what is it?"])
+    ]
+    assert list(plots.plots(asked[:2])) == []
+    (plot,) = plots.plots(asked)
+    assert "By length" in plot

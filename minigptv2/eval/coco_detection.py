@@ -96,7 +96,9 @@ class CocoDetection:
                 found.append({"image_id": item.truth[0], "category_id": kind, "bbox": [x1, y1, x2 - x1, y2 - y1],
                               "score": 1.0 if box.score is None else box.score})  # fmt: skip
             truth = tuple(_box(t["bbox"], self.kinds[t["category_id"]]) for t in item.truth[1])
-            cases.append(Case(item.index, item.image, item.words, prediction.text, "", truth, tuple(named)))
+            cases.append(
+                Case(item.index, item.image, item.words, prediction.text, "", truth, tuple(named), size=item.size)
+            )
         truth = {
             "images": [{"id": i.truth[0], "width": i.size[0], "height": i.size[1]} for i in items],
             "annotations": [thing for i in items for thing in i.truth[1]],

@@ -73,8 +73,9 @@ class Flickr30k:
             first = next(iter(found.values()))[item.index]
             truth = tuple(Box(*b.xyxy, p.text) for p in item.truth for b in p.boxes)
             cases.append(
-                Case(item.index, item.image, item.words, prediction.text, "", truth, boxes, first[0] / first[1])
-            )
+                Case(item.index, item.image, item.words, prediction.text, "", truth, boxes, first[0] / first[1],
+                     item.size)
+            )  # fmt: skip
         corpus = {metric: _share(by) for metric, by in found.items()}
         return Scored(len(items), frozenset(invalid), {}, corpus, cases, {"phrases": sum(len(i.truth) for i in items)})
 

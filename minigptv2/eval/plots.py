@@ -43,7 +43,7 @@ def plots(cases: Sequence[Case]) -> Iterator[str]:
         if placed:
             yield _grid("By box position", "Where the middle of the object lies", by_position(placed))
     worded = [c for c in judged if c.words.strip()]
-    if worded:
+    if len({c.words for c in worded}) > 1:  # captions are all asked for with the same words
         yield _bars("By length", "Words of the expression or question", by_length(worded))
 
 

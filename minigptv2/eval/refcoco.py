@@ -61,7 +61,7 @@ class RefCocoBoxes:
             scored.outcomes["mean IoU"][item.index] = overlap
             scored.cases.append(
                 Case(item.index, item.image, item.words, prediction.text, "", (item.truth,), boxes[:1],
-                     scored.outcomes[names[THRESHOLDS[0]]][item.index])
+                     scored.outcomes[names[THRESHOLDS[0]]][item.index], item.size)
             )  # fmt: skip
         scored.invalid = frozenset(invalid)
         return scored
@@ -107,7 +107,7 @@ class RefCocoWords:
         first = outcomes.get("CIDEr", {})
         cases = [
             Case(i.index, i.image, i.instruction, said[i.index], "; ".join(i.truth[1]), (i.truth[0],), (),
-                 first.get(i.index)) for i in items
+                 first.get(i.index), i.size) for i in items
         ]  # fmt: skip
         return Scored(len(items), frozenset(invalid), outcomes, corpus, cases)
 

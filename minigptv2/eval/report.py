@@ -306,7 +306,7 @@ margin:.6rem 0}
 .problems ul{margin:.3rem 0 0;padding-left:1.1rem;overflow-wrap:anywhere}
 .note,.legend{color:var(--soft);font-size:.9rem;margin:.2rem 0 .9rem}
 .legend svg{vertical-align:-.2rem;margin-right:.35rem}.legend svg+svg{margin-left:1rem}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1.25rem}
+.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr));gap:1.25rem}
 .plot{margin:0;padding:1rem;background:var(--card);border-radius:8px}.plot svg{width:100%;height:auto;display:block}
 .plot figcaption{font-weight:600;margin-bottom:.4rem}.plot table{font-size:.85rem;margin-top:.4rem;width:100%}
 svg text{fill:var(--ink);font-size:12px}svg .tick,svg .count{fill:var(--soft)}svg .count{font-size:10.5px}

@@ -223,14 +223,12 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
     for form, file in config.exports.items():
         kinds = {name: number for number, name in getattr(benchmark, "kinds", {}).items()}
         strange += [f"{file}: {line}" for line in exchange.write(form, file, answered, kinds).lines()]
-    sizes = {i.index: i.size for i in items}
-    cases = [dataclasses.replace(case, size=sizes[case.index]) for case in scored.cases]
     return Report(
         name=benchmark.name, benchmark=config.benchmark, settings={"limit": config.limit} if config.limit else {},
         model=model, rules=rules, figures=_figures(scored, items, benchmark), total=scored.total,
         invalid=len(scored.invalid), missing=len(missing), absent=len(absent), counts={**scored.counts, **counts},
         problems=[*benchmark.problems.lines(), *strange], seconds=round(seconds, 1),
-        answers_per_second=round(asked / seconds, 2) if asked and seconds else 0.0, cases=cases,
+        answers_per_second=round(asked / seconds, 2) if asked and seconds else 0.0, cases=scored.cases,
     )  # fmt: skip
 
 

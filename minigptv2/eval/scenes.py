@@ -128,7 +128,7 @@ class HeldOutScenes:
             scored.outcomes["malformed answers"][item.index] = float(malformed)
             said = exchange.answer or ("" if wanted else answer_text(exchange, item.size, self.coding))
             scored.cases.append(
-                Case(item.index, item.image, item.words, prediction.text, said, wanted, found.boxes, right)
+                Case(item.index, item.image, item.words, prediction.text, said, wanted, found.boxes, right, item.size)
             )
         scored.outcomes = {name: by for name, by in scored.outcomes.items() if by}
         scored.invalid = frozenset(invalid)
