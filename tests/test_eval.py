@@ -30,9 +30,7 @@ def score(tmp_path, config: str, answers: list, *overrides: str, **options) -> d
         CONFIGS / f"{config}.yaml", [*overrides, f"output={tmp_path / 'out'}"], rescore=str(file), **options
     )
     (written,) = json.loads((tmp_path / "out" / "report.json").read_text())["reports"]
-    page = (tmp_path / "out" / "report.html").read_text()
-    if report.benchmark == "refcoco":
-        assert all(title in page for title in ("By box size", "By box position", "By length"))
+    assert (tmp_path / "out" / "report.html").is_file()
     assert (written["total"], written["invalid"]) == (report.total, report.invalid)
     return {name: f.value for name, f in report.figures.items()} | vars(report) | {"report": report}
 
