@@ -8,8 +8,9 @@ Two forms are read. Karpathy's splits, which captioning is trained and measured 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from minigptv2.data.annotations import Malformed, field, one_of, words_of
 from minigptv2.data.coco_pictures import CocoPictures
@@ -35,6 +36,16 @@ DOWNLOADS = {
 }
 PARTS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}  # of Karpathy's splits
 PER = ("caption", "picture")
+P = TypeVar("P", int, str)  # what names a picture
+
+
+def records_of(captions: Mapping[P, list[str]], apart: bool) -> list[tuple[P, tuple[str, ...]]]:
+    """(picture, its captions), a record a picture; apart: a record a caption."""
+    return [
+        record
+        for picture, words in captions.items()
+        for record in ([(picture, (w,)) for w in words] if apart else [(picture, tuple(words))])
+    ]
 
 
 class CocoCaption:
@@ -53,11 +64,7 @@ class CocoCaption:
         for picture, caption in self._karpathy(file, split) if split in PARTS else self._official(file):
             captions.setdefault(picture, []).append(caption)
         per = one_of("per", per or PER[not split.startswith("train")], PER)
-        self.records: list[tuple[int, tuple[str, ...]]] = [
-            record
-            for picture, words in captions.items()
-            for record in ([(picture, (w,)) for w in words] if per == "caption" else [(picture, tuple(words))])
-        ]
+        self.records = records_of(captions, apart=per == "caption")
         require_records(len(self.records), file, self.problems)
 
     def __len__(self) -> int:

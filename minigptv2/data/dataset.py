@@ -10,7 +10,7 @@ import difflib
 import importlib
 import inspect
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from minigptv2.errors import UserError
@@ -94,26 +94,34 @@ class Problems:
             yield f"{count} x {kind}: {', '.join(self.examples[kind])}{more}"
 
 
+def named_class(what: str, name: str, known: Mapping[str, str], advice: str) -> Any:
+    """The class of this name: of the table `known`, or my_package.module:Class. what, advice: for the errors.
+
+    Raises UserError for an unknown name, with the nearest known one, and for what cannot be imported.
+    """
+    if ":" not in name and name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        raise UserError(
+            f"The {what} {name!r} is unknown.",
+            f"Known: {', '.join(known)}; or your own, as my_package.module:Class.",
+            f"Did you mean {near[0]}?" if near else advice,
+        )  # fmt: skip
+    module, _, attribute = (known.get(name) or name).partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"The {what} {name!r} cannot be imported: {error}", "It must be my_package.module:Class.",
+            "Check the name, and that its package is installed.",
+        ) from None  # fmt: skip
+
+
 def open_dataset(name: str, options: dict[str, Any]) -> Dataset:
     """The reader of this name with its options (`root`, `split`, ...).
 
     Raises UserError for an unknown name or option, with the nearest known one, and what the reader itself raises.
     """
-    if ":" not in name and name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, 1)
-        raise UserError(
-            f"The data set {name!r} is unknown.",
-            f"Known: {', '.join(DATASETS)}; or your own, as my_package.module:Class.",
-            f"Did you mean {near[0]}?" if near else "See datasets/ for what each is.",
-        )  # fmt: skip
-    module, _, attribute = (DATASETS.get(name) or name).partition(":")
-    try:
-        reader = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"The data set {name!r} cannot be imported: {error}", "It must be my_package.module:Class.",
-            "Check the name, and that its package is installed.",
-        ) from None  # fmt: skip
+    reader = named_class("data set", name, DATASETS, "See datasets/ for what each is.")
     parameters = inspect.signature(reader).parameters
     known = list(parameters)
     for option, value in options.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from minigptv2.data.annotations import Malformed, words_of
+from minigptv2.data.coco_caption import records_of
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout, names_in, require, require_records
 from minigptv2.data.vqav2 import rows_of
@@ -48,11 +49,7 @@ class TextCaps:
                 self.problems.add(str(error), f"{self.name} row {place}")
                 continue
             captions.setdefault(picture, []).extend([caption] if caption else [])
-        self.records: list[tuple[str, tuple[str, ...]]] = [
-            record
-            for picture, words in captions.items()
-            for record in ([(picture, (w,)) for w in words] if split == "train" else [(picture, tuple(words))])
-        ]
+        self.records = records_of(captions, apart=split == "train")
         require_records(len(self.records), file, self.problems)
 
     def __len__(self) -> int:

@@ -12,7 +12,6 @@ answers; a benchmark never touches the model, so answers of any source can be sc
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from minigptv2.boxes import Box
-from minigptv2.data.dataset import Problems
+from minigptv2.data.dataset import Problems, named_class
 from minigptv2.errors import UserError
 
 Scoring = Literal["strict", "compat"]
@@ -245,18 +244,4 @@ def options_of(name: str) -> dict[str, Any]:
 
 
 def _kind(name: str) -> Callable[..., Benchmark]:
-    if ":" not in name and name not in BENCHMARKS:
-        near = difflib.get_close_matches(name, BENCHMARKS, 1)
-        raise UserError(
-            f"The benchmark {name!r} is unknown.",
-            f"Known: {', '.join(BENCHMARKS)}; or your own, as my_package.module:Class.",
-            f"Did you mean {near[0]}?" if near else "See eval_configs/ for examples.",
-        )  # fmt: skip
-    module, _, attribute = (BENCHMARKS.get(name) or name).partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"The benchmark {name!r} cannot be imported: {error}", "It must be my_package.module:Class.",
-            "Check the name, and that its package is installed.",
-        ) from None  # fmt: skip
+    return named_class("benchmark", name, BENCHMARKS, "See eval_configs/ for examples.")

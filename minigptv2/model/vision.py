@@ -90,7 +90,7 @@ def fill_tower(tower: VisionTower, file: Path) -> None:
             f"All {len(trunk)} tensors of the tower must be there, in timm's names.",
             "Check model.vision in the recipe.",
         )  # fmt: skip
-    tower.trunk.load_state_dict(found, strict=False)
+    tower.trunk.load_state_dict(found, strict=False)  # k_bias alone may be missing: a buffer of zeros, never trained
     if norm["weight"] is not None:
         tower.ln_vision.load_state_dict(norm)
 
