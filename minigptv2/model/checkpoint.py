@@ -209,10 +209,11 @@ def _stored(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
 
 
 def load_folder(
-    folder: Path, dtype: torch.dtype = torch.float32, base: Path | None = None
+    folder: Path, dtype: torch.dtype | None = torch.float32, base: Path | None = None
 ) -> tuple[GroundingVLM, Tokenizer | FamilyTokenizer]:
     """Open a folder that `save_folder` wrote, in `dtype` on the CPU; its adapter, batch norms and buffers in float32.
 
+    dtype: None for the 16 bits in which the folder holds each weight.
     base: the whole model folder that one which holds only what was trained was trained from. Raises UserError that
     names the first missing, wrong-shaped, unknown or non-finite tensors, or the missing file.
     """
@@ -310,7 +311,7 @@ def _names(file: Path) -> Iterator[None]:
         ) from error  # fmt: skip
 
 
-def _fill(model: GroundingVLM, found: Tensors, dtype: torch.dtype) -> None:
+def _fill(model: GroundingVLM, found: Tensors, dtype: torch.dtype | None) -> None:
     """Put every tensor into a model without weights, or name those that do not fit."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     problems = [f"{k} is missing" for k in wanted if k not in found]
@@ -323,7 +324,7 @@ def _fill(model: GroundingVLM, found: Tensors, dtype: torch.dtype) -> None:
         for name in found:
             if not _finite(put(model, name, found[name], dtype)):
                 exact = _finite(found[name])
-                problems.append(f"{name} is too large for {dtype}" if exact else f"{name} holds NaN or infinity")
+                problems.append(f"{name} is too large for {dtype}" if dtype and exact else f"{name} holds NaN or infinity")
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(

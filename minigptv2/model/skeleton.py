@@ -32,17 +32,18 @@ def without_weights() -> Iterator[None]:
         handle.remove()
 
 
-def put(model: nn.Module, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def put(model: nn.Module, name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     """Make a copy of `tensor` the parameter or buffer `name` of the model, and give the copy.
 
-    It is of `dtype`; buffers and batch norms keep their own. The shape must be right already.
+    It is of `dtype`, None: of the tensor's own; buffers and batch norms keep theirs. The shape must be right already.
     """
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     place = getattr(module, leaf)
     weight = isinstance(place, nn.Parameter)
     kept = not weight or isinstance(module, _BatchNorm)
-    copy = tensor.detach().to(place.dtype if kept else dtype, copy=True, memory_format=torch.contiguous_format)
+    dtype = place.dtype if kept else dtype or tensor.dtype
+    copy = tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
     setattr(module, leaf, nn.Parameter(copy, place.requires_grad) if weight else copy)
     return copy
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from minigptv2.config import LoraConfig
 from minigptv2.conversation import WRAPPERS, segments
@@ -32,13 +33,17 @@ VOCABULARY = 1024
 
 
 def begin(recipe: Recipe, world: World) -> tuple[GroundingVLM, Tokenizer, Path | None]:
-    """The model and tokenizer that the recipe begins with, in float32 on the CPU, and the folder that keeps the frozen
-    weights, where there is one. All processes call it."""
+    """The model and tokenizer that the recipe begins with, on the CPU, and the folder that keeps the frozen weights,
+    where there is one. All processes call it.
+
+    Weights are float32. Those of a folder that go to a GPU stay in the folder's 16 bits until `settle`: eight processes
+    would else hold eight times 31 GB of a 7B model.
+    """
     if not recipe.init and recipe.model.language.name:
         recipe.init = str(_put_together(recipe, world))
     folder = Path(recipe.init)
     if recipe.init and (folder / CONFIG).is_file():
-        model, tokenizer = load_folder(folder)
+        model, tokenizer = load_folder(folder, None if world.device.type == "cuda" else torch.float32)
         model.config.knows = recipe.model.knows or model.config.knows
         return model, tokenizer, folder
     weights = folder / BACKBONE
@@ -126,13 +131,15 @@ def choose_trained(model: GroundingVLM, recipe: Recipe) -> None:
 
 
 def settle(model: GroundingVLM, recipe: Recipe, device: torch.device, dtype: torch.dtype, kept: bool) -> None:
-    """Move the model to the device. kept: its frozen weights are in a folder, so that on a GPU it may hold them in
-    `dtype`, or the language model's in few bits, and nothing is lost."""
+    """Move the model to the device, what is trained in float32. kept: its frozen weights are in a folder, so that on a
+    GPU it may hold them in `dtype`, or the language model's in few bits, and nothing is lost. Batch norms stay in
+    float32, as their kernels ask for."""
     if recipe.quantize:
         check_quantization(recipe.quantize, device, dtype)
         quantize_language(model.decoder, recipe.quantize, device, dtype)
-    if device.type == "cuda" and kept:
-        for parameter in model.parameters():
-            if not parameter.requires_grad and parameter.is_floating_point():
-                parameter.data = parameter.data.to(dtype)
+    frozen = dtype if device.type == "cuda" and kept else torch.float32
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point() and not isinstance(module, _BatchNorm):
+                parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
     model.to(device)

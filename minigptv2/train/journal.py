@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 
@@ -133,4 +134,8 @@ def _open_wandb(recipe: Recipe):
             f"wandb is {recipe.wandb!r}, but the package wandb is not installed.",
             "Curves go to TensorBoard and output/log.jsonl without it.", "Run pip install wandb, or leave wandb away.",
         ) from None  # fmt: skip
-    return wandb.init(project=recipe.wandb, name=Path(recipe.output).name, dir=recipe.output, resume="allow")
+    output = Path(recipe.output)
+    kept = output / "wandb.id"  # so that a run that is taken up goes on with its own curves
+    if not kept.is_file():
+        kept.write_text(uuid4().hex)
+    return wandb.init(project=recipe.wandb, name=output.name, dir=output, id=kept.read_text(), resume="allow")

@@ -16,6 +16,9 @@ from small_recipe import without_dropout, write_recipe
 from minigptv2 import cli
 from minigptv2.api import MiniGPTv2
 from minigptv2.errors import UserError
+from minigptv2.train.begin import begin, choose_trained, settle
+from minigptv2.train.launch import World
+from minigptv2.train.recipe import read_recipe
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -222,6 +225,22 @@ def test_what_was_trained_saves_small_and_opens_with_its_base(plain, tmp_path, p
             MiniGPTv2.from_pretrained(small, "cpu", base=given)
     with pytest.raises(UserError, match="whole model"):
         MiniGPTv2.from_pretrained(whole, "cpu", base=base)
+
+
+def test_frozen_weights_on_their_way_to_a_gpu_stay_in_the_16_bits_of_their_folder(base, tmp_path):
+    """No GPU is needed: only `settle` would touch it."""
+    read = read_recipe(write_recipe(tmp_path, base))
+    model, _, _ = begin(read, World(0, 1, torch.device("cuda")))
+    whole, _, _ = begin(read, World(0, 1, torch.device("cpu")))
+    assert {p.dtype for n, p in model.named_parameters() if n.startswith("language.") and "lora_" not in n} == {
+        torch.float16
+    }
+    choose_trained(model, read)
+    choose_trained(whole, read)
+    settle(model, read, torch.device("cpu"), torch.float32, kept=True)
+    settle(whole, read, torch.device("cpu"), torch.float32, kept=True)
+    for (name, a), (_, b) in zip(model.named_parameters(), whole.named_parameters()):
+        assert a.dtype == torch.float32 and ("lora_" in name or torch.equal(a, b)), name
 
 
 @pytest.mark.parametrize("given", [
