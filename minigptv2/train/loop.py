@@ -23,7 +23,7 @@ from minigptv2.model.checkpoint import save_trained
 from minigptv2.train.backbone import pretrain
 from minigptv2.train.begin import begin, choose_trained, settle
 from minigptv2.train.checkpoints import Progress, load_checkpoint, save_checkpoint
-from minigptv2.train.engine import Engine, Settings, open_engine
+from minigptv2.train.engine import Engine, Settings, open_engine, read_deepspeed
 from minigptv2.train.feature_cache import FeatureCache, build_cache
 from minigptv2.train.journal import Journal
 from minigptv2.train.launch import StopSignal, World, open_world
@@ -62,6 +62,7 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
     """Prepare what the recipe begins from, take up the last checkpoint, train, and save the model."""
     output = Path(recipe.output)
     output.mkdir(parents=True, exist_ok=True)
+    _check_divided(recipe)
     model, tokenizer, kept_in = begin(recipe, world)
     _check_save(recipe, kept_in)
     choose_trained(model, recipe)
@@ -167,6 +168,18 @@ class Stage:
 
 
 # ---- before and after ----
+
+
+def _check_divided(recipe: Recipe) -> None:
+    """Under ZeRO-3 no process has the whole model between two steps."""
+    if recipe.deepspeed and read_deepspeed(Path(recipe.deepspeed)).get("zero_optimization", {}).get("stage") == 3:
+        for key, off in (("check_every", 0), ("quantize", "")):
+            if (value := getattr(recipe, key)) != off:
+                raise UserError(
+                    f"{key} is {value!r}, and {recipe.deepspeed} divides the weights among the processes (ZeRO-3).",
+                    f"{key} needs the whole model in each of them.",
+                    f"Leave {key} away, or give deepspeed=zero2.json.",
+                )
 
 
 def _check_save(recipe: Recipe, kept_in: Path | None) -> None:
