@@ -78,6 +78,14 @@ class Talk:
         words, thing = self._description()
         return Exchange("refer", (Phrase(words, (thing.box,)),))
 
+    def seek(self) -> Exchange | None:
+        """Refer by the kind alone: colours, which are learned long before kinds, do not help."""
+        alone = [t for t in self.things if self.kinds[t.kind] == 1]
+        if not alone:
+            return None
+        thing = self.rng.choice(alone)
+        return Exchange("refer", (Phrase(self._worded(thing.kind), (thing.box,)),))
+
     def identify(self) -> Exchange:
         thing = self.rng.choice(self.things)
         box = thing.box
@@ -396,7 +404,7 @@ def _listed(words: Sequence[str], start: str = "") -> str:
 def exchanges(scene: Scene, weights: dict[str, float], count: int, rng: random.Random) -> list[Exchange]:
     """`count` independent exchanges about the scene, tasks drawn by weight; no question twice.
 
-    weights: of the methods of Talk: caption, grounding, refer, identify, detection, statement, vqa, chat.
+    weights: of the methods of Talk: caption, grounding, refer, seek, identify, detection, statement, vqa, chat.
     """
     talk, out = Talk(scene, rng), {}
     names, shares = list(weights), list(weights.values())

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigptv2.eval.benchmark import Item, Prediction
+from minigptv2.tasks import split_tag
 
 if TYPE_CHECKING:
     from minigptv2.api import MiniGPTv2, Seen
 
-WINDOW = 8  # batches whose pictures are kept at once, so that questions of like length can share a batch
+# batches whose pictures are kept at once: questions of one task, whose answers are of like length, share a batch, and
+# those about one picture lie together, since the language model reads it once a batch
+WINDOW = 8
 ENCODED_TOGETHER = 8  # pictures
 
 
@@ -39,7 +42,7 @@ def ask(
     for window in _windows(pictures_of(items), batch * WINDOW):
         seen = _see(model, [group[0] for group in window])
         waiting = [item for group in window for item in group]
-        free = sorted((i for i in waiting if not i.candidates), key=lambda i: (len(i.instruction), i.index))
+        free = sorted((i for i in waiting if not i.candidates), key=lambda i: split_tag(i.instruction)[0])
         for start in range(0, len(free), batch):
             mine = free[start : start + batch]
             answers = model.chat_batch([(seen[i.picture], i.instruction) for i in mine], max_new_tokens)

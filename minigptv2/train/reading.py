@@ -19,7 +19,7 @@ from minigptv2.train.precision import best_dtype, call_in
 
 HELD_OUT = 96  # the first scenes of the seed: sources that are read during training begin after them
 SEED = 11
-TASKS = ("refer", "identify", "statement")
+TASKS = ("refer", "seek", "identify", "statement")
 
 
 class Reading:
@@ -43,7 +43,7 @@ class Reading:
             rng, asked, rows, numbers = random.Random(5), [], [], []
             for number, scene in enumerate(self.scenes):
                 found = exchanges(scene, {task: 1.0}, 1, rng) if scene.things else []
-                if found and (task != "refer" or found[0].phrases[0].boxes):
+                if found and (task not in ("refer", "seek") or found[0].phrases[0].boxes):
                     question, wanted = render(Sample(number, (scene.side, scene.side), (found[0],)), coding)
                     rows.append(self.encoder.encode([question]))
                     asked.append((wanted.pieces[0], scene.side))
@@ -53,7 +53,7 @@ class Reading:
                 answers = generate(self.model, tokenizer, collate(rows, left=True).to(device), visual, 40)
             right = 0
             for text, (wanted, side) in zip((tokenizer.decode(a.ids) for a in answers), asked):
-                if task == "refer":
+                if task in ("refer", "seek"):
                     found, true = (parse(words, side, side, coding).boxes for words in (text, wanted))
                     right += bool(found) and iou(found[0], true[0]) >= 0.5
                 else:
