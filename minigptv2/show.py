@@ -10,8 +10,7 @@ import difflib
 import json
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from itertools import count, groupby
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,6 @@ from minigptv2.sample import Sample, Turn
 from minigptv2.tasks import render
 from minigptv2.terminal import visible
 
-EXCHANGES = 8  # about one scene
-SCENE_WEIGHTS = {
-    "caption": 1, "grounding": 1, "refer": 3, "identify": 2, "detection": 2, "statement": 1, "vqa": 2, "chat": 2,
-}  # fmt: skip
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
 
 
@@ -42,13 +37,13 @@ def show(
 ) -> None:
     """Print `number` samples of a source, and write their pictures with the annotated boxes to `out`.
 
-    data: a name in `SOURCES` or `DATASETS`, or my_package.module:Class. seed: of the first scene, or the number of the
-    first record. options: of the data set, as key=value.
+    data: a name in `DATASETS`, or my_package.module:Class. seed: the number of the first record. options: of the data
+    set, as key=value.
     """
     from minigptv2.drawing import draw_boxes
     from minigptv2.images import open_image
 
-    samples = _source(data, options)(seed)
+    samples = _records(_open(data, options), seed)
     encoder, config = open_encoder(model)
     for _ in range(number):
         sample, boxes, rng = next(samples)
@@ -66,19 +61,14 @@ def show(
         print(f"picture: {_write(draw_boxes(open_image(sample.image), boxes), file)}\n")
 
 
-def _source(name: str, options: Sequence[str]) -> Callable[[int], Iterator[tuple[Sample, list, random.Random]]]:
-    if name in SOURCES:
-        if options:
-            raise UserError(f"{name} was given the option {options[0]!r}.", f"{name} has no options.", "Leave it away.")
-        return SOURCES[name]
+def _open(name: str, options: Sequence[str]) -> Dataset:
     if name not in DATASETS and ":" not in name:
-        known = [*SOURCES, *DATASETS]
-        near = difflib.get_close_matches(name, known, 1)
+        near = difflib.get_close_matches(name, DATASETS, 1)
         raise UserError(
-            f"The data {name!r} is unknown.", f"Known: {', '.join(known)}; or my_package.module:Class.",
+            f"The data {name!r} is unknown.", f"Known: {', '.join(DATASETS)}; or my_package.module:Class.",
             f"Did you mean {near[0]}?" if near else "Try minigptv2 show scenes.",
         )  # fmt: skip
-    return partial(_records, open_dataset(name, options_of(options)))
+    return open_dataset(name, options_of(options))
 
 
 def options_of(words: Sequence[str]) -> dict[str, Any]:
@@ -101,7 +91,8 @@ def options_of(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _records(dataset: Dataset, first: int) -> Iterator[tuple[Sample, list, random.Random]]:
-    """The records from this number on, and from the beginning again after the last; what was wrong is told before."""
+    """The records from this number on, and from the beginning again after the last; what was wrong is told before. An
+    empty scene, about which nothing is asked, is left out."""
     from minigptv2.boxes import Box
 
     print(f"{len(dataset)} records; {len(dataset.problems.counts) or 'no'} kinds of problems")
@@ -110,26 +101,10 @@ def _records(dataset: Dataset, first: int) -> Iterator[tuple[Sample, list, rando
     print()
     for number in count(first):
         sample = dataset[number % len(dataset)]
+        if not sample.exchanges:
+            continue
         named = {(p.text, b.xyxy): Box(*b.xyxy, p.text) for e in sample.exchanges for p in e.phrases for b in p.boxes}
         yield sample, list(named.values()), random.Random(number)
-
-
-def _scenes(seed: int) -> Iterator[tuple[Sample, list, random.Random]]:
-    """Scenes from this seed on; those without any thing are left out."""
-    from minigptv2.boxes import Box
-    from minigptv2.data.scene_talk import exchanges
-    from minigptv2.data.scenes import draw_scene
-
-    while True:
-        scene, rng = draw_scene(seed), random.Random(seed)
-        if scene.things:
-            said = tuple(exchanges(scene, SCENE_WEIGHTS, EXCHANGES, rng))
-            boxes = [Box(*thing.box.xyxy, thing.name) for thing in scene.things]
-            yield Sample(scene.image, scene.image.size, said, f"scene-{seed}", side_by_side=True), boxes, rng
-        seed += 1
-
-
-SOURCES: dict[str, Callable[[int], Iterator[tuple[Sample, list, random.Random]]]] = {"scenes": _scenes}
 
 
 def open_encoder(folder: str | Path | None) -> tuple[Encoder, ModelConfig]:

@@ -441,7 +441,7 @@ def test_show_of_own_data(documented, tmp_path, tiny_folder, capsys):
 @pytest.mark.parametrize(
     ("words", "told"),
     [(["own", "file"], "The option 'file' cannot be read"), (["own", "flie=x"], "Did you mean file?"),
-     (["scenes", "a=b"], "scenes has no options"), (["owm"], "Did you mean own?"),
+     (["scenes", "moost=3"], "Did you mean most?"), (["owm"], "Did you mean own?"),
      (["own", "file=[x"], "cannot be read")],
 )  # fmt: skip
 def test_show_tells_what_is_wrong(words, told, capsys):

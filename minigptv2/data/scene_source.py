@@ -60,7 +60,7 @@ class Scenes:
 
     def __init__(
         self,
-        count: int,
+        count: int = 1_000_000,
         seed: int = 11,
         tasks: dict[str, float] | None = None,
         exchanges: int = 12,

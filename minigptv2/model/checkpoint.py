@@ -323,8 +323,8 @@ def _fill(model: GroundingVLM, found: Tensors, dtype: torch.dtype | None) -> Non
     if not problems:
         for name in found:
             if not _finite(put(model, name, found[name], dtype)):
-                exact = _finite(found[name])
-                problems.append(f"{name} is too large for {dtype}" if dtype and exact else f"{name} holds NaN or infinity")
+                too_large = dtype and _finite(found[name])
+                problems.append(f"{name} is too large for {dtype}" if too_large else f"{name} holds NaN or infinity")
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(

@@ -14,6 +14,7 @@ from minigptv2.train.reading import HELD_OUT, SEED, Reading
 from minigptv2.train.recipe import read_recipe
 
 CONFIGS = Path(__file__).parents[2] / "train_configs" / "tiny"
+STAGES = ("backbone", "stage1", "stage2", "stage2_more", "stage2_kinds", "stage2_relations", "stage2_all", "stage3")
 EVAL = Path(__file__).parents[2] / "eval_configs" / "scenes.yaml"
 
 
@@ -23,13 +24,14 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipes")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name in ("backbone", "stage1", "stage2", "stage2_more", "stage3"):
+        for name in STAGES:
             assert cli.main(["train", str(CONFIGS / f"{name}.yaml"), "--smoke"]) == 0
     return folder
 
 
 def test_every_stage_logs_its_losses(trained):
-    for name, steps in (("backbone", 4), ("stage1", 2), ("stage2", 2), ("stage2_more", 2), ("stage3", 2)):
+    for name in STAGES:
+        steps = 4 if name == "backbone" else 2
         rows = [json.loads(line) for line in open(trained / f"output/tiny/{name}-smoke/log.jsonl")]
         assert [row["step"] for row in rows] == list(range(1, steps + 1))
         assert all(0 < row["loss"] < 20 for row in rows)
@@ -38,7 +40,7 @@ def test_every_stage_logs_its_losses(trained):
 def test_the_tower_stays_frozen_and_the_language_model_does_not(trained):
     before = load_file(trained / "output/tiny/backbone-smoke/backbone.safetensors")
     first, second, third = (
-        load_file(trained / f"output/tiny/stage{i}-smoke/model/model.safetensors") for i in ("1", "2_more", "3")
+        load_file(trained / f"output/tiny/stage{i}-smoke/model/model.safetensors") for i in ("1", "2_all", "3")
     )
     tower = "trunk.blocks.0.attn.qkv.weight"
     assert first[f"vision.{tower}"].equal(before[f"tower.{tower}"].to(first[f"vision.{tower}"].dtype))
