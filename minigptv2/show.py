@@ -6,7 +6,6 @@ between « and » where there are no colours.
 
 from __future__ import annotations
 
-import difflib
 import json
 import random
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.config import ModelConfig, from_dict
-from minigptv2.data.dataset import DATASETS, Dataset, open_dataset
+from minigptv2.data.dataset import Dataset, open_dataset
 from minigptv2.encode import IGNORED, IMAGE_ID, SHARED, Encoded, Encoder, Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.sample import Sample, Turn
@@ -43,7 +42,7 @@ def show(
     from minigptv2.drawing import draw_boxes
     from minigptv2.images import open_image
 
-    samples = _records(_open(data, options), seed)
+    samples = _records(open_dataset(data, options_of(options)), seed)
     encoder, config = open_encoder(model)
     for _ in range(number):
         sample, boxes, rng = next(samples)
@@ -59,16 +58,6 @@ def show(
             continue
         file = Path(out) / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', sample.key).strip('-.') or 'sample'}.png"
         print(f"picture: {_write(draw_boxes(open_image(sample.image), boxes), file)}\n")
-
-
-def _open(name: str, options: Sequence[str]) -> Dataset:
-    if name not in DATASETS and ":" not in name:
-        near = difflib.get_close_matches(name, DATASETS, 1)
-        raise UserError(
-            f"The data {name!r} is unknown.", f"Known: {', '.join(DATASETS)}; or my_package.module:Class.",
-            f"Did you mean {near[0]}?" if near else "Try minigptv2 show scenes.",
-        )  # fmt: skip
-    return open_dataset(name, options_of(options))
 
 
 def options_of(words: Sequence[str]) -> dict[str, Any]:

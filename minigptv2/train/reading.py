@@ -43,7 +43,7 @@ class Reading:
             rng, asked, rows, numbers = random.Random(5), [], [], []
             for number, scene in enumerate(self.scenes):
                 found = exchanges(scene, {task: 1.0}, 1, rng) if scene.things else []
-                if found and (task not in ("refer", "seek") or found[0].phrases[0].boxes):
+                if found and (found[0].task != "refer" or found[0].phrases[0].boxes):
                     question, wanted = render(Sample(number, (scene.side, scene.side), (found[0],)), coding)
                     rows.append(self.encoder.encode([question]))
                     asked.append((wanted.pieces[0], scene.side))
@@ -53,8 +53,8 @@ class Reading:
                 answers = generate(self.model, tokenizer, collate(rows, left=True).to(device), visual, 40)
             right = 0
             for text, (wanted, side) in zip((tokenizer.decode(a.ids) for a in answers), asked):
-                if task in ("refer", "seek"):
-                    found, true = (parse(words, side, side, coding).boxes for words in (text, wanted))
+                found, true = (parse(words, side, side, coding).boxes for words in (text, wanted))
+                if true:
                     right += bool(found) and iou(found[0], true[0]) >= 0.5
                 else:
                     right += text == wanted

@@ -76,8 +76,8 @@ def test_the_curriculum_is_as_it_was():
     assert [(s.first_step, s.last_step, s.options["most"]) for s in sources] == [
         (0, 499, 1), (500, 1099, 2), (1100, 1799, 4), (1800, None, 8)
     ]  # fmt: skip
-    for stage in ("1", "2", "2_more", "3"):
-        for source in read_recipe(CONFIGS / f"stage{stage}.yaml").data.sources:
+    for stage in STAGES[1:]:
+        for source in read_recipe(CONFIGS / f"{stage}.yaml").data.sources:
             assert source.options.get("seed", SEED) != SEED or source.options["first"] == HELD_OUT
 
 
