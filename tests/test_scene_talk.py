@@ -15,8 +15,8 @@ from minigptv2.sample import Exchange, Sample
 from minigptv2.tasks import STATEMENT, TASKS, answer_text, render
 
 TALK = {
-    "caption": 1, "grounding": 1, "refer": 3, "seek": 1, "identify": 2, "detection": 3, "statement": 3, "vqa": 5,
-    "chat": 4,
+    "caption": 1, "grounding": 1, "refer": 3, "seek": 1, "near_miss": 1, "identify": 2, "detection": 3, "statement": 3,
+    "vqa": 5, "chat": 4,
 }  # fmt: skip
 SIDE = 224
 SAID = {words: name for name, ways in WORDED.items() for words in ways}  # "to the left of": "left of"

@@ -25,7 +25,7 @@ from minigptv2.data.scenes import Scene, Thing, draw_scene
 from minigptv2.errors import UserError
 from minigptv2.sample import Sample
 
-TASKS = ("caption", "grounding", "refer", "seek", "identify", "detection", "statement", "vqa", "chat")
+TASKS = ("caption", "grounding", "refer", "seek", "near_miss", "identify", "detection", "statement", "vqa", "chat")
 KEPT = 64  # scenes whose things are kept in one file
 
 

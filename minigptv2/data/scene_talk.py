@@ -86,6 +86,19 @@ class Talk:
         thing = self.rng.choice(alone)
         return Exchange("refer", (Phrase(self._worded(thing.kind), (thing.box,)),))
 
+    def near_miss(self) -> Exchange:
+        """Refer to what is nearly there: a kind that is not, alone or in a colour that is, or a colour and a kind that
+        are, but not in one thing. What `seek` teaches, without this, is that a kind is always found."""
+        others = [k for k in KINDS if k not in self.kinds]
+        crossed = [f"{c} {k}" for c in self.colors for k in self.kinds if f"{c} {k}" not in self.names]
+        if crossed and self.rng.random() < 0.4:
+            words = self.rng.choice(crossed)
+        else:
+            words = self.rng.choice(others)
+            if self.rng.random() < 0.35:
+                words = f"{self.rng.choice(list(self.colors))} {words}"
+        return Exchange("refer", (Phrase(words),), self._worded(words))
+
     def identify(self) -> Exchange:
         thing = self.rng.choice(self.things)
         box = thing.box
@@ -404,7 +417,8 @@ def _listed(words: Sequence[str], start: str = "") -> str:
 def exchanges(scene: Scene, weights: dict[str, float], count: int, rng: random.Random) -> list[Exchange]:
     """`count` independent exchanges about the scene, tasks drawn by weight; no question twice.
 
-    weights: of the methods of Talk: caption, grounding, refer, seek, identify, detection, statement, vqa, chat.
+    weights: of the methods of Talk: caption, grounding, refer, seek, near_miss, identify, detection, statement, vqa,
+    chat.
     """
     talk, out = Talk(scene, rng), {}
     names, shares = list(weights), list(weights.values())

@@ -19,7 +19,7 @@ from minigptv2.train.precision import best_dtype, call_in
 
 HELD_OUT = 96  # the first scenes of the seed: sources that are read during training begin after them
 SEED = 11
-TASKS = ("refer", "seek", "identify", "statement")
+TASKS = ("refer", "seek", "near_miss", "identify", "statement")
 
 
 class Reading:
@@ -43,7 +43,7 @@ class Reading:
             rng, asked, rows, numbers = random.Random(5), [], [], []
             for number, scene in enumerate(self.scenes):
                 found = exchanges(scene, {task: 1.0}, 1, rng) if scene.things else []
-                if found and (found[0].task != "refer" or found[0].phrases[0].boxes):
+                if found and (task != "refer" or found[0].phrases[0].boxes):
                     question, wanted = render(Sample(number, (scene.side, scene.side), (found[0],)), coding)
                     rows.append(self.encoder.encode([question]))
                     asked.append((wanted.pieces[0], scene.side))

@@ -85,7 +85,7 @@ def test_a_reading_counts_right_answers(trained):
     model, tokenizer = load_folder(trained / "output/tiny/stage3-smoke/model")
     encoder = Encoder(tokenizer, model.config.prompt, model.image_tokens, 512)
     readings = Reading(model, encoder, count=3).read()
-    assert set(readings) == {"refer", "seek", "identify", "statement"}
+    assert set(readings) == {"refer", "seek", "near_miss", "identify", "statement"}
     assert all(0 <= share <= 1 for share in readings.values())
     assert model.training and not model.vision.training
 
