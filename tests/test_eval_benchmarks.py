@@ -240,6 +240,7 @@ def test_captions_are_rows_of_the_pictures(tmp_path):
     assert set(benchmark.excluded) == {2, 3}
     figures, found = scored("coco_caption", options, ["a man rides a horse", "a red bus on the street"])
     assert figures["BLEU-4"] == pytest.approx(1) and figures["ROUGE-L"] == pytest.approx(1) and figures["CIDEr"] > 5
+    assert [c.right for c in found.cases] == [v / 10 for v in found.outcomes["CIDEr"].values()]  # for the plots
     worse, found = scored("coco_caption", options, ["a red bus on the street", ""])
     assert worse["CIDEr"] < 1 and found.invalid == {1}
 
@@ -253,6 +254,7 @@ def test_words_for_a_box_are_asked_once_a_thing(tmp_path):
     assert benchmark.items()[0].instruction == "[identify] {<10><20><40><60>}" and set(benchmark.excluded) == {1}
     figures, found = scored("reg", {"root": tmp_path}, ["red ball", ""])
     assert figures["CIDEr"] > 0 and 0 < figures["METEOR"] <= 1 and found.invalid == {2}
+    assert [c.right for c in found.cases] == [v / 10 for v in found.outcomes["CIDEr"].values()]
 
 
 # ---- the generated world ----

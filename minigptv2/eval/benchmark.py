@@ -97,8 +97,9 @@ class Rules:
 class Case:
     """One item for a person to look at. truth and boxes: XYXY pixels of the upright picture; boxes are the answer's.
 
-    right: 0..1, the outcome of the benchmark's first metric, None where it has none by item. wanted: the right answer
-    in words, "" where it is boxes alone. size: width and height of the picture, (0, 0) where nobody knows it.
+    right: 0..1, the outcome of the benchmark's first metric (of CIDEr, which goes to 10, a tenth), None where it has
+    none by item. wanted: the right answer in words, "" where it is boxes alone. size: width and height of the picture,
+    (0, 0) where nobody knows it.
     """
 
     index: int

@@ -59,7 +59,7 @@ class CocoCaption:
         outcomes, corpus = metrics.caption_scores(said, references, METRICS)
         cases = [
             Case(i.index, i.image, self.instruction, said[i.index], "; ".join(i.truth),
-                 right=outcomes["CIDEr"][i.index]) for i in items
+                 right=metrics.as_share(outcomes["CIDEr"][i.index])) for i in items
         ]  # fmt: skip
         return Scored(len(items), frozenset(invalid), outcomes, corpus, cases)
 

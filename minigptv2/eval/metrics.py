@@ -317,6 +317,11 @@ CorpusFunctions = dict[str, Callable[[Sequence[int]], float]]
 CAPTION_METRICS = ("CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "METEOR")
 
 
+def as_share(cider: float) -> float:
+    """CIDEr of one caption, which goes from 0 to 10, as a share of what it can be: 0..1."""
+    return min(1.0, cider / 10)
+
+
 def caption_scores(
     predictions: Mapping[int, str],
     references: Mapping[int, Sequence[str]],

@@ -104,10 +104,9 @@ class RefCocoWords:
         invalid = {i.index for i in items if not said[i.index] and predictions[i.index].ended != "missing"}
         references = {i.index: list(i.truth[1]) for i in items}
         outcomes, corpus = metrics.caption_scores(said, references, ("CIDEr", "METEOR"))
-        first = outcomes.get("CIDEr", {})
         cases = [
             Case(i.index, i.image, i.instruction, said[i.index], "; ".join(i.truth[1]), (i.truth[0],), (),
-                 first.get(i.index), i.size) for i in items
+                 metrics.as_share(outcomes["CIDEr"][i.index]), i.size) for i in items
         ]  # fmt: skip
         return Scored(len(items), frozenset(invalid), outcomes, corpus, cases)
 

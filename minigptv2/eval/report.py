@@ -107,6 +107,7 @@ def _section(number: int, report: Report, worst: list[Case], others: list[Case],
     drawings = "".join(plots(report.cases))
     if drawings:
         first = next(iter(report.figures), "the first metric")
+        first = "a tenth of CIDEr, which goes to 10" if first == "CIDEr" else first
         parts.append(
             f'<h3>Where it is right</h3><div class="note">Right: {_text(first)}. Whiskers: 95 %, each answer taken as '
             f'independent.</div><div class="plots">{drawings}</div>'
