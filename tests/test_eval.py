@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from minigptv2 import cli
 from minigptv2.boxes import Box, format_box, format_phrase
@@ -344,6 +345,31 @@ def test_the_batch_changes_no_answer(drawn, tiny_folder, straight, tmp_path):
     assert {i: r["text"] for i, r in rows.items()} == {i: r["text"] for i, r in straight[1].items()}
     assert figures(report) == figures(straight[0]) and len(rows) == report.total > 8
     assert len({r["text"] for r in rows.values()}) > 3, "answers that are all the same would prove nothing"
+
+
+def test_choices_are_ranked_by_the_mean_of_their_own_tokens_whatever_the_batch(tiny_model, tiny_folder, tmp_path):
+    choices = ["6:00", "a", "the big red ball on the left", "two", "12:05"]
+    for number in range(3):
+        folder = tmp_path / "val" / "choose_txt" / str(number)
+        folder.mkdir(parents=True)
+        Image.new("RGB", (60, 40 + number), (80 * number, 9, 200)).save(folder / "image.png")
+        question = {"question": "what time " + "is it " * number + "?", "choices": choices[: number + 3], "answer": 0}
+        (folder / "data.json").write_text(json.dumps(question))
+    made = {"benchmark": "iconqa", "root": str(tmp_path), "model": str(tiny_folder), "device": "cpu"}
+    found = {}
+    for batch in (1, 2, 16):
+        config = tmp_path / f"{batch}.json"
+        config.write_text(json.dumps(made | {"batch": batch, "output": str(tmp_path / str(batch))}))
+        runner.run(config)
+        lines = (tmp_path / str(batch) / "answers.jsonl").read_text().splitlines()[1:]
+        found[batch] = {row["index"]: row for row in map(json.loads, lines)}
+    for item in open_benchmark("iconqa", {"root": str(tmp_path)}).items():
+        told = [tiny_model.logprobs(item.image, item.instruction, c) for c in item.candidates]
+        means = [sum(t.logprob for t in tokens) / len(tokens) for tokens in told]
+        assert len({len(tokens) for tokens in told}) > 1
+        for rows in found.values():
+            assert rows[item.index]["logprobs"] == pytest.approx(means, abs=2e-5)
+            assert rows[item.index]["text"] == item.candidates[means.index(max(means))]
 
 
 def test_a_run_equals_the_plain_chat_of_every_question(drawn, tiny_folder, straight):
