@@ -41,21 +41,26 @@ def put(model: nn.Module, name: str, tensor: torch.Tensor, dtype: torch.dtype | 
     module = model.get_submodule(path)
     place = getattr(module, leaf)
     weight = isinstance(place, nn.Parameter)
-    kept = not weight or isinstance(module, _BatchNorm)
+    kept = not weight or stays_float32(module)
     dtype = place.dtype if kept else dtype or tensor.dtype
     copy = tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
     setattr(module, leaf, nn.Parameter(copy, place.requires_grad) if weight else copy)
     return copy
 
 
+def stays_float32(module: nn.Module) -> bool:
+    """Batch norms: their kernels ask for float32 weights, whatever they compute in."""
+    return isinstance(module, _BatchNorm)
+
+
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The same model, computing in `dtype`: nothing is copied that is of it already.
 
-    Batch norms stay in float32, as their kernels ask for, and so do the rotary frequencies, since 16 bits would turn
-    far positions by a wrong angle.
+    Batch norms stay in float32, and so do the rotary frequencies, since 16 bits would turn far positions by a wrong
+    angle.
     """
     for module in model.modules():
-        if isinstance(module, _BatchNorm) or type(module).__name__.endswith("RotaryEmbedding"):
+        if stays_float32(module) or type(module).__name__.endswith("RotaryEmbedding"):
             continue
         for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             if tensor.is_floating_point():

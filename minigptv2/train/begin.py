@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from minigptv2.config import LoraConfig
 from minigptv2.conversation import WRAPPERS, segments
@@ -21,6 +20,7 @@ from minigptv2.model.checkpoint import CONFIG, TOKENIZER, load_folder, save_fold
 from minigptv2.model.grounding_vlm import GroundingVLM
 from minigptv2.model.language import build_named
 from minigptv2.model.quantize import check_quantization, quantize_language
+from minigptv2.model.skeleton import stays_float32
 from minigptv2.model.vision import fill_tower
 from minigptv2.sample import Sample
 from minigptv2.tasks import render
@@ -132,14 +132,13 @@ def choose_trained(model: GroundingVLM, recipe: Recipe) -> None:
 
 def settle(model: GroundingVLM, recipe: Recipe, device: torch.device, dtype: torch.dtype, kept: bool) -> None:
     """Move the model to the device, what is trained in float32. kept: its frozen weights are in a folder, so that on a
-    GPU it may hold them in `dtype`, or the language model's in few bits, and nothing is lost. Batch norms stay in
-    float32, as their kernels ask for."""
+    GPU it may hold them in `dtype`, or the language model's in few bits, and nothing is lost."""
     if recipe.quantize:
         check_quantization(recipe.quantize, device, dtype)
         quantize_language(model.decoder, recipe.quantize, device, dtype)
     frozen = dtype if device.type == "cuda" and kept else torch.float32
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            if parameter.is_floating_point() and not isinstance(module, _BatchNorm):
+            if parameter.is_floating_point() and not stays_float32(module):
                 parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
     model.to(device)

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from minigptv2.model.skeleton import stays_float32
+
 
 def best_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware multiplies it faster than float32 (GPUs; CPUs with AMX), else float32."""
@@ -18,14 +20,14 @@ def call_in(module: nn.Module, dtype: torch.dtype, *args, **kwargs):
     """`module(*args, **kwargs)` computed in `dtype`, with gradients that reach the float32 weights.
 
     Cheaper than autocast on a CPU: each weight is cast once a step and activations are never cast back and forth.
-    Batch norms keep float32 weights, as their kernels ask for. What is computed anew in the backward pass (gradient
+    Batch norms keep float32 weights. What is computed anew in the backward pass (gradient
     checkpointing) would find the float32 weights: there autocast is the way.
     """
     if dtype == torch.float32:
         return module(*args, **kwargs)
     keep = {
         f"{name}.{part}"
-        for name, child in module.named_modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)
+        for name, child in module.named_modules() if stays_float32(child)
         for part in ("weight", "bias")
     }  # fmt: skip
     weights = {
