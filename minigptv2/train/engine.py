@@ -181,7 +181,7 @@ class DeepSpeedEngine(Engine):
 
     @property
     def stage(self) -> int:
-        return self.config.get("zero_optimization", {}).get("stage", 0)
+        return zero_stage(self.config)
 
     def _prepare(self) -> list[torch.optim.Optimizer]:
         import deepspeed
@@ -330,6 +330,11 @@ def read_deepspeed(file: Path) -> dict:
             "Remove them from the JSON file.",
         )  # fmt: skip
     return config
+
+
+def zero_stage(config: dict) -> int:
+    """Of a file that `read_deepspeed` gave: 0 to 3, how much is divided among the processes."""
+    return config.get("zero_optimization", {}).get("stage", 0)
 
 
 def open_engine(model: GroundingVLM, world: World, settings: Settings, deepspeed: str) -> Engine:

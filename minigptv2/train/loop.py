@@ -23,7 +23,7 @@ from minigptv2.model.checkpoint import save_trained
 from minigptv2.train.backbone import pretrain
 from minigptv2.train.begin import begin, choose_trained, settle
 from minigptv2.train.checkpoints import Progress, load_checkpoint, save_checkpoint
-from minigptv2.train.engine import Engine, Settings, open_engine, read_deepspeed
+from minigptv2.train.engine import Engine, Settings, open_engine, read_deepspeed, zero_stage
 from minigptv2.train.feature_cache import FeatureCache, build_cache
 from minigptv2.train.journal import Journal
 from minigptv2.train.launch import StopSignal, World, open_world
@@ -172,7 +172,7 @@ class Stage:
 
 def _check_divided(recipe: Recipe) -> None:
     """Under ZeRO-3 no process has the whole model between two steps."""
-    if recipe.deepspeed and read_deepspeed(Path(recipe.deepspeed)).get("zero_optimization", {}).get("stage") == 3:
+    if recipe.deepspeed and zero_stage(read_deepspeed(Path(recipe.deepspeed))) == 3:
         for key, off in (("check_every", 0), ("quantize", "")):
             if (value := getattr(recipe, key)) != off:
                 raise UserError(
