@@ -14,7 +14,10 @@ from minigptv2.train.reading import HELD_OUT, SEED, Reading
 from minigptv2.train.recipe import read_recipe
 
 CONFIGS = Path(__file__).parents[2] / "train_configs" / "tiny"
-STAGES = ("backbone", "stage1", "stage2", "stage2_more", "stage2_kinds", "stage2_relations", "stage2_all", "stage3")
+STAGES = (
+    "backbone", "stage1", "stage2", "stage2_more", "stage2_kinds", "stage2_relations", "stage2_all", "stage2_lists",
+    "stage3",
+)  # fmt: skip
 EVAL = Path(__file__).parents[2] / "eval_configs" / "scenes.yaml"
 
 
