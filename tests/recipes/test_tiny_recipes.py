@@ -43,7 +43,7 @@ def test_every_stage_logs_its_losses(trained):
 def test_the_tower_stays_frozen_and_the_language_model_does_not(trained):
     before = load_file(trained / "output/tiny/backbone-smoke/backbone.safetensors")
     first, second, third = (
-        load_file(trained / f"output/tiny/stage{i}-smoke/model/model.safetensors") for i in ("1", "2_all", "3")
+        load_file(trained / f"output/tiny/stage{i}-smoke/model/model.safetensors") for i in ("1", "2_lists", "3")
     )
     tower = "trunk.blocks.0.attn.qkv.weight"
     assert first[f"vision.{tower}"].equal(before[f"tower.{tower}"].to(first[f"vision.{tower}"].dtype))
