@@ -139,3 +139,19 @@ class StopSignal:
 
     def _note(self, *_) -> None:
         self.came = True
+
+
+def heed_parent_only(_worker: int = 0) -> None:
+    """For a data worker: SIGTERM ends it where its parent sent it. One that goes to all processes of a job at once is
+    the parent's to answer, who still needs the worker for the step that it ends with."""
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -25,6 +25,7 @@ from minigptv2.images import squashed, to_pixels
 from minigptv2.sample import Sample
 from minigptv2.tasks import render
 from minigptv2.train.feature_cache import FeatureCache
+from minigptv2.train.launch import heed_parent_only
 
 ATTEMPTS = 20  # records of one source that are tried for one position
 _EXAMPLES = 3
@@ -123,6 +124,7 @@ def _told(micros: _Micros, workers: int, failures: Failures) -> Iterator[Micro]:
     """The micros, in order whatever the number of workers; what a worker raised is raised here."""
     loader = torch.utils.data.DataLoader(
         micros, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None,
+        worker_init_fn=heed_parent_only,
         generator=torch.Generator(),  # else opening it would draw from the generator that dropout uses
     )  # fmt: skip
     for micro in loader:

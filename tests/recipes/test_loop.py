@@ -4,8 +4,10 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,26 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_unbroken_one(recipe, tm
         assert [f.name for f in sorted((output / "checkpoints").iterdir())] == left
     assert same(train(file, output), unbroken)
     assert len(losses(output)) == 4
+
+
+def test_a_signal_to_every_process_of_a_job_stops_it_at_a_checkpoint(recipe, tmp_path):
+    """As schedulers send it: its data workers get SIGTERM, too."""
+    output = tmp_path / "stopped"
+    command = [sys.executable, "-m", "minigptv2", "train", str(recipe[0]), f"output={output}"]
+    running = subprocess.Popen(
+        [*command, "max_steps=100000", "save_every=100000", "workers=2"], env=environment(), start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    begun = time.monotonic()
+    while not (output / "log.jsonl").is_file() or len(losses(output)) < 2:
+        assert running.poll() is None and time.monotonic() < begun + 120
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGTERM)
+    told, _ = running.communicate(timeout=60)
+    assert running.returncode == 143, told[-2000:]
+    assert "stopped after step" in told and "Traceback" not in told
+    (kept,) = (output / "checkpoints").iterdir()
+    assert int(kept.name.removeprefix("step-")) >= 2
 
 
 def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_used(recipe, tmp_path, capsys):
