@@ -314,6 +314,7 @@ def auc(scores: Sequence[float], labels: Sequence[int | bool]) -> float:
 
 Outcomes = dict[str, dict[int, float]]
 CorpusFunctions = dict[str, Callable[[Sequence[int]], float]]
+SHARES = {"CIDEr": "a tenth of CIDEr, which goes to 10"}  # metric -> the name of its share of what it can be
 CAPTION_METRICS = ("CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "METEOR")
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from minigptv2.boxes import Box
 from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import Case, Figure, Report
-from minigptv2.eval.metrics import overlap
+from minigptv2.eval.metrics import SHARES, overlap
 from minigptv2.eval.plots import plots
 
 WORST, RANDOM = 50, 20
@@ -107,10 +107,9 @@ def _section(number: int, report: Report, worst: list[Case], others: list[Case],
     drawings = "".join(plots(report.cases))
     if drawings:
         first = next(iter(report.figures), "the first metric")
-        first = "a tenth of CIDEr, which goes to 10" if first == "CIDEr" else first
         parts.append(
-            f'<h3>Where it is right</h3><div class="note">Right: {_text(first)}. Whiskers: 95 %, each answer taken as '
-            f'independent.</div><div class="plots">{drawings}</div>'
+            f'<h3>Where it is right</h3><div class="note">Right: {_text(SHARES.get(first, first))}. '
+            f'Whiskers: 95 %, each answer taken as independent.</div><div class="plots">{drawings}</div>'
         )
     for heading, cases in ((f"The {len(worst)} worst cases", worst), (f"{len(others)} cases drawn at random", others)):
         if cases:

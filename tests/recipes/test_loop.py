@@ -142,7 +142,7 @@ def test_a_signal_to_every_process_of_a_job_stops_it_at_a_checkpoint(recipe, tmp
     )  # fmt: skip
     begun = time.monotonic()
     while not (output / "log.jsonl").is_file() or len(losses(output)) < 2:
-        assert running.poll() is None and time.monotonic() < begun + 120
+        assert running.poll() is None and time.monotonic() < begun + 280
         time.sleep(0.1)
     os.killpg(running.pid, signal.SIGTERM)
     told, _ = running.communicate(timeout=60)
