@@ -47,7 +47,7 @@ class LanguageConfig:
     vocab_size: int = 1024
     hidden_size: int = 256
     intermediate_size: int = 704
-    num_hidden_layers: int = 5
+    num_hidden_layers: int = 7
     num_attention_heads: int = 4
     num_key_value_heads: int = 4
     max_position_embeddings: int = 1024
