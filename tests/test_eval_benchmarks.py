@@ -33,7 +33,8 @@ def scored(name: str, options: dict, texts: list, rules: Rules = STRICT, **more)
     assert all(case.right is None or 0 <= case.right <= 1 for case in found.cases)
     assert all(low <= high for low, high in bootstrap(found, items, 9, corpus_resamples=3).values())
     told = {n: Figure(v) for n, v in figures.items()}
-    report = Report(name, name, {}, "a model", rules, told, found.total, len(found.invalid), cases=found.cases)
+    report = Report(name, name, {}, "a model", rules, told, found.total, len(found.invalid), judged=found.judged,
+                    cases=found.cases)  # fmt: skip
     assert page([report]).endswith("</html>\n")
     return figures, found
 
@@ -187,6 +188,17 @@ def test_detection_is_average_precision_with_the_scores_of_the_boxes(instances):
         assert figures["AP50"] == pytest.approx((1 + wanted) / 2)  # recall 0 to .5 is 51 of 101 points
     _, found = scored("coco_detection", instances, [CAT + " {<9", "<p>unicorn</p> {<1><2><3><4>}"])
     assert found.invalid == {0} and found.counts == {"boxes of no known kind": 1}
+
+
+def test_a_picture_of_detection_is_judged_by_f1_and_each_box_by_itself(instances):
+    _, found = scored("coco_detection", instances, [None, "<p>dog</p> {<0><0><50><50>}<delim>{<0><60><20><90>}"])
+    assert [(c.right, c.met) for c in found.cases] == [(0, (False,)), (0.5, (True, False))]
+    file = instances["root"] / "instances.json"
+    content = json.loads(file.read_text())
+    content["annotations"][2]["iscrowd"] = 1
+    write(file, content)
+    _, found = scored("coco_detection", instances, [CAT, DOGS])
+    assert found.cases[1].met == (True, None)  # a crowd is neither found nor missed
 
 
 def test_detection_asks_for_what_is_there_or_for_all_and_counts_what_is_wrong(instances):

@@ -227,6 +227,21 @@ def test_plots_name_their_axes_and_give_their_numbers():
     assert "".join(plots.plots([Case(0, None, "x", "y")])) == ""
 
 
+def test_boxes_of_a_list_are_judged_one_by_one():
+    """A small one that was found, a large one that was not, and a crowd, which is neither."""
+    several = (Box(0, 0, 9, 9), Box(40, 40, 80, 80), Box(0, 0, 90, 90))
+    listed = Case(0, None, "cat, dog", "", "", several, (), 0.5, (90, 90), (True, False, None))
+    text = "".join(plots.plots([listed]))
+    assert Page(text).count("figure") == 2  # by size and by position: one question has no plot by its length
+    assert text.count("n=1") == 4 and text.count("n=0") > 4
+
+
+def test_what_right_means_is_said(tmp_path, cases):
+    for judged, said in (("", "Right: accuracy."), ("F1 of lists", "Right: F1 of lists.")):
+        report.write(tmp_path, [of(cases, judged=judged)])
+        assert said in (tmp_path / "report.html").read_text()
+
+
 def test_one_question_asked_of_every_picture_has_no_plot_by_its_length():
     asked = [
         Case(n, None, words, "", right=0.5) for n, words in enumerate(["describe it", "describe it", "what is it?"])

@@ -97,9 +97,10 @@ class Rules:
 class Case:
     """One item for a person to look at. truth and boxes: XYXY pixels of the upright picture; boxes are the answer's.
 
-    right: 0..1, the outcome of the benchmark's first metric (of CIDEr, which goes to 10, a tenth), None where it has
-    none by item. wanted: the right answer in words, "" where it is boxes alone. size: width and height of the picture,
-    (0, 0) where nobody knows it.
+    right: 0..1, the outcome of the benchmark's first metric or what `Scored.judged` names, None where there is none.
+    met: of each box of truth, whether the answer found it or its phrase at IoU 0.5, None where that does not matter;
+    empty where `right` says it. wanted: the right answer in words, "" where it is boxes alone. size: width and height
+    of the picture, (0, 0) where nobody knows it.
     """
 
     index: int
@@ -111,6 +112,7 @@ class Case:
     boxes: tuple[Box, ...] = ()
     right: float | None = None
     size: tuple[int, int] = (0, 0)
+    met: tuple[bool | None, ...] = ()
 
 
 @dataclass
@@ -121,7 +123,8 @@ class Scored:
     "accuracy, yes/no"). corpus: metric -> function of indexes, the figure of these items as a corpus; an index may
     stand there several times, for the bootstrap, and counts as often; None where the figure does not exist.
     invalid: indexes of malformed answers, counted as wrong, never left out; missing answers are not among them.
-    cases: one an item, same order as the items. counts: whole numbers to show beside the figures.
+    cases: one an item, same order as the items. counts: whole numbers to show beside the figures. judged: what `right`
+    of the cases is, in words; empty: the first metric.
     """
 
     total: int
@@ -130,6 +133,7 @@ class Scored:
     corpus: dict[str, Callable[[Sequence[int]], float | None]] = field(default_factory=dict)
     cases: list[Case] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    judged: str = ""
 
     def figures(self, indexes: Sequence[int]) -> dict[str, float]:
         """Every metric: means of the outcomes, then the corpus functions over these indexes (all of them)."""
@@ -168,8 +172,8 @@ class Report:
 
     name: "refcoco testA". settings: the benchmark's options that change what is measured (dataset, split, limit).
     model: its folder, "bundled", or the answers file of a rescoring. answered: how, in words: prompt wrapper, batch, or
-    "rescored". absent: pictures that are not on disk, with --allow-missing. problems: lines about rows left out, and
-    what of the answers could not be read or written in another program's format.
+    "rescored". absent: pictures that are not on disk, with --allow-missing. judged: as in `Scored`. problems: lines
+    about rows left out, and what of the answers could not be read or written in another program's format.
     """
 
     name: str
@@ -186,6 +190,7 @@ class Report:
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
     answers_per_second: float = 0.0
+    judged: str = ""
     cases: list[Case] = field(default_factory=list)
 
 

@@ -61,7 +61,7 @@ class CocoCaption:
             Case(i.index, i.image, self.instruction, said[i.index], "; ".join(i.truth),
                  right=metrics.as_share(outcomes["CIDEr"][i.index])) for i in items
         ]  # fmt: skip
-        return Scored(len(items), frozenset(invalid), outcomes, corpus, cases)
+        return Scored(len(items), frozenset(invalid), outcomes, corpus, cases, judged=metrics.CIDER_SHARE)
 
     def _official(self, content: dict) -> list[tuple[int, list[str]]]:
         """COCO's number of each picture, and its captions."""

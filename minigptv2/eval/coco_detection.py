@@ -29,6 +29,7 @@ LAYOUT: Layout = {
     for split in ("val2017", "train2017", "val2014", "train2014")
 }
 ASK = ("present", "all")
+JUDGED = "F1 at IoU 0.5 of a picture's boxes, crowds aside"
 
 
 class CocoDetection:
@@ -96,9 +97,15 @@ class CocoDetection:
                 found.append({"image_id": item.truth[0], "category_id": kind, "bbox": [x1, y1, x2 - x1, y2 - y1],
                               "score": 1.0 if box.score is None else box.score})  # fmt: skip
             truth = tuple(_box(t["bbox"], self.kinds[t["category_id"]]) for t in item.truth[1])
+            crowd = [bool(t.get("iscrowd")) for t in item.truth[1]]
+            single = [box for box, many in zip(truth, crowd) if not many]
+            met = metrics.met(named, single, 0.5)
+            right = 0.0 if prediction.ended == "missing" else metrics.Counts(sum(met), len(single), len(named)).f1
+            each = iter(met)
             cases.append(
-                Case(item.index, item.image, item.words, prediction.text, "", truth, tuple(named), size=item.size)
-            )
+                Case(item.index, item.image, item.words, prediction.text, "", truth, tuple(named), right, item.size,
+                     tuple(None if many else next(each) for many in crowd))
+            )  # fmt: skip
         truth = {
             "images": [{"id": i.truth[0], "width": i.size[0], "height": i.size[1]} for i in items],
             "annotations": [thing for i in items for thing in i.truth[1]],
@@ -107,7 +114,7 @@ class CocoDetection:
         precision = metrics.coco_average_precision(truth, found)
         picture = {i.index: i.truth[0] for i in items}
         corpus = {name: _figure(precision, picture, name) for name in ("AP", "AP50", "AP75")}
-        return Scored(len(items), frozenset(invalid), {}, corpus, cases, {"boxes of no known kind": strange})
+        return Scored(len(items), frozenset(invalid), {}, corpus, cases, {"boxes of no known kind": strange}, JUDGED)
 
     def _kinds(self, rows: list) -> dict[int, str]:
         out: dict[int, str] = {}

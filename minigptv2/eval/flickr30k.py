@@ -68,27 +68,29 @@ class Flickr30k:
             boxes, malformed = answer_boxes(prediction, item, rules)
             if prediction.ended != "missing" and (malformed or not boxes):
                 invalid.add(item.index)
-            for metric, count in self._found(item.truth, boxes, rules).items():
-                found.setdefault(metric, {})[item.index] = count, len(item.truth)
-            first = next(iter(found.values()))[item.index]
+            each = self._found(item.truth, boxes, rules)
+            for metric, phrases in each.items():
+                found.setdefault(metric, {})[item.index] = sum(phrases), len(phrases)
+            first = next(iter(each.values()))
             truth = tuple(Box(*b.xyxy, p.text) for p in item.truth for b in p.boxes)
+            met = tuple(right for p, right in zip(item.truth, first) for _ in p.boxes)
             cases.append(
-                Case(item.index, item.image, item.words, prediction.text, "", truth, boxes, first[0] / first[1],
-                     item.size)
+                Case(item.index, item.image, item.words, prediction.text, "", truth, boxes, sum(first) / len(first),
+                     item.size, met)
             )  # fmt: skip
         corpus = {metric: _share(by) for metric, by in found.items()}
         return Scored(len(items), frozenset(invalid), {}, corpus, cases, {"phrases": sum(len(i.truth) for i in items)})
 
-    def _found(self, phrases: Sequence[Phrase], boxes: Sequence[Box], rules: Rules) -> dict[str, int]:
-        """How many phrases count as found, by metric."""
+    def _found(self, phrases: Sequence[Phrase], boxes: Sequence[Box], rules: Rules) -> dict[str, list[bool]]:
+        """Of each phrase, whether it counts as found, by metric."""
         if self.task == "phrases":
             given: dict[str, list[Box]] = {}
             for box in boxes:
                 given.setdefault(box.phrase.strip().lower(), []).append(box)
-            right = sum(_met(given.get(p.text.strip().lower(), [])[:1], p.boxes, rules) for p in phrases)
+            right = [_met(given.get(p.text.strip().lower(), [])[:1], p.boxes, rules) for p in phrases]
             return {"phrase recall@1, IoU 0.5": right}
-        bare = sum(_met(boxes, p.boxes, rules) for p in phrases)
-        named = sum(_met([b for b in boxes if _words(b.phrase) & _words(p.text)], p.boxes, rules) for p in phrases)
+        bare = [_met(boxes, p.boxes, rules) for p in phrases]
+        named = [_met([b for b in boxes if _words(b.phrase) & _words(p.text)], p.boxes, rules) for p in phrases]
         return {"phrase recall, IoU 0.5": bare, "phrase recall with a word of it, IoU 0.5": named}
 
 

@@ -75,19 +75,18 @@ class Counts:
         return 2 * self.right / (self.wanted + self.given) if self.wanted + self.given else 1.0
 
 
-def matches(
-    given: Sequence[Box], wanted: Sequence[Box], threshold: float, same: Callable[[Box, Box], bool] = lambda a, b: True
-) -> int:
-    """How many of the given boxes meet a wanted one of their own, best overlaps first: IoU >= threshold and `same`."""
+def met(given: Sequence[Box], wanted: Sequence[Box], threshold: float) -> list[bool]:
+    """Of each wanted box, whether a given one of its own meets it: the same phrase and IoU >= threshold, best first."""
     pairs = sorted(
-        ((iou(g, w), i, j) for i, g in enumerate(given) for j, w in enumerate(wanted) if same(g, w)), reverse=True
+        ((iou(g, w), i, j) for i, g in enumerate(given) for j, w in enumerate(wanted) if g.phrase == w.phrase),
+        reverse=True,
     )
     used_given, used_wanted = set(), set()
     for shared, i, j in pairs:
         if shared >= threshold and i not in used_given and j not in used_wanted:
             used_given.add(i)
             used_wanted.add(j)
-    return len(used_given)
+    return [j in used_wanted for j in range(len(wanted))]
 
 
 def phrase_found(
@@ -314,8 +313,10 @@ def auc(scores: Sequence[float], labels: Sequence[int | bool]) -> float:
 
 Outcomes = dict[str, dict[int, float]]
 CorpusFunctions = dict[str, Callable[[Sequence[int]], float]]
-SHARES = {"CIDEr": "a tenth of CIDEr, which goes to 10"}  # metric -> the name of its share of what it can be
 CAPTION_METRICS = ("CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "METEOR")
+
+
+CIDER_SHARE = "a tenth of CIDEr, which goes to 10"  # what `as_share` gives, in words
 
 
 def as_share(cider: float) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 from minigptv2.eval.benchmark import Case
@@ -35,7 +35,7 @@ class Bin:
 def plots(cases: Sequence[Case]) -> Iterator[str]:
     """The plots that these cases allow, as HTML. Those without an outcome of their own are left out."""
     judged = [c for c in cases if c.right is not None]
-    boxed = [c for c in judged if len(c.truth) == 1]
+    boxed = [one for c in judged for one in _boxes(c)]
     if boxed:
         name = "Side of a square of the object's area, pixels"
         yield _bars("By box size", name, by_size(boxed))
@@ -45,6 +45,14 @@ def plots(cases: Sequence[Case]) -> Iterator[str]:
     worded = [c for c in judged if c.words.strip()]
     if len({c.words for c in worded}) > 1:  # captions are all asked for with the same words
         yield _bars("By length", "Words of the expression or question", by_length(worded))
+
+
+def _boxes(case: Case) -> list[Case]:
+    """One case for each of its boxes that has an outcome of its own."""
+    if case.met:
+        pairs = zip(case.truth, case.met, strict=True)
+        return [replace(case, truth=(box,), right=float(met)) for box, met in pairs if met is not None]
+    return [case] if len(case.truth) == 1 else []
 
 
 def by_size(cases: Sequence[Case]) -> list[Bin]:

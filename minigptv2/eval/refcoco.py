@@ -108,7 +108,7 @@ class RefCocoWords:
             Case(i.index, i.image, i.instruction, said[i.index], "; ".join(i.truth[1]), (i.truth[0],), (),
                  metrics.as_share(outcomes["CIDEr"][i.index]), i.size) for i in items
         ]  # fmt: skip
-        return Scored(len(items), frozenset(invalid), outcomes, corpus, cases)
+        return Scored(len(items), frozenset(invalid), outcomes, corpus, cases, judged=metrics.CIDER_SHARE)
 
 
 def files_of(reader: RefCoco):

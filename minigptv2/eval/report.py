@@ -20,7 +20,7 @@ from typing import Any
 from minigptv2.boxes import Box
 from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import Case, Figure, Report
-from minigptv2.eval.metrics import SHARES, overlap
+from minigptv2.eval.metrics import overlap
 from minigptv2.eval.plots import plots
 
 WORST, RANDOM = 50, 20
@@ -106,9 +106,10 @@ def _section(number: int, report: Report, worst: list[Case], others: list[Case],
     parts = [f'<section id="b{number}"><h2>{_text(report.name)}</h2>', _figures(report), _settings(report)]
     drawings = "".join(plots(report.cases))
     if drawings:
-        first = next(iter(report.figures), "the first metric")
+        judged = report.judged or next(iter(report.figures), "the first metric")
+        boxes = " Of several boxes each: found at IoU 0.5." if any(c.met for c in report.cases) else ""
         parts.append(
-            f'<h3>Where it is right</h3><div class="note">Right: {_text(SHARES.get(first, first))}. '
+            f'<h3>Where it is right</h3><div class="note">Right: {_text(judged)}.{boxes} '
             f'Whiskers: 95 %, each answer taken as independent.</div><div class="plots">{drawings}</div>'
         )
     for heading, cases in ((f"The {len(worst)} worst cases", worst), (f"{len(others)} cases drawn at random", others)):

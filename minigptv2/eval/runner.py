@@ -228,7 +228,8 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
         model=model, rules=rules, figures=_figures(scored, items, benchmark), total=scored.total,
         invalid=len(scored.invalid), missing=len(missing), absent=len(absent), counts={**scored.counts, **counts},
         problems=[*benchmark.problems.lines(), *strange], seconds=round(seconds, 1),
-        answers_per_second=round(asked / seconds, 2) if asked and seconds else 0.0, cases=scored.cases,
+        answers_per_second=round(asked / seconds, 2) if asked and seconds else 0.0, judged=scored.judged,
+        cases=scored.cases,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from minigptv2.boxes import Box, Coding, parse
+from minigptv2.boxes import Coding, parse
 from minigptv2.data.dataset import Problems
 from minigptv2.data.scene_talk import Talk
 from minigptv2.data.scenes import Scene, draw_scene
@@ -35,6 +35,7 @@ FIGURES = {
     "statement": "spatial statements", "absent": "absent phrase refused", "vqa": "short answers",
     "all": "malformed answers",
 }  # fmt: skip
+JUDGED = "one box at IoU 0.5; of lists of boxes F1 at IoU 0.5; of words the whole answer"
 
 
 def held_out(seed: int, number: int, size: int) -> Scene:
@@ -97,7 +98,7 @@ class HeldOutScenes:
         return out
 
     def score(self, items: Sequence[Item], predictions: Mapping[int, Prediction], rules: Rules) -> Scored:
-        scored = Scored(len(items), outcomes={name: {} for name in FIGURES.values()})
+        scored = Scored(len(items), outcomes={name: {} for name in FIGURES.values()}, judged=JUDGED)
         counts: dict[str, dict[int, Counts]] = {"detection": {}, "grounding": {}}
         invalid = set()
         for item in items:
@@ -108,10 +109,10 @@ class HeldOutScenes:
             malformed = bool(found.problems) or prediction.ended != "stop"
             if malformed and prediction.ended != "missing":
                 invalid.add(item.index)
-            right = None
+            right, met = None, []
             if kind in counts:
-                met = metrics.matches(found.boxes, wanted, 0.5, _same_phrase)
-                counts[kind][item.index] = Counts(met, len(wanted), len(found.boxes))
+                met = metrics.met(found.boxes, wanted, 0.5)
+                counts[kind][item.index] = Counts(sum(met), len(wanted), len(found.boxes))
                 right = counts[kind][item.index].f1
             elif kind == "refer":
                 overlap = metrics.overlap(found.boxes[0], wanted[0], rules.scoring) if found.boxes else 0.0
@@ -128,8 +129,9 @@ class HeldOutScenes:
             scored.outcomes["malformed answers"][item.index] = float(malformed)
             said = exchange.answer or ("" if wanted else answer_text(exchange, item.size, self.coding))
             scored.cases.append(
-                Case(item.index, item.image, item.words, prediction.text, said, wanted, found.boxes, right, item.size)
-            )
+                Case(item.index, item.image, item.words, prediction.text, said, wanted, found.boxes, right, item.size,
+                     tuple(met))
+            )  # fmt: skip
         scored.outcomes = {name: by for name, by in scored.outcomes.items() if by}
         scored.invalid = frozenset(invalid)
         for kind, name in COUNTED.items():
@@ -147,7 +149,3 @@ def _f1(counts: Mapping[int, Counts], indexes: Sequence[int]) -> float:
 
 def _picture(seed: int, number: int, size: int):
     return held_out(seed, number, size).image
-
-
-def _same_phrase(given: Box, wanted: Box) -> bool:
-    return given.phrase == wanted.phrase
