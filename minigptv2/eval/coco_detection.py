@@ -97,14 +97,13 @@ class CocoDetection:
                 found.append({"image_id": item.truth[0], "category_id": kind, "bbox": [x1, y1, x2 - x1, y2 - y1],
                               "score": 1.0 if box.score is None else box.score})  # fmt: skip
             truth = tuple(_box(t["bbox"], self.kinds[t["category_id"]]) for t in item.truth[1])
-            crowd = [bool(t.get("iscrowd")) for t in item.truth[1]]
-            single = [box for box, many in zip(truth, crowd) if not many]
-            met = metrics.met(named, single, 0.5)
-            right = 0.0 if prediction.ended == "missing" else metrics.Counts(sum(met), len(single), len(named)).f1
-            each = iter(met)
+            single = [place for place, thing in enumerate(item.truth[1]) if not thing.get("iscrowd")]
+            met = dict(zip(single, metrics.met(named, [truth[place] for place in single], 0.5)))
+            counts = metrics.Counts(sum(met.values()), len(single), len(named))
+            right = 0.0 if prediction.ended == "missing" else counts.f1
             cases.append(
                 Case(item.index, item.image, item.words, prediction.text, "", truth, tuple(named), right, item.size,
-                     tuple(None if many else next(each) for many in crowd))
+                     tuple(met.get(place) for place in range(len(truth))))
             )  # fmt: skip
         truth = {
             "images": [{"id": i.truth[0], "width": i.size[0], "height": i.size[1]} for i in items],

@@ -141,7 +141,7 @@ class StopSignal:
         self.came = True
 
 
-def heed_parent_only(_worker: int = 0) -> None:
+def heed_parent_only(_worker: int) -> None:
     """For a data worker: SIGTERM ends it where its parent sent it. One that goes to all processes of a job at once is
     the parent's to answer, who still needs the worker for the step that it ends with."""
     if not hasattr(signal, "sigwaitinfo"):  # macOS
@@ -152,6 +152,6 @@ def heed_parent_only(_worker: int = 0) -> None:
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
             pass
-        os._exit(0)
+        os._exit(0)  # from a thread nothing else ends the process; a worker has nothing to write
 
     threading.Thread(target=wait, daemon=True).start()
