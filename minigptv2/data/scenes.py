@@ -29,6 +29,7 @@ COLORS: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, f
     "brown": ((14, 32), (0.50, 0.85), (0.28, 0.56)),
 }
 SMALLEST, LARGEST = 0.06, 0.50  # of the picture's side
+CROWD = 16  # things in a crowded picture
 TILT = {"star": 180, "ball": 180, "triangle": 180, "flower": 40, "box": 25, "kite": 60, "umbrella": 50, "fish": 40}
 
 
@@ -56,11 +57,13 @@ class Scene:
     seen: np.ndarray | None = None
 
 
-def draw_scene(seed: int | tuple[int, ...], size: int = 448, most: int = 8, zoom: float = 1.0) -> Scene:
+def draw_scene(
+    seed: int | tuple[int, ...], size: int = 448, most: int = 8, zoom: float = 1.0, crowded: bool = False
+) -> Scene:
     """Draw the scene of this seed.
 
     size: width and height of the picture in pixels. most: at most this many things (1 to 8). zoom: makes the things
-    larger, as a part cut out of a picture would.
+    larger, as a part cut out of a picture would. crowded: 16 small things instead, to learn small things by.
     """
     rng = np.random.default_rng(seed)
     ground = _ground(rng, size)
@@ -68,7 +71,7 @@ def draw_scene(seed: int | tuple[int, ...], size: int = 448, most: int = 8, zoom
     seen = Image.new("L", (size, size), 0)
     # a picture of another shape is squashed to a square before the model sees it: the things look so, too
     aspect = 1.0 if rng.random() < 0.5 else float(np.exp(rng.uniform(-0.5, 0.5)))
-    count = int(rng.integers(1, most + 1))
+    count = CROWD if crowded else int(rng.integers(1, most + 1))
     family = [str(v) for v in rng.choice(list(KINDS), 3)] if rng.random() < 0.4 else list(KINDS)
     palette = [str(v) for v in rng.choice(list(COLORS), 3)] if rng.random() < 0.3 else list(COLORS)
     one_style = str(rng.choice(STYLES)) if rng.random() < 0.3 else None
@@ -76,7 +79,7 @@ def draw_scene(seed: int | tuple[int, ...], size: int = 448, most: int = 8, zoom
     taken: list[tuple[int, int, int, int]] = []
     for _ in range(count):
         kind, color = str(rng.choice(family)), str(rng.choice(palette))
-        largest = min(0.9, zoom * (LARGEST if count < 4 else 0.36 if count < 7 else 0.28))
+        largest = min(0.9, zoom * (LARGEST if count < 4 else 0.36 if count < 7 else 0.28 if count < CROWD else 0.16))
         side = size * float(np.exp(rng.uniform(np.log(zoom * SMALLEST * 1.08), np.log(largest * 0.98))))
         rgb = _contrasting(rng, color, ground)
         sprite = _sprite(rng, kind, rgb, int(side), one_style, aspect)

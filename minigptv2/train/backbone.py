@@ -24,7 +24,7 @@ from minigptv2.images import to_pixels
 from minigptv2.model.checkpoint import WEIGHTS as MODEL
 from minigptv2.model.vision import VisionTower
 from minigptv2.train.checkpoints import write_whole
-from minigptv2.train.launch import choose_device
+from minigptv2.train.launch import StopSignal, choose_device, heed_parent_only
 from minigptv2.train.optim import build_optimizers, learning_rate, set_learning_rate
 from minigptv2.train.precision import best_dtype, call_in
 from minigptv2.train.recipe import Phase, Recipe
@@ -72,7 +72,8 @@ class SceneViews(torch.utils.data.IterableDataset):
         number = self.start + index
         while True:
             if len(kept) < self.keep // 8 or rng.random() < 1 / self.phase.views:
-                scene = draw_scene((self.seed, number), self.phase.image_size, self.phase.most, self.phase.zoom)
+                phase, crowded = self.phase, rng.random() < self.phase.crowded
+                scene = draw_scene((self.seed, number), phase.image_size, phase.most, phase.zoom, crowded)
                 number += stride
                 if not scene.things:
                     continue
@@ -138,8 +139,16 @@ def dense_loss(outputs, kind, color, box) -> tuple[torch.Tensor, dict[str, torch
     return thing_loss + kind_loss + color_loss + 0.5 * box_loss, readings
 
 
-def pretrain(recipe: Recipe) -> Path:
-    """Train the tower; recipe.output gets the weights, log.jsonl and a checkpoint that a second call resumes."""
+def pretrain(recipe: Recipe) -> Path | None:
+    """Train the tower; recipe.output gets the weights, log.jsonl and a checkpoint that a second call resumes.
+
+    None where SIGTERM stopped the run before its end. The checkpoint is then written, too.
+    """
+    with StopSignal() as stop:
+        return _pretrain(recipe, stop)
+
+
+def _pretrain(recipe: Recipe, stop: StopSignal) -> Path | None:
     import timm.layers
     from safetensors.torch import save_file
     from tqdm import tqdm
@@ -180,8 +189,12 @@ def pretrain(recipe: Recipe) -> Path:
         views = SceneViews(recipe.seed, phase, grid, scenes)
         batches = iter(
             torch.utils.data.DataLoader(
-                views, phase.batch, num_workers=recipe.workers, prefetch_factor=4 if recipe.workers else None
-            )
+                views,
+                phase.batch,
+                num_workers=recipe.workers,
+                prefetch_factor=4 if recipe.workers else None,
+                worker_init_fn=heed_parent_only,
+            )  # fmt: skip
         )
         while step < ends[phase_index]:
             rate = learning_rate(
@@ -211,11 +224,16 @@ def pretrain(recipe: Recipe) -> Path:
                         for k in ("loss", "thing_right", "kind_right", "color_right", "box_error", "wait")
                     }
                 )
-            if step % recipe.save_every == 0 or step == total:
+            if step % recipe.save_every == 0 or step == total or stop.came:
                 state = {"step": step, "scenes": scenes, "model": model.state_dict(),
                          "optimizers": [o.state_dict() for o in optimizers]}  # fmt: skip
                 write_whole(checkpoint, state)
-                save_file({k: v.contiguous() for k, v in model.state_dict().items()}, output / WEIGHTS)
+                new = output / f"{WEIGHTS}.new"
+                save_file({k: v.contiguous() for k, v in model.state_dict().items()}, new)
+                new.replace(output / WEIGHTS)
+            if stop.came and step < total:
+                bar.write(f"stopped after step {step}; the same command goes on from there")
+                return None
     return output
 
 

@@ -17,7 +17,7 @@ NOTHING = "nothing"  # as init: a model of random weights
 @dataclass
 class Phase:
     """A phase of the backbone's pre-training. image_size: pixels; batch: pictures a step; views: how often a scene is
-    seen; most, zoom: of the scenes, as `draw_scene` takes them."""
+    seen; most, zoom: of the scenes, as `draw_scene` takes them; crowded: share of the scenes that are so."""
 
     image_size: int
     steps: int
@@ -25,6 +25,7 @@ class Phase:
     views: int = 2
     most: int = 8
     zoom: float = 1.0
+    crowded: float = 0.0
 
 
 @dataclass
@@ -122,8 +123,9 @@ def micros_of(recipe: Recipe, processes: int) -> tuple[int, int]:
 
 def _smoke(recipe: Recipe) -> Recipe:
     """The same recipe on a model of a few thousand weights, drawn scenes, sums and two steps."""
+    stem = (8,) * len(VisionConfig.stem_channels)
     model = replace(
-        recipe.model, vision=VisionConfig(width=32, depth=1, heads=2, stem_channels=(8,) * 7), merge=4,
+        recipe.model, vision=VisionConfig(width=32, depth=1, heads=2, stem_channels=stem), merge=4,
         language=LanguageConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
                                 num_key_value_heads=2), lora=LoraConfig(r=2),
     )  # fmt: skip

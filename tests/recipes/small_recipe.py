@@ -4,8 +4,11 @@ from pathlib import Path
 
 import yaml
 
+from minigptv2.config import VisionConfig
+
+STEM = [8] * len(VisionConfig.stem_channels)
 MODEL = {
-    "vision": {"width": 32, "depth": 1, "heads": 2, "stem_channels": [8] * 7, "image_size": 112},
+    "vision": {"width": 32, "depth": 1, "heads": 2, "stem_channels": STEM, "image_size": 112},
     "language": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
                  "num_key_value_heads": 2},
     "lora": {"r": 2},
