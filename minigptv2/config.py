@@ -32,9 +32,9 @@ class VisionConfig:
     depth: int = 8
     heads: int = 4
     mlp_ratio: float = 4.0
-    stem_channels: tuple[int, ...] = (192, 128, 128, 256, 256, 256, 256)
-    stem_kernels: tuple[int, ...] = (9, 3, 3, 3, 3, 3, 3)
-    stem_strides: tuple[int, ...] = (7, 1, 2, 1, 2, 1, 1)
+    stem_channels: tuple[int, ...] = (192, 128, 128, 128, 256, 256, 256, 256, 256)
+    stem_kernels: tuple[int, ...] = (9, 3, 3, 3, 3, 3, 3, 3, 3)
+    stem_strides: tuple[int, ...] = (7, 1, 1, 2, 1, 1, 2, 1, 1)
     stem_patch: int = 1
 
 

@@ -41,7 +41,7 @@ def tiny_folder(tmp_path_factory) -> Path:
     torch.set_num_threads(2)
     tokenizer = Tokenizer(train_tokenizer(_spoken(60), 600))
     config = ModelConfig(
-        vision=VisionConfig(width=32, depth=1, heads=2, stem_channels=(16,) * 7),
+        vision=VisionConfig(width=32, depth=1, heads=2, stem_channels=(16,) * len(VisionConfig.stem_channels)),
         language=LanguageConfig(tokenizer.size, 32, 64, 2, 2, 2, 512),
         lora=LoraConfig(4),
         knows="A tiny model for tests; it knows nothing.",
