@@ -9,7 +9,7 @@ import pytest
 
 from minigptv2.boxes import Box, iou, parse
 from minigptv2.data.kinds import KINDS
-from minigptv2.data.scene_talk import FOREIGN, NUMBERS, RELATIONS, WORDED, Talk, article, exchanges, plural
+from minigptv2.data.scene_talk import FOREIGN, NUMBERS, RELATIONS, WORDED, Talk, article, exchanges, plural, thing_named
 from minigptv2.data.scenes import COLORS, Scene, Thing, draw_scene
 from minigptv2.sample import Exchange, Sample
 from minigptv2.tasks import STATEMENT, TASKS, answer_text, render
@@ -238,6 +238,7 @@ def test_captions_name_every_thing_once(talk):
         if exchange.task == "grounding":
             assert sum(len(p.boxes) for p in exchange.phrases) == len(scene.things)
             assert all({t.name for t in scene.things if t.box in p.boxes} & groups.keys() for p in exchange.phrases)
+            assert {thing_named(p.text) for p in exchange.phrases} == groups.keys()
         for name, count in groups.items():
             color, kind = name.split()
             words = f"{NUMBERS[count]} {color} {plural(kind)}" if count > 1 else article(name)
