@@ -13,6 +13,7 @@ from torch import nn
 
 from minigptv2.config import VisionConfig
 from minigptv2.errors import UserError
+from minigptv2.model.tensors import open_file
 
 
 class VisionTower(nn.Module):
@@ -55,20 +56,9 @@ def fill_tower(tower: VisionTower, file: Path) -> None:
     `eva_vit_g.pth`. The position table may be of another picture size.
 
     Blocks beyond the tower's last, a last norm and a head are left aside, since the tower has none. Raises UserError
-    that names what else is missing or unknown.
+    where the file cannot be read, and one that names what else is missing or unknown.
     """
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found = load_file(file)
-        else:
-            found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"The tower's weights {file} cannot be read: {' '.join(str(error).split())[:200]}",
-            "It must be a safetensors file, or a torch file that holds nothing but tensors.", "Check the path.",
-        ) from None  # fmt: skip
+    found = dict(open_file(file))
     trunk, depth = tower.trunk.state_dict(), len(tower.trunk.blocks)
     norm = {"weight": found.pop("ln_vision.weight", None), "bias": found.pop("ln_vision.bias", None)}
     beyond = re.compile(r"(blocks\.(\d+)|norm|fc_norm|head|head_drop)\.")
