@@ -1,4 +1,4 @@
-"""Boat: sailing boat with one or two sails, rowing boat with oars, steamer with funnels, motor boat, paper boat."""
+"""Boat: sailing boat, yacht under tall sails, rowing boat with oars, steamer with funnels, motor boat, paper boat."""
 
 from dataclasses import replace
 
@@ -11,7 +11,8 @@ WOODS = ((130, 85, 45), (100, 65, 40), (180, 130, 80), (90, 90, 95))
 
 def boat(rng: np.random.Generator) -> list[Part]:
     """Drawn with the bow to the right, in half of the cases mirrored."""
-    parts = (_sailing, _rowing, _steamer, _motor, _paper)[rng.choice(5, p=(0.4, 0.15, 0.2, 0.15, 0.1))](rng)
+    kinds = (_sailing, _yacht, _rowing, _steamer, _motor, _paper)
+    parts = kinds[rng.choice(6, p=(0.25, 0.2, 0.15, 0.15, 0.15, 0.1))](rng)
     if rng.random() < 0.5:
         return parts
     return [replace(part, points=mirrored(part.points)) for part in parts]
@@ -81,6 +82,38 @@ def _sailing(rng: np.random.Generator) -> list[Part]:
     if rng.random() < 0.3:
         flag = polygon((mast, head - 0.08), (mast - 0.22, head - 0.15), (mast, head - 0.22))
         parts.append(Part(flag, ("body", (220, 60, 60))[rng.integers(2)], True))
+    return parts
+
+
+def _yacht(rng: np.random.Generator) -> list[Part]:
+    """A shallow hull under two sails that reach almost from end to end and may be striped across."""
+    top, mast, length = rng.uniform(0.7, 0.86), rng.uniform(-0.05, 0.3), rng.uniform(0.7, 0.95)
+    hull: str | tuple[int, int, int] = ("body", "shade", (240, 240, 240), WOODS[rng.integers(len(WOODS))])[
+        rng.integers(4)
+    ]
+    foot, gap = top - rng.uniform(0.04, 0.1), rng.uniform(0.02, 0.06)
+    parts = [Part(polygon((mast, -1), (mast, top)), WOODS[rng.integers(len(WOODS))], width=rng.uniform(0.02, 0.05))]
+    stripe = ("tint", "shade", (255, 255, 255))[rng.integers(3)]
+    striped = rng.random() < 0.5
+    for side, head, far in (
+        (-1, rng.uniform(-1.0, -0.85), -length * rng.uniform(0.85, 1.0)),
+        (1, rng.uniform(-0.95, -0.5), length * rng.uniform(0.7, 0.95)),
+    ):
+        near, bulge = mast + side * gap, rng.uniform(0.0, 0.22) * abs(far - mast)
+        u = np.linspace(0, 1, 40)[:, None]  # from the head to the far end
+        leech = np.array([[near, head]]) * (1 - u) + np.array([[far, foot]]) * u
+        leech[:, 0] += side * bulge * np.sin(np.pi * u[:, 0])
+        parts.append(Part(np.concatenate([polygon((near, foot)), leech]), "body"))
+        bands = int(rng.integers(4, 8))
+        for band in range(1, bands, 2) if striped else ():
+            low, high = head + (foot - head) * np.array([band, band + 1]) / bands
+            edge = leech[(leech[:, 1] >= low) & (leech[:, 1] <= high)]
+            if len(edge):
+                parts.append(Part(np.concatenate([polygon((near, high), (near, low)), edge]), stripe))
+    bow = length * rng.uniform(1.0, 1.08)
+    parts.append(Part(polygon((-length, top), (bow, top), (length * 0.85, 1), (-length * 0.9, 1)), hull))
+    if rng.random() < 0.5:
+        parts.append(Part(polygon((-length * 0.95, top + 0.1), (bow * 0.93, top + 0.1)), (60, 90, 150), True, 0.04))
     return parts
 
 

@@ -95,7 +95,7 @@ def _tropical(rng: np.random.Generator) -> list[Part]:
 
 
 def _long(rng: np.random.Generator) -> list[Part]:
-    h, t, x = rng.uniform(0.2, 0.36), rng.uniform(0.28, 0.42), rng.uniform(0.55, 0.7)
+    h, t, x = rng.uniform(0.2, 0.5), rng.uniform(0.28, 0.42), rng.uniform(0.55, 0.7)
     outline = np.concatenate(
         [
             smooth((-1, 0.03), (-0.75, -h * 0.75), (-0.3, -h), (0.2, -h * 0.75), (x, -h * 0.22), closed=False),

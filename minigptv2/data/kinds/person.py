@@ -130,7 +130,7 @@ def _walking(rng: np.random.Generator) -> list[Part]:
     plain = rng.random() < 0.4
     skin: Colour = "body" if plain else SKINS[rng.integers(len(SKINS))]
     trousers: Colour = "body" if plain else ("body", "shade", (50, 60, 90))[rng.integers(3)]
-    head, stride, leg = rng.uniform(0.17, 0.22), rng.uniform(0.3, 0.5), rng.uniform(0.15, 0.2)
+    head, stride, leg = rng.uniform(0.17, 0.22), rng.uniform(0.12, 0.5), rng.uniform(0.15, 0.2)
     neck = -1 + 2 * head
     lean = rng.uniform(0.0, 0.1)
     swing = rng.uniform(0.28, 0.42)

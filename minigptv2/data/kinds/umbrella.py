@@ -12,7 +12,7 @@ HANDLES = ("dark", (120, 75, 40), (140, 140, 150), (60, 60, 70), (190, 140, 80))
 
 def umbrella(rng: np.random.Generator) -> list[Part]:
     """Upright or tilted as a whole."""
-    parts = (_hooked, _pointed, _beach, _folded)[rng.choice(4, p=(0.5, 0.15, 0.25, 0.1))](rng)
+    parts = (_hooked, _pointed, _beach, _folded)[rng.choice(4, p=(0.45, 0.15, 0.22, 0.18))](rng)
     angle = rng.uniform(-38, 38) if rng.random() < 0.4 else 0.0
     return [replace(part, points=turned(part.points, angle)) for part in parts]
 
