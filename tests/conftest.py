@@ -40,8 +40,9 @@ def tiny_folder(tmp_path_factory) -> Path:
 
     torch.set_num_threads(2)
     tokenizer = Tokenizer(train_tokenizer(_spoken(60), 600))
+    stem = {"stem_channels": (16,) * 7, "stem_kernels": (9, 3, 3, 3, 3, 3, 3), "stem_strides": (7, 1, 2, 1, 2, 1, 1)}
     config = ModelConfig(
-        vision=VisionConfig(width=32, depth=1, heads=2, stem_channels=(16,) * len(VisionConfig.stem_channels)),
+        vision=VisionConfig(width=32, depth=1, heads=2, **stem),  # its own: tests hold tolerances for its weights
         language=LanguageConfig(tokenizer.size, 32, 64, 2, 2, 2, 512),
         lora=LoraConfig(4),
         knows="A tiny model for tests; it knows nothing.",
