@@ -24,7 +24,7 @@ from minigptv2.images import to_pixels
 from minigptv2.model.checkpoint import WEIGHTS as MODEL
 from minigptv2.model.vision import VisionTower
 from minigptv2.train.checkpoints import write_whole
-from minigptv2.train.launch import StopSignal, choose_device, heed_parent_only
+from minigptv2.train.launch import STOPPED, StopSignal, choose_device, heed_parent_only
 from minigptv2.train.optim import build_optimizers, learning_rate, set_learning_rate
 from minigptv2.train.precision import best_dtype, call_in
 from minigptv2.train.recipe import Phase, Recipe
@@ -194,7 +194,7 @@ def _pretrain(recipe: Recipe, stop: StopSignal) -> Path | None:
                 num_workers=recipe.workers,
                 prefetch_factor=4 if recipe.workers else None,
                 worker_init_fn=heed_parent_only,
-            )  # fmt: skip
+            )
         )
         while step < ends[phase_index]:
             rate = learning_rate(
@@ -232,7 +232,7 @@ def _pretrain(recipe: Recipe, stop: StopSignal) -> Path | None:
                 save_file({k: v.contiguous() for k, v in model.state_dict().items()}, new)
                 new.replace(output / WEIGHTS)
             if stop.came and step < total:
-                bar.write(f"stopped after step {step}; the same command goes on from there")
+                bar.write(STOPPED.format(step))
                 return None
     return output
 

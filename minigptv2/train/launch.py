@@ -121,6 +121,9 @@ def _free_port() -> int:
         return found.getsockname()[1]
 
 
+STOPPED = "stopped after step {}; the same command goes on from there"
+
+
 class StopSignal:
     """Whether SIGTERM came: a run then writes a checkpoint and ends, instead of dying on the spot."""
 

@@ -26,7 +26,7 @@ from minigptv2.train.checkpoints import Progress, load_checkpoint, save_checkpoi
 from minigptv2.train.engine import Engine, Settings, open_engine, read_deepspeed, zero_stage
 from minigptv2.train.feature_cache import FeatureCache, build_cache
 from minigptv2.train.journal import Journal
-from minigptv2.train.launch import StopSignal, World, open_world
+from minigptv2.train.launch import STOPPED, StopSignal, World, open_world
 from minigptv2.train.optim import learning_rate
 from minigptv2.train.precision import best_dtype
 from minigptv2.train.reading import Reading
@@ -127,7 +127,7 @@ class Stage:
             if due or stopping:
                 save_checkpoint(Path(recipe.output), self.engine, progress, recipe.keep)
         if progress.step < recipe.max_steps:
-            self.journal.say(f"stopped after step {progress.step}; the same command goes on from there")
+            self.journal.say(STOPPED.format(progress.step))
         return progress.step >= recipe.max_steps
 
     def _step(self) -> bool:

@@ -1,11 +1,18 @@
 """A recipe of a few seconds, with pictures and text alone mixed, for the tests of the loop."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import torch
 import yaml
 
 from minigptv2.config import VisionConfig
 
+ROOT = Path(__file__).parents[2]
 STEM = [8] * len(VisionConfig.stem_channels)
 MODEL = {
     "vision": {"width": 32, "depth": 1, "heads": 2, "stem_channels": STEM, "image_size": 112},
@@ -35,3 +42,24 @@ def without_dropout(model: Path) -> None:
     """What several processes draw for dropout differs from what one draws: for comparisons there is none."""
     file = model / "config.json"
     file.write_text(file.read_text().replace('"dropout": 0.05', '"dropout": 0.0'))
+
+
+def environment() -> dict[str, str]:
+    threads = str(torch.get_num_threads())  # sums of floats depend on it
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads}
+
+
+def stop_after_two_steps(arguments: list[str], output: Path) -> None:
+    """Run minigptv2 with these arguments, which write to output, and send SIGTERM to all of its processes."""
+    running = subprocess.Popen(
+        [sys.executable, "-m", "minigptv2", *arguments], env=environment(), start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    begun, log = time.monotonic(), output / "log.jsonl"
+    while not log.is_file() or log.read_text().count("\n") < 2:
+        assert running.poll() is None and time.monotonic() < begun + 280
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGTERM)
+    told, _ = running.communicate(timeout=60)
+    assert running.returncode == 143, told[-2000:]
+    assert "stopped after step" in told and "Traceback" not in told, told[-2000:]

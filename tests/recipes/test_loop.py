@@ -2,18 +2,15 @@
 
 import importlib.util
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_recipe import without_dropout, write_recipe
+from small_recipe import ROOT, environment, stop_after_two_steps, without_dropout, write_recipe
 
 from minigptv2 import cli
 from minigptv2.api import MiniGPTv2
@@ -23,7 +20,6 @@ from minigptv2.train.launch import World
 from minigptv2.train.recipe import read_recipe
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 # runs a recipe and kills itself after so many calls of a function, or before one: "rename 1"
 KILLED = """
 import os, pathlib, signal, sys
@@ -48,11 +44,6 @@ def killing(*given, **more):
 setattr(home, name, killing)
 cli.main(["train", *sys.argv[2:]])
 """
-
-
-def environment() -> dict[str, str]:
-    threads = str(torch.get_num_threads())  # sums of floats depend on it
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads}
 
 
 def train(recipe: Path, output: Path, *given: str) -> dict[str, torch.Tensor]:
@@ -135,19 +126,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_unbroken_one(recipe, tm
 def test_a_signal_to_every_process_of_a_job_stops_it_at_a_checkpoint(recipe, tmp_path):
     """As schedulers send it: its data workers get SIGTERM, too."""
     output = tmp_path / "stopped"
-    command = [sys.executable, "-m", "minigptv2", "train", str(recipe[0]), f"output={output}"]
-    running = subprocess.Popen(
-        [*command, "max_steps=100000", "save_every=100000", "workers=2"], env=environment(), start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    begun = time.monotonic()
-    while not (output / "log.jsonl").is_file() or len(losses(output)) < 2:
-        assert running.poll() is None and time.monotonic() < begun + 280
-        time.sleep(0.1)
-    os.killpg(running.pid, signal.SIGTERM)
-    told, _ = running.communicate(timeout=60)
-    assert running.returncode == 143, told[-2000:]
-    assert "stopped after step" in told and "Traceback" not in told
+    arguments = ["train", str(recipe[0]), f"output={output}", "max_steps=100000", "save_every=100000", "workers=2"]
+    stop_after_two_steps(arguments, output)
     (kept,) = (output / "checkpoints").iterdir()
     assert int(kept.name.removeprefix("step-")) >= 2
 

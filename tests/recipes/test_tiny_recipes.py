@@ -1,16 +1,12 @@
 """The bundled model's recipes through the real command line, on a model of a few thousand weights."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from small_recipe import stop_after_two_steps
 
 from minigptv2 import cli
 from minigptv2.encode import Encoder
@@ -49,17 +45,9 @@ def test_a_signal_stops_the_backbone_at_a_checkpoint_and_it_goes_on_from_there(t
     output = tmp_path / "stopped"
     recipe = ["train", str(CONFIGS / "backbone.yaml"), "--smoke", f"output={output}"]
     phases = "phases=[{{image_size: 112, steps: {}, batch: 2, crowded: 0.5}}]"
-    command = [sys.executable, "-m", "minigptv2", *recipe, phases.format(100000), "save_every=100000", "workers=2"]
-    running = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               env=os.environ | {"PYTHONPATH": str(CONFIGS.parents[1])}, text=True)  # fmt: skip
-    begun, log = time.monotonic(), output / "log.jsonl"
-    while not log.is_file() or log.read_text().count("\n") < 2:
-        assert running.poll() is None and time.monotonic() < begun + 280
-        time.sleep(0.1)
-    os.killpg(running.pid, signal.SIGTERM)
-    told, _ = running.communicate(timeout=60)
-    assert running.returncode == 143 and "stopped after step" in told and "Traceback" not in told, told[-2000:]
+    stop_after_two_steps([*recipe, phases.format(100000), "save_every=100000", "workers=2"], output)
     assert sorted(f.name for f in output.iterdir()) == ["backbone.safetensors", "checkpoint.pt", "log.jsonl"]
+    log = output / "log.jsonl"
     done = log.read_text().count("\n")
     assert cli.main([*recipe, phases.format(done + 1)]) == 0
     assert [json.loads(line)["step"] for line in open(log)] == list(range(1, done + 2))
