@@ -17,6 +17,7 @@ HEAVY = {"torch", "torchvision", "transformers", "timm", "peft", "PIL", "numpy",
 # "minigptv2" is the package's own __init__.py. A new room needs a line here and one in ARCHITECTURE.md.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "files": set(),
     "boxes": {"errors"},
     "config": {"boxes", "conversation", "errors"},
     "drawing": {"boxes"},
@@ -25,11 +26,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conversation": {"errors", "sample"},
     "images": {"errors"},
     "encode": {"boxes", "conversation", "errors", "sample"},
-    "data": {"boxes", "drawing", "errors", "images", "sample", "tasks"},
-    "model": {"boxes", "config", "encode", "errors"},
-    "train": {"boxes", "config", "conversation", "data", "encode", "errors", "images", "model", "sample", "tasks"},
+    "data": {"boxes", "drawing", "errors", "files", "images", "sample", "tasks"},
+    "model": {"boxes", "config", "encode", "errors", "files"},
+    "train": {"boxes", "config", "conversation", "data", "encode", "errors", "files", "images", "model", "sample",
+              "tasks"},
     "api": {"boxes", "config", "encode", "errors", "images", "model", "sample", "tasks"},
-    "eval": {"api", "boxes", "config", "data", "encode", "errors", "images", "model", "sample", "tasks"},
+    "eval": {"api", "boxes", "config", "data", "encode", "errors", "files", "images", "model", "sample", "tasks"},
     "info": {"api", "config", "model"},
     "integrations": {"api", "errors", "sample", "tasks"},
     "terminal": {"errors", "images", "sample", "tasks"},
@@ -39,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "minigptv2": set(),
 }  # fmt: skip
-PURE = ("errors", "boxes", "config", "sample", "tasks", "conversation")
+PURE = ("errors", "files", "boxes", "config", "sample", "tasks", "conversation")
 
 # what a string literal may hold in its home alone; `examples`: modules whose messages and help show it to a user
 HOMES = (

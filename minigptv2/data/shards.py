@@ -16,7 +16,6 @@ import itertools
 import json
 import os
 import re
-import secrets
 import struct
 import tarfile
 from bisect import bisect_right
@@ -29,6 +28,7 @@ from typing import Any
 from minigptv2.data.annotations import Malformed
 from minigptv2.data.dataset import Problems
 from minigptv2.errors import UserError
+from minigptv2.files import whole
 from minigptv2.images import SUFFIXES
 
 try:
@@ -220,8 +220,8 @@ class Shards:
             with open(file, "rb") as opened:
                 line = opened.readline()
             head = json.loads(line)
-            whole = os.path.getsize(file) == len(line) + head["count"] * _form(shard).size
-            return (str(file), head, len(line)) if whole and head["of"] == _identity(shard) else None
+            complete = os.path.getsize(file) == len(line) + head["count"] * _form(shard).size
+            return (str(file), head, len(line)) if complete and head["of"] == _identity(shard) else None
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
@@ -244,11 +244,10 @@ class Shards:
             told = {kind: (n, problems.examples[kind]) for kind, n in problems.counts.items()}
             head = json.dumps({"of": of, "count": count, "problems": told}).encode() + b"\n"
             file = self._index_file(shard)
-            partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.part")
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                partial.write_bytes(head + rows)
-                os.replace(partial, file)
+                with whole(file, shared=True) as new:
+                    new.write_bytes(head + rows)
             except OSError as error:
                 raise UserError(
                     f"The index {file} cannot be written.", f"The system says: {error.strerror}.",

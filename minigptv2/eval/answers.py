@@ -19,6 +19,7 @@ from typing import Any
 
 from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import Benchmark, Item, Prediction
+from minigptv2.files import whole
 
 _ENDINGS = ("stop", "length")
 _LARGE = 1 << 26  # bytes of a file over which its fingerprint is taken of samples
@@ -125,9 +126,8 @@ class AnswersFile:
             yield append
 
     def _replace(self, lines: list[str]) -> None:
-        new = self.path.with_name(self.path.name + ".new")
-        new.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        new.replace(self.path)
+        with whole(self.path) as new:
+            new.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def read_foreign(

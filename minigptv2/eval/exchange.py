@@ -24,6 +24,7 @@ from minigptv2.boxes import Box
 from minigptv2.data.dataset import Problems
 from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import Case, Item, Prediction
+from minigptv2.files import whole
 from minigptv2.tasks import EVALUATION
 
 _COCO_NUMBER = re.compile(r"(\d{12})")
@@ -287,11 +288,10 @@ def _not_a(file: str | Path, wanted: str, found: str) -> UserError:
 
 
 def _write(file: Path, text: str) -> None:
-    new = file.with_name(f"{file.name}.new")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(text, encoding="utf-8", errors="replace")
-        new.replace(file)
+        with whole(file) as new:
+            new.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(
             f"{file} cannot be written.", f"The system says: {error.strerror or error}.", "Give another file."

@@ -22,6 +22,7 @@ from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import Case, Figure, Report
 from minigptv2.eval.metrics import overlap
 from minigptv2.eval.plots import plots
+from minigptv2.files import whole
 
 WORST, RANDOM = 50, 20
 _MOST_BYTES = 7_000_000  # of all pictures, as they stand in the file; the whole stays under 8 MB
@@ -43,9 +44,8 @@ def write(folder: str | Path, reports: Sequence[Report]) -> None:
         ("report.json", json.dumps(to_dict(reports), indent=2, default=str) + "\n"),
         ("report.html", page(reports)),
     ):
-        new = folder / f"{name}.new"
-        new.write_text(text, encoding="utf-8", errors="replace")
-        new.replace(folder / name)
+        with whole(folder / name) as new:
+            new.write_text(text, encoding="utf-8", errors="replace")
 
 
 def to_dict(reports: Sequence[Report]) -> dict[str, Any]:

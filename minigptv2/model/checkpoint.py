@@ -21,6 +21,7 @@ import torch
 from minigptv2.config import ModelConfig, from_dict
 from minigptv2.encode import FamilyTokenizer, Tokenizer
 from minigptv2.errors import UserError
+from minigptv2.files import NEW
 from minigptv2.model.grounding_vlm import GroundingVLM
 from minigptv2.model.language import build_named
 from minigptv2.model.report import LoadReport
@@ -32,7 +33,7 @@ INDEX, REPORT = "model.safetensors.index.json", "report.json"
 LANGUAGE = "language"  # a named language model's config and tokenizer
 HEAD, EMBEDDING = "language.lm_head.weight", "language.model.embed_tokens.weight"
 SHARD = 2 * 10**9  # bytes
-_NEW, _OLD = ".new", ".old"
+_OLD = ".old"
 
 
 def save_folder(
@@ -99,7 +100,7 @@ def _replaced(folder: Path, write: Callable[[Path], None]) -> None:
 
     folder = Path(folder).resolve()
     check_target(folder)
-    new, old = folder.with_name(folder.name + _NEW), folder.with_name(folder.name + _OLD)
+    new, old = folder.with_name(folder.name + NEW), folder.with_name(folder.name + _OLD)
     try:
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)

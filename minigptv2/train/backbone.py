@@ -20,10 +20,10 @@ from minigptv2.boxes import BINS
 from minigptv2.data.kinds import KINDS
 from minigptv2.data.scenes import COLORS, Scene, draw_scene
 from minigptv2.errors import UserError
+from minigptv2.files import whole
 from minigptv2.images import to_pixels
 from minigptv2.model.checkpoint import WEIGHTS as MODEL
 from minigptv2.model.vision import VisionTower
-from minigptv2.train.checkpoints import write_whole
 from minigptv2.train.launch import STOPPED, StopSignal, choose_device, heed_parent_only
 from minigptv2.train.optim import build_optimizers, learning_rate, set_learning_rate
 from minigptv2.train.precision import best_dtype, call_in
@@ -227,10 +227,10 @@ def _pretrain(recipe: Recipe, stop: StopSignal) -> Path | None:
             if step % recipe.save_every == 0 or step == total or stop.came:
                 state = {"step": step, "scenes": scenes, "model": model.state_dict(),
                          "optimizers": [o.state_dict() for o in optimizers]}  # fmt: skip
-                write_whole(checkpoint, state)
-                new = output / f"{WEIGHTS}.new"
-                save_file({k: v.contiguous() for k, v in model.state_dict().items()}, new)
-                new.replace(output / WEIGHTS)
+                with whole(checkpoint) as new:
+                    torch.save(state, new)
+                with whole(output / WEIGHTS) as new:
+                    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, new)
             if stop.came and step < total:
                 bar.write(STOPPED.format(step))
                 return None

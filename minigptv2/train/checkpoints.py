@@ -23,6 +23,7 @@ import torch
 
 from minigptv2.config import from_dict
 from minigptv2.errors import UserError
+from minigptv2.files import NEW
 from minigptv2.train.engine import Engine, State
 from minigptv2.train.launch import World
 
@@ -145,7 +146,7 @@ def _write(folder: Path, weights: State, optimizer: State, random: State, progre
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    new = folder.with_name(folder.name + ".new")
+    new = folder.with_name(folder.name + NEW)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
@@ -176,10 +177,3 @@ def _set_random_state(world: World, random: State) -> None:
         torch.set_rng_state(random[f"cpu/{world.rank}"])
     if world.device.type == "cuda" and f"cuda/{world.rank}" in random:
         torch.cuda.set_rng_state(random[f"cuda/{world.rank}"], world.device)
-
-
-def write_whole(file: Path, state: dict) -> None:
-    """torch.save, whole or not at all."""
-    new = file.with_suffix(".new")
-    torch.save(state, new)
-    new.replace(file)

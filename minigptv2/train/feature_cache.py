@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
 
 from minigptv2.data.dataset import Dataset
 from minigptv2.errors import UserError
+from minigptv2.files import NEW, whole
 from minigptv2.images import LazyPicture, open_image, squashed, to_pixels
 from minigptv2.model.grounding_vlm import rounded
 from minigptv2.model.vision import VisionTower
@@ -28,7 +28,6 @@ from minigptv2.train.precision import best_dtype, call_in
 
 ABOUT = "about.json"
 FORMAT = 1  # of the folder
-NEW = ".new"  # the end of the name of a file that is not whole yet
 ABANDONED = 3600  # seconds after which such a file is what a killed build left
 STALLED = 3600  # seconds without a new shard after which other processes are no longer waited for
 
@@ -267,13 +266,8 @@ def _checksum(file: Path) -> str:
 
 
 def _write(file: Path, data: bytes | np.ndarray) -> None:
-    """Whole or not at all, also where two processes write it at once."""
-    new = file.with_name(f"{file.name}.{uuid4().hex}{NEW}")
-    with open(new, "wb") as out:
+    with whole(file, shared=True) as new, open(new, "wb") as out:
         out.write(data) if isinstance(data, bytes) else np.save(out, data)
-        out.flush()
-        os.fsync(out.fileno())
-    new.replace(file)
 
 
 class _Decoded(torch.utils.data.Dataset):

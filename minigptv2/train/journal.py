@@ -12,6 +12,7 @@ from uuid import uuid4
 import torch
 
 from minigptv2.errors import UserError
+from minigptv2.files import whole
 from minigptv2.train.launch import World
 from minigptv2.train.recipe import Recipe
 
@@ -113,9 +114,8 @@ def _forget(file: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    new = file.with_suffix(".new")
-    new.write_text("".join(kept))
-    new.replace(file)
+    with whole(file) as new:
+        new.write_text("".join(kept))
 
 
 def _tensorboard(folder: Path, step: int):
