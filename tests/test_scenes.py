@@ -50,6 +50,13 @@ def test_fewer_and_larger_things_where_asked():
     assert np.mean([_longer_edge(t) for s in few for t in s.things]) > 0.3 * 112
 
 
+def test_a_name_comes_again_where_asked():
+    usual, again = ([draw_scene((4, seed), 112, repeats=r) for seed in range(15)] for r in (0, 0.7))
+    assert usual[0].image.tobytes() == draw_scene((4, 0), 112).image.tobytes()
+    alike = [np.mean([len({t.name for t in s.things}) / len(s.things) for s in scenes]) for scenes in (usual, again)]
+    assert alike[1] < 0.7 * alike[0]
+
+
 def _longer_edge(thing: Thing) -> float:
     return max(thing.box.x2 - thing.box.x1, thing.box.y2 - thing.box.y1)
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from uuid import uuid4
 
 from PIL import Image
 
@@ -23,6 +23,7 @@ from minigptv2.data.dataset import Problems
 from minigptv2.data.scene_talk import Talk, exchanges
 from minigptv2.data.scenes import Scene, Thing, draw_scene
 from minigptv2.errors import UserError
+from minigptv2.files import whole
 from minigptv2.sample import Sample
 
 TASKS = ("caption", "grounding", "refer", "seek", "near_miss", "identify", "detection", "statement", "vqa", "chat")
@@ -37,14 +38,16 @@ class SceneImage:
     number: int
     side: int
     most: int
+    repeats: float = 0.0
     drawn: Image.Image | None = field(default=None, repr=False, compare=False)
 
     @property
     def key(self) -> str:
-        return f"scene {self.seed}/{self.number}, {self.side} px, at most {self.most}"
+        repeats = f", repeats {self.repeats}" if self.repeats else ""
+        return f"scene {self.seed}/{self.number}, {self.side} px, at most {self.most}{repeats}"
 
     def draw(self) -> Scene:
-        return draw_scene((self.seed, self.number), self.side, self.most)
+        return draw_scene((self.seed, self.number), self.side, self.most, repeats=self.repeats)
 
     def open(self) -> Image.Image:
         return self.drawn or self.draw().image
@@ -53,8 +56,8 @@ class SceneImage:
 class Scenes:
     """count: number of scenes; first: the number of the first one, so that others can be kept apart from training.
     seed: of the drawings. exchanges: questions about a picture in one row. tasks: share of each, of the methods of
-    `Talk`; all alike if not given. most: at most so many things in a picture. dialogues: share of the samples that are
-    one conversation with memory instead of independent questions side by side. side: of the picture, pixels. things: a
+    `Talk`; all alike if not given. most, repeats: of `draw_scene`. dialogues: share of the samples that are one
+    conversation with memory instead of independent questions side by side. side: of the picture, pixels. things: a
     folder in which the things of every scene are kept, so that no scene is drawn only to know what can be asked; it is
     filled when the data set is opened, 12 ms a scene, once. Empty: nothing is written."""
 
@@ -69,9 +72,11 @@ class Scenes:
         first: int = 0,
         side: int = 448,
         things: str = "",
+        repeats: float = 0.0,
     ):
-        _check(count, exchanges, most, dialogues, first, side)
-        self.count, self.seed, self.first, self.side, self.most = count, seed, first, side, most
+        _check(count, exchanges, most, dialogues, repeats, first, side)
+        self.count, self.seed, self.first, self.side = count, seed, first, side
+        self.most, self.repeats = most, repeats
         self.tasks, self.exchanges, self.dialogues = _checked_tasks(tasks), exchanges, dialogues
         self.problems = Problems()
         self._things = self._kept(Path(things)) if things else None
@@ -102,7 +107,10 @@ class Scenes:
         """`self[index].image`, not drawn before it is opened."""
         if not 0 <= index < self.count:
             raise IndexError(index)
-        return SceneImage(self.seed, self.first + index, self.side, self.most)
+        return self._numbered(self.first + index)
+
+    def _numbered(self, number: int) -> SceneImage:
+        return SceneImage(self.seed, number, self.side, self.most, self.repeats)
 
     # ---- the things, kept in files of KEPT scenes each ----
 
@@ -129,15 +137,15 @@ class Scenes:
         return things
 
     def _file(self, folder: Path, block: int) -> Path:
-        return folder / f"seed{self.seed}-side{self.side}-most{self.most}-{block * KEPT:08}.jsonl"
+        repeats = f"-repeats{self.repeats}" if self.repeats else ""
+        return folder / f"seed{self.seed}-side{self.side}-most{self.most}{repeats}-{block * KEPT:08}.jsonl"
 
     def _write(self, file: Path, block: int) -> list[tuple[Thing, ...]]:
         numbers = range(block * KEPT, (block + 1) * KEPT)
-        things = [SceneImage(self.seed, n, self.side, self.most).draw().things for n in numbers]
+        things = [self._numbered(n).draw().things for n in numbers]
         rows = [[[t.kind, t.color, *t.box.xyxy] for t in row] for row in things]
-        new = file.with_suffix(f".{uuid4().hex}.new")
-        new.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        new.replace(file)
+        with whole(file, shared=True) as new:
+            new.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return things
 
 
@@ -151,19 +159,17 @@ def _read(file: Path) -> list[tuple[Thing, ...]] | None:
     return things if len(things) == KEPT else None
 
 
-def _check(count: int, exchanges: int, most: int, dialogues: float, first: int, side: int) -> None:
-    for name, value, lowest, highest in (
-        ("count", count, 1, None), ("exchanges", exchanges, 1, None), ("most", most, 1, 8), ("first", first, 0, None),
-        ("side", side, 56, None), ("dialogues", dialogues, 0, 1),
+def _check(count: int, exchanges: int, most: int, dialogues: float, repeats: float, first: int, side: int) -> None:
+    for name, value, numbers, lowest, highest in (
+        ("count", count, int, 1, math.inf), ("exchanges", exchanges, int, 1, math.inf), ("most", most, int, 1, 8),
+        ("first", first, int, 0, math.inf), ("side", side, int, 56, math.inf),
+        ("dialogues", dialogues, int | float, 0, 1), ("repeats", repeats, int | float, 0, 1),
     ):  # fmt: skip
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not (whole or (name == "dialogues" and isinstance(value, float))) or not (
-            lowest <= value <= (value if highest is None else highest)
-        ):
+        if isinstance(value, bool) or not isinstance(value, numbers) or not lowest <= value <= highest:
             raise UserError(
                 f"The option {name} of scenes is {value!r}.",
-                f"It must be a {'' if name == 'dialogues' else 'whole '}number, {lowest} "
-                + ("or more." if highest is None else f"to {highest}."),
+                f"It must be a {'whole ' if numbers is int else ''}number, {lowest} "
+                + ("or more." if highest == math.inf else f"to {highest}."),
                 "Correct it.",
             )
 

@@ -58,12 +58,18 @@ class Scene:
 
 
 def draw_scene(
-    seed: int | tuple[int, ...], size: int = 448, most: int = 8, zoom: float = 1.0, crowded: bool = False
+    seed: int | tuple[int, ...],
+    size: int = 448,
+    most: int = 8,
+    zoom: float = 1.0,
+    crowded: bool = False,
+    repeats: float = 0.0,
 ) -> Scene:
     """Draw the scene of this seed.
 
     size: width and height of the picture in pixels. most: at most this many things (1 to 8). zoom: makes the things
-    larger, as a part cut out of a picture would. crowded: 16 small things instead, to learn small things by.
+    larger, as a part cut out of a picture would. crowded: 16 small things instead, to learn small things by. repeats:
+    how likely (0 to 1) a thing after the first has the kind and colour of an earlier one, to learn numbers by.
     """
     rng = np.random.default_rng(seed)
     ground = _ground(rng, size)
@@ -79,6 +85,8 @@ def draw_scene(
     taken: list[tuple[int, int, int, int]] = []
     for _ in range(count):
         kind, color = str(rng.choice(family)), str(rng.choice(palette))
+        if repeats and named and rng.random() < repeats:
+            kind, color = named[int(rng.integers(len(named)))]
         largest = min(0.9, zoom * (LARGEST if count < 4 else 0.36 if count < 7 else 0.28 if count < CROWD else 0.16))
         side = size * float(np.exp(rng.uniform(np.log(zoom * SMALLEST * 1.08), np.log(largest * 0.98))))
         rgb = _contrasting(rng, color, ground)
