@@ -164,8 +164,9 @@ def test_a_damaged_shard_is_counted_and_the_others_are_read(tmp_path, damage):
 
 
 def test_wrong_text_is_counted(tmp_path):
-    inside = [("1.json", b"{"), ("2.json", b"[]"), ("3.json", b"\xff"), ("4.txt", b"\xff"), ("5.json", b'{"n": 5}'),
-              ("5.json", b'{"n": 6}'), ("6.json", b"[" * 100000)]  # fmt: skip
+    inside = [("1.json", b"{"), ("2.json", b"[]"), ("3.json", b"\xff"), ("4.txt", b"\xff"),
+              ("5.jpg", picture(5, "JPEG")), ("5.json", b'{"n": 5}'), ("5.json", b'{"n": 6}'),
+              ("6.json", b"[" * 100000)]  # fmt: skip
     shards = Shards(str(write_tar(tmp_path / "a.tar", inside)), all_of, "p")
     assert numbers(shards) == [5]
     assert shards.problems.counts == {
@@ -300,11 +301,15 @@ def test_parquet_as_the_datasets_library_writes_it(tmp_path):
 
 
 def test_parquet_with_pictures_on_disk(tmp_path):
-    places = ["a/1.png", "http://somewhere/b/2.png?size=3", "3", "", None]
-    file = write_parquet(tmp_path / "a.parquet", 5, 2, where=places)
-    shards = Shards(str(file), all_of, "p", images="pictures", picture="where")
-    found = [shards[i].image for i in range(5)]
-    assert found == [Path("pictures/a/1.png"), Path("pictures/2.png"), Path("pictures/3.jpg"), None, None]
+    places = ["a/1.png", "http://somewhere/b/2.png?size=3", "3", "", None, "4"]
+    file = write_parquet(tmp_path / "a.parquet", 6, 2, where=places)
+    there = [tmp_path / name for name in ("a/1.png", "2.png", "3.jpg")]
+    (tmp_path / "a").mkdir()
+    for picture_file in there:
+        picture_file.write_bytes(b"")
+    shards = Shards(str(file), all_of, "p", images=str(tmp_path), picture="where")
+    assert [shards[i].image for i in range(len(shards))] == there
+    assert shards.problems.counts == {"no picture": 2, "a picture that was not downloaded": 1}
     with pytest.raises(UserError, match="has no column 'place'"):
         Shards(str(file), all_of, "q", picture="place")
 

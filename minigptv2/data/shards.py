@@ -119,7 +119,7 @@ class Record:
     key: str = ""
 
 
-# what a reader thinks of a record: raises Malformed to leave it out; names what is wrong with parts of it
+# of a record whose picture is there: raises Malformed to leave it out; names what is wrong with parts of it
 Judge = Callable[[Record], Iterable[str]]
 
 
@@ -234,7 +234,7 @@ class Shards:
             count, form = 0, _form(shard)
             for row, name in (_parquet_rows if form is _PARQUET else _tar_rows)(shard, problems):
                 try:
-                    for kind in judge(self._record(shard, row)):
+                    for kind in judge(_pictured(self._record(shard, row))):
                         problems.add(kind, f"{Path(shard).name} {name}")
                 except Malformed as error:
                     problems.add(str(error), f"{Path(shard).name} {name}")
@@ -253,6 +253,15 @@ class Shards:
                     f"The index {file} cannot be written.", f"The system says: {error.strerror}.",
                     "Name a folder that you may write to as `index`.",
                 ) from error  # fmt: skip
+
+
+def _pictured(record: Record) -> Record:
+    """The record. Raises Malformed where its picture is not there."""
+    if record.image is None:
+        raise Malformed("no picture")
+    if isinstance(record.image, Path) and not record.image.is_file():
+        raise Malformed("a picture that was not downloaded")
+    return record
 
 
 def changed(key: str, error: Malformed) -> UserError:
