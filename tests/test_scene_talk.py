@@ -9,7 +9,7 @@ import pytest
 
 from minigptv2.boxes import Box, iou, parse
 from minigptv2.data.kinds import KINDS
-from minigptv2.data.scene_talk import FOREIGN, NUMBERS, RELATIONS, WORDED, Talk, article, exchanges, plural, thing_named
+from minigptv2.data.scene_talk import FOREIGN, NUMBERS, RELATIONS, WORDED, Talk, article, exchanges, plural
 from minigptv2.data.scenes import COLORS, Scene, Thing, draw_scene
 from minigptv2.sample import Exchange, Sample
 from minigptv2.tasks import STATEMENT, TASKS, answer_text, render
@@ -233,17 +233,19 @@ def test_absent_names_are_never_there(scenes):
 
 
 def test_captions_name_every_thing_once(talk):
-    for scene, exchange in _of(talk, "caption", "grounding"):
-        groups = Counter(t.name for t in scene.things)
-        if exchange.task == "grounding":
-            assert sum(len(p.boxes) for p in exchange.phrases) == len(scene.things)
-            assert all({t.name for t in scene.things if t.box in p.boxes} & groups.keys() for p in exchange.phrases)
-            assert {thing_named(p.text) for p in exchange.phrases} == groups.keys()
-        for name, count in groups.items():
+    for scene, exchange in _of(talk, "caption"):
+        for name, count in Counter(t.name for t in scene.things).items():
             color, kind = name.split()
             words = f"{NUMBERS[count]} {color} {plural(kind)}" if count > 1 else article(name)
-            said = exchange.answer if exchange.task == "caption" else " ".join(p.text + "." for p in exchange.phrases)
-            assert len(re.findall(rf"\b{words}\b", said)) == 1, (words, said)
+            assert len(re.findall(rf"\b{words}\b", exchange.answer)) == 1, (words, exchange.answer)
+
+
+def test_grounded_captions_give_every_thing_its_own_phrase_and_box(talk):
+    for scene, exchange in _of(talk, "grounding"):
+        told = [(p.text, *p.boxes) for p in exchange.phrases]
+        assert sorted(told, key=str) == sorted(((article(t.name), t.box) for t in scene.things), key=str)
+        lefts = [box.center[0] for _, box in told]
+        assert lefts == sorted(lefts) and exchange.answer.count("{}") == len(told)
 
 
 def test_the_identified_is_what_the_box_shows(talk):

@@ -45,9 +45,6 @@ def plural(kind: str) -> str:
     return {"fish": "fish", "person": "people", "box": "boxes"}.get(kind, kind + "s")
 
 
-SINGULAR = {plural(kind): kind for kind in KINDS}
-
-
 def article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
@@ -71,8 +68,9 @@ class Talk:
         return Exchange("caption", answer=_listed([g.text for g in groups], start) + ".")
 
     def grounding(self) -> Exchange:
-        groups = self._groups()
-        return Exchange("grounding", tuple(groups), answer=_listed(["{}"] * len(groups)) + ".")
+        """Every thing in a phrase of its own, from left to right."""
+        phrases = [Phrase(article(t.name), (t.box,)) for t in self.things]
+        return Exchange("grounding", tuple(phrases), answer=_listed(["{}"] * len(phrases)) + ".")
 
     def refer(self) -> Exchange:
         if self.rng.random() < 0.25:
@@ -410,14 +408,6 @@ def _counted(name: str, count: int) -> str:
         return article(name)
     color, kind = name.split()
     return f"{NUMBERS[count]} {color} {plural(kind)}"
-
-
-def thing_named(phrase: str) -> str:
-    """What a phrase of a grounded caption calls one of its things: "a red ball" and "two red balls" are "red ball"."""
-    start, *words = phrase.split() or [""]
-    if not words or start not in ("a", "an", *NUMBERS):
-        return phrase
-    return " ".join([*words[:-1], SINGULAR.get(words[-1], words[-1])])
 
 
 def _listed(words: Sequence[str], start: str = "") -> str:
