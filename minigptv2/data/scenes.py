@@ -69,7 +69,7 @@ def draw_scene(
 
     size: width and height of the picture in pixels. most: at most this many things (1 to 8). zoom: makes the things
     larger, as a part cut out of a picture would. crowded: 16 small things instead, to learn small things by. repeats:
-    how likely (0 to 1) a thing after the first has the kind and colour of an earlier one, to learn numbers by.
+    how likely (0 to 1) a thing after the first has the kind and colour of an earlier one, to learn "all instances" by.
     """
     rng = np.random.default_rng(seed)
     ground = _ground(rng, size)
