@@ -23,11 +23,6 @@ model: .venv/.demo  ## train the bundled model from nothing; run again after a s
 	.venv/bin/minigptv2 train train_configs/tiny/backbone.yaml
 	.venv/bin/minigptv2 train train_configs/tiny/stage1.yaml
 	.venv/bin/minigptv2 train train_configs/tiny/stage2.yaml
-	.venv/bin/minigptv2 train train_configs/tiny/stage2_more.yaml
-	.venv/bin/minigptv2 train train_configs/tiny/stage2_kinds.yaml
-	.venv/bin/minigptv2 train train_configs/tiny/stage2_relations.yaml
-	.venv/bin/minigptv2 train train_configs/tiny/stage2_all.yaml
-	.venv/bin/minigptv2 train train_configs/tiny/stage2_lists.yaml
 	.venv/bin/minigptv2 train train_configs/tiny/stage3.yaml
 	rm -rf minigptv2/weights && cp -r output/tiny/stage3/model minigptv2/weights
 
