@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import Case, Item, Prediction, Published, Rules, Scored
 
 
-class ShortAnswers:
+class ShortAnswers(ABC):
     """A benchmark whose answers are judged one by one; a subclass fills `rows` and says how to `judge`."""
 
     max_new_tokens = 20
@@ -31,9 +32,9 @@ class ShortAnswers:
     def items(self) -> list[Item]:
         return list(self.rows)
 
+    @abstractmethod
     def judge(self, item: Item, answer: str, rules: Rules) -> dict[str, float] | None:
         """The outcome of a cleaned answer by metric, the main one first; None where it is malformed."""
-        raise NotImplementedError
 
     def wanted(self, item: Item) -> str:
         """The right answer in words, for a person."""
