@@ -133,6 +133,12 @@ def test_what_is_saved_is_what_is_opened(folder, tmp_path):
     assert not [f for f in (tmp_path / "again").rglob("*") if f.suffix in (".bin", ".pt", ".pth", ".pkl")]
 
 
+def test_who_may_read_the_config_may_read_the_weights(folder, tmp_path):
+    save_folder(*load_folder(folder), tmp_path / "shared")
+    modes = {file.name: file.stat().st_mode for file in (tmp_path / "shared").rglob("*") if file.is_file()}
+    assert {"model.safetensors", "adapter_model.safetensors"} < modes.keys() and len(set(modes.values())) == 1
+
+
 def test_weights_are_rounded_to_16_bits_and_no_further(folder, tmp_path):
     model, tokenizer = load_folder(folder)
     with torch.no_grad():

@@ -158,6 +158,8 @@ def _write(
         own = None if adapter is None else {n.removeprefix("language."): t for n, t in adapter.items()}
         model.language.save_pretrained(new / ADAPTER, state_dict=own)
         (new / ADAPTER / "README.md").unlink(missing_ok=True)
+    for file in new.rglob("*.safetensors"):  # safetensors lets only the owner read what it writes
+        shutil.copymode(new / CONFIG, file)
 
 
 def _shards(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, most: int) -> dict[str, list[str]]:
