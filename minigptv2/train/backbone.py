@@ -8,7 +8,9 @@ Shapes: B pictures, N = G x G patches in raster order, C channels of the tower.
 
 import json
 import time
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -168,11 +170,11 @@ def _pretrain(recipe: Recipe, stop: StopSignal) -> Path | None:
     optimizers = build_optimizers(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
     step, scenes = 0, 0
     checkpoint = output / "checkpoint.pt"
-    ends = np.cumsum([p.steps for p in phases])
+    ends = list(accumulate(p.steps for p in phases))
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         step, scenes = saved["step"], saved["scenes"]
-        tower.resize(phases[int(np.searchsorted(ends, max(0, step - 1), side="right"))].image_size)
+        tower.resize(phases[bisect_right(ends, max(0, step - 1))].image_size)
         model.load_state_dict(saved["model"])
         optimizers = build_optimizers(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
@@ -180,7 +182,7 @@ def _pretrain(recipe: Recipe, stop: StopSignal) -> Path | None:
     bar = tqdm(total=total, initial=step, desc="backbone", smoothing=0.05)
     log = open(output / "log.jsonl", "a")
     while step < total:
-        phase_index = int(np.searchsorted(ends, step, side="right"))
+        phase_index = bisect_right(ends, step)
         phase = phases[phase_index]
         if tower.trunk.patch_embed.img_size[0] != phase.image_size:
             tower.resize(phase.image_size)

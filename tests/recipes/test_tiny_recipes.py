@@ -44,7 +44,7 @@ def test_a_signal_stops_the_backbone_at_a_checkpoint_and_it_goes_on_from_there(t
     output = tmp_path / "stopped"
     recipe = ["train", str(CONFIGS / "backbone.yaml"), "--smoke", f"output={output}"]
     phases = "phases=[{{image_size: 112, steps: {}, batch: 2, crowded: 0.5}}]"
-    stop_after_two_steps([*recipe, phases.format(100000), "save_every=100000", "workers=2"], output)
+    stop_after_two_steps([*recipe, phases.format(100000), "save_every=100000", "workers=2", "warmup=100000"], output)
     assert sorted(f.name for f in output.iterdir()) == ["backbone.safetensors", "checkpoint.pt", "log.jsonl"]
     log = output / "log.jsonl"
     done = log.read_text().count("\n")
