@@ -189,7 +189,7 @@ def test_scenes_are_a_function_of_the_number_and_the_questions_of_the_rng(tmp_pa
 def test_scenes_with_repeats_are_other_scenes(tmp_path):
     plain, again = (Scenes(2, seed=7, side=112, repeats=r, things=str(tmp_path)) for r in (0, 0.5))
     assert plain.picture(0).key != again.picture(0).key and len(list(tmp_path.iterdir())) == 2
-    assert again.picture(1).draw().things == draw_scene((7, 1), 112, repeats=0.5).things
+    assert again.series.draw(1).things == draw_scene((7, 1), 112, repeats=0.5).things
 
 
 def test_kept_things_ask_the_same_without_drawing(tmp_path, monkeypatch):

@@ -31,26 +31,36 @@ KEPT = 64  # scenes whose things are kept in one file
 
 
 @dataclass(frozen=True)
-class SceneImage:
-    """A scene's picture, drawn when it is opened, or already where its things had to be known."""
+class Series:
+    """Scenes that differ by their number alone. Its text names all of them, also in names of files."""
 
     seed: int
-    number: int
     side: int
     most: int
     repeats: float = 0.0
+
+    def draw(self, number: int) -> Scene:
+        return draw_scene((self.seed, number), self.side, self.most, repeats=self.repeats)
+
+    def __str__(self) -> str:
+        repeats = f"-repeats{self.repeats}" if self.repeats else ""
+        return f"seed{self.seed}-side{self.side}-most{self.most}{repeats}"
+
+
+@dataclass(frozen=True)
+class SceneImage:
+    """A scene's picture, drawn when it is opened, or already where its things had to be known."""
+
+    series: Series
+    number: int
     drawn: Image.Image | None = field(default=None, repr=False, compare=False)
 
     @property
     def key(self) -> str:
-        repeats = f", repeats {self.repeats}" if self.repeats else ""
-        return f"scene {self.seed}/{self.number}, {self.side} px, at most {self.most}{repeats}"
-
-    def draw(self) -> Scene:
-        return draw_scene((self.seed, self.number), self.side, self.most, repeats=self.repeats)
+        return f"scene {self.series}/{self.number}"
 
     def open(self) -> Image.Image:
-        return self.drawn or self.draw().image
+        return self.drawn or self.series.draw(self.number).image
 
 
 class Scenes:
@@ -75,8 +85,7 @@ class Scenes:
         repeats: float = 0.0,
     ):
         _check(count, exchanges, most, dialogues, repeats, first, side)
-        self.count, self.seed, self.first, self.side = count, seed, first, side
-        self.most, self.repeats = most, repeats
+        self.count, self.first, self.series = count, first, Series(seed, side, most, repeats)
         self.tasks, self.exchanges, self.dialogues = _checked_tasks(tasks), exchanges, dialogues
         self.problems = Problems()
         self._things = self._kept(Path(things)) if things else None
@@ -85,32 +94,29 @@ class Scenes:
         return self.count
 
     def __getitem__(self, index: int) -> Sample:
-        return self.sample(index, random.Random(f"{self.seed}/{index}"))
+        return self.sample(index, random.Random(f"{self.series.seed}/{index}"))
 
     def sample(self, index: int, rng: random.Random) -> Sample:
         """The scene with questions that `rng` chooses."""
         image = self.picture(index)
         if self._things is None:
-            scene = image.draw()
+            scene = self.series.draw(image.number)
             image = replace(image, drawn=scene.image)
         else:
-            scene = Scene(self._things[index], self.side)
+            scene = Scene(self._things[index], self.series.side)
         talk, memory = [], rng.random() < self.dialogues
         if scene.things:
             talk = exchanges(scene, self.tasks, self.exchanges, rng)
             if memory:
                 told = Talk(scene, rng).dialogue()
                 talk = told if told and rng.random() < 0.6 else talk[: rng.randint(1, 6)]
-        return Sample(image, (self.side, self.side), tuple(talk), image.key, side_by_side=not memory)
+        return Sample(image, (self.series.side,) * 2, tuple(talk), image.key, side_by_side=not memory)
 
     def picture(self, index: int) -> SceneImage:
         """`self[index].image`, not drawn before it is opened."""
         if not 0 <= index < self.count:
             raise IndexError(index)
-        return self._numbered(self.first + index)
-
-    def _numbered(self, number: int) -> SceneImage:
-        return SceneImage(self.seed, number, self.side, self.most, self.repeats)
+        return SceneImage(self.series, self.first + index)
 
     # ---- the things, kept in files of KEPT scenes each ----
 
@@ -129,7 +135,7 @@ class Scenes:
             found[block] = _read(file) or self._write(file, block)
         things = [t for block in blocks for t in found[block]]
         things = things[self.first % KEPT :][: self.count]
-        if things[0] != self.picture(0).draw().things:
+        if things[0] != self.series.draw(self.first).things:
             raise UserError(
                 f"{folder} holds the things of scenes that were drawn otherwise.",
                 "Another version of this program, of Pillow or of NumPy drew them.", "Delete the folder.",
@@ -137,12 +143,10 @@ class Scenes:
         return things
 
     def _file(self, folder: Path, block: int) -> Path:
-        repeats = f"-repeats{self.repeats}" if self.repeats else ""
-        return folder / f"seed{self.seed}-side{self.side}-most{self.most}{repeats}-{block * KEPT:08}.jsonl"
+        return folder / f"{self.series}-{block * KEPT:08}.jsonl"
 
     def _write(self, file: Path, block: int) -> list[tuple[Thing, ...]]:
-        numbers = range(block * KEPT, (block + 1) * KEPT)
-        things = [self._numbered(n).draw().things for n in numbers]
+        things = [self.series.draw(n).things for n in range(block * KEPT, (block + 1) * KEPT)]
         rows = [[[t.kind, t.color, *t.box.xyxy] for t in row] for row in things]
         with whole(file, shared=True) as new:
             new.write_text("".join(json.dumps(row) + "\n" for row in rows))
