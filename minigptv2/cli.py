@@ -80,10 +80,9 @@ def _prepare() -> None:
     """Before any heavy import: no hub is asked, and a user sees our output alone."""
     for name, value in _OFFLINE_AND_SILENT.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it wherever it is installed
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that are not asked for
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it wherever it is installed
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # any bytes in, any terminal out
             stream.reconfigure(errors="replace" if stream is sys.stdin else "backslashreplace")
