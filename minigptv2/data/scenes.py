@@ -30,6 +30,7 @@ COLORS: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, f
 }
 SMALLEST, LARGEST = 0.06, 0.50  # of the picture's side
 CROWD = 16  # things in a crowded picture
+ROOM = {3: LARGEST, 6: 0.36, 8: 0.28, CROWD: 0.16}  # how large a thing may be where there are at most so many
 TILT = {"star": 180, "ball": 180, "triangle": 180, "flower": 40, "box": 25, "kite": 60, "umbrella": 50, "fish": 40}
 
 
@@ -87,7 +88,7 @@ def draw_scene(
         kind, color = str(rng.choice(family)), str(rng.choice(palette))
         if repeats and named and rng.random() < repeats:
             kind, color = named[int(rng.integers(len(named)))]
-        largest = min(0.9, zoom * (LARGEST if count < 4 else 0.36 if count < 7 else 0.28 if count < CROWD else 0.16))
+        largest = min(0.9, zoom * next(share for things, share in ROOM.items() if count <= things))
         side = size * float(np.exp(rng.uniform(np.log(zoom * SMALLEST * 1.08), np.log(largest * 0.98))))
         rgb = _contrasting(rng, color, ground)
         sprite = _sprite(rng, kind, rgb, int(side), one_style, aspect)
