@@ -2,6 +2,9 @@
 PYTHON ?= python3
 PICTURE := minigptv2/examples/park.png
 ARGS ?=
+# `make model` trains the stages with so many processes: two of one thread are faster than one of two. With one GPU: 1
+PROCESSES ?= 2
+STAGE = OMP_NUM_THREADS=1 .venv/bin/torchrun --standalone --nproc-per-node $(PROCESSES) -m minigptv2 train
 
 .PHONY: help demo test lint model
 .DEFAULT_GOAL := help
@@ -21,9 +24,9 @@ lint: .venv/.dev  ## check the code with ruff
 
 model: .venv/.demo  ## train the bundled model from nothing; run again after a stop, it goes on where it was
 	.venv/bin/minigptv2 train train_configs/tiny/backbone.yaml
-	.venv/bin/minigptv2 train train_configs/tiny/stage1.yaml
-	.venv/bin/minigptv2 train train_configs/tiny/stage2.yaml
-	.venv/bin/minigptv2 train train_configs/tiny/stage3.yaml
+	$(STAGE) train_configs/tiny/stage1.yaml
+	$(STAGE) train_configs/tiny/stage2.yaml
+	$(STAGE) train_configs/tiny/stage3.yaml
 	rm -rf minigptv2/weights && cp -r output/tiny/stage3/model minigptv2/weights
 
 # ---- .venv, and a stamp in it for each thing that was installed ----
