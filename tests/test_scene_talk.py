@@ -149,6 +149,19 @@ def test_statements_are_as_true_as_they_say(talk):
     assert 0.6 < told["true"] / told["false"] < 1.6
 
 
+def test_a_comparison_is_answered_by_the_one_that_holds(scenes):
+    asked, heard = re.compile("is the (.+?) ((?:\\w+) (?:of|than)|above|below) or (.+?) the (.+)\\?"), Counter()
+    for number, scene in enumerate(scenes):
+        talk = Talk(scene, random.Random(number))
+        for exchange in filter(None, (talk.comparison() for _ in range(6))):
+            a, first, second, b = asked.fullmatch(exchange.question).groups()
+            (a,), (b,) = _named(a, scene.things), _named(b, scene.things)
+            assert RELATIONS[first][0] == second
+            assert [r.split()[0] for r in (first, second) if _is_so(r, a.box, b.box)] == [exchange.answer]
+            heard[exchange.answer, first.startswith(exchange.answer)] += 1
+    assert len(heard) == 2 * len(RELATIONS)  # each answer, named first and named second
+
+
 def test_a_false_relation_is_clearly_false():
     """One thing left of, above and smaller than the other: every relation said with `false` must be an opposite."""
     far = Thing("cat", "red", Box(10, 10, 30, 30)), Thing("dog", "blue", Box(120, 120, 200, 200))

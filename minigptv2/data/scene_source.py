@@ -26,7 +26,10 @@ from minigptv2.errors import UserError
 from minigptv2.files import whole
 from minigptv2.sample import Sample
 
-TASKS = ("caption", "grounding", "refer", "seek", "near_miss", "identify", "detection", "statement", "vqa", "chat")
+TASKS = (
+    "caption", "grounding", "refer", "seek", "near_miss", "identify", "detection", "statement", "comparison", "vqa",
+    "chat",
+)  # fmt: skip
 KEPT = 64  # scenes whose things are kept in one file
 
 

@@ -133,6 +133,18 @@ class Talk:
         words = f"The {a} is {self.rng.choice(WORDED[relation])} the {b}."
         return Exchange("vqa", question=STATEMENT.format(words), answer="true" if true else "false")
 
+    def comparison(self) -> Exchange | None:
+        """Which of two opposites holds. The place of one of the things already makes one of them likelier, which is
+        where learning can begin: of true and false it says nothing."""
+        found = self._relation()
+        if found is None:
+            return None
+        a, said, b, true = found
+        opposite = RELATIONS[said][0]
+        both = self.rng.sample((said, opposite), 2)
+        answer = (said if true else opposite).split()[0]
+        return Exchange("vqa", question=f"is the {a} {both[0]} or {both[1]} the {b}?", answer=answer)
+
     def vqa(self) -> Exchange | None:
         kind = self.rng.choice((self._what_color, self._which_thing, self._how_many, self._is_there, self._is_so,
                                 self._extreme, self._beside))  # fmt: skip
@@ -418,8 +430,8 @@ def _listed(words: Sequence[str], start: str = "") -> str:
 def exchanges(scene: Scene, weights: dict[str, float], count: int, rng: random.Random) -> list[Exchange]:
     """`count` independent exchanges about the scene, tasks drawn by weight; no question twice.
 
-    weights: of the methods of Talk: caption, grounding, refer, seek, near_miss, identify, detection, statement, vqa,
-    chat.
+    weights: of the methods of Talk: caption, grounding, refer, seek, near_miss, identify, detection, statement,
+    comparison, vqa, chat.
     """
     talk, out = Talk(scene, rng), {}
     names, shares = list(weights), list(weights.values())

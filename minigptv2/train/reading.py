@@ -19,7 +19,7 @@ from minigptv2.train.precision import best_dtype, call_in
 
 HELD_OUT = 96  # the first scenes of the seed: sources that are read during training begin after them
 SEED = 11
-TASKS = ("refer", "seek", "near_miss", "identify", "statement")
+TASKS = ("refer", "seek", "near_miss", "identify", "comparison", "statement")
 
 
 class Reading:

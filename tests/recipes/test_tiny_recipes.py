@@ -58,8 +58,8 @@ def test_make_model_runs_every_recipe():
 
 def test_the_tower_stays_frozen_and_the_language_model_does_not(trained):
     before = load_file(trained / "output/tiny/backbone-smoke/backbone.safetensors")
-    first, second, third = (
-        load_file(trained / f"output/tiny/stage{i}-smoke/model/model.safetensors") for i in (1, 2, 3)
+    first, *_, second, third = (
+        load_file(trained / f"output/tiny/{stage}-smoke/model/model.safetensors") for stage in STAGES[1:]
     )
     tower = "trunk.blocks.0.attn.qkv.weight"
     assert first[f"vision.{tower}"].equal(before[f"tower.{tower}"].to(first[f"vision.{tower}"].dtype))
@@ -104,7 +104,7 @@ def test_a_reading_counts_right_answers(trained):
     model, tokenizer = load_folder(trained / "output/tiny/stage3-smoke/model")
     encoder = Encoder(tokenizer, model.config.prompt, model.image_tokens, 512)
     readings = Reading(model, encoder, count=3).read()
-    assert set(readings) == {"refer", "seek", "near_miss", "identify", "statement"}
+    assert set(readings) == {"refer", "seek", "near_miss", "identify", "comparison", "statement"}
     assert all(0 <= share <= 1 for share in readings.values())
     assert model.training and not model.vision.training
 
