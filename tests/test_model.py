@@ -19,6 +19,7 @@ from minigptv2.model.grounding_vlm import GroundingVLM, attention_bias
 from minigptv2.model.projector import Projector
 from minigptv2.model.vision import VisionTower
 from minigptv2.sample import Picture, Turn
+from minigptv2.train.muon import Muon
 from minigptv2.train.optim import build_optimizers, learning_rate, set_learning_rate
 from minigptv2.train.precision import call_in
 
@@ -343,9 +344,10 @@ def test_batch_norms_keep_their_statistics_in_bfloat16():
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("lora", [0, 4])
-def test_every_trained_parameter_has_one_optimizer(name, lora):
+@pytest.mark.parametrize("tower", [False, True])
+def test_every_trained_parameter_has_one_optimizer(name, lora, tower):
     model = GroundingVLM(_small(lora=LoraConfig(lora)))
-    model.vision.requires_grad_(False)
+    model.vision.requires_grad_(tower)
     optimizers = build_optimizers(model, name, 1e-3, 0.05)
     groups = [g for o in optimizers for g in o.param_groups]
     covered = [id(p) for g in groups for p in g["params"]]
@@ -353,14 +355,35 @@ def test_every_trained_parameter_has_one_optimizer(name, lora):
     assert len(covered) == len(set(covered)) and set(covered) == set(trained)
     for group in groups:
         for parameter in group["params"]:
-            if parameter.ndim < 2 or "embed" in trained[id(parameter)]:
+            if parameter.ndim < 2 or trained[id(parameter)].endswith(("embed_tokens.weight", "pos_embed", "cls_token")):
                 assert group["weight_decay"] == 0, trained[id(parameter)]
             else:
                 assert group["weight_decay"] == 0.05, trained[id(parameter)]
     kinds = [type(o).__name__ for o in optimizers]
     assert kinds == (["AdamW"] if name == "adamw" else ["AdamW", "Muon"])
+    scaled = [trained[id(p)] for g in groups if g.get("scale", 1) != 1 for p in g["params"]]
+    kernels = [n for n, p in model.named_parameters() if p.ndim == 4]
+    assert kernels and scaled == (kernels if tower and name == "muon" else [])
     set_learning_rate(optimizers, 0.125)
     assert {g["lr"] for g in groups} == {0.125}
+
+
+def test_muon_is_torchs_and_a_convolution_is_the_matrix_of_its_kernels():
+    torch.manual_seed(0)
+    for shape in ((24, 64), (64, 24)):
+        ours, its = (nn.Parameter(torch.zeros(shape)) for _ in range(2))
+        kernel = nn.Parameter(torch.zeros(shape[0], shape[1] // 4, 2, 2).contiguous(memory_format=torch.channels_last))
+        reference = torch.optim.Muon([its], lr=0.1, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+        muon = Muon([{"params": [ours]}, {"params": [kernel], "scale": 0.5}], 0.1, 0.05)
+        muon.param_groups[1]["lr"] = 0.2
+        for _ in range(3):
+            its.grad = torch.randn(shape)
+            ours.grad, kernel.grad = its.grad.clone(), its.grad.clone().view_as(kernel)
+            reference.step()
+            muon.step()
+        assert nn.functional.cosine_similarity(ours.flatten(), its.flatten(), 0) > 0.999
+        assert ours.norm().item() == pytest.approx(its.norm().item(), rel=0.02)
+        assert torch.allclose(kernel.flatten(1), ours, atol=1e-5)
 
 
 def test_one_step_of_each_optimizer_lowers_the_loss():

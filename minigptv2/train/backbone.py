@@ -112,8 +112,8 @@ class DenseModel(nn.Module):
         return thing.squeeze(-1), kind, color, box.unflatten(-1, (4, BINS + 1))
 
 
-def dense_loss(outputs, kind, color, box) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The summed loss and its readings: share of patches, colours and box error in hundredths of the side."""
+def dense_loss(outputs, kind, color, box, phase: Phase) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss, weighed as the phase says, and its readings: shares of patches and colours, box error in hundredths."""
     on_thing = kind > 0
     thing_logits, kind_logits, color_logits, box_logits = (
         outputs[0].float(),
@@ -138,7 +138,7 @@ def dense_loss(outputs, kind, color, box) -> tuple[torch.Tensor, dict[str, torch
             "color_right": (color_logits.argmax(-1) == color).float().mean(),
             "box_error": (box_logits.argmax(-1) - numbers).abs().mean(),
         }  # fmt: skip
-    return thing_loss + kind_loss + color_loss + 0.5 * box_loss, readings
+    return thing_loss + phase.kinds * kind_loss + color_loss + phase.boxes * box_loss, readings
 
 
 def pretrain(recipe: Recipe) -> Path | None:
@@ -207,7 +207,7 @@ def _pretrain(recipe: Recipe, stop: StopSignal) -> Path | None:
             images, kind, color, box = (t.to(device) for t in next(batches))
             waited = time.perf_counter() - waited
             model.train()
-            loss, readings = dense_loss(call_in(model, dtype, to_pixels(images)), kind, color, box)
+            loss, readings = dense_loss(call_in(model, dtype, to_pixels(images)), kind, color, box, phase)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             for optimizer in optimizers:

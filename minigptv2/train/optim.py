@@ -5,16 +5,23 @@ from math import cos, pi
 import torch
 from torch import nn
 
+from minigptv2.train.muon import Muon
+
+KERNEL_STEPS = 8.0  # of a convolution, relative to a matrix: the batch norms behind them keep only their direction
+
 
 def build_optimizers(module: nn.Module, name: str, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """The optimizers of one model: "adamw" alone, or "muon" for the matrices of its blocks with AdamW for the rest.
+    """The optimizers of one model: "adamw" alone, or "muon" for the matrices of its blocks and the kernels of its
+    convolutions with AdamW for the rest.
 
     Both take the same learning rate: Muon's update is scaled to AdamW's root mean square (arXiv 2502.16982).
     Biases, norms and tables of positions or tokens are not decayed.
     """
     trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    matrices = [p for n, p in trained if name == "muon" and p.ndim == 2 and (".blocks." in n or ".layers." in n)]
-    chosen = {id(p) for p in matrices}
+    muon = name == "muon"
+    matrices = [p for n, p in trained if muon and p.ndim == 2 and (".blocks." in n or ".layers." in n)]
+    kernels = [p for _, p in trained if muon and p.ndim == 4]
+    chosen = {id(p) for p in matrices + kernels}
     rest = [(n, p) for n, p in trained if id(p) not in chosen]
     tables = ("pos_embed", "cls_token", "embed_tokens.weight")
     plain = [p for n, p in rest if p.ndim < 2 or n.endswith(tables)]
@@ -23,8 +30,9 @@ def build_optimizers(module: nn.Module, name: str, lr: float, weight_decay: floa
     optimizers: list[torch.optim.Optimizer] = []
     if any(g["params"] for g in groups):
         optimizers.append(torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.98)))
-    if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+    groups = [{"params": matrices}, {"params": kernels, "scale": KERNEL_STEPS}]
+    if chosen:
+        optimizers.append(Muon([g for g in groups if g["params"]], lr, weight_decay))
     return optimizers
 
 

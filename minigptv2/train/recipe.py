@@ -17,7 +17,8 @@ NOTHING = "nothing"  # as init: a model of random weights
 @dataclass
 class Phase:
     """A phase of the backbone's pre-training. image_size: pixels; batch: pictures a step; views: how often a scene is
-    seen; most, zoom: of the scenes, as `draw_scene` takes them; crowded: share of the scenes that are so."""
+    seen; most, zoom: of the scenes, as `draw_scene` takes them; crowded: share of the scenes that are so. kinds, boxes:
+    weights of these two losses, beside 1 for where things are and for their colours."""
 
     image_size: int
     steps: int
@@ -26,6 +27,8 @@ class Phase:
     most: int = 8
     zoom: float = 1.0
     crowded: float = 0.0
+    kinds: float = 1.0
+    boxes: float = 0.5
 
 
 @dataclass
