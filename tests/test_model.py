@@ -58,6 +58,26 @@ def test_the_projector_joins_four_tokens_of_the_raster_order():
         projector(torch.randn(1, 15, 6))
 
 
+def test_a_window_gets_the_positions_of_its_place_in_the_whole():
+    torch.manual_seed(0)
+    config = VisionConfig(width=32, depth=0, heads=2, stem_channels=(8,) * len(VisionConfig.stem_channels))
+    tower = VisionTower(config).eval()
+    pictures = torch.randn(2, 3, 448, 448)
+    places = torch.tensor([[0, 0], [3, 11]])
+    windows = torch.stack([
+        p[:, 28 * r : 28 * r + 112, 28 * c : 28 * c + 112] for p, (r, c) in zip(pictures, places.tolist())
+    ])  # fmt: skip
+    with torch.no_grad():
+        whole = tower(pictures).unflatten(1, (16, 16))
+        torch.testing.assert_close(tower(pictures, torch.zeros_like(places)).unflatten(1, (16, 16)), whole)
+        found = tower(windows, places).unflatten(1, (4, 4))
+        tower.trunk.patch_embed.proj.weight.zero_()  # nothing but positions is left
+        tower.trunk.patch_embed.proj.bias.zero_()
+        whole, found = tower(pictures).unflatten(1, (16, 16)), tower(windows, places).unflatten(1, (4, 4))
+    for i, (r, c) in enumerate(places.tolist()):
+        torch.testing.assert_close(found[i], whole[i, r : r + 4, c : c + 4])
+
+
 def test_tokens_of_the_tower_are_in_raster_order_without_class_token():
     """The patch that alone differs between two pictures is the token that differs most, in a tower without mixing."""
     tower = VisionTower(VisionConfig("vit_tiny_patch16_224", {**TIMM, "depth": 0}, 64)).eval()
@@ -362,7 +382,7 @@ def test_every_trained_parameter_has_one_optimizer(name, lora, tower):
     kinds = [type(o).__name__ for o in optimizers]
     assert kinds == (["AdamW"] if name == "adamw" else ["AdamW", "Muon"])
     scaled = [trained[id(p)] for g in groups if g.get("scale", 1) != 1 for p in g["params"]]
-    kernels = [n for n, p in model.named_parameters() if p.ndim == 4]
+    kernels = [n for n, p in model.named_parameters() if p.ndim == 4 and p.shape[2:].numel() > 1]
     assert kernels and scaled == (kernels if tower and name == "muon" else [])
     set_learning_rate(optimizers, 0.125)
     assert {g["lr"] for g in groups} == {0.125}

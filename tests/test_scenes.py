@@ -184,7 +184,7 @@ def test_mirrored_targets_are_those_of_the_mirrored_scene(scenes):
 
 def test_the_stream_of_views_is_repeatable_and_pairs_pictures_with_their_targets():
     def first(start: int = 0) -> list[tuple[torch.Tensor, ...]]:
-        views = iter(SceneViews(9, Phase(112, 1, 1, views=2), 8, start, keep=16))
+        views = iter(SceneViews(9, Phase(112, 1, 1, views=2), 14, start, keep=16))
         return [next(views) for _ in range(12)]
 
     views = first()
@@ -198,6 +198,24 @@ def test_the_stream_of_views_is_repeatable_and_pairs_pictures_with_their_targets
             image, targets = torch.from_numpy(np.array(scene.image)), dense_targets(scene, 8)
             known[image.numpy().tobytes()] = targets
             known[image.flip(1).numpy().tobytes()] = _mirrored(targets, 8)
-    for image, kind, color, box in views:
+    for image, kind, color, box, place in views:
         targets = known[image.numpy().tobytes()]
         assert torch.equal(kind, targets.kind) and torch.equal(color, targets.color) and torch.equal(box, targets.box)
+        assert place.tolist() == [0, 0]
+
+
+def test_views_of_windows_lie_anywhere_in_the_whole_and_their_boxes_with_them():
+    views = iter(SceneViews(9, Phase(112, 1, 1, views=1, frame=448), 28))
+    seen, places = torch.arange(4), []
+    for image, kind, _, box, place in (next(views) for _ in range(40)):
+        assert image.shape == (112, 112, 3) and len(kind) == 16
+        row, column = (int(v) for v in place)
+        left, top = ((column + seen).repeat(4) * 28 / 448, (row + seen).repeat_interleave(4) * 28 / 448)  # of patches
+        on = kind > 0
+        x1, y1, x2, y2 = box[on].unbind(1)
+        assert ((x1 < left[on] + 28 / 448) & (x2 > left[on]) & (y1 < top[on] + 28 / 448) & (y2 > top[on])).all()
+        assert (box[on] >= torch.tensor([column, row] * 2) / 16).all()
+        assert (box[on] <= torch.tensor([column + 4, row + 4] * 2) / 16).all()
+        places.append((row, column))
+    rows, columns = zip(*places)
+    assert min(rows) < 3 and max(rows) > 9 and max(rows) <= 12 and len({r - c for r, c in places}) > 10

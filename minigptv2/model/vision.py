@@ -6,6 +6,7 @@ Source: MiniGPT-v2 (arXiv 2310.09478) section 2; the tower is EVA-CLIP ViT-g/14 
 
 import re
 from functools import partial
+from math import isqrt
 from pathlib import Path
 
 import torch
@@ -21,6 +22,9 @@ class VisionTower(nn.Module):
 
     pixels [B, 3, H, W], CLIP-normalised -> [B, N, C]. `ln_vision` has eps 1e-5 and stays at weight 1, bias 0 unless a
     file carries it: the published model never trained it.
+
+    places [B, 2]: the pixels are square windows of larger pictures of the tower's size, and these the row and column of
+    their first patches in the pictures' grid. The patches get the positions that they have there.
     """
 
     def __init__(self, config: VisionConfig):
@@ -38,9 +42,25 @@ class VisionTower(nn.Module):
         """Patches of one picture, the class token not counted."""
         return self.trunk.patch_embed.num_patches
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        tokens = self.trunk.forward_features(pixels)  # [B, prefix + N, C]
-        return self.ln_vision(tokens[:, self.trunk.num_prefix_tokens :])  # [B, N, C]
+    def forward(self, pixels: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
+        trunk = self.trunk
+        if places is None:
+            tokens = trunk.forward_features(pixels)  # [B, prefix + N, C]
+        else:
+            tokens = trunk.blocks(trunk.norm_pre(self._placed(pixels, places)))
+        return self.ln_vision(tokens[:, trunk.num_prefix_tokens :])  # [B, N, C]
+
+    def _placed(self, pixels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """What the blocks see of windows: [B, 1 + N, C], the class token first."""
+        trunk = self.trunk
+        trunk.patch_embed.strict_img_size = False
+        patches = trunk.patch_embed(pixels)  # [B, N, C]
+        steps = torch.arange(isqrt(patches.shape[1]), device=places.device)
+        rows, columns = (places[:, i, None] + steps for i in (0, 1))  # [B, side] each
+        index = (rows[:, :, None] * trunk.patch_embed.grid_size[1] + columns[:, None]).flatten(1)  # [B, N]
+        head, table = trunk.pos_embed[0].split([1, trunk.pos_embed.shape[1] - 1])
+        first = (trunk.cls_token + head).expand(len(patches), -1, -1)
+        return torch.cat([first, patches + table[index]], dim=1)
 
     def resize(self, image_size: int) -> None:
         """Take pictures of another size: the position table is interpolated, the class position kept."""
@@ -111,7 +131,7 @@ def _stem_side(config: VisionConfig) -> int:
 
 def _build_trunk(config: VisionConfig) -> nn.Module:
     import timm
-    from timm.layers import HybridEmbed
+    from timm.layers import HybridEmbed, build_sincos2d_pos_embed
     from timm.models.vision_transformer import VisionTransformer
     from timm.models.vision_transformer_hybrid import ConvStem
 
@@ -145,5 +165,8 @@ def _build_trunk(config: VisionConfig) -> nn.Module:
         embed_layer=partial(HybridEmbed, stem, feature_size=side, feature_ratio=config.image_size // side),
     )
     trunk.norm = nn.Identity()
-    nn.init.trunc_normal_(trunk.pos_embed, std=0.2)  # as large as the stem's output: places are learned at once
+    # as large as the stem's output, and neighbours alike: what is learned of one place is half learned of the next
+    waves = build_sincos2d_pos_embed(trunk.patch_embed.grid_size, config.width, temperature=30.0)
+    nn.init.trunc_normal_(trunk.pos_embed, std=0.02)
+    trunk.pos_embed.data[0, 1:] += 0.28 * waves.to(trunk.pos_embed.device)
     return trunk

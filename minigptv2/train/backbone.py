@@ -61,10 +61,16 @@ def dense_targets(scene: Scene, grid: int) -> DenseTargets:
 
 
 class SceneViews(torch.utils.data.IterableDataset):
-    """An endless stream of (pixels, targets); each drawn scene is seen `views` times, half of them mirrored."""
+    """An endless stream of (pixels, kind, color, box, place); each drawn scene is seen `views` times, half of them
+    mirrored.
 
-    def __init__(self, seed: int, phase: Phase, grid: int, start: int = 0, keep: int = 256):
-        self.seed, self.phase, self.grid, self.start, self.keep = seed, phase, grid, start, keep
+    Boxes are relative to the whole picture. place: row and column in its grid of the scene's first patch: (0, 0), or,
+    where scenes are windows of it, anywhere. patch: pixels of a side.
+    """
+
+    def __init__(self, seed: int, phase: Phase, patch: int, start: int = 0, keep: int = 256):
+        self.seed, self.phase, self.patch, self.start, self.keep = seed, phase, patch, start, keep
+        self.grid = phase.image_size // patch
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
@@ -75,7 +81,8 @@ class SceneViews(torch.utils.data.IterableDataset):
         while True:
             if len(kept) < self.keep // 8 or rng.random() < 1 / self.phase.views:
                 phase, crowded = self.phase, rng.random() < self.phase.crowded
-                scene = draw_scene((self.seed, number), phase.image_size, phase.most, phase.zoom, crowded)
+                zoom = phase.whole / phase.image_size
+                scene = draw_scene((self.seed, number), phase.image_size, phase.most, zoom, crowded)
                 number += stride
                 if not scene.things:
                     continue
@@ -89,7 +96,10 @@ class SceneViews(torch.utils.data.IterableDataset):
             image, targets = item
             if rng.random() < 0.5:
                 image, targets = image.flip(1), _mirrored(targets, self.grid)
-            yield image, targets.kind, targets.color, targets.box
+            whole = self.phase.whole
+            place = torch.from_numpy(rng.integers((whole - self.phase.image_size) // self.patch + 1, size=2))
+            box = targets.box * (self.phase.image_size / whole) + place.flip(0).repeat(2) * (self.patch / whole)
+            yield image, targets.kind, targets.color, box, place
 
 
 def _mirrored(targets: DenseTargets, grid: int) -> DenseTargets:
@@ -107,8 +117,8 @@ class DenseModel(nn.Module):
         self.sizes = (1, len(KINDS), len(COLORS), 4 * (BINS + 1))
         self.head = nn.Linear(tower.width, sum(self.sizes))
 
-    def forward(self, pixels: torch.Tensor):
-        thing, kind, color, box = self.head(self.tower(pixels)).split(self.sizes, dim=-1)
+    def forward(self, pixels: torch.Tensor, places: torch.Tensor | None = None):
+        thing, kind, color, box = self.head(self.tower(pixels, places)).split(self.sizes, dim=-1)
         return thing.squeeze(-1), kind, color, box.unflatten(-1, (4, BINS + 1))
 
 
@@ -120,7 +130,8 @@ def dense_loss(outputs, kind, color, box, phase: Phase) -> tuple[torch.Tensor, d
         *(o[on_thing].float() for o in outputs[1:]),
     )
     kind, color, box = kind[on_thing] - 1, color[on_thing], box[on_thing]
-    patches = (box[:, 2:] - box[:, :2]).prod(-1) * on_thing.shape[1]  # that the patch's thing covers, [M]
+    cells = on_thing.shape[1] * (phase.whole / phase.image_size) ** 2  # patches of the whole picture
+    patches = (box[:, 2:] - box[:, :2]).prod(-1) * cells  # that the patch's thing covers, [M]
     weight = patches.clamp(min=1) ** -0.5  # small things count too
     weight = weight / weight.sum()
     thing_loss = F.binary_cross_entropy_with_logits(thing_logits, on_thing.float())
@@ -161,12 +172,20 @@ def _pretrain(recipe: Recipe, stop: StopSignal) -> Path | None:
     device = choose_device(recipe.device)
     dtype = best_dtype(device)
     tower = VisionTower(recipe.model.vision)
+    patch = tower.config.image_size // tower.trunk.patch_embed.grid_size[0]
+    for phase in phases:
+        if not 0 < phase.image_size <= phase.whole or phase.image_size % patch or phase.whole % patch:
+            raise UserError(
+                f"A phase has image_size {phase.image_size} and frame {phase.frame}.",
+                f"Both are multiples of {patch}, a patch of this tower, and a frame is no smaller than what it frames.",
+                "Correct them in the recipe.",
+            )  # fmt: skip
     total = sum(p.steps for p in phases)
     model = DenseModel(tower)
     if recipe.init:
         _fill(model, Path(recipe.init))
     model.to(device, memory_format=torch.channels_last)  # convolutions: a fifth more steps
-    tower.resize(phases[0].image_size)
+    tower.resize(phases[0].whole)
     optimizers = build_optimizers(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
     step, scenes = 0, 0
     checkpoint = output / "checkpoint.pt"
@@ -174,21 +193,27 @@ def _pretrain(recipe: Recipe, stop: StopSignal) -> Path | None:
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         step, scenes = saved["step"], saved["scenes"]
-        tower.resize(phases[bisect_right(ends, max(0, step - 1))].image_size)
-        model.load_state_dict(saved["model"])
+        tower.resize(phases[bisect_right(ends, max(0, step - 1))].whole)
         optimizers = build_optimizers(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+        try:
+            model.load_state_dict(saved["model"])
+            for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{checkpoint} was written by another recipe: {' '.join(str(error).split())[:200]}",
+                "A run goes on with the model, phases and optimizer that it began with.",
+                "Choose another folder with output=..., or delete this one to begin anew.",
+            ) from error  # fmt: skip
     bar = tqdm(total=total, initial=step, desc="backbone", smoothing=0.05)
     log = open(output / "log.jsonl", "a")
     while step < total:
         phase_index = bisect_right(ends, step)
         phase = phases[phase_index]
-        if tower.trunk.patch_embed.img_size[0] != phase.image_size:
-            tower.resize(phase.image_size)
+        if tower.trunk.patch_embed.img_size[0] != phase.whole:
+            tower.resize(phase.whole)
             optimizers = build_optimizers(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
-        grid = tower.trunk.patch_embed.grid_size[0]
-        views = SceneViews(recipe.seed, phase, grid, scenes)
+        views = SceneViews(recipe.seed, phase, patch, scenes)
         batches = iter(
             torch.utils.data.DataLoader(
                 views,
@@ -199,15 +224,14 @@ def _pretrain(recipe: Recipe, stop: StopSignal) -> Path | None:
             )
         )
         while step < ends[phase_index]:
-            rate = learning_rate(
-                step - (ends[phase_index] - phase.steps), phase.steps, recipe.lr, recipe.lowest_lr, recipe.warmup
-            )
+            rate = learning_rate(step, total, recipe.lr, recipe.lowest_lr, recipe.warmup)
             set_learning_rate(optimizers, rate)
             waited = time.perf_counter()
-            images, kind, color, box = (t.to(device) for t in next(batches))
+            images, kind, color, box, places = (t.to(device) for t in next(batches))
             waited = time.perf_counter() - waited
             model.train()
-            loss, readings = dense_loss(call_in(model, dtype, to_pixels(images)), kind, color, box, phase)
+            outputs = call_in(model, dtype, to_pixels(images), places if phase.frame else None)
+            loss, readings = dense_loss(outputs, kind, color, box, phase)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             for optimizer in optimizers:

@@ -7,12 +7,13 @@ from torch import nn
 
 from minigptv2.train.muon import Muon
 
-KERNEL_STEPS = 8.0  # of a convolution, relative to a matrix: the batch norms behind them keep only their direction
+KERNEL_STEPS = 8.0  # of the stem's kernels, relative to a matrix: batch norms behind them keep their direction alone
 
 
 def build_optimizers(module: nn.Module, name: str, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
     """The optimizers of one model: "adamw" alone, or "muon" for the matrices of its blocks and the kernels of its
-    convolutions with AdamW for the rest.
+    convolutions with AdamW for the rest. A kernel of one pixel is a matrix: the one that ends a stem has no norm
+    behind it, and what it gives would drown the positions if it took the others' steps.
 
     Both take the same learning rate: Muon's update is scaled to AdamW's root mean square (arXiv 2502.16982).
     Biases, norms and tables of positions or tokens are not decayed.
@@ -20,7 +21,8 @@ def build_optimizers(module: nn.Module, name: str, lr: float, weight_decay: floa
     trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     muon = name == "muon"
     matrices = [p for n, p in trained if muon and p.ndim == 2 and (".blocks." in n or ".layers." in n)]
-    kernels = [p for _, p in trained if muon and p.ndim == 4]
+    matrices += [p for _, p in trained if muon and p.ndim == 4 and p.shape[2:].numel() == 1]
+    kernels = [p for _, p in trained if muon and p.ndim == 4 and p.shape[2:].numel() > 1]
     chosen = {id(p) for p in matrices + kernels}
     rest = [(n, p) for n, p in trained if id(p) not in chosen]
     tables = ("pos_embed", "cls_token", "embed_tokens.weight")

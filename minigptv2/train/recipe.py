@@ -16,19 +16,25 @@ NOTHING = "nothing"  # as init: a model of random weights
 
 @dataclass
 class Phase:
-    """A phase of the backbone's pre-training. image_size: pixels; batch: pictures a step; views: how often a scene is
-    seen; most, zoom: of the scenes, as `draw_scene` takes them; crowded: share of the scenes that are so. kinds, boxes:
-    weights of these two losses, beside 1 for where things are and for their colours."""
+    """A phase of the backbone's pre-training. image_size: pixels; frame: of the whole picture, where what is drawn is a
+    window of it, with things as large in pixels as in the whole; 0: what is drawn is the whole. batch: pictures a step;
+    views: how often a scene is seen; most: of the scenes, as `draw_scene` takes it; crowded: share of the scenes that
+    are so. kinds, boxes: weights of these two losses, beside 1 for where things are and for their colours."""
 
     image_size: int
     steps: int
     batch: int
     views: int = 2
     most: int = 8
-    zoom: float = 1.0
+    frame: int = 0
     crowded: float = 0.0
     kinds: float = 1.0
     boxes: float = 0.5
+
+    @property
+    def whole(self) -> int:
+        """Pixels of a side of the whole picture."""
+        return self.frame or self.image_size
 
 
 @dataclass

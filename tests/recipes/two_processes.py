@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from minigptv2.train.loop import Stage, run
+from minigptv2.train.muon import Muon
 
 CONFIGS = Path(__file__).parents[2] / "train_configs"
 
@@ -29,8 +30,27 @@ def torchrun(recipe: str, folder: Path) -> None:
     Stage._step = stopped
     assert run(recipe, [f"output={folder / 'stopped'}", "save_every=100"]) is None
     Stage._step = taken
+    shared_muon()
     assert (folder / "stopped/checkpoints/step-00000003/checksums.json").is_file()
     assert run(recipe, [f"output={folder / 'stopped'}", "save_every=100"])
+
+
+def shared_muon() -> None:
+    """Processes that share the work take the step that one alone takes."""
+    torch.manual_seed(3)
+    start = [torch.randn(shape) for shape in ((8, 12), (12, 8), (4, 2, 3, 3))]
+    grads = [torch.randn_like(s) for s in start]
+    after = []
+    for shared in (True, False):
+        weights = [torch.nn.Parameter(s.clone()) for s in start]
+        for weight, grad in zip(weights, grads):
+            weight.grad = grad.clone()
+        alone = torch.distributed.is_initialized
+        torch.distributed.is_initialized = alone if shared else lambda: False
+        Muon(weights, 0.1, 0.05).step()
+        torch.distributed.is_initialized = alone
+        after.append(weights)
+    assert all(a.equal(b) for a, b in zip(*after))
 
 
 def deepspeed(recipe: str, folder: Path) -> None:
