@@ -73,16 +73,17 @@ class SceneViews(torch.utils.data.IterableDataset):
         self.grid = phase.image_size // patch
 
     def __iter__(self):
+        phase, whole = self.phase, self.phase.whole
+        places = (whole - phase.image_size) // self.patch + 1  # of a row, and of a column
         worker = torch.utils.data.get_worker_info()
         index, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         rng = np.random.default_rng((self.seed, self.start, index))
         kept: list[tuple[torch.Tensor, DenseTargets]] = []
         number = self.start + index
         while True:
-            if len(kept) < self.keep // 8 or rng.random() < 1 / self.phase.views:
-                phase, crowded = self.phase, rng.random() < self.phase.crowded
-                zoom = phase.whole / phase.image_size
-                scene = draw_scene((self.seed, number), phase.image_size, phase.most, zoom, crowded)
+            if len(kept) < self.keep // 8 or rng.random() < 1 / phase.views:
+                crowded = rng.random() < phase.crowded
+                scene = draw_scene((self.seed, number), phase.image_size, phase.most, whole / phase.image_size, crowded)
                 number += stride
                 if not scene.things:
                     continue
@@ -96,9 +97,8 @@ class SceneViews(torch.utils.data.IterableDataset):
             image, targets = item
             if rng.random() < 0.5:
                 image, targets = image.flip(1), _mirrored(targets, self.grid)
-            whole = self.phase.whole
-            place = torch.from_numpy(rng.integers((whole - self.phase.image_size) // self.patch + 1, size=2))
-            box = targets.box * (self.phase.image_size / whole) + place.flip(0).repeat(2) * (self.patch / whole)
+            place = torch.from_numpy(rng.integers(places, size=2))
+            box = targets.box * (phase.image_size / whole) + place.flip(0).repeat(2) * (self.patch / whole)
             yield image, targets.kind, targets.color, box, place
 
 
