@@ -102,6 +102,7 @@ class FamilyTokenizer:
 class Encoded:
     """One row. ids: IMAGE_ID where a visual token goes; labels: the id itself where supervised, else IGNORED.
 
+    looks: the visual tokens, by their number in the picture, that a token should look at in training; () for most.
     positions restart after the shared block; blocks: SHARED, or the number of the exchange a token belongs to (one
     block alone: an ordinary causal row). images: what `images.open_image` takes, in the order of their places.
     """
@@ -110,6 +111,7 @@ class Encoded:
     labels: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
+    looks: list[tuple[int, ...]] = field(default_factory=list)
     images: list[object] = field(default_factory=list)
 
     def add(self, ids: Sequence[int], supervised: bool = False, block: int = SHARED) -> None:
@@ -121,6 +123,7 @@ class Encoded:
         self.labels += ids if supervised else [IGNORED] * len(ids)
         self.positions += range(start, start + len(ids))
         self.blocks += [block] * len(ids)
+        self.looks += [()] * len(ids)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -236,22 +239,30 @@ class Batch:
 
 @dataclass
 class Group:
-    """N blocks of M tokens each. owners: [N] whose shared part each sees; mask: [N, 1, M, S + M] bool, True: seen."""
+    """N blocks of M tokens each. owners: [N] whose shared part each sees; mask: [N, 1, M, S + M] bool, True: seen.
+
+    lookers: [K] which of the N * M tokens should look at certain visual tokens; looks: [K, S] bool, at which."""
 
     owners: torch.Tensor
     mask: torch.Tensor
+    lookers: torch.Tensor
+    looks: torch.Tensor
 
 
 @dataclass
 class Layout:
-    """A packed row: the shared parts of all pictures, `shared` tokens each, then the blocks of every group."""
+    """A packed row: the shared parts of all pictures, `shared` tokens each, then the blocks of every group.
+
+    missed: a pass through the model adds, of each layer whose attention is supervised and of each group, [K]: -log of
+    the weight that each looker puts on what it should look at."""
 
     pictures: int
     shared: int
     groups: list[Group]
+    missed: list[torch.Tensor] = field(default_factory=list)
 
     def to(self, device) -> Layout:
-        groups = [Group(g.owners.to(device), g.mask.to(device)) for g in self.groups]
+        groups = [Group(*(t.to(device) for t in vars(g).values())) for g in self.groups]
         return Layout(self.pictures, self.shared, groups)
 
 
@@ -295,6 +306,7 @@ def pack(rows: Sequence[Encoded]) -> Batch:
         for block in blocks:
             groups.setdefault(LENGTHS[bisect_left(LENGTHS, len(block))], []).append((owner, block))
     heads = torch.tensor([len(head) for head, _ in split])
+    firsts = [head.ids.index(IMAGE_ID) if IMAGE_ID in head.ids else 0 for head, _ in split]
     parts = [collate([head for head, _ in split])]
     layout = Layout(len(rows), shared, [])
     for length, blocks in sorted(groups.items()):
@@ -302,7 +314,14 @@ def pack(rows: Sequence[Encoded]) -> Batch:
         before = torch.arange(shared) < heads[owners][:, None]  # [N, S]
         own = torch.ones(length, length, dtype=torch.bool).tril()
         mask = torch.cat([before[:, None].expand(-1, length, -1), own.expand(len(blocks), -1, -1)], dim=-1)
-        layout.groups.append(Group(owners, mask[:, None]))
+        wanted = {
+            n * length + m: [firsts[owner] + place for place in places]
+            for n, (owner, block) in enumerate(blocks) for m, places in enumerate(block.looks) if places
+        }  # fmt: skip
+        looks = torch.zeros(len(wanted), shared, dtype=torch.bool)
+        for look, places in zip(looks, wanted.values()):
+            look[places] = True
+        layout.groups.append(Group(owners, mask[:, None], torch.tensor(list(wanted), dtype=torch.long), looks))
         parts.append(collate([block for _, block in blocks], length=length))
     names = ("ids", "labels", "positions", "blocks")
     return Batch(*(torch.cat([getattr(p, n).flatten() for p in parts])[None] for n in names), layout=layout)
@@ -325,12 +344,13 @@ def split_after_pictures(row: Encoded) -> tuple[Encoded, Encoded]:
 
 def _parts(row: Encoded, blocks: Sequence[int]) -> tuple[Encoded, list[Encoded]]:
     parts: dict[int, Encoded] = {SHARED: Encoded()}
-    for token, label, position, block in zip(row.ids, row.labels, row.positions, blocks):
+    for token, label, position, looks, block in zip(row.ids, row.labels, row.positions, row.looks, blocks):
         part = parts.setdefault(block, Encoded())
         part.ids.append(token)
         part.labels.append(label)
         part.positions.append(position)
         part.blocks.append(block)
+        part.looks.append(looks)
     return parts.pop(SHARED), list(parts.values())
 
 

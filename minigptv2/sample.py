@@ -45,7 +45,8 @@ class Sample:
     """One picture and what is said about it. image: anything that `images.open_image` takes, or None for text alone.
 
     size: width and height of that picture in pixels; (0, 0) without one, and where no box needs it. key: where it
-    comes from, for messages. side_by_side: the exchanges are independent questions, not one conversation.
+    comes from, for messages. side_by_side: the exchanges are independent questions, not one conversation. named: what
+    is in the picture, by every name that fits it, whatever is asked: where a name in the text may look.
     """
 
     image: Any
@@ -53,6 +54,7 @@ class Sample:
     exchanges: tuple[Exchange, ...]
     key: str = ""
     side_by_side: bool = False
+    named: tuple[Phrase, ...] = ()
 
 
 @dataclass(frozen=True)

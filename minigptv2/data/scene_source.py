@@ -20,7 +20,7 @@ from PIL import Image
 
 from minigptv2.boxes import Box
 from minigptv2.data.dataset import Problems
-from minigptv2.data.scene_talk import Talk, exchanges
+from minigptv2.data.scene_talk import Talk, exchanges, named
 from minigptv2.data.scenes import Scene, Thing, draw_scene
 from minigptv2.errors import UserError
 from minigptv2.files import whole
@@ -113,7 +113,7 @@ class Scenes:
             if memory:
                 told = Talk(scene, rng).dialogue()
                 talk = told if told and rng.random() < 0.6 else talk[: rng.randint(1, 6)]
-        return Sample(image, (self.series.side,) * 2, tuple(talk), image.key, side_by_side=not memory)
+        return Sample(image, (self.series.side,) * 2, tuple(talk), image.key, not memory, named(scene))
 
     def picture(self, index: int) -> SceneImage:
         """`self[index].image`, not drawn before it is opened."""

@@ -442,3 +442,14 @@ def exchanges(scene: Scene, weights: dict[str, float], count: int, rng: random.R
         if len(out) == count:
             break
     return list(out.values())
+
+
+def named(scene: Scene) -> tuple[Phrase, ...]:
+    """Every name of what is in the scene, in the singular and the plural, with all boxes that it stands for."""
+    found: dict[str, list[Box]] = {}
+    for thing in scene.things:
+        for words in (thing.kind, plural(thing.kind), thing.name, f"{thing.color} {plural(thing.kind)}"):
+            boxes = found.setdefault(words, [])
+            if thing.box not in boxes:
+                boxes.append(thing.box)
+    return tuple(Phrase(words, tuple(boxes)) for words, boxes in found.items())

@@ -58,8 +58,12 @@ class GroundingVLM(nn.Module):
             raise ValueError(f"The rows have {int(places.sum())} places for visual tokens, but {given} were given.")
         return embedded if visual is None else embedded.masked_scatter(places, visual.to(embedded.dtype))
 
-    def forward(self, batch: Batch, tokens: float | None = None, unseen: bool = False) -> torch.Tensor:
+    def forward(
+        self, batch: Batch, tokens: float | None = None, unseen: bool = False, attention: float = 0.0
+    ) -> torch.Tensor:
         """The loss summed over all supervised tokens of the batch, divided by `tokens`; by default by their number.
+
+        attention: weight of what supervised attention missed (`train/attention_targets.py`), divided by the same.
 
         unseen: the batch is text alone, and its picture passes through the same layers but enters with weight 0.
         """
@@ -71,7 +75,10 @@ class GroundingVLM(nn.Module):
             visual = self.encode_images(None, features)
         losses = self.token_losses(batch, *((None, visual) if unseen else (visual,)))
         # 0, and no gradient, where nothing is supervised
-        return losses.sum() / max(1, len(losses) if tokens is None else tokens)
+        loss = losses.sum()
+        if attention and batch.layout is not None:
+            loss = loss + attention * sum(missed.sum() for missed in batch.layout.missed)
+        return loss / max(1, len(losses) if tokens is None else tokens)
 
     def token_losses(
         self, batch: Batch, visual: torch.Tensor | None, unseen: torch.Tensor | None = None

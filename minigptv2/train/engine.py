@@ -34,7 +34,7 @@ State = dict[str, torch.Tensor]
 class Settings:
     """dtype: of the products. accumulate: micro-batches of an optimizer step. clip: largest norm of all gradients
     together; 0: none. checkpointing: the language model's layers are computed again in the backward pass. blank: what a
-    row of text alone looks at where all processes must compute the same layers."""
+    row of text alone looks at where all processes must compute the same layers. attention: as in the recipe."""
 
     dtype: torch.dtype
     optimizer: str
@@ -43,6 +43,7 @@ class Settings:
     clip: float = 1.0
     checkpointing: bool = False
     blank: Literal["pixels", "features"] = "pixels"
+    attention: float = 0.0
 
 
 class Engine:
@@ -67,9 +68,9 @@ class Engine:
     def loss(self, batch: Batch, tokens: float) -> torch.Tensor:
         """This micro-batch's share of the step's loss; tokens: supervised ones of the whole step, everywhere."""
         if self.world.device.type == "cpu" and not self.settings.checkpointing:
-            return call_in(self.model, self.settings.dtype, batch, tokens=tokens)
+            return call_in(self.model, self.settings.dtype, batch, tokens=tokens, attention=self.settings.attention)
         with autocast_in(self.world.device, self.settings.dtype):
-            return self.model(batch, tokens=tokens)
+            return self.model(batch, tokens=tokens, attention=self.settings.attention)
 
     def backward(self, loss: torch.Tensor) -> None:
         if loss.requires_grad:  # else the micro-batch has nothing to learn from
@@ -160,7 +161,7 @@ class _Loss(nn.Module):
             tower = self.model.vision
             batch = replace(batch, features=torch.zeros(1, tower.patches, tower.width, device=self.device))
         with autocast_in(self.device, self.settings.dtype):
-            return self.model(batch, tokens=tokens, unseen=unseen)
+            return self.model(batch, tokens=tokens, unseen=unseen, attention=self.settings.attention)
 
 
 class DeepSpeedEngine(Engine):

@@ -62,14 +62,17 @@ class Journal:
         if not self.quiet:
             self._bar.update()
 
-    def step(self, step: int, loss: float, norm: float, rate: float, failures: int) -> None:
-        """A row of the log: the loss of this step, speeds since the row before."""
+    def step(
+        self, step: int, loss: float, norm: float, rate: float, failures: int, missed: float | None = None
+    ) -> None:
+        """A row of the log: the loss of this step's answers, speeds since the row before. missed: by supervised
+        attention, the mean of -log of the weight on what should be looked at."""
         now = time.perf_counter()
         spent = now - self._began
         row = {
             "step": step, "loss": loss, "norm": norm, "lr": rate, "samples_per_s": self._samples / spent,
             "tokens_per_s": self._tokens / spent, "wait_share": self._waited / spent, "memory_gb": self._memory(),
-            "failures": failures,
+            "failures": failures, **({} if missed is None else {"missed": missed}),
         }  # fmt: skip
         self._began, self._waited, self._samples, self._tokens = now, 0.0, 0, 0
         if not self.quiet:

@@ -20,6 +20,7 @@ from minigptv2.data.mixture import open_mixture
 from minigptv2.encode import Encoder, Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.model.checkpoint import save_trained
+from minigptv2.train.attention_targets import Targets
 from minigptv2.train.backbone import pretrain
 from minigptv2.train.begin import begin, choose_trained, settle
 from minigptv2.train.checkpoints import Progress, load_checkpoint, save_checkpoint
@@ -76,7 +77,7 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
     micro, accumulate = micros_of(recipe, world.size)
     settings = Settings(
         dtype, recipe.optimizer, recipe.weight_decay, accumulate, recipe.clip, recipe.gradient_checkpointing,
-        "pixels" if cache is None else "features",
+        "pixels" if cache is None else "features", recipe.attention,
     )  # fmt: skip
     model.train()
     model.vision.eval()
@@ -91,6 +92,7 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
         recipe.data, encoder, model.config.box_coding, model.config.vision.image_size, seed=recipe.seed, batch=micro,
         samples_per_step=recipe.batch, start=progress.samples, rank=world.rank, world=world.size,
         workers=recipe.workers, pack=recipe.pack, cache=cache, opened=opened,
+        targets=Targets(tokenizer.words, model.vision.patches, model.config.merge) if recipe.attention else None,
     )  # fmt: skip
     reading = Reading(model, encoder) if recipe.check_every else None
     with StopSignal() as stop, Journal(recipe, world, progress.step) as journal:
@@ -143,11 +145,13 @@ class Stage:
         ])  # fmt: skip
         rate = learning_rate(progress.step, recipe.max_steps, recipe.lr, recipe.lowest_lr, recipe.warmup)
         engine.set_rate(rate)
-        losses = []
+        losses, missed = [], [torch.zeros(0)]
         for micro in micros:
-            loss = engine.loss(micro.on(world.device), tokens)
+            batch = micro.on(world.device)
+            loss = engine.loss(batch, tokens)
             engine.backward(loss)
             losses.append(loss.detach())
+            missed += [m.detach().cpu() for m in batch.layout.missed] if batch.layout else []
         norm = engine.step()
         if not math.isfinite(norm):
             raise UserError(
@@ -162,8 +166,10 @@ class Stage:
         progress.world, progress.batch = world.size, recipe.batch
         self.journal.count(samples, tokens, waited)
         if progress.step % recipe.log_every == 0:
-            (loss,) = world.sums([float(torch.stack(losses).sum())])
-            self.journal.step(progress.step, loss, norm, rate, progress.failures)
+            off = torch.cat(missed)
+            loss, off, lookers = world.sums([float(torch.stack(losses).sum()), float(off.sum()), len(off)])
+            loss -= recipe.attention * off / tokens
+            self.journal.step(progress.step, loss, norm, rate, progress.failures, off / lookers if lookers else None)
         return bool(stopping)
 
 

@@ -24,6 +24,7 @@ from minigptv2.errors import UserError
 from minigptv2.images import squashed, to_pixels
 from minigptv2.sample import Sample
 from minigptv2.tasks import render
+from minigptv2.train.attention_targets import Targets
 from minigptv2.train.feature_cache import FeatureCache
 from minigptv2.train.launch import heed_parent_only
 
@@ -89,13 +90,15 @@ def open_stream(
     pack: bool = True,
     cache: FeatureCache | None = None,
     opened: tuple[list[Dataset], Mixture] | None = None,
+    targets: Targets | None = None,
 ) -> Iterator[Micro]:
     """An endless stream of micros of `batch` samples each, for this rank of `world`.
 
     samples_per_step: of all ranks and micros of one optimizer step, batch * world * micros a step; it places first_step
     and last_step of the sources. start: position of the mixture, samples that all ranks together have had. pack: rows
     as one (`encode.pack`) instead of padded. cache: features in place of pixels; no picture is opened then. opened:
-    what `open_mixture` gave for the same data, seed and samples_per_step, where the caller has it already.
+    what `open_mixture` gave for the same data, seed and samples_per_step, where the caller has it already. targets:
+    marks in the rows where their tokens should look; of use with `pack` alone.
 
     Raises UserError at once for a config that cannot work, and later where too many records cannot be used (`Failures`
     is kept here; the caller need only log `Micro.failures`).
@@ -104,7 +107,7 @@ def open_stream(
     mixture.counts(start)  # here, so that no worker has to
     micros = _Micros(
         [s.name for s in data.sources], datasets, mixture, encoder, coding, image_size, data.fast_decode, seed, batch,
-        start, rank, world, pack, cache,
+        start, rank, world, pack, cache, targets,
     )  # fmt: skip
     return _told(micros, workers, Failures(data.max_bad_share, data.least_judged))
 
@@ -157,6 +160,7 @@ class _Micros(torch.utils.data.IterableDataset):
     world: int
     pack: bool
     cache: FeatureCache | None
+    targets: Targets | None
 
     def __iter__(self) -> Iterator[Micro | _Stopped]:
         worker = torch.utils.data.get_worker_info()
@@ -191,6 +195,8 @@ class _Micros(torch.utils.data.IterableDataset):
                 sample = dataset.sample(index, rng) if hasattr(dataset, "sample") else dataset[index]
                 name = f"{self.names[source]} {sample.key or index}"
                 row = row_of(sample, self.encoder, self.coding, rng)
+                if self.targets is not None:
+                    self.targets.mark(row, sample.named, sample.size)
                 return row, [self._picture(image) for image in row.images]
             except UserError as error:
                 failures.append(f"{name}: {error.given}")

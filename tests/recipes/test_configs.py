@@ -67,6 +67,12 @@ def test_a_batch_that_does_not_divide_is_told():
         micros_of(read_recipe(CONFIGS / "stage3.yaml"), 5)
 
 
+@pytest.mark.parametrize("other", ["pack=false", "gradient_checkpointing=true"])
+def test_attention_is_supervised_in_packed_rows_alone(other):
+    with pytest.raises(UserError, match="packed rows"):
+        read_recipe(CONFIGS / "stage1.yaml", ["attention=1", other])
+
+
 def test_overrides_reach_into_lists_and_hold_against_smoke():
     given = ["data.sources.0.weight=7", "max_steps=5", "output=here"]
     recipe = read_recipe(CONFIGS / "stage3.yaml", given, smoke=True)

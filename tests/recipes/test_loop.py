@@ -176,6 +176,21 @@ def test_accumulation_and_checkpointing_change_neither_loss_nor_gradients(plain,
     assert losses_agree(tmp_path / "parts", file.parent / "one")
 
 
+def test_supervised_attention_learns_and_is_told_apart_from_the_answers(plain, tmp_path):
+    """Its share neither depends on how a step is divided nor enters the loss that is told."""
+    file, _ = plain
+    one = train(file, tmp_path / "one", "attention=1", "trained=[projector, language]", "max_steps=12")
+    parts = train(file, tmp_path / "parts", "attention=1", "trained=[projector, language]", "max_steps=12",
+                  "micro_batch=2")  # fmt: skip
+    close(parts, one)
+    assert losses_agree(tmp_path / "parts", tmp_path / "one")
+    rows = [json.loads(line) for line in open(tmp_path / "one/log.jsonl")]
+    assert rows[-1]["missed"] < 0.9 * rows[0]["missed"]
+    train(file, tmp_path / "without", "trained=[projector, language]", "max_steps=1")
+    (without,) = (json.loads(line) for line in open(tmp_path / "without/log.jsonl"))
+    assert rows[0]["loss"] == pytest.approx(without["loss"], rel=1e-4) and "missed" not in without
+
+
 def test_two_processes_learn_what_one_does_and_stop_together(plain, tmp_path, capsys):
     file, one = plain
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]

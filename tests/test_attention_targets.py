@@ -1,0 +1,156 @@
+"""Supervised attention: which tokens look where, and what the model's loss makes of it."""
+
+import random
+
+import pytest
+import torch
+
+from minigptv2.boxes import Box
+from minigptv2.data.scene_source import Scenes
+from minigptv2.encode import IMAGE_ID, Encoder, pack
+from minigptv2.model.attention import LEAST, supervised
+from minigptv2.sample import Exchange, Phrase, Picture, Sample, Turn
+from minigptv2.tasks import render
+from minigptv2.train.attention_targets import Targets
+
+BALL, CAT = Box(10, 10, 40, 20), Box(80, 60, 100, 100)  # on 100 x 100 pixels
+NAMED = (Phrase("red ball", (BALL,)), Phrase("ball", (BALL,)), Phrase("cat", (CAT,)), Phrase("cats", (CAT,)))
+# 4 x 4 patches, two side by side in a token: the ball's row has its middle at 12.5 and columns 12.5, 37.5
+AT_BALL, AT_CAT = (0,), (5, 7)
+
+
+class PiecesOfWords:
+    """One token a word, digit or joint."""
+
+    def __init__(self):
+        self.pieces = ["<s>", "</s>"]
+        self.bos, self.eos = 0, 1
+
+    def encode(self, text: str) -> list[int]:
+        import re
+
+        found = re.findall(r" ?<p>|</p>|\{<|><|>\}|\d| ?[^\W\d]+| ?[^\w\s<>{}]|\s|[<>{}]", text)
+        assert "".join(found) == text
+        self.pieces += [p for p in dict.fromkeys(found) if p not in self.pieces]
+        return [self.pieces.index(p) for p in found]
+
+    def words(self, index: int) -> str:
+        return self.pieces[index]
+
+
+def looked(exchange: Exchange) -> list[tuple[str, tuple[int, ...]]]:
+    """The tokens that look somewhere, and where."""
+    tokenizer = PiecesOfWords()
+    row = Encoder(tokenizer, "llama2", 8, 512).encode_side_by_side(render(Sample("x", (100, 100), (exchange,))))
+    Targets(tokenizer.words, 16, 2).mark(row, NAMED, (100, 100))
+    return [(tokenizer.words(i).strip(), looks) for i, looks in zip(row.ids, row.looks) if looks]
+
+
+def test_a_name_in_a_question_looks_at_what_it_names():
+    asked = Exchange("vqa", question="is the red ball left of the cat?", answer="yes")
+    assert looked(asked) == [("ball", AT_BALL), ("cat", AT_CAT)]
+    assert looked(Exchange("vqa", question="how many cats and balloons?", answer="one")) == [("cats", AT_CAT)]
+
+
+def test_what_writes_a_box_looks_into_it():
+    found = looked(Exchange("refer", (Phrase("cat", (CAT,)),)))
+    assert found[0] == ("cat", AT_CAT)
+    assert [words for words, _ in found[1:]] == "{< 8 0 >< 6 0 >< 1 0 0 >< 1 0 0".split()
+    assert all(looks == AT_CAT for _, looks in found)
+    assert looked(Exchange("refer", (Phrase("green moon"),))) == []
+
+
+def test_a_name_before_its_box_is_led_to_by_the_thing():
+    found = looked(Exchange("grounding", (Phrase("a red ball", (BALL,)), Phrase("a cat", (CAT,))), answer="{} and {}."))
+    assert [words for words, looks in found if looks == AT_BALL][:3] == ["<p>", "a", "red"]
+    assert [words for words, looks in found if looks == AT_CAT][:2] == ["<p>", "a"]
+    assert "</p>" not in [words for words, _ in found]
+
+
+def test_several_boxes_of_a_phrase_have_a_place_each():
+    found = looked(Exchange("detection", (Phrase("thing", (BALL, CAT)),)))
+    assert [looks for words, looks in found if words == "{<"] == [AT_BALL, AT_CAT]
+    assert [looks for words, looks in found if words == "<p>"] == [AT_BALL]
+
+
+def test_an_answer_about_a_box_is_led_to_by_it():
+    found = looked(Exchange("identify", (Phrase("black cat", (CAT,)),)))
+    assert [words for words, _ in found] == [">}", "]", "black", "cat"]  # `]` ends [/INST]; cat leads to the end
+    assert all(looks == AT_CAT for _, looks in found)
+
+
+def test_a_thing_smaller_than_a_patch_has_a_place():
+    assert Targets(str, 16, 2)._spots(Box(0.99, 0.99, 1, 1)) == {7}
+    assert Targets(str, 16, 2)._spots(Box(0, 0, 1, 1)) == set(range(8))
+
+
+@pytest.mark.parametrize("pictures", [0, 2])
+def test_rows_without_a_picture_or_with_two_are_left_alone(pictures):
+    tokenizer = PiecesOfWords()
+    turns = [Turn("user", (*[Picture("x")] * pictures, "is there a cat?")), Turn("assistant", ("yes",))]
+    row = Encoder(tokenizer, "llama2", 8, 512).encode(turns)
+    Targets(tokenizer.words, 16, 2).mark(row, NAMED, (100, 100))
+    assert not any(row.looks)
+
+
+@pytest.fixture
+def marked(tiny_model):
+    """Rows of drawn scenes, side by side and one after the other, and what their pictures gave the model."""
+    network = tiny_model.network
+    encoder = Encoder(tiny_model.tokenizer, "llama2", network.image_tokens, 1024)
+    targets = Targets(tiny_model.tokenizer.words, network.vision.patches, network.config.merge)
+    scenes, rows, rng = Scenes(count=4, dialogues=0.5), [], random.Random(3)
+    for index in range(4):
+        sample = scenes.sample(index, rng)
+        turns = render(sample, rng=rng)
+        rows.append(encoder.encode_side_by_side(turns) if sample.side_by_side else encoder.encode(turns))
+        targets.mark(rows[-1], sample.named, sample.size)
+    torch.manual_seed(0)
+    return network, rows, torch.randn(4, network.vision.patches, network.vision.width)
+
+
+def _missed(network, rows, features) -> torch.Tensor:
+    batch = pack(rows)
+    batch.features = features
+    network(batch)
+    return torch.cat(batch.layout.missed)
+
+
+def test_what_is_missed_is_the_weight_that_falls_elsewhere(marked):
+    """The weights on a token's places and on all other visual tokens are together those on all."""
+    network, rows, features = marked
+    everything = set(range(network.image_tokens))
+    assert {i for row in rows for looks in row.looks for i in looks} <= everything
+    kept = [list(row.looks) for row in rows]
+    found = [_missed(network, rows, features)]
+    for change in (lambda looks: tuple(everything - set(looks)), lambda looks: tuple(everything)):
+        for row, looks in zip(rows, kept):
+            row.looks = [change(one) if one else () for one in looks]
+        found.append(_missed(network, rows, features))
+    there, elsewhere, all_of_them = ((-m).exp() - LEAST for m in found)
+    assert len(there) == sum(bool(one) for looks in kept for one in looks) * sum(
+        supervised(i, len(network.decoder.model.layers)) for i in range(len(network.decoder.model.layers))
+    )
+    torch.testing.assert_close(there + elsewhere, all_of_them, atol=1e-5, rtol=1e-4)
+    assert all_of_them.min() < 0.5 < all_of_them.max()  # so that something was told apart
+
+
+def test_the_loss_has_its_share_and_is_the_answers_alone_without(marked):
+    network, rows, features = marked
+    batch = pack(rows)
+    batch.features = features
+    plain, missed = network(batch).item(), torch.cat(batch.layout.missed).sum().item()
+    batch.layout.missed.clear()
+    both = network(batch, attention=0.5, tokens=100.0).item()
+    answers = int((batch.labels[:, 1:] != -100).sum())
+    assert both == pytest.approx(plain * answers / 100 + 0.5 * missed / 100, rel=1e-4)
+
+
+def test_the_places_follow_the_picture_in_its_row(marked):
+    """A packed looker's places are visual tokens, whatever stands before the picture."""
+    _, rows, _ = marked
+    batch = pack(rows)
+    shared = batch.ids[0, : batch.layout.pictures * batch.layout.shared].view(batch.layout.pictures, -1)
+    for group in batch.layout.groups:
+        owners = group.owners[group.lookers // group.mask.shape[2]]
+        assert (shared[owners][group.looks] == IMAGE_ID).all()
