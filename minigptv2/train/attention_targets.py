@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 
-from minigptv2.boxes import PHRASE_CLOSE, PHRASE_OPEN, Box, parse
+from minigptv2.boxes import JOINTS, PHRASE_CLOSE, PHRASE_OPEN, Box, parse
 from minigptv2.encode import IGNORED, IMAGE_ID, Encoded
 from minigptv2.sample import Phrase
 
@@ -49,7 +49,7 @@ class Targets:
                 self._look(block, end - 1, end, [box])
             told = [(box, *span) for box, span in zip(found.boxes, found.spans) if span[0] >= answer]
             for box, start, end in told:
-                self._look(block, start, end - len(">}"), [box])
+                self._look(block, start, end - len(JOINTS[-1]), [box])
                 if block.text[:start].rstrip().endswith(PHRASE_CLOSE):
                     opening, closing = (block.text.rindex(tag, 0, start) for tag in (PHRASE_OPEN, PHRASE_CLOSE))
                     self._look(block, opening, closing, [box], last=False)
