@@ -253,17 +253,19 @@ class Group:
 class Layout:
     """A packed row: the shared parts of all pictures, `shared` tokens each, then the blocks of every group.
 
-    missed: a pass through the model adds, of each layer whose attention is supervised and of each group, [K]: -log of
-    the weight that each looker puts on what it should look at."""
+    guided: 0 to 1, how far a layer whose attention is supervised sees only what it should look at. missed: a pass
+    through the model adds, of each such layer and of each group, [K, H]: -log of the weight that each head of each looker
+    puts there by itself."""
 
     pictures: int
     shared: int
     groups: list[Group]
+    guided: float = 0.0
     missed: list[torch.Tensor] = field(default_factory=list)
 
     def to(self, device) -> Layout:
         groups = [Group(*(t.to(device) for t in vars(g).values())) for g in self.groups]
-        return Layout(self.pictures, self.shared, groups)
+        return Layout(self.pictures, self.shared, groups, self.guided)
 
 
 def collate(

@@ -8,6 +8,7 @@ import torch
 from minigptv2.boxes import Box
 from minigptv2.data.scene_source import Scenes
 from minigptv2.encode import IMAGE_ID, Encoder, pack
+from minigptv2.model import attention
 from minigptv2.model.attention import LEAST, supervised
 from minigptv2.sample import Exchange, Phrase, Picture, Sample, Turn
 from minigptv2.tasks import render
@@ -113,7 +114,7 @@ def _missed(network, rows, features) -> torch.Tensor:
     batch = pack(rows)
     batch.features = features
     network(batch)
-    return torch.cat(batch.layout.missed)
+    return torch.cat([m.flatten() for m in batch.layout.missed])
 
 
 def test_what_is_missed_is_the_weight_that_falls_elsewhere(marked):
@@ -128,8 +129,9 @@ def test_what_is_missed_is_the_weight_that_falls_elsewhere(marked):
             row.looks = [change(one) if one else () for one in looks]
         found.append(_missed(network, rows, features))
     there, elsewhere, all_of_them = ((-m).exp() - LEAST for m in found)
+    layers = len(network.decoder.model.layers)
     assert len(there) == sum(bool(one) for looks in kept for one in looks) * sum(
-        supervised(i, len(network.decoder.model.layers)) for i in range(len(network.decoder.model.layers))
+        network.config.language.num_attention_heads * supervised(i, layers) for i in range(layers)
     )
     torch.testing.assert_close(there + elsewhere, all_of_them, atol=1e-5, rtol=1e-4)
     assert all_of_them.min() < 0.5 < all_of_them.max()  # so that something was told apart
@@ -139,7 +141,7 @@ def test_the_loss_has_its_share_and_is_the_answers_alone_without(marked):
     network, rows, features = marked
     batch = pack(rows)
     batch.features = features
-    plain, missed = network(batch).item(), torch.cat(batch.layout.missed).sum().item()
+    plain, missed = network(batch).item(), sum(m.mean(1).sum().item() for m in batch.layout.missed)
     batch.layout.missed.clear()
     both = network(batch, attention=0.5, tokens=100.0).item()
     answers = int((batch.labels[:, 1:] != -100).sum())
@@ -154,3 +156,31 @@ def test_the_places_follow_the_picture_in_its_row(marked):
     for group in batch.layout.groups:
         owners = group.owners[group.lookers // group.mask.shape[2]]
         assert (shared[owners][group.looks] == IMAGE_ID).all()
+
+
+def test_guided_attention_sees_only_what_it_should_and_halfway_the_mean_of_both(marked, monkeypatch):
+    """Of each looker's weights in a supervised layer; what it misses is told as if it were not guided."""
+    network, rows, features = marked
+    kept = {}
+
+    def product(guided: float) -> torch.Tensor:
+        batch = pack(rows)
+        batch.features, batch.layout.guided = features, guided
+        monkeypatch.setattr(attention, "_guide", lambda *given: kept.setdefault(guided, []).append(
+            (given[2], guide(*given))) or kept[guided][-1][1])  # fmt: skip
+        network(batch)
+        return torch.cat([m.flatten() for m in batch.layout.missed])
+
+    guide = attention._guide
+    missed = [product(guided) for guided in (0.0, 0.5, 1.0)]
+    first = len(kept[0.0]) // 2  # groups: the second supervised layer sees what the first has changed
+    torch.testing.assert_close(*(m[: len(m) // 2] for m in (missed[0], missed[2])))
+    for (group, free), (_, half), (_, full) in zip(*(kept[g][:first] for g in (0.0, 0.5, 1.0))):
+        free, half, full = (w.transpose(1, 2).flatten(0, 1) for w in (free, half, full))
+        torch.testing.assert_close(half, (free + full) / 2)
+        for w in (free, half, full):
+            torch.testing.assert_close(w.sum(-1), torch.ones(w.shape[:2]))
+        places = torch.nn.functional.pad(group.looks, (0, full.shape[-1] - group.looks.shape[1]))
+        assert not full[group.lookers].masked_select(~places[:, None]).any()
+        others = torch.ones(len(free), dtype=torch.bool).index_fill(0, group.lookers, False)
+        assert torch.equal(full[others], free[others])

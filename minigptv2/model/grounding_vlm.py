@@ -63,7 +63,8 @@ class GroundingVLM(nn.Module):
     ) -> torch.Tensor:
         """The loss summed over all supervised tokens of the batch, divided by `tokens`; by default by their number.
 
-        attention: weight of what supervised attention missed (`train/attention_targets.py`), divided by the same.
+        attention: weight of what supervised attention missed (`train/attention_targets.py`), a mean over its heads,
+        divided by the same.
 
         unseen: the batch is text alone, and its picture passes through the same layers but enters with weight 0.
         """
@@ -77,7 +78,7 @@ class GroundingVLM(nn.Module):
         # 0, and no gradient, where nothing is supervised
         loss = losses.sum()
         if attention and batch.layout is not None:
-            loss = loss + attention * sum(missed.sum() for missed in batch.layout.missed)
+            loss = loss + attention * sum(missed.mean(1).sum() for missed in batch.layout.missed)
         return loss / max(1, len(losses) if tokens is None else tokens)
 
     def token_losses(

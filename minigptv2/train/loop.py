@@ -148,10 +148,12 @@ class Stage:
         losses, missed = [], [torch.zeros(0)]
         for micro in micros:
             batch = micro.on(world.device)
+            if batch.layout is not None:
+                batch.layout.guided = max(0.0, 1 - progress.step / recipe.guided_steps) if recipe.guided_steps else 0.0
             loss = engine.loss(batch, tokens)
             engine.backward(loss)
             losses.append(loss.detach())
-            missed += [m.detach().cpu() for m in batch.layout.missed] if batch.layout else []
+            missed += [m.detach().mean(1).cpu() for m in batch.layout.missed] if batch.layout else []
         norm = engine.step()
         if not math.isfinite(norm):
             raise UserError(

@@ -11,8 +11,8 @@ KERNEL_STEPS = 8.0  # of the stem's kernels, relative to a matrix: batch norms b
 
 
 def build_optimizers(module: nn.Module, name: str, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """The optimizers of one model: "adamw" alone, or "muon" for the matrices of its blocks and the kernels of its
-    convolutions with AdamW for the rest. A kernel of one pixel is a matrix: the one that ends a stem has no norm
+    """The optimizers of one model: "adamw" alone, or "muon" for its projection, the matrices of its blocks and the
+    kernels of its convolutions with AdamW for the rest. A kernel of one pixel is a matrix: the one that ends a stem has no norm
     behind it, and what it gives would drown the positions if it took the others' steps.
 
     Both take the same learning rate: Muon's update is scaled to AdamW's root mean square (arXiv 2502.16982).
@@ -20,7 +20,8 @@ def build_optimizers(module: nn.Module, name: str, lr: float, weight_decay: floa
     """
     trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     muon = name == "muon"
-    matrices = [p for n, p in trained if muon and p.ndim == 2 and (".blocks." in n or ".layers." in n)]
+    within = (".blocks.", ".layers.", "projector.")
+    matrices = [p for n, p in trained if muon and p.ndim == 2 and any(part in n for part in within)]
     matrices += [p for _, p in trained if muon and p.ndim == 4 and p.shape[2:].numel() == 1]
     kernels = [p for _, p in trained if muon and p.ndim == 4 and p.shape[2:].numel() > 1]
     chosen = {id(p) for p in matrices + kernels}

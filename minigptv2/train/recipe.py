@@ -58,8 +58,9 @@ class Recipe:
     fastest. gradient_checkpointing: layers of the language model are computed twice, and little is kept in between.
     compile: these layers with torch.compile, which needs a C++ compiler. pack: rows laid out as one (`encode.pack`)
     instead of padded. attention: weight of a second loss, which shows tokens that write a box or name a thing where in
-    the picture to look (`train/attention_targets.py`); 0: none. deepspeed: a JSON file of DeepSpeed's. device: empty: a
-    GPU where there is one.
+    the picture to look (`train/attention_targets.py`); 0: none. guided_steps: until this step they are also guided: at
+    first such tokens see nothing else of the picture, then more and more. deepspeed: a JSON file of DeepSpeed's.
+    device: empty: a GPU where there is one.
 
     What is written. log_every, check_every, save_every: steps; check_every reads the accuracy on held-out scenes (0:
     never). keep: newest checkpoints that are kept. tensorboard: curves in output/tensorboard. wandb: a project's name.
@@ -91,6 +92,7 @@ class Recipe:
     compile: bool = False
     pack: bool = True
     attention: float = 0.0
+    guided_steps: int = 0
     deepspeed: str = ""
     device: str = ""
     log_every: int = 25
@@ -113,11 +115,16 @@ def read_recipe(config: str | Path, overrides: list[str] = (), smoke: bool = Fal
         recipe.deepspeed = str(here if here.is_file() or not beside.is_file() else beside)
     for name, least in (("max_steps", 0), ("batch", 1), ("micro_batch", 0), ("save_every", 1), ("log_every", 1),
                         ("check_every", 0), ("keep", 1), ("workers", 0), ("warmup", 0), ("seed", 0),
-                        ("attention", 0)):  # fmt: skip
+                        ("attention", 0), ("guided_steps", 0)):  # fmt: skip
         if getattr(recipe, name) < least:
             raise UserError(
                 f"{name} is {getattr(recipe, name)}.", f"It must be {least} or more.", "Correct it in the recipe."
             )
+    if recipe.guided_steps and not recipe.attention:
+        raise UserError(
+            f"guided_steps is {recipe.guided_steps}, and attention is 0.", "Only attention that is supervised is guided.",
+            "Give attention=1, or guided_steps=0.",
+        )  # fmt: skip
     if recipe.attention and (recipe.gradient_checkpointing or not recipe.pack):
         raise UserError(
             f"attention is {recipe.attention}, gradient_checkpointing {recipe.gradient_checkpointing} and pack "

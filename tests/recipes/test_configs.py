@@ -73,6 +73,11 @@ def test_attention_is_supervised_in_packed_rows_alone(other):
         read_recipe(CONFIGS / "stage1.yaml", ["attention=1", other])
 
 
+def test_attention_that_is_not_supervised_is_not_guided():
+    with pytest.raises(UserError, match="guided_steps is 5, and attention is 0"):
+        read_recipe(CONFIGS / "stage2.yaml", ["attention=0", "guided_steps=5"])
+
+
 def test_overrides_reach_into_lists_and_hold_against_smoke():
     given = ["data.sources.0.weight=7", "max_steps=5", "output=here"]
     recipe = read_recipe(CONFIGS / "stage3.yaml", given, smoke=True)

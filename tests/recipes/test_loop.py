@@ -191,6 +191,21 @@ def test_supervised_attention_learns_and_is_told_apart_from_the_answers(plain, t
     assert rows[0]["loss"] == pytest.approx(without["loss"], rel=1e-4) and "missed" not in without
 
 
+def test_attention_is_guided_until_its_step(plain, tmp_path):
+    """What is seen alone changes the loss; from `guided_steps` on, a run goes on as one that never was guided."""
+    file, _ = plain
+    given = ("attention=1", "trained=[projector, language]", "log_every=1")
+    runs = {name: tmp_path / name for name in ("guided", "free", "longer")}
+    train(file, runs["guided"], *given, "guided_steps=2", "max_steps=2")
+    for other in ("free", "longer"):
+        shutil.copytree(runs["guided"], runs[other])
+    steps = {"guided": 2, "free": 0, "longer": 8}
+    after = {n: train(file, runs[n], *given, f"guided_steps={steps[n]}", "max_steps=3") for n in runs}
+    close(after["guided"], after["free"])
+    losses = {n: json.loads((runs[n] / "log.jsonl").read_text().splitlines()[-1])["loss"] for n in runs}
+    assert losses["guided"] == losses["free"] != pytest.approx(losses["longer"], rel=1e-6)
+
+
 def test_two_processes_learn_what_one_does_and_stop_together(plain, tmp_path, capsys):
     file, one = plain
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
