@@ -254,8 +254,8 @@ class Layout:
     """A packed row: the shared parts of all pictures, `shared` tokens each, then the blocks of every group.
 
     guided: 0 to 1, how far a layer whose attention is supervised sees only what it should look at. missed: a pass
-    through the model adds, of each such layer and of each group, [K, H]: -log of the weight that each head of each looker
-    puts there by itself."""
+    through the model adds, of each such layer and of each group, [K, H]: -log of the weight that each head of each
+    looker puts there by itself."""
 
     pictures: int
     shared: int

@@ -12,8 +12,8 @@ KERNEL_STEPS = 8.0  # of the stem's kernels, relative to a matrix: batch norms b
 
 def build_optimizers(module: nn.Module, name: str, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
     """The optimizers of one model: "adamw" alone, or "muon" for its projection, the matrices of its blocks and the
-    kernels of its convolutions with AdamW for the rest. A kernel of one pixel is a matrix: the one that ends a stem has no norm
-    behind it, and what it gives would drown the positions if it took the others' steps.
+    kernels of its convolutions with AdamW for the rest. A kernel of one pixel is a matrix: the one that ends a stem has
+    no norm behind it, and what it gives would drown the positions if it took the others' steps.
 
     Both take the same learning rate: Muon's update is scaled to AdamW's root mean square (arXiv 2502.16982).
     Biases, norms and tables of positions or tokens are not decayed.

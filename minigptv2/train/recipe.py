@@ -122,7 +122,7 @@ def read_recipe(config: str | Path, overrides: list[str] = (), smoke: bool = Fal
             )
     if recipe.guided_steps and not recipe.attention:
         raise UserError(
-            f"guided_steps is {recipe.guided_steps}, and attention is 0.", "Only attention that is supervised is guided.",
+            f"guided_steps is {recipe.guided_steps}, and attention is 0.", "Only supervised attention is guided.",
             "Give attention=1, or guided_steps=0.",
         )  # fmt: skip
     if recipe.attention and (recipe.gradient_checkpointing or not recipe.pack):
