@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 IMAGE_ID = -1  # at every place that a visual token will take; no tokenizer gives it, so no text can
 SHARED = 0  # the block that every other block of its row may look at
 IGNORED = -100  # the label of what has no loss
+STAYS = 0.125  # how much a token counts that should look where the one before it did
 LENGTHS = [*range(16, 128, 16), *range(128, 512, 64), *range(512, 1 << 20, 512)]  # that packed blocks are padded to
 
 
@@ -241,12 +242,14 @@ class Batch:
 class Group:
     """N blocks of M tokens each. owners: [N] whose shared part each sees; mask: [N, 1, M, S + M] bool, True: seen.
 
-    lookers: [K] which of the N * M tokens should look at certain visual tokens; looks: [K, S] bool, at which."""
+    lookers: [K] which of the N * M tokens should look at certain visual tokens; looks: [K, S] bool, at which; counts:
+    [K], how much each counts: 1 where a token must find its place, less where the token before it looks there, too."""
 
     owners: torch.Tensor
     mask: torch.Tensor
     lookers: torch.Tensor
     looks: torch.Tensor
+    counts: torch.Tensor
 
 
 @dataclass
@@ -255,13 +258,13 @@ class Layout:
 
     guided: 0 to 1, how far a layer whose attention is supervised sees only what it should look at. missed: a pass
     through the model adds, of each such layer and of each group, [K, H]: -log of the weight that each head of each
-    looker puts there by itself."""
+    looker puts there by itself, and [K]: how much that looker counts."""
 
     pictures: int
     shared: int
     groups: list[Group]
     guided: float = 0.0
-    missed: list[torch.Tensor] = field(default_factory=list)
+    missed: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     def to(self, device) -> Layout:
         groups = [Group(*(t.to(device) for t in vars(g).values())) for g in self.groups]
@@ -323,7 +326,9 @@ def pack(rows: Sequence[Encoded]) -> Batch:
         looks = torch.zeros(len(wanted), shared, dtype=torch.bool)
         for look, places in zip(looks, wanted.values()):
             look[places] = True
-        layout.groups.append(Group(owners, mask[:, None], torch.tensor(list(wanted), dtype=torch.long), looks))
+        counts = torch.tensor([STAYS if wanted.get(i - 1) == places else 1.0 for i, places in wanted.items()])
+        lookers = torch.tensor(list(wanted), dtype=torch.long)
+        layout.groups.append(Group(owners, mask[:, None], lookers, looks, counts))
         parts.append(collate([block for _, block in blocks], length=length))
     names = ("ids", "labels", "positions", "blocks")
     return Batch(*(torch.cat([getattr(p, n).flatten() for p in parts])[None] for n in names), layout=layout)

@@ -7,7 +7,7 @@ import torch
 
 from minigptv2.boxes import Box
 from minigptv2.data.scene_source import Scenes
-from minigptv2.encode import IMAGE_ID, Encoder, pack
+from minigptv2.encode import IMAGE_ID, STAYS, Encoder, pack
 from minigptv2.model import attention
 from minigptv2.model.attention import LEAST, supervised
 from minigptv2.sample import Exchange, Phrase, Picture, Sample, Turn
@@ -114,7 +114,7 @@ def _missed(network, rows, features) -> torch.Tensor:
     batch = pack(rows)
     batch.features = features
     network(batch)
-    return torch.cat([m.flatten() for m in batch.layout.missed])
+    return torch.cat([m.flatten() for m, _ in batch.layout.missed])
 
 
 def test_what_is_missed_is_the_weight_that_falls_elsewhere(marked):
@@ -141,11 +141,22 @@ def test_the_loss_has_its_share_and_is_the_answers_alone_without(marked):
     network, rows, features = marked
     batch = pack(rows)
     batch.features = features
-    plain, missed = network(batch).item(), sum(m.mean(1).sum().item() for m in batch.layout.missed)
+    plain, missed = network(batch).item(), sum((m.mean(1) * counts).sum().item() for m, counts in batch.layout.missed)
     batch.layout.missed.clear()
     both = network(batch, attention=0.5, tokens=100.0).item()
     answers = int((batch.labels[:, 1:] != -100).sum())
     assert both == pytest.approx(plain * answers / 100 + 0.5 * missed / 100, rel=1e-4)
+
+
+def test_a_token_that_looks_where_the_one_before_did_counts_less(marked):
+    _, rows, _ = marked
+    seen = set()
+    for group in pack(rows).layout.groups:
+        places = dict(zip(group.lookers.tolist(), group.looks.tolist()))
+        for i, count in zip(group.lookers.tolist(), group.counts.tolist()):
+            assert count == (STAYS if places.get(i - 1) == places[i] else 1)
+            seen.add(count)
+    assert seen == {1, STAYS}
 
 
 def test_the_places_follow_the_picture_in_its_row(marked):
@@ -169,7 +180,7 @@ def test_guided_attention_sees_only_what_it_should_and_halfway_the_mean_of_both(
         monkeypatch.setattr(attention, "_guide", lambda *given: kept.setdefault(guided, []).append(
             (given[2], guide(*given))) or kept[guided][-1][1])  # fmt: skip
         network(batch)
-        return torch.cat([m.flatten() for m in batch.layout.missed])
+        return torch.cat([m.flatten() for m, _ in batch.layout.missed])
 
     guide = attention._guide
     missed = [product(guided) for guided in (0.0, 0.5, 1.0)]

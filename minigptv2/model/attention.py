@@ -57,7 +57,7 @@ def _guide(weights: torch.Tensor, scores: torch.Tensor, group: Group, layout: La
     tokens, heads, length, seen = weights.shape
     rows = weights.transpose(1, 2).flatten(0, 1)  # [N * M, H, S + M]
     own, places = rows[group.lookers], pad(group.looks, (0, seen - group.looks.shape[1]))[:, None]  # [K, 1, S + M]
-    layout.missed.append(-((own * places).sum(-1).float() + LEAST).log())
+    layout.missed.append((-((own * places).sum(-1).float() + LEAST).log(), group.counts))
     if not layout.guided:
         return weights
     scores = scores.transpose(1, 2).flatten(0, 1)[group.lookers]

@@ -66,7 +66,7 @@ class Journal:
         self, step: int, loss: float, norm: float, rate: float, failures: int, missed: float | None = None
     ) -> None:
         """A row of the log: the loss of this step's answers, speeds since the row before. missed: by supervised
-        attention, the mean of -log of the weight on what should be looked at."""
+        attention, the mean of -log of the weight on what should be looked at, each token as it counts."""
         now = time.perf_counter()
         spent = now - self._began
         row = {

@@ -145,7 +145,7 @@ class Stage:
         ])  # fmt: skip
         rate = learning_rate(progress.step, recipe.max_steps, recipe.lr, recipe.lowest_lr, recipe.warmup)
         engine.set_rate(rate)
-        losses, missed = [], [torch.zeros(0)]
+        losses, missed = [], [torch.zeros(2, 0)]
         for micro in micros:
             batch = micro.on(world.device)
             if batch.layout is not None:
@@ -153,7 +153,8 @@ class Stage:
             loss = engine.loss(batch, tokens)
             engine.backward(loss)
             losses.append(loss.detach())
-            missed += [m.detach().mean(1).cpu() for m in batch.layout.missed] if batch.layout else []
+            shown = batch.layout.missed if batch.layout else []
+            missed += [torch.stack([m.detach().mean(1) * counts, counts]).cpu() for m, counts in shown]
         norm = engine.step()
         if not math.isfinite(norm):
             raise UserError(
@@ -168,10 +169,10 @@ class Stage:
         progress.world, progress.batch = world.size, recipe.batch
         self.journal.count(samples, tokens, waited)
         if progress.step % recipe.log_every == 0:
-            off = torch.cat(missed)
-            loss, off, lookers = world.sums([float(torch.stack(losses).sum()), float(off.sum()), len(off)])
+            off = torch.cat(missed, 1).sum(1).tolist()
+            loss, off, counts = world.sums([float(torch.stack(losses).sum()), *off])
             loss -= recipe.attention * off / tokens
-            self.journal.step(progress.step, loss, norm, rate, progress.failures, off / lookers if lookers else None)
+            self.journal.step(progress.step, loss, norm, rate, progress.failures, off / counts if counts else None)
         return bool(stopping)
 
 
