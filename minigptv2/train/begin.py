@@ -30,6 +30,7 @@ from minigptv2.train.recipe import NOTHING, Recipe
 from minigptv2.train.tokenizer import train_tokenizer
 
 VOCABULARY = 1024
+EMBEDDED = 1.0  # standard deviation of embeddings at random: Llama's .02 drown in what the first layers soon add to all
 
 
 def begin(recipe: Recipe, world: World) -> tuple[GroundingVLM, Tokenizer, Path | None]:
@@ -58,6 +59,7 @@ def begin(recipe: Recipe, world: World) -> tuple[GroundingVLM, Tokenizer, Path |
     tokenizer = Tokenizer(world.told(made))
     recipe.model.language.vocab_size = tokenizer.size
     model = GroundingVLM(replace(recipe.model, lora=LoraConfig()))
+    torch.nn.init.normal_(model.decoder.get_input_embeddings().weight, std=EMBEDDED)
     if recipe.init != NOTHING:
         from safetensors.torch import load_file
 
