@@ -10,10 +10,10 @@ from minigptv2.model.skeleton import stays_float32
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it faster than float32 (GPUs; CPUs with AMX), else float32."""
-    if device.type == "cuda":
+    """bfloat16 where the hardware multiplies it faster than float32 (GPUs; CPUs with AMX or AVX512-BF16), else float32."""
+    if device.type == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+    return torch.float32
 
 
 def call_in(module: nn.Module, dtype: torch.dtype, *args, **kwargs):
