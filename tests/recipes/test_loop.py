@@ -179,9 +179,9 @@ def test_accumulation_and_checkpointing_change_neither_loss_nor_gradients(plain,
 def test_supervised_attention_learns_and_is_told_apart_from_the_answers(plain, tmp_path):
     """Its share neither depends on how a step is divided nor enters the loss that is told."""
     file, _ = plain
-    one = train(file, tmp_path / "one", "attention=1", "trained=[projector, language]", "max_steps=12")
-    parts = train(file, tmp_path / "parts", "attention=1", "trained=[projector, language]", "max_steps=12",
-                  "micro_batch=2")  # fmt: skip
+    given = ("attention=1", "trained=[projector, language]", "max_steps=12", "lr=1e-2")
+    one = train(file, tmp_path / "one", *given)
+    parts = train(file, tmp_path / "parts", *given, "micro_batch=2")
     close(parts, one)
     assert losses_agree(tmp_path / "parts", tmp_path / "one")
     rows = [json.loads(line) for line in open(tmp_path / "one/log.jsonl")]
