@@ -1,7 +1,7 @@
 """Muon: the momentum of each matrix, made orthogonal, is its update (arXiv 2502.16982).
 
-torch has it too, but computes in bfloat16 whatever the machine: on a CPU without AMX that takes longer than the rest
-of a training step together. Here products are computed in what the machine multiplies fastest.
+torch has it too, but computes in bfloat16 whatever the machine: on a CPU that does not multiply it that takes longer
+than the rest of a training step together. Here products are computed in what the machine multiplies fastest.
 """
 
 import torch
