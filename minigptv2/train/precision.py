@@ -10,7 +10,7 @@ from minigptv2.model.skeleton import stays_float32
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it faster than float32 (GPUs; CPUs with AMX or AVX512-BF16), else float32."""
+    """bfloat16 where it is multiplied faster than float32 (GPUs, CPUs with AMX or AVX512-BF16), else float32."""
     if device.type == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
     return torch.float32
