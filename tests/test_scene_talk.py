@@ -149,6 +149,18 @@ def test_statements_are_as_true_as_they_say(talk):
     assert 0.6 < told["true"] / told["false"] < 1.6
 
 
+def test_what_is_said_one_way_is_as_true_as_it_says(scenes):
+    said, heard = STATEMENT.partition("{}")[0], set()
+    for number, scene in enumerate(scenes):
+        talk = Talk(scene, random.Random(number))
+        for exchange in filter(None, (talk.one_way() for _ in range(6))):
+            a, relation, b = ASKED.fullmatch(exchange.question.removeprefix(said)).groups()
+            (a,), (b,) = _named(a, scene.things), _named(b, scene.things)
+            assert exchange.answer == ("true" if _is_so(SAID[relation], a.box, b.box) else "false")
+            heard.add((SAID[relation], exchange.answer))
+    assert heard == {(r, t) for r in ("left of", "above", "bigger than") for t in ("true", "false")}
+
+
 def test_a_comparison_is_answered_by_the_one_that_holds(scenes):
     asked, heard = re.compile("is the (.+?) ((?:\\w+) (?:of|than)|above|below) or (.+?) the (.+)\\?"), Counter()
     for number, scene in enumerate(scenes):

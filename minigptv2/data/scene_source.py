@@ -27,8 +27,8 @@ from minigptv2.files import whole
 from minigptv2.sample import Sample
 
 TASKS = (
-    "caption", "grounding", "refer", "seek", "near_miss", "identify", "detection", "statement", "comparison", "vqa",
-    "chat",
+    "caption", "grounding", "refer", "seek", "near_miss", "identify", "detection", "statement", "one_way", "comparison",
+    "vqa", "chat",
 )  # fmt: skip
 KEPT = 64  # scenes whose things are kept in one file
 

@@ -31,6 +31,7 @@ RELATIONS: dict[str, tuple[str, Callable[[Box, Box, float], bool]]] = {
     "bigger than": ("smaller than", lambda a, b, m: a.area > 1.5 * b.area),
     "smaller than": ("bigger than", lambda a, b, m: b.area > 1.5 * a.area),
 }
+ONE_WAY = ("left of", "above", "bigger than")
 WORDED = {
     "left of": ("left of", "to the left of", "on the left of"),
     "right of": ("right of", "to the right of", "on the right of"),
@@ -127,15 +128,26 @@ class Talk:
 
     def statement(self) -> Exchange | None:
         found = self._relation()
+        return found and self._stated(*found)
+
+    def one_way(self) -> Exchange | None:
+        """A statement that something is left of, above or bigger than something else, never the other way round. So
+        the place of one of the things makes true or false likelier, which is where learning can begin: of any
+        statement it says nothing."""
+        found = self._relation()
         if found is None:
             return None
-        a, relation, b, true = found
+        a, said, b, true = found
+        if said not in ONE_WAY:
+            said, true = RELATIONS[said][0], not true
+        return self._stated(a, said, b, true)
+
+    def _stated(self, a: str, relation: str, b: str, true: bool) -> Exchange:
         words = f"The {a} is {self.rng.choice(WORDED[relation])} the {b}."
         return Exchange("vqa", question=STATEMENT.format(words), answer="true" if true else "false")
 
     def comparison(self) -> Exchange | None:
-        """Which of two opposites holds. The place of one of the things already makes one of them likelier, which is
-        where learning can begin: of true and false it says nothing."""
+        """Which of two opposites holds: as `one_way`, a question to begin with."""
         found = self._relation()
         if found is None:
             return None
@@ -431,7 +443,7 @@ def exchanges(scene: Scene, weights: dict[str, float], count: int, rng: random.R
     """`count` independent exchanges about the scene, tasks drawn by weight; no question twice.
 
     weights: of the methods of Talk: caption, grounding, refer, seek, near_miss, identify, detection, statement,
-    comparison, vqa, chat.
+    one_way, comparison, vqa, chat.
     """
     talk, out = Talk(scene, rng), {}
     names, shares = list(weights), list(weights.values())
