@@ -26,7 +26,7 @@ model: .venv/.demo  ## train the bundled model from nothing; run again after a s
 	.venv/bin/minigptv2 train train_configs/tiny/backbone.yaml
 	$(STAGE) train_configs/tiny/stage1.yaml
 	$(STAGE) train_configs/tiny/stage2.yaml
-	$(STAGE) train_configs/tiny/stage2_relations.yaml
+	$(STAGE) train_configs/tiny/stage2_lists.yaml
 	$(STAGE) train_configs/tiny/stage3.yaml
 	rm -rf minigptv2/weights && cp -r output/tiny/stage3/model minigptv2/weights
 
