@@ -44,7 +44,8 @@ def _attend(query, key, value, mask, scaling, group: Group | None = None, layout
     shared = query.shape[1] // key.shape[1]
     if shared > 1:
         key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
-    scores = ((query * scaling) @ key.transpose(2, 3)).masked_fill(~mask, torch.finfo(query.dtype).min)
+    scores = (query * scaling) @ key.transpose(2, 3)  # under autocast in fewer bits than the queries
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1)
     if group is not None and len(group.lookers):
         weights = _guide(weights, scores, group, layout)
