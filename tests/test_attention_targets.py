@@ -137,6 +137,14 @@ def test_what_is_missed_is_the_weight_that_falls_elsewhere(marked):
     assert all_of_them.min() < 0.5 < all_of_them.max()  # so that something was told apart
 
 
+def test_packed_attention_computes_under_autocast(marked):
+    """Scores then have 16 bits and what they are masked with must fit, also where queries have 32."""
+    network, rows, features = marked
+    plain = (-_missed(network, rows, features)).exp()  # weights
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ((-_missed(network, rows, features)).exp() - plain).abs().mean() < 0.01
+
+
 def test_the_loss_has_its_share_and_is_the_answers_alone_without(marked):
     network, rows, features = marked
     batch = pack(rows)
