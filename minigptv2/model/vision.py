@@ -65,7 +65,8 @@ class VisionTower(nn.Module):
     def resize(self, image_size: int) -> None:
         """Take pictures of another size: the position table is interpolated, the class position kept."""
         table, grid = self.trunk.pos_embed, self.trunk.patch_embed.grid_size
-        self.trunk.set_input_size(image_size)
+        with table.device:  # timm 1.0.29 tries the stem on a picture that it makes on the CPU
+            self.trunk.set_input_size(image_size)
         resized = interpolate_positions(table.detach(), grid, self.trunk.patch_embed.grid_size)
         self.trunk.pos_embed = nn.Parameter(resized, requires_grad=table.requires_grad)
         self.config.image_size = image_size

@@ -25,7 +25,7 @@ from minigptv2.train.backbone import pretrain
 from minigptv2.train.begin import begin, choose_trained, settle
 from minigptv2.train.checkpoints import Progress, load_checkpoint, save_checkpoint
 from minigptv2.train.engine import Engine, Settings, open_engine, read_deepspeed, zero_stage
-from minigptv2.train.feature_cache import FeatureCache, build_cache
+from minigptv2.train.feature_cache import FeatureCache, build_cache, fingerprint
 from minigptv2.train.journal import Journal
 from minigptv2.train.launch import STOPPED, StopSignal, World, open_world
 from minigptv2.train.optim import learning_rate
@@ -68,11 +68,12 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
     _check_save(recipe, kept_in)
     choose_trained(model, recipe)
     dtype = getattr(torch, recipe.precision) if recipe.precision else best_dtype(world.device)
+    mark = fingerprint(model.vision) if recipe.cache.dir else ""  # `settle` may round the frozen tower further
     settle(model, recipe, world.device, dtype, kept_in is not None)
     encoder = Encoder(tokenizer, model.config.prompt, model.image_tokens, model.config.language.max_position_embeddings)
     opened = open_mixture(recipe.data, recipe.seed, recipe.batch)
     _tell_problems(recipe, opened[0], world)
-    cache = _cache(recipe, model, opened[0], world)
+    cache = _cache(recipe, model, mark, opened[0], world)
 
     micro, accumulate = micros_of(recipe, world.size)
     settings = Settings(
@@ -209,12 +210,12 @@ def _tell_problems(recipe: Recipe, datasets: list, world: World) -> None:
                 print(f"{source.name}: {line}", file=sys.stderr)
 
 
-def _cache(recipe: Recipe, model, datasets: list, world: World) -> FeatureCache | None:
+def _cache(recipe: Recipe, model, mark: str, datasets: list, world: World) -> FeatureCache | None:
     if not recipe.cache.dir:
         return None
     cache = build_cache(
         recipe.cache, model.vision, datasets, device=world.device, workers=recipe.workers, rank=world.rank,
-        world=world.size, fast_decode=recipe.data.fast_decode,
+        world=world.size, fast_decode=recipe.data.fast_decode, mark=mark,
     )  # fmt: skip
     world.wait()
     return cache
