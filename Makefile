@@ -2,7 +2,8 @@
 PYTHON ?= python3
 PICTURE := minigptv2/examples/park.png
 ARGS ?=
-# `make model` trains the stages with so many processes: two of one thread are faster than one of two. With one GPU: 1
+# `make model` trains the stages with so many processes: two of one thread are faster than one of two.
+# With one GPU: make model PROCESSES=1 ARGS="workers=12 compile=false"
 PROCESSES ?= 2
 STAGE = OMP_NUM_THREADS=1 .venv/bin/torchrun --standalone --nproc-per-node $(PROCESSES) -m minigptv2 train
 
@@ -23,11 +24,10 @@ lint: .venv/.dev  ## check the code with ruff
 	@.venv/bin/ruff check .
 
 model: .venv/.demo  ## train the bundled model from nothing; run again after a stop, it goes on where it was
-	.venv/bin/minigptv2 train train_configs/tiny/backbone.yaml
-	$(STAGE) train_configs/tiny/stage1.yaml
-	$(STAGE) train_configs/tiny/stage2.yaml
-	$(STAGE) train_configs/tiny/stage2_lists.yaml
-	$(STAGE) train_configs/tiny/stage3.yaml
+	.venv/bin/minigptv2 train train_configs/tiny/backbone.yaml $(ARGS)
+	$(STAGE) train_configs/tiny/stage1.yaml $(ARGS)
+	$(STAGE) train_configs/tiny/stage2.yaml $(ARGS)
+	$(STAGE) train_configs/tiny/stage3.yaml $(ARGS)
 	rm -rf minigptv2/weights && cp -r output/tiny/stage3/model minigptv2/weights
 
 # ---- .venv, and a stamp in it for each thing that was installed ----

@@ -146,7 +146,7 @@ class Stage:
         ])  # fmt: skip
         rate = learning_rate(progress.step, recipe.max_steps, recipe.lr, recipe.lowest_lr, recipe.warmup)
         engine.set_rate(rate)
-        losses, missed = [], [torch.zeros(2, 0)]
+        losses, missed = [], [torch.zeros(2, 0, device=world.device)]
         for micro in micros:
             batch = micro.on(world.device)
             if batch.layout is not None:
@@ -155,7 +155,7 @@ class Stage:
             engine.backward(loss)
             losses.append(loss.detach())
             shown = batch.layout.missed if batch.layout else []
-            missed += [torch.stack([m.detach().mean(1) * counts, counts]).cpu() for m, counts in shown]
+            missed += [torch.stack([m.detach().mean(1) * counts, counts]) for m, counts in shown]
         norm = engine.step()
         if not math.isfinite(norm):
             raise UserError(
