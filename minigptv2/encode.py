@@ -266,6 +266,10 @@ class Layout:
     guided: float = 0.0
     missed: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
+    def off(self) -> torch.Tensor | int:
+        """What was missed in all: of each looker a mean over its heads, as much as it counts."""
+        return sum((m.mean(1) * counts).sum() for m, counts in self.missed)
+
     def to(self, device) -> Layout:
         groups = [Group(*(t.to(device) for t in vars(g).values())) for g in self.groups]
         return Layout(self.pictures, self.shared, groups, self.guided)

@@ -19,7 +19,7 @@ from minigptv2.images import squashed, to_pixels
 from minigptv2.model.vision import VisionTower
 from minigptv2.sample import Exchange, Sample
 from minigptv2.train import feature_cache
-from minigptv2.train.feature_cache import CacheConfig, FeatureCache, build_cache, fingerprint, picture_key
+from minigptv2.train.feature_cache import CacheConfig, FeatureCache, build_cache, picture_key
 from minigptv2.train.precision import best_dtype, call_in
 from minigptv2.train.stream import open_stream
 
@@ -147,11 +147,8 @@ def test_a_saved_tower_is_known_again_and_another_refused(tower, files, tmp_path
     written = {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").iterdir()}
     build_cache(config(tmp_path), copy.deepcopy(tower).half().float(), [files])
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").iterdir()} == written
-    on_a_gpu = copy.deepcopy(tower).bfloat16()
-    build_cache(config(tmp_path), on_a_gpu, [files], mark=fingerprint(tower))
-    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").iterdir()} == written
     with pytest.raises(UserError, match="another tower"):
-        build_cache(config(tmp_path), on_a_gpu, [files])
+        build_cache(config(tmp_path), copy.deepcopy(tower).bfloat16(), [files])
     with pytest.raises(UserError, match="fast_decode"):
         build_cache(config(tmp_path), tower, [files], fast_decode=True)
     with torch.no_grad():  # the same numbers at other places

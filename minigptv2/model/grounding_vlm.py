@@ -78,7 +78,7 @@ class GroundingVLM(nn.Module):
         # 0, and no gradient, where nothing is supervised
         loss = losses.sum()
         if attention and batch.layout is not None:
-            loss = loss + attention * sum((m.mean(1) * counts).sum() for m, counts in batch.layout.missed)
+            loss = loss + attention * batch.layout.off()
         return loss / max(1, len(losses) if tokens is None else tokens)
 
     def token_losses(

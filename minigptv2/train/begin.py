@@ -19,7 +19,7 @@ from minigptv2.errors import UserError
 from minigptv2.model.checkpoint import CONFIG, TOKENIZER, load_folder, save_folder
 from minigptv2.model.grounding_vlm import GroundingVLM
 from minigptv2.model.language import build_named
-from minigptv2.model.quantize import check_quantization, quantize_language
+from minigptv2.model.quantize import quantize_language
 from minigptv2.model.skeleton import stays_float32
 from minigptv2.model.vision import fill_tower
 from minigptv2.sample import Sample
@@ -136,7 +136,6 @@ def settle(model: GroundingVLM, recipe: Recipe, device: torch.device, dtype: tor
     """Move the model to the device, what is trained in float32. kept: its frozen weights are in a folder, so that on a
     GPU it may hold them in `dtype`, or the language model's in few bits, and nothing is lost."""
     if recipe.quantize:
-        check_quantization(recipe.quantize, device, dtype)
         quantize_language(model.decoder, recipe.quantize, device, dtype)
     frozen = dtype if device.type == "cuda" and kept else torch.float32
     for module in model.modules():

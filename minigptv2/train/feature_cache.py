@@ -134,17 +134,15 @@ def build_cache(
     dtype: torch.dtype | None = None,
     fast_decode: bool = False,
     batch: int = 32,
-    mark: str = "",
 ) -> FeatureCache:
     """The features of every picture of these data sets; what the folder lacks is computed first, with its rate and ETA.
 
     Ranks share the work, through a folder that all of them see, and return when the cache is complete; a killed build
     goes on with the next shard. A damaged shard is reported and made anew. dtype: of the tower's products, as in
-    training; if not given, what this device multiplies fastest. mark: the tower's `fingerprint` as it was opened, where
-    it has been rounded since. Raises UserError for a folder that another tower wrote.
+    training; if not given, what this device multiplies fastest. Raises UserError for a folder that another tower wrote.
     """
     folder = Path(config.dir)
-    _begin(folder, tower, mark or fingerprint(tower), fast_decode)
+    _begin(folder, tower, fast_decode)
     cache = FeatureCache(folder, _sound(folder, config.verify))
     wanted = _pictures(datasets)
     own = {k: v for k, v in wanted.items() if _owner(k, world) == rank}
@@ -171,10 +169,10 @@ def build_cache(
     return cache
 
 
-def _begin(folder: Path, tower: VisionTower, mark: str, fast_decode: bool) -> None:
+def _begin(folder: Path, tower: VisionTower, fast_decode: bool) -> None:
     """Write what the folder's features are of, or compare with it."""
     about = {
-        "format": FORMAT, "tower": mark, "image_size": tower.config.image_size, "patches": tower.patches,
+        "format": FORMAT, "tower": fingerprint(tower), "image_size": tower.config.image_size, "patches": tower.patches,
         "channels": tower.width, "fast_decode": fast_decode,
     }  # fmt: skip
     file = folder / ABOUT

@@ -20,12 +20,13 @@ from minigptv2.data.mixture import open_mixture
 from minigptv2.encode import Encoder, Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.model.checkpoint import save_trained
+from minigptv2.model.quantize import check_quantization
 from minigptv2.train.attention_targets import Targets
 from minigptv2.train.backbone import pretrain
 from minigptv2.train.begin import begin, choose_trained, settle
 from minigptv2.train.checkpoints import Progress, load_checkpoint, save_checkpoint
 from minigptv2.train.engine import Engine, Settings, open_engine, read_deepspeed, zero_stage
-from minigptv2.train.feature_cache import FeatureCache, build_cache, fingerprint
+from minigptv2.train.feature_cache import FeatureCache, build_cache
 from minigptv2.train.journal import Journal
 from minigptv2.train.launch import STOPPED, StopSignal, World, open_world
 from minigptv2.train.optim import learning_rate
@@ -68,12 +69,13 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
     _check_save(recipe, kept_in)
     choose_trained(model, recipe)
     dtype = getattr(torch, recipe.precision) if recipe.precision else best_dtype(world.device)
-    mark = fingerprint(model.vision) if recipe.cache.dir else ""  # `settle` may round the frozen tower further
-    settle(model, recipe, world.device, dtype, kept_in is not None)
+    if recipe.quantize:
+        check_quantization(recipe.quantize, world.device, dtype)
     encoder = Encoder(tokenizer, model.config.prompt, model.image_tokens, model.config.language.max_position_embeddings)
     opened = open_mixture(recipe.data, recipe.seed, recipe.batch)
     _tell_problems(recipe, opened[0], world)
-    cache = _cache(recipe, model, mark, opened[0], world)
+    cache = _cache(recipe, model, opened[0], world)  # by the tower as it was opened: `settle` may round it further
+    settle(model, recipe, world.device, dtype, kept_in is not None)
 
     micro, accumulate = micros_of(recipe, world.size)
     settings = Settings(
@@ -146,7 +148,8 @@ class Stage:
         ])  # fmt: skip
         rate = learning_rate(progress.step, recipe.max_steps, recipe.lr, recipe.lowest_lr, recipe.warmup)
         engine.set_rate(rate)
-        losses, missed = [], [torch.zeros(2, 0, device=world.device)]
+        logged = (progress.step + 1) % recipe.log_every == 0
+        losses, off, counts = [], 0.0, 0.0
         for micro in micros:
             batch = micro.on(world.device)
             if batch.layout is not None:
@@ -154,8 +157,10 @@ class Stage:
             loss = engine.loss(batch, tokens)
             engine.backward(loss)
             losses.append(loss.detach())
-            shown = batch.layout.missed if batch.layout else []
-            missed += [torch.stack([m.detach().mean(1) * counts, counts]) for m, counts in shown]
+            if logged and batch.layout is not None:
+                with torch.no_grad():
+                    off += float(batch.layout.off())
+                counts += sum(float(each.sum()) for _, each in batch.layout.missed)
         norm = engine.step()
         if not math.isfinite(norm):
             raise UserError(
@@ -169,9 +174,8 @@ class Stage:
         progress.failures += int(failures)
         progress.world, progress.batch = world.size, recipe.batch
         self.journal.count(samples, tokens, waited)
-        if progress.step % recipe.log_every == 0:
-            off = torch.cat(missed, 1).sum(1).tolist()
-            loss, off, counts = world.sums([float(torch.stack(losses).sum()), *off])
+        if logged:
+            loss, off, counts = world.sums([float(torch.stack(losses).sum()), off, counts])
             loss -= recipe.attention * off / tokens
             self.journal.step(progress.step, loss, norm, rate, progress.failures, off / counts if counts else None)
         return bool(stopping)
@@ -210,12 +214,12 @@ def _tell_problems(recipe: Recipe, datasets: list, world: World) -> None:
                 print(f"{source.name}: {line}", file=sys.stderr)
 
 
-def _cache(recipe: Recipe, model, mark: str, datasets: list, world: World) -> FeatureCache | None:
+def _cache(recipe: Recipe, model, datasets: list, world: World) -> FeatureCache | None:
     if not recipe.cache.dir:
         return None
     cache = build_cache(
         recipe.cache, model.vision, datasets, device=world.device, workers=recipe.workers, rank=world.rank,
-        world=world.size, fast_decode=recipe.data.fast_decode, mark=mark,
+        world=world.size, fast_decode=recipe.data.fast_decode,
     )  # fmt: skip
     world.wait()
     return cache

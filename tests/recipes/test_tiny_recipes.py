@@ -12,6 +12,7 @@ from small_recipe import stop_after_two_steps
 from minigptv2 import cli
 from minigptv2.encode import Encoder
 from minigptv2.model.checkpoint import load_folder
+from minigptv2.train.begin import settle
 from minigptv2.train.reading import HELD_OUT, SEED, Reading
 from minigptv2.train.recipe import read_recipe
 
@@ -87,6 +88,22 @@ def test_the_tower_stays_frozen_and_the_language_model_does_not(trained):
     assert not third["projector.weight"].equal(second["projector.weight"])
     adapter = load_file(trained / "output/tiny/stage3-smoke/model/adapter/adapter_model.safetensors")
     assert any(t.abs().sum() > 0 for name, t in adapter.items() if "lora_B" in name)
+
+
+def test_a_stage_knows_the_features_of_the_stage_before_where_its_tower_is_rounded(trained, tmp_path, monkeypatch):
+    """On a GPU `settle` rounds a frozen tower to bfloat16."""
+
+    def rounded(model, *given):
+        settle(model, *given)
+        model.vision.bfloat16()
+
+    cache = shutil.copytree(trained / "output/tiny/features-smoke", tmp_path / "features")
+    made = sorted(f.name for f in cache.glob("*.npy"))
+    monkeypatch.setattr("minigptv2.train.loop.settle", rounded)
+    monkeypatch.chdir(trained)
+    recipe = ["train", str(CONFIGS / "stage3.yaml"), "--smoke", f"output={tmp_path / 'stage3'}", f"cache.dir={cache}"]
+    assert cli.main(recipe) == 0
+    assert sorted(f.name for f in cache.glob("*.npy")) == made != []
 
 
 def test_eval_writes_a_report_with_invalid_and_total(trained, monkeypatch, capsys):
