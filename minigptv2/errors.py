@@ -10,3 +10,6 @@ class UserError(Exception):
     def __init__(self, given: str, allowed: str, advice: str):
         super().__init__(f"{given}\n  {allowed}\n  {advice}")
         self.given, self.allowed, self.advice = given, allowed, advice
+
+    def __reduce__(self):
+        return type(self), (self.given, self.allowed, self.advice)  # so that it passes from one process to another

@@ -5,12 +5,14 @@ What is wrong with a whole file is a UserError; what is wrong with one record is
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minigptv2.boxes import Box
+from minigptv2.boxes import Box, without_markup
 from minigptv2.errors import UserError
 
 OVER_EDGE = "a box that reaches over the edge of the picture, where it is cut off"
@@ -141,6 +143,52 @@ def field(row: Any, name: str, kind: type | tuple[type, ...]) -> Any:
 def words_of(row: Any, name: str) -> str:
     """row[name], words with single spaces between them. Raises Malformed where there are none."""
     words = " ".join(field(row, name, str).split())
+    if not words:
+        raise Malformed(f"an empty {name!r}")
+    return words
+
+
+def name_of(row: Any, name: str) -> str:
+    """row[name], the name of a file, kept to the character: spaces of any kind are part of it. Raises Malformed."""
+    given = field(row, name, str)
+    if not given.strip():
+        raise Malformed(f"an empty {name!r}")
+    return given
+
+
+def find_image(folder: Path, name: str) -> Path:
+    """The file of this name below the folder. Raises Malformed with the cause where there is none.
+
+    The name is taken to the character first; where no such file is there, backslashes, as tools on Windows write them,
+    are read as slashes.
+    """
+    if "\0" in name:
+        raise Malformed("an image name with a NUL character, which no file has")
+    for written in dict.fromkeys((name, name.replace("\\", "/"))):
+        path = folder / written
+        try:
+            if path.is_file():
+                return path
+        except PermissionError:
+            raise Malformed("an image in a folder that this user may not enter") from None
+        except OSError as error:
+            if name.startswith("data:"):
+                raise Malformed("an image given as data (base64) in the place of a file name") from None
+            if error.errno == errno.ENAMETOOLONG:
+                raise Malformed("an image name that is too long for a file") from None
+            raise Malformed(f"an image that the system cannot look up ({error.strerror})") from None
+    if name.startswith("data:"):
+        raise Malformed("an image given as data (base64) in the place of a file name")
+    if name.startswith(("http://", "https://")):
+        raise Malformed("an image given as a web address in the place of a file name")
+    raise Malformed("a picture that is not on the disk")
+
+
+def label_of(row: Any, name: str) -> str:
+    """row[name] as a label that `boxes.parse` reads back and a list of labels separates: single spaces, and no comma or
+    markup of a phrase or box in it. Raises Malformed where no words are left."""
+    words = without_markup(words_of(row, name).replace(",", " "))
+    words = " ".join(re.sub(r"[{}<>]", " ", words).split())
     if not words:
         raise Malformed(f"an empty {name!r}")
     return words
