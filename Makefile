@@ -54,11 +54,11 @@ define install
 	@touch $@
 endef
 
-.venv/.demo: .venv/.made setup.cfg constraints.txt
+.venv/.demo: .venv/.made pyproject.toml constraints.txt
 	@echo "Installing what inference needs into .venv: once, some minutes, about 6 GB. pip is silent meanwhile."
 	$(call install,.)
 
-.venv/.dev: .venv/.made setup.cfg constraints.txt
+.venv/.dev: .venv/.made pyproject.toml constraints.txt
 	@echo "Installing what inference and the tests need into .venv: once, some minutes, about 6 GB. pip is silent meanwhile."
 	$(call install,.[dev])
 	@touch .venv/.demo

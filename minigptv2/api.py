@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigptv2.boxes import Box, Coding, parse
+from minigptv2.bundled import BUNDLED, model_folder
 from minigptv2.errors import UserError
 from minigptv2.images import open_image, squash, to_pixels
 from minigptv2.sample import Answer, Exchange, Sample, TokenLogprob, Turn
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from minigptv2.model.generate import Generated
     from minigptv2.model.report import LoadReport
 
-BUNDLED = Path(__file__).parent / "weights"
 MAX_NEW_TOKENS = 300
 
 
@@ -58,7 +58,7 @@ class MiniGPTv2:
         cls, folder: str | Path | None = None, device: str | None = None, dtype: torch.dtype | str | None = None,
         quantize: str | None = None, base: str | Path | None = None,
     ) -> MiniGPTv2:  # fmt: skip
-        """Open a model folder, or the bundled small model where none is named.
+        """Open a model folder, or the bundled small model where none, or "bundled", is named.
 
         device: "cpu", "cuda", ...; default: a GPU where there is one. dtype: "float32", "bfloat16", "float16"; default:
         float32 on a CPU, bfloat16 on a GPU. quantize: "8bit" or "4bit" (a GPU, with bitsandbytes) or "int8" (a CPU)
@@ -69,7 +69,8 @@ class MiniGPTv2:
         from minigptv2.model.checkpoint import load_folder
 
         device, dtype = _place(device, dtype, quantize)  # before the weights are read
-        opened = load_folder(BUNDLED if folder is None else Path(folder), dtype, base and Path(base))
+        folder = BUNDLED if folder is None else model_folder(folder)
+        opened = load_folder(folder, dtype, base and model_folder(base))
         return cls(*opened, device, dtype, quantize)
 
     @classmethod

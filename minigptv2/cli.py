@@ -15,9 +15,10 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from minigptv2 import __version__
+from minigptv2.bundled import configs_of, summaries
 from minigptv2.errors import UserError
 from minigptv2.terminal import print_error
 
@@ -298,14 +299,19 @@ def _data(args: argparse.Namespace) -> int:
     return report.code
 
 
-def _recipe_arguments(parser: Parser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file")
+def _recipe_arguments(parser: Parser, command: Literal["train", "eval"]) -> None:
+    parser.epilog = f"recipes, by name from any folder; their files are in {configs_of(command)}:\n{summaries(command)}"
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a recipe below")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that replace those of the file")
     parser.add_argument("--smoke", action="store_true", help="a few steps on a few samples, to see that it runs")
 
 
+def _train_arguments(parser: Parser) -> None:
+    _recipe_arguments(parser, "train")
+
+
 def _eval_arguments(parser: Parser) -> None:
-    _recipe_arguments(parser)
+    _recipe_arguments(parser, "eval")
     parser.add_argument("--rescore", metavar="FILE", help="score these answers instead of asking a model")
     parser.add_argument("--export-coco", metavar="FILE", help="write the boxes as COCO results (coco_detection)")
     parser.add_argument("--export-lmms", metavar="FILE", help="write the boxes with lmms-lab's columns (refcoco)")
@@ -388,7 +394,7 @@ COMMANDS: dict[str, Command] = {
     "show": Command("look at the data as the model sees it", _show_arguments, _show,
                     "Print conversations and their tokens, supervised ones marked, and draw the annotated boxes."),
     "data": Command("check data of your own", _data_arguments, _data, _DATA),
-    "train": Command("train a stage, as a config says", _recipe_arguments, _train),
+    "train": Command("train a stage, as a config says", _train_arguments, _train),
     "eval": Command("measure a model, as a config says", _eval_arguments, _eval),
     "bench": Command("measure how fast this machine is", _bench_arguments, _bench),
 }  # fmt: skip

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigptv2.api import BUNDLED
+from minigptv2.bundled import model_folder
 from minigptv2.config import ModelConfig
 
 ROW = 256  # text tokens
@@ -47,7 +48,7 @@ def info(folder: str | Path | None = None) -> str:
     """What `minigptv2 info` prints. Raises UserError where the folder is no model."""
     from minigptv2.model.checkpoint import open_empty
 
-    folder = BUNDLED if folder is None else Path(folder)
+    folder = BUNDLED if folder is None else model_folder(folder)
     model = open_empty(folder)
     config, vision, language = model.config, model.config.vision, model.config.language
     counts = count(model)

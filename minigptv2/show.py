@@ -14,6 +14,7 @@ from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
+from minigptv2.bundled import model_folder
 from minigptv2.config import ModelConfig, from_dict
 from minigptv2.data.dataset import Dataset, open_dataset
 from minigptv2.encode import IGNORED, IMAGE_ID, SHARED, Encoded, Encoder, Tokenizer
@@ -104,7 +105,7 @@ def open_encoder(folder: str | Path | None) -> tuple[Encoder, ModelConfig]:
     from minigptv2.model.checkpoint import CONFIG, TOKENIZER
     from minigptv2.model.grounding_vlm import GroundingVLM
 
-    folder = BUNDLED if folder is None else Path(folder)
+    folder = BUNDLED if folder is None else model_folder(folder)
     for name in (CONFIG, TOKENIZER):
         if not (folder / name).is_file():
             raise UserError(

@@ -18,6 +18,7 @@ HEAVY = {"torch", "torchvision", "transformers", "timm", "peft", "PIL", "numpy",
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
+    "bundled": {"errors", "files"},
     "boxes": {"errors"},
     "config": {"boxes", "conversation", "errors"},
     "drawing": {"boxes"},
@@ -28,20 +29,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "encode": {"boxes", "conversation", "errors", "sample"},
     "data": {"boxes", "drawing", "errors", "files", "images", "sample", "tasks"},
     "model": {"boxes", "config", "encode", "errors", "files"},
-    "train": {"boxes", "config", "conversation", "data", "encode", "errors", "files", "images", "model", "sample",
-              "tasks"},
-    "api": {"boxes", "config", "encode", "errors", "images", "model", "sample", "tasks"},
-    "eval": {"api", "boxes", "config", "data", "encode", "errors", "files", "images", "model", "sample", "tasks"},
-    "info": {"api", "config", "model"},
+    "train": {"boxes", "bundled", "config", "conversation", "data", "encode", "errors", "files", "images", "model",
+              "sample", "tasks"},
+    "api": {"boxes", "bundled", "config", "encode", "errors", "images", "model", "sample", "tasks"},
+    "eval": {"api", "boxes", "bundled", "config", "data", "encode", "errors", "files", "images", "model", "sample",
+             "tasks"},
+    "info": {"api", "bundled", "config", "model"},
     "integrations": {"api", "errors", "sample", "tasks"},
     "terminal": {"errors", "images", "sample", "tasks"},
-    "show": {"api", "boxes", "config", "data", "drawing", "encode", "errors", "images", "model", "sample", "tasks",
-             "terminal"},
-    "cli": {"api", "data", "errors", "eval", "info", "minigptv2", "model", "show", "terminal", "train"},
+    "show": {"api", "boxes", "bundled", "config", "data", "drawing", "encode", "errors", "images", "model", "sample",
+             "tasks", "terminal"},
+    "cli": {"api", "bundled", "data", "errors", "eval", "info", "minigptv2", "model", "show", "terminal", "train"},
     "__main__": {"cli"},
     "minigptv2": set(),
 }  # fmt: skip
-PURE = ("errors", "files", "boxes", "config", "sample", "tasks", "conversation")
+PURE = ("errors", "files", "bundled", "boxes", "config", "sample", "tasks", "conversation")
 
 # what a string literal may hold in its home alone; `examples`: modules whose messages and help show it to a user
 HOMES = (

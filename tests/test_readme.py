@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from minigptv2.bundled import find_recipe
 from minigptv2.cli import COMMANDS, Parser
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +90,7 @@ def test_every_command_parses():
         args = parser.parse_intermixed_args(rest)
         if name in ("train", "eval"):
             written_on_the_way = args.config == "boxes.yaml"  # in docs/finetune.md
-            assert written_on_the_way or (ROOT / args.config).is_file(), args.config
+            assert written_on_the_way or find_recipe(name, args.config).is_file(), args.config
 
 
 def test_the_python_lines_run(capsys, monkeypatch):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minigptv2.bundled import find_recipe, model_folder
 from minigptv2.config import from_dict, read_yaml
 from minigptv2.errors import UserError
 from minigptv2.eval import exchange
@@ -86,14 +87,15 @@ def run(
     """Evaluate and print; one report a benchmark. smoke: a few questions, to see that it runs."""
     from minigptv2.eval.report import write
 
-    given = read_yaml(Path(config), list(overrides))
+    file = find_recipe("eval", config)
+    given = read_yaml(file, list(overrides))
     given |= {"rescore": rescore} if rescore else {}
     given |= {"allow_missing": True} if allow_missing else {}
     given |= {"export_coco": export_coco} if export_coco else {}
     given |= {"export_lmms": export_lmms} if export_lmms else {}
     reports = []
     with _processes() as (rank, world):
-        runs, models = _runs(given, str(config), smoke), {}
+        runs, models = _runs(given, str(file), smoke), {}
         for one in runs:
             report = _evaluate(one, models, rank, world)
             if report is not None:
@@ -164,7 +166,7 @@ def _told_by_the_model(config: EvalConfig) -> dict[str, Any]:
     from minigptv2.api import BUNDLED
     from minigptv2.config import ModelConfig
 
-    file = (Path(config.model) if config.model else BUNDLED) / "config.json"
+    file = (model_folder(config.model) if config.model else BUNDLED) / "config.json"
     try:
         model = from_dict(ModelConfig, json.loads(file.read_text(encoding="utf-8")), str(file))
     except (OSError, ValueError) as error:
@@ -264,7 +266,7 @@ def _ask_all(
     own = "center" if model.config.box_coding == "center" else "floor"
     title = config.model or "bundled"
     head = {
-        **head, "model": model_fingerprint(Path(config.model) if config.model else BUNDLED),
+        **head, "model": model_fingerprint(model_folder(config.model) if config.model else BUNDLED),
         "answering": f"{str(model.dtype).removeprefix('torch.')} {config.quantize} {benchmark.max_new_tokens}",
         "prompt": model.config.prompt, "decode": config.decode or own, "title": title,
     }  # fmt: skip

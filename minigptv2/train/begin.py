@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from minigptv2.bundled import model_folder
 from minigptv2.config import LoraConfig
 from minigptv2.conversation import WRAPPERS, segments
 from minigptv2.data.scene_source import TASKS
@@ -42,7 +43,7 @@ def begin(recipe: Recipe, world: World) -> tuple[GroundingVLM, Tokenizer, Path |
     """
     if not recipe.init and recipe.model.language.name:
         recipe.init = str(_put_together(recipe, world))
-    folder = Path(recipe.init)
+    folder = model_folder(recipe.init)
     if recipe.init and (folder / CONFIG).is_file():
         model, tokenizer = load_folder(folder, None if world.device.type == "cuda" else torch.float32)
         model.config.knows = recipe.model.knows or model.config.knows
@@ -51,7 +52,7 @@ def begin(recipe: Recipe, world: World) -> tuple[GroundingVLM, Tokenizer, Path |
     if recipe.init != NOTHING and not (recipe.init and weights.is_file()):
         raise UserError(
             f"init is {recipe.init!r}, which holds neither a model nor a backbone.",
-            f"It must be a model folder ({CONFIG}), the output of a backbone run ({BACKBONE}), or {NOTHING}; "
+            f"It must be bundled, a model folder ({CONFIG}), the output of a backbone run ({BACKBONE}), or {NOTHING}; "
             "or be empty where model.language.name and tower name the parts.",
             "Train the stage before first, or give init=FOLDER.",
         )  # fmt: skip

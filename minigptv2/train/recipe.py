@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from minigptv2.bundled import find_deepspeed, find_recipe
 from minigptv2.config import LanguageConfig, LoraConfig, ModelConfig, VisionConfig, from_dict, overridden, read_yaml
 from minigptv2.data.mixture import DataConfig, SourceConfig
 from minigptv2.errors import UserError
@@ -42,11 +43,11 @@ class Recipe:
     """kind: "backbone" pre-trains the vision tower, "stage" trains the whole on conversations.
 
     Where it begins and ends. output: folder of the run; the trained model is output/model. save: "whole", or "small"
-    for nothing but what was trained, to be opened with base=. init: the model folder to begin from; the backbone's run;
-    "nothing" for random weights; or empty, and the model is put together from model.language.name and tower, a file of
-    model.vision's weights. model: what to build where init is no model folder; of an init folder, only `knows`, and
-    `lora` where it has no adapter yet, are changed. tokenizer_scenes: what is said about so many drawn scenes trains
-    the tokenizer of a model that begins from a backbone or from nothing.
+    for nothing but what was trained, to be opened with base=. init: the model folder to begin from, or "bundled"; the
+    backbone's run; "nothing" for random weights; or empty, and the model is put together from model.language.name and
+    tower, a file of model.vision's weights. model: what to build where init is no model folder; of an init folder,
+    only `knows`, and `lora` where it has no adapter yet, are changed. tokenizer_scenes: what is said about so many
+    drawn scenes trains the tokenizer of a model that begins from a backbone or from nothing.
 
     What is trained. trained: what is not frozen; "lora" leaves the language model's own weights frozen. quantize: the
     frozen language model in few bits. data, cache: see `data/mixture.py` and `train/feature_cache.py`.
@@ -106,13 +107,16 @@ class Recipe:
 
 
 def read_recipe(config: str | Path, overrides: list[str] = (), smoke: bool = False) -> Recipe:
-    """The file's recipe with `a.b=c` overrides, which also hold against what --smoke makes of it."""
-    recipe = from_dict(Recipe, read_yaml(Path(config), list(overrides)), str(config))
+    """The file's recipe with `a.b=c` overrides, which also hold against what --smoke makes of it.
+
+    config: a file, or the name of a recipe that comes along (`bundled.find_recipe`).
+    """
+    file = find_recipe("train", config)
+    recipe = from_dict(Recipe, read_yaml(file, list(overrides)), str(file))
     if smoke:
-        recipe = from_dict(Recipe, overridden(asdict(_smoke(recipe)), list(overrides)), str(config))
+        recipe = from_dict(Recipe, overridden(asdict(_smoke(recipe)), list(overrides)), str(file))
     if recipe.deepspeed:
-        here, beside = Path(recipe.deepspeed), Path(config).parent / "deepspeed" / Path(recipe.deepspeed).name
-        recipe.deepspeed = str(here if here.is_file() or not beside.is_file() else beside)
+        recipe.deepspeed = find_deepspeed(recipe.deepspeed, file)
     for name, least in (("max_steps", 0), ("batch", 1), ("micro_batch", 0), ("save_every", 1), ("log_every", 1),
                         ("check_every", 0), ("keep", 1), ("workers", 0), ("warmup", 0), ("seed", 0),
                         ("attention", 0), ("guided_steps", 0)):  # fmt: skip

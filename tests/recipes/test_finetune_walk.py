@@ -24,7 +24,6 @@ def test_the_walk_leads_from_boxes_to_answers(tmp_path, monkeypatch, capsys):
     train, chat = (next(c for c in commands if c[:2] == ["minigptv2", name]) for name in ("train", "chat"))
     shutil.copy(COCO / "annotations/instances_train2017.json", tmp_path / "train.json")
     (tmp_path / "images").symlink_to(COCO / "images/train2017")
-    (tmp_path / "minigptv2").symlink_to(ROOT / "minigptv2")
     (tmp_path / "boxes.yaml").write_text(recipe)
     shutil.copy(next((COCO / "images/train2017").glob("*.jpg")), tmp_path / "picture.jpg")
     monkeypatch.chdir(tmp_path)
@@ -32,5 +31,5 @@ def test_the_walk_leads_from_boxes_to_answers(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert cli.main([*chat[1:], "--device", "cpu", "--max-new-tokens", "12"]) == 0
     assert capsys.readouterr().out.strip()
-    model = MiniGPTv2.from_pretrained("output/boxes/model", "cpu", base="minigptv2/weights")
+    model = MiniGPTv2.from_pretrained("output/boxes/model", "cpu", base="bundled")
     assert "projector.weight" in dict(model.network.named_parameters())

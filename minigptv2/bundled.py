@@ -1,0 +1,82 @@
+"""What comes along with the package: the recipes of `train` and `eval` by name, and the bundled model."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Literal
+
+from minigptv2.errors import UserError
+from minigptv2.files import is_dir, is_file
+
+_PACKAGE = Path(__file__).parent
+BUNDLED = _PACKAGE / "weights"
+_MODEL_NAMES = ("bundled", "minigptv2/weights")
+
+
+def configs_of(command: Literal["train", "eval"]) -> Path:
+    """The folder of a command's recipes: inside an installed package; beside it in a checkout."""
+    inside = _PACKAGE / f"{command}_configs"
+    return inside if inside.is_dir() else _PACKAGE.parent / inside.name
+
+
+def recipes_of(command: Literal["train", "eval"]) -> dict[str, Path]:
+    """Every recipe by its name, such as "stage3" and "tiny/stage1"."""
+    folder = configs_of(command)
+    return {f.relative_to(folder).with_suffix("").as_posix(): f for f in sorted(folder.rglob("*.yaml"))}
+
+
+def find_recipe(command: Literal["train", "eval"], given: str | os.PathLike) -> Path:
+    """The file of a recipe. given: a file; or a name with or without `train_configs/` (`eval_configs/`) and `.yaml`.
+
+    A file that exists wins. Raises UserError, with the nearest names, where there is neither.
+    """
+    path, known = Path(given), recipes_of(command)
+    if is_file(path):
+        return path
+    name = path.as_posix().removeprefix(f"{command}_configs/").removesuffix(".yaml")
+    if name in known:
+        return known[name]
+    if os.path.exists(path):  # a pipe; a folder, which its reader refuses
+        return path
+    near = difflib.get_close_matches(name, known, 3) or difflib.get_close_matches(path.stem, known, 3)
+    raise UserError(
+        f"{given} does not exist, and no recipe of minigptv2 {command} has this name.",
+        f"Give a YAML file, or one of: {', '.join(known)}.",
+        f"Did you mean {' or '.join(near)}?" if near else f"minigptv2 {command} --help says what each recipe does.",
+    )
+
+
+def find_deepspeed(given: str, recipe: Path) -> str:
+    """DeepSpeed's JSON file. The first that exists: `given`, a file of its name in `deepspeed/` beside the recipe, the
+    one that comes along; else `given`."""
+    name = Path(given).name
+    places = (Path(given), recipe.parent / "deepspeed" / name, configs_of("train") / "deepspeed" / name)
+    return str(next(filter(is_file, places), given))
+
+
+def model_folder(given: str | os.PathLike) -> Path:
+    """The folder of a model: `given`, or that of the bundled model where it is called "bundled".
+
+    A folder that exists wins. `minigptv2/weights`, its place in a checkout, is understood from any folder.
+    """
+    path = Path(given)
+    return BUNDLED if path.as_posix() in _MODEL_NAMES and not is_dir(path) else path
+
+
+def summaries(command: Literal["train", "eval"]) -> str:
+    """A line for each recipe: its name, and the first sentence of its file's comment."""
+    known = recipes_of(command)
+    width = max(map(len, known), default=0)
+    return "\n".join(f"  {name:<{width}}  {_summary(file)}" for name, file in known.items())
+
+
+def _summary(file: Path) -> str:
+    lines = file.read_text(encoding="utf-8").splitlines()[2:]  # after the command and an empty comment
+    comment = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        comment.append(line.removeprefix("#").strip())
+    return " ".join(comment).partition(". ")[0].removesuffix(".")

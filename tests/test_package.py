@@ -1,0 +1,198 @@
+"""What is installed holds what it needs, and finds it from any folder: recipes by name, the bundled model."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from email import message_from_bytes
+from pathlib import Path
+
+import pytest
+
+from minigptv2 import __version__, cli
+from minigptv2.bundled import BUNDLED, find_deepspeed, find_recipe, model_folder, recipes_of
+from minigptv2.errors import UserError
+from minigptv2.model.checkpoint import load_folder
+from minigptv2.train.recipe import read_recipe
+
+ROOT = Path(__file__).parents[1]
+IN_THE_SOURCES = (  # of the repository; everything else there is left behind
+    "LICENSE", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "LOG.md", "MANIFEST.in", "Makefile",
+    "constraints.txt", "pyproject.toml", "minigptv2", "train_configs", "eval_configs", "datasets", "docs", "tests",
+)  # fmt: skip
+BUILD = "import sys; from setuptools import build_meta as b; print(getattr(b, 'build_' + sys.argv[1])(sys.argv[2]))"
+
+
+def build(what: str, source: Path, target: Path) -> Path:
+    """The sdist or wheel of a folder, without a network or an environment of its own."""
+    done = subprocess.run([sys.executable, "-c", BUILD, what, target], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return target / done.stdout.split()[-1]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> Path:
+    """The unpacked source distribution."""
+    pytest.importorskip("setuptools", minversion="77")
+    folder = tmp_path_factory.mktemp("sdist")
+    for name in IN_THE_SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / "all" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            (folder / "all").mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, folder / "all")
+    shutil.unpack_archive(build("sdist", folder / "all", folder), folder, "gztar")
+    (unpacked,) = folder.glob("minigptv2-*/")
+    return unpacked
+
+
+@pytest.fixture(scope="module")
+def installed(sources, tmp_path_factory) -> Path:
+    """The files of the wheel that was built from the source distribution, in a folder for PYTHONPATH."""
+    folder = tmp_path_factory.mktemp("wheel")
+    with zipfile.ZipFile(build("wheel", sources, folder)) as wheel:
+        wheel.extractall(folder / "installed")
+    return folder / "installed"
+
+
+def run(installed: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "minigptv2", *words], cwd=cwd, env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def files_of(folder: Path) -> set[str]:
+    files = (f for f in folder.rglob("*") if f.is_file() and f.suffix != ".pyc")
+    return {f.relative_to(folder).as_posix() for f in files}
+
+
+def test_the_source_distribution_holds_all_that_builds_and_tests_the_package(sources):
+    for name in IN_THE_SOURCES:
+        there = sources / name
+        assert there.exists(), name
+        if there.is_dir():
+            assert files_of(there) == files_of(ROOT / name), name
+
+
+def test_the_wheel_holds_the_package_and_its_recipes_alone(installed):
+    expected = files_of(ROOT / "minigptv2")
+    assert {"weights/adapter/adapter_model.safetensors", "weights/tokenizer.model", "examples/park.png"} <= expected
+    for folder in ("train_configs", "eval_configs"):
+        expected |= {f"{folder}/{name}" for name in files_of(ROOT / folder)}
+    assert files_of(installed / "minigptv2") == expected
+    assert {f.name for f in installed.iterdir()} == {"minigptv2", f"minigptv2-{__version__}.dist-info"}
+
+
+def test_the_metadata_is_complete(installed):
+    folder = installed / f"minigptv2-{__version__}.dist-info"
+    told = message_from_bytes((folder / "METADATA").read_bytes())
+    assert told["Version"] == __version__ and told["Requires-Python"] == ">=3.10"
+    assert told["License-Expression"] == "BSD-3-Clause" and told["Author"] and told["Keywords"] and told["Project-URL"]
+    assert told["Description-Content-Type"] == "text/markdown" and "# MiniGPT-v2" in told.get_payload()
+    assert len(told.get_all("Classifier")) > 5
+    assert {"train", "eval", "quantize", "parquet", "dev"} <= set(told.get_all("Provides-Extra"))
+    assert (folder / "licenses/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    assert "minigptv2 = minigptv2.cli:main" in (folder / "entry_points.txt").read_text()
+
+
+def test_the_installed_command_works_from_another_folder(installed, tmp_path):
+    assert run(installed, tmp_path, "--version").stdout == f"minigptv2 {__version__}\n"
+    trained = run(installed, tmp_path, "train", "stage3", "--smoke", "device=cpu")
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "output/stage3-smoke/model/config.json").is_file()
+    measured = run(
+        installed, tmp_path, "eval", "eval_configs/scenes.yaml", "--smoke", "count=1", "device=cpu",
+        "model=output/stage3-smoke/model",
+    )  # fmt: skip
+    assert measured.returncode == 0, measured.stderr
+    assert (tmp_path / "output/eval/report.json").is_file()
+    told = run(installed, tmp_path, "train", "--help").stdout
+    assert f"{installed}/minigptv2/train_configs" in told and "tiny/stage1 " in told
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_every_recipe_is_found_by_its_name_and_its_path(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = ROOT / f"{command}_configs"
+    files = sorted(folder.rglob("*.yaml"))
+    assert sorted(recipes_of(command).values()) == files
+    for file in files:
+        path = file.relative_to(ROOT).as_posix()
+        name = file.relative_to(folder).as_posix().removesuffix(".yaml")
+        for given in (name, f"{name}.yaml", path, path.removesuffix(".yaml"), f"./{path}", Path(path), file):
+            assert find_recipe(command, given) == file
+
+
+def test_a_file_wins_and_a_folder_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stage1").mkdir()
+    assert find_recipe("train", "stage1") == ROOT / "train_configs/stage1.yaml"
+    (tmp_path / "stage3.yaml").write_text("output: here\n")
+    assert read_recipe("stage3.yaml").output == "here"
+    assert read_recipe("stage3").output == "output/stage3"
+
+
+def test_a_recipe_may_come_through_a_pipe():
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as file:
+        file.write("output: here\n")
+    assert read_recipe(f"/dev/fd/{reading}").output == "here"
+    os.close(reading)
+
+
+@pytest.mark.parametrize(("command", "given", "near"), [
+    ("train", "stge3", "stage3"), ("train", "train_configs/stage4.yaml", "stage3"),
+    ("train", "backbone", "tiny/backbone"), ("train", "/nowhere/stage2.yml", "stage2"),
+    ("eval", "refcocog", "refcoco"), ("eval", "Scenes", "scenes"), ("train", "x" * 5000, "train --help"),
+    ("eval", "../eval_configs", "eval --help"), ("train", "a\0b", "train --help"),
+])  # fmt: skip
+def test_an_unknown_name_is_told_with_the_nearest(command, given, near, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([command, given]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and "does not exist, and no recipe" in lines[0]
+    assert all(name in lines[1] for name in recipes_of(command))
+    assert near in lines[2]
+
+
+def test_help_lists_every_recipe(capsys):
+    for command in ("train", "eval"):
+        assert cli.main([command, "--help"]) == 0
+        told = capsys.readouterr().out
+        assert all(f"\n  {name} " in told for name in recipes_of(command))
+
+
+@pytest.mark.parametrize("given", ["zero2.json", "train_configs/deepspeed/zero2.json"])
+@pytest.mark.parametrize("recipe", ["stage2", "tiny/stage3", "own.yaml"])
+def test_deepspeed_files_that_come_along_are_found_from_any_recipe(recipe, given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("output: here\n")
+    expected = ROOT / "train_configs/deepspeed/zero2.json"
+    assert Path(read_recipe(recipe, [f"deepspeed={given}"]).deepspeed) == expected
+    (tmp_path / "zero2.json").write_text("{}")
+    assert find_deepspeed("zero2.json", expected) == "zero2.json"
+
+
+def test_the_bundled_model_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert model_folder("bundled") == model_folder("minigptv2/weights") == BUNDLED
+    assert model_folder("other") == Path("other")
+    (tmp_path / "bundled").mkdir()
+    assert model_folder("bundled") == Path("bundled")
+    with pytest.raises(UserError, match="has no config.json"):
+        load_folder(model_folder("bundled"))
+
+
+def test_training_and_asking_take_the_bundled_model_by_name(tmp_path, monkeypatch, capsys, picture):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(
+        "output: own\ninit: bundled\ntrained: [projector, lora]\nsave: small\ndevice: cpu\nmax_steps: 1\nbatch: 1\n"
+        "data: {sources: [{name: scenes, options: {count: 2, exchanges: 1}}]}\nworkers: 0\ntensorboard: false\n"
+    )
+    assert cli.main(["train", "own.yaml"]) == 0
+    words = ["chat", str(picture), "[caption]", "--device", "cpu", "--max-new-tokens", "4"]
+    assert cli.main([*words, "--model", "own/model", "--base", "bundled"]) == 0
+    assert cli.main(["info", "bundled"]) == 0
+    assert cli.main(["eval", "scenes", "model=bundled", "count=1", "limit=2", "device=cpu"]) == 0
