@@ -16,6 +16,8 @@ from minigptv2.errors import UserError
 
 T = TypeVar("T")
 
+_EXAMPLES = "minigptv2 train --help and minigptv2 eval --help say where examples are."
+
 # ---- the model: what config.json of a saved folder holds ----
 
 
@@ -94,7 +96,7 @@ def from_dict(kind: type[T], data: dict[str, Any], where: str = "") -> T:
     Raises UserError for an unknown key (with the nearest known one) and for a value of the wrong type.
     """
     if not isinstance(data, dict):
-        raise UserError(f"{where or 'The config'} is {data!r}.", "It must be a mapping of keys.", "See train_configs/.")
+        raise UserError(f"{where or 'The config'} is {data!r}.", "It must be a mapping of keys.", _EXAMPLES)
     hints = typing.get_type_hints(kind)
     known = [f.name for f in dataclasses.fields(kind)]
     for key in data:
@@ -166,7 +168,7 @@ def read_yaml(file: Path, overrides: list[str] = ()) -> dict[str, Any]:
     """The file's mapping with `a.b=c` overrides applied; each c is read as YAML."""
     import yaml
 
-    advice = "It must be a YAML config.", "See train_configs/ and eval_configs/."
+    advice = "It must be a YAML config.", _EXAMPLES
     try:
         data = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
