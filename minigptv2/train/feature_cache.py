@@ -20,7 +20,7 @@ import torch
 
 from minigptv2.data.dataset import Dataset
 from minigptv2.errors import UserError
-from minigptv2.files import NEW, whole
+from minigptv2.files import NEW, locked, whole
 from minigptv2.images import LazyPicture, open_image, squashed, to_pixels
 from minigptv2.model.grounding_vlm import rounded
 from minigptv2.model.vision import VisionTower
@@ -148,6 +148,12 @@ def build_cache(
     own = {k: v for k, v in wanted.items() if _owner(k, world) == rank}
     rows = max(1, config.shard_mb * 2**20 // (2 * tower.patches * tower.width))
     tower, dtype = tower.eval().to(device), dtype or best_dtype(torch.device(device))
+    if rank == 0 and any(key not in cache for key in wanted):
+        with locked(folder, "build of a feature cache", wait=True):
+            for shard in _sound(folder, verify=False):
+                cache._add(shard)
+            if own_missing := {key: image for key, image in own.items() if key not in cache}:
+                _compute(folder, tower, own_missing, rows, batch, workers, fast_decode, device, dtype)
     waiting, since = None, time.time()
     while missing := [key for key in wanted if key not in cache]:
         todo = [key for key in missing if key in own]
