@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ FILE = "run.json"
 MAY_CHANGE = (
     "output", "max_steps", "workers", "device", "precision", "deepspeed", "micro_batch", "gradient_checkpointing",
     "compile", "pack", "cache", "log_every", "check_every", "save_every", "keep", "tensorboard", "wandb",
-    "data.max_bad_share", "data.least_judged",
+    "data.max_bad_share", "data.least_judged", "phases.*.steps",
 )  # fmt: skip
 _TOLD = 3  # differences
 _LARGE = 1 << 26  # bytes of a file over which its mark is taken of pieces
@@ -41,7 +42,7 @@ class Identity:
         known = _flat(asdict(Recipe("")))
         out = []
         for key in dict.fromkeys([*self.recipe, *other.recipe]):
-            if any(key == free or key.startswith(free + ".") for free in MAY_CHANGE):
+            if any(fnmatchcase(key, free) or key.startswith(free + ".") for free in MAY_CHANGE):
                 continue
             old, new = (of.get(key, known.get(key)) for of in (self.recipe, other.recipe))
             marks = self.contents.get(key), other.contents.get(key)

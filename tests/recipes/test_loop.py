@@ -194,8 +194,7 @@ def test_a_finished_run_changes_nothing_whatever_is_asked_for(recipe, base, tmp_
     ):
         assert cli.main(["train", str(file), f"output={output}", *given]) == code
         assert told in capsys.readouterr().err and files_of(output) == before
-    for name in ("run.json",):  # of before
-        (output / name).unlink()
+    (output / "run.json").unlink()  # as it was before runs were known by their recipe
     model = files_of(output / "model")
     assert cli.main(["train", str(file), f"output={output}", f"init={other}"]) == 0
     assert "could not be compared" in capsys.readouterr().err and files_of(output / "model") == model
@@ -245,18 +244,28 @@ def test_tensorboard_that_is_missing_is_told_and_the_run_goes_on(recipe, tmp_pat
     assert capsys.readouterr().err.count("TensorBoard is not installed") == 1
 
 
-def test_what_is_dropped_is_kept_with_the_run(recipe, tmp_path, capsys):
-    """A line without anything to learn from, and a conversation that is longer than the context."""
-    turns = [{"user": f"what is number {i}? " + "red balloon " * 6, "assistant": f"it is {i}."} for i in range(60)]
-    lines = [{"conversation": turns}, *({"conversation": turns[i : i + 1]} for i in range(40)), {"caption": "x"}]
+def test_what_is_dropped_is_told_and_kept_with_the_run(recipe, tmp_path, capsys, monkeypatch):
+    from minigptv2.train import stream
+
+    plain = stream.row_of
+
+    def cut(*given):
+        row = plain(*given)
+        row.dropped_turns = 2
+        return row
+
+    monkeypatch.setattr(stream, "row_of", cut)
+    talk = [{"conversation": [{"user": f"what is {i}?", "assistant": "a number."}]} for i in range(40)]
+    lines = [*talk, {"caption": "of no image"}]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     source = f"data.sources=[{{name: own, options: {{file: {tmp_path / 'own.jsonl'}}}}}]"
-    train(recipe[0], tmp_path / "run", source, "max_steps=6")
+    train(recipe[0], tmp_path / "run", source, "max_steps=2")
     (row,) = json.loads((tmp_path / "run/problems.json").read_text())
-    assert row["source"] == "own" and list(row["problems"].values()) == [1]
-    assert next(iter(row["problems"])) in capsys.readouterr().err
+    assert (row["source"], row["records"]) == ("own", 40) and list(row["problems"].values()) == [1]
+    told = capsys.readouterr().err
+    assert next(iter(row["problems"])) in told and told.count("log.jsonl counts them as dropped_turns") == 1
     rows = [json.loads(line) for line in open(tmp_path / "run/log.jsonl")]
-    assert rows[-1]["dropped_turns"] >= rows[0]["dropped_turns"] >= 0
+    assert [r["dropped_turns"] for r in rows] == [16, 32]
 
 
 def test_own_data_needs_no_other_data(recipe, base, tmp_path, monkeypatch):
