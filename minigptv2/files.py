@@ -1,13 +1,24 @@
-"""How a file is written whole or not at all, whatever stops the program."""
+"""How a file is written whole or not at all, whatever stops the program; and by one process at a time."""
 
 from __future__ import annotations
 
 import os
+import socket
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from minigptv2.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = ".lock"
 NEW = ".new"  # the end of the name of a file that is not whole yet
 
 
@@ -43,3 +54,55 @@ def whole(file: Path, shared: bool = False) -> Iterator[Path]:
         new.replace(file)
     finally:
         new.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, what: str, wait: bool = False) -> Iterator[None]:
+    """Make the folder and keep other processes out of it, by a lock on its file `.lock`, until the block ends or this
+    process does, however it ends. what: "run", for the errors. wait: until it is free, told once.
+
+    Raises UserError where the folder cannot be written, or is in use. A file system without locks is no obstacle.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK, "a+")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder} cannot be written: {error}.", f"A {what} needs a folder that it may make and write to.",
+            "Choose another one.",
+        ) from error  # fmt: skip
+    with file:
+        told = False
+        while not _taken(file):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            if not wait:
+                raise UserError(
+                    f"{folder} is in use by {holder}.", f"One {what} at a time may write there.",
+                    "Wait until it ends, or choose another folder.",
+                )  # fmt: skip
+            if not told:
+                told = True
+                print(f"{folder}: waiting for {holder}", file=sys.stderr, flush=True)
+            time.sleep(1)
+        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        except OSError:
+            pass  # a full disk: the lock holds all the same, and only its owner's name is missing
+        yield
+
+
+def _taken(file) -> bool:
+    """Whether this process holds the lock now. A process that it forks does not inherit it, so that a worker which
+    outlives a killed run holds nothing."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return True

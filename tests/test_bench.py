@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from minigptv2 import cli
 from minigptv2.data import scene_source
 from minigptv2.train import bench
+from minigptv2.train.precision import call_in
 
 
 @pytest.mark.parametrize("name", ["bench_data", "bench_cache", "bench_packing", "bench_loop"])
@@ -44,3 +46,36 @@ def test_the_plain_loader_sees_the_same_pictures_in_the_same_order(tiny_folder, 
     assert pixels.shape == micro.on("cpu").pixels.shape
     assert (pixels - micro.on("cpu").pixels).abs().mean() < 0.02 < (pixels - pixels.flip(0)).abs().mean()
     assert len(rows) == micro.samples == 3  # worded at random, so of other lengths
+
+
+def test_the_command_gives_its_options_to_every_bench(tiny_folder, monkeypatch, capsys):
+    seen = []
+
+    def measure(name):
+        def bench_it(model, count, **options):
+            seen.append((name, str(model), count, options))
+            return bench.Compared(name, 2.0, 1.0)
+
+        return bench_it
+
+    for name in ("bench_data", "bench_cache", "bench_packing", "bench_loop"):
+        monkeypatch.setattr(bench, name, measure(name))
+    given = ["--model", str(tiny_folder), "--device", "cpu", "--dtype", "bfloat16", "--pictures", "3"]
+    assert cli.main(["bench", "train", *given]) == 0
+    steps = {"device": "cpu", "dtype": torch.bfloat16}
+    assert [(n, c, o) for n, _, c, o in seen] == [
+        ("bench_data", 3, {}), ("bench_cache", 3, steps), ("bench_packing", 3, steps), ("bench_loop", 3, steps),
+    ]  # fmt: skip
+    assert capsys.readouterr().out.count("2.000") == 4
+    assert cli.main(["bench", "train", "--dtype", "float16"]) == 2
+    assert "float32 or bfloat16" in capsys.readouterr().err
+
+
+def test_steps_are_multiplied_in_the_dtype_that_was_given(tiny_folder, monkeypatch):
+    monkeypatch.setattr(bench, "BATCH", 2)
+    used = []
+    monkeypatch.setattr(
+        bench, "call_in", lambda network, dtype, batch: used.append(dtype) or call_in(network, dtype, batch)
+    )
+    bench.bench_packing(tiny_folder, 2, rounds=1, dtype=torch.bfloat16)
+    assert set(used) == {torch.bfloat16}

@@ -2,6 +2,9 @@
 
 import copy
 import json
+import shutil
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from minigptv2 import files as files_module
 from minigptv2.config import VisionConfig
 from minigptv2.data.dataset import Problems
 from minigptv2.data.mixture import DataConfig, Mixture, SourceConfig
@@ -271,3 +275,28 @@ def test_workers_and_the_main_process_compute_the_same(tower, files, tmp_path):
         for workers in (0, 2)
     ]
     assert all(torch.equal(caches[0][files[n].image], caches[1][files[n].image]) for n in range(12))
+
+
+def test_a_second_run_waits_for_the_one_that_builds_and_computes_nothing_anew(
+    tower, files, tmp_path, monkeypatch, capfd
+):
+    """The other run is a process that holds the folder; while this one waits for it, the features come."""
+    other, folder = tmp_path / "other", tmp_path / "cache"
+    build_cache(CacheConfig(str(other)), tower, [files])
+    script = "import sys, pathlib; from minigptv2.files import locked\n" + (
+        "with locked(pathlib.Path(sys.argv[1]), 'build'): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+
+    def other_ends(_seconds: float) -> None:
+        for file in [*other.glob("*.npy"), *other.glob("*.json")]:
+            shutil.copy(file, folder)
+        holder.communicate()
+
+    monkeypatch.setattr(files_module.time, "sleep", other_ends)
+    monkeypatch.setattr(feature_cache, "_compute", None)
+    assert len(build_cache(CacheConfig(str(folder)), tower, [files])) == 12
+    assert f"waiting for process {holder.pid} on" in capfd.readouterr().err

@@ -160,6 +160,7 @@ def _write(
             past_key_values=cache, use_cache=True,
         ).last_hidden_state  # fmt: skip
         logits = decoder.lm_head(states[:, -1]).float()  # [computed, vocabulary]
+        logits[:, tokenizer.size :] = -torch.inf  # rows that fill the table up to a round number are no tokens
         chosen, probability = _choose(logits, [grammar.allowed(rows[i].ids) for i in computed])
         for i, token, chance in zip(computed, chosen, probability):
             if running[i] and token == tokenizer.eos:

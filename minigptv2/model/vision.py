@@ -4,6 +4,7 @@ Shapes: B pictures, H = W pixels of the squashed picture, N patches in raster or
 Source: MiniGPT-v2 (arXiv 2310.09478) section 2; the tower is EVA-CLIP ViT-g/14 (arXiv 2211.07636).
 """
 
+import difflib
 import re
 from functools import partial
 from math import isqrt
@@ -72,17 +73,21 @@ class VisionTower(nn.Module):
         self.config.image_size = image_size
 
 
+# timm's modules behind the last block: the last norm, what pools the patches, and classifiers
+_AFTER_BLOCKS = ("norm", "fc_norm", "attn_pool", "head", "head_drop", "head_dist", "pre_logits")
+
+
 def fill_tower(tower: VisionTower, file: Path) -> None:
     """Fill the tower with a file of its trunk's weights: safetensors or a torch file, in timm's names, flat, such as
     `eva_vit_g.pth`. The position table may be of another picture size.
 
-    Blocks beyond the tower's last, a last norm and a head are left aside, since the tower has none. Raises UserError
-    where the file cannot be read, and one that names what else is missing or unknown.
+    Blocks beyond the tower's last and what comes after them (`_AFTER_BLOCKS`) are left aside, since the tower has none.
+    Raises UserError where the file cannot be read, and one that names what else is missing or unknown.
     """
     found = dict(open_file(file))
     trunk, depth = tower.trunk.state_dict(), len(tower.trunk.blocks)
     norm = {"weight": found.pop("ln_vision.weight", None), "bias": found.pop("ln_vision.bias", None)}
-    beyond = re.compile(r"(blocks\.(\d+)|norm|fc_norm|head|head_drop)\.")
+    beyond = re.compile(rf"(blocks\.(\d+)|{'|'.join(_AFTER_BLOCKS)})\.")
     left = {
         k for k in found if k not in trunk and (m := beyond.match(k)) and (m[2] is None or int(m[2]) >= depth)
     }  # fmt: skip
@@ -130,8 +135,47 @@ def _stem_side(config: VisionConfig) -> int:
     return side
 
 
-def _build_trunk(config: VisionConfig) -> nn.Module:
+def _build_named(config: VisionConfig) -> nn.Module:
+    """A timm model without its last norm. Raises UserError where timm has none of that name, or it is no plain ViT."""
     import timm
+
+    name = config.timm_name
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), 3)
+        raise UserError(
+            f"timm has no model {name!r}.", f"The nearest names: {', '.join(near) or 'none'}.",
+            "Correct model.vision.timm_name; timm.list_models() gives all names.",
+        )  # fmt: skip
+    try:
+        trunk = timm.create_model(
+            name, pretrained=False, checkpoint_path="", img_size=config.image_size, num_classes=0, global_pool="",
+            **config.timm_options,
+        )  # fmt: skip
+        if isinstance(getattr(trunk, "blocks", None), nn.Sequential | nn.ModuleList) and hasattr(trunk, "pos_embed"):
+            trunk.norm = nn.Identity()
+            return trunk
+        problem = f"it is a {type(trunk).__name__}"
+    except Exception as error:  # each of timm's models refuses options in its own way
+        problem = " ".join(str(error).split())[:200]
+    if _is_convolutional(name):
+        problem = "it is a convolutional network"
+    raise UserError(
+        f"The timm model {name!r} cannot be the vision tower: {problem}.",
+        "It must be a plain vision transformer, which gives one vector a patch, with options that timm knows.",
+        "Choose another model.vision.timm_name, such as vit_base_patch16_siglip_384, or correct timm_options.",
+    )  # fmt: skip
+
+
+def _is_convolutional(name: str) -> bool:
+    """Whether timm's model, without options, has convolutions and no attention."""
+    import timm
+
+    with torch.device("meta"):
+        modules = [type(module).__name__ for module in timm.create_model(name, pretrained=False).modules()]
+    return any("Conv" in m for m in modules) and not any("Attention" in m or "Attn" in m for m in modules)
+
+
+def _build_trunk(config: VisionConfig) -> nn.Module:
     from timm.layers import HybridEmbed, build_sincos2d_pos_embed
     from timm.models.vision_transformer import VisionTransformer
     from timm.models.vision_transformer_hybrid import ConvStem
@@ -139,12 +183,7 @@ def _build_trunk(config: VisionConfig) -> nn.Module:
     if config.timm_name:
         if ":" in config.timm_name:
             raise ValueError(f"timm_name {config.timm_name!r} names a place; it must be one that timm builds itself")
-        trunk = timm.create_model(
-            config.timm_name, pretrained=False, checkpoint_path="", img_size=config.image_size, num_classes=0,
-            global_pool="", **config.timm_options,
-        )  # fmt: skip
-        trunk.norm = nn.Identity()
-        return trunk
+        return _build_named(config)
     stem = ConvStem(
         depth=len(config.stem_channels),
         channels=tuple(config.stem_channels),

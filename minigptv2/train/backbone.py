@@ -7,6 +7,7 @@ Shapes: B pictures, N = G x G patches in raster order, C channels of the tower.
 """
 
 import json
+import sys
 import time
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from minigptv2.files import whole
 from minigptv2.images import to_pixels
 from minigptv2.model.checkpoint import WEIGHTS as MODEL
 from minigptv2.model.vision import VisionTower
+from minigptv2.train.identity import identity_of, take_up
 from minigptv2.train.launch import STOPPED, StopSignal, choose_device, heed_parent_only
 from minigptv2.train.optim import build_optimizers, learning_rate, set_learning_rate
 from minigptv2.train.precision import best_dtype, call_in
@@ -155,14 +157,19 @@ def dense_loss(outputs, kind, color, box, phase: Phase) -> tuple[torch.Tensor, d
 def pretrain(recipe: Recipe) -> Path | None:
     """Train the tower; recipe.output gets the weights, log.jsonl and a checkpoint that a second call resumes.
 
-    None where SIGTERM stopped the run before its end. The checkpoint is then written, too.
+    None where SIGTERM stopped the run before its end. The checkpoint is then written, too. Ctrl-C ends it likewise, and
+    raises KeyboardInterrupt.
     """
     with StopSignal() as stop:
-        return _pretrain(recipe, stop)
+        done = _pretrain(recipe, stop)
+        if done is None:
+            stop.end()
+        return done
 
 
 def _pretrain(recipe: Recipe, stop: StopSignal) -> Path | None:
     import timm.layers
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
     from tqdm import tqdm
 
@@ -189,6 +196,8 @@ def _pretrain(recipe: Recipe, stop: StopSignal) -> Path | None:
     optimizers = build_optimizers(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
     step, scenes = 0, 0
     checkpoint = output / "checkpoint.pt"
+    identity = identity_of(recipe)
+    told = take_up(output, identity, checkpoint.exists() or (output / WEIGHTS).exists())
     ends = list(accumulate(p.steps for p in phases))
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
@@ -205,6 +214,12 @@ def _pretrain(recipe: Recipe, stop: StopSignal) -> Path | None:
                 "A run goes on with the model, phases and optimizer that it began with.",
                 "Choose another folder with output=..., or delete this one to begin anew.",
             ) from error  # fmt: skip
+    for words in told:
+        print(words, file=sys.stderr)
+    if step >= total:
+        print(f"{output} is finished after step {step}: nothing was changed", file=sys.stderr)
+        return output
+    identity.save(output)
     bar = tqdm(total=total, initial=step, desc="backbone", smoothing=0.05)
     log = open(output / "log.jsonl", "a")
     while step < total:
@@ -253,10 +268,17 @@ def _pretrain(recipe: Recipe, stop: StopSignal) -> Path | None:
             if step % recipe.save_every == 0 or step == total or stop.came:
                 state = {"step": step, "scenes": scenes, "model": model.state_dict(),
                          "optimizers": [o.state_dict() for o in optimizers]}  # fmt: skip
-                with whole(checkpoint) as new:
-                    torch.save(state, new)
-                with whole(output / WEIGHTS) as new:
-                    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, new)
+                try:
+                    with whole(checkpoint) as new:
+                        torch.save(state, new)
+                    with whole(output / WEIGHTS) as new:
+                        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, new)
+                except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them, whoever writes
+                    raise UserError(
+                        f"The checkpoint of step {step} cannot be written: {' '.join(str(error).split())[:200]}",
+                        f"A checkpoint needs room in {output}, beside the one before.",
+                        "Make room and run the same command again: it goes on from the checkpoint before.",
+                    ) from error  # fmt: skip
             if stop.came and step < total:
                 bar.write(STOPPED.format(step))
                 return None

@@ -34,15 +34,16 @@ VOCABULARY = 1024
 EMBEDDED = 1.0  # standard deviation of embeddings at random: Llama's .02 drown in what the first layers soon add to all
 
 
-def begin(recipe: Recipe, world: World) -> tuple[GroundingVLM, Tokenizer, Path | None]:
+def begin(recipe: Recipe, world: World, begun: bool = False) -> tuple[GroundingVLM, Tokenizer, Path | None]:
     """The model and tokenizer that the recipe begins with, on the CPU, and the folder that keeps the frozen weights,
-    where there is one. All processes call it.
+    where there is one. All processes call it. begun: the run has written checkpoints, so that what it put together
+    from parts is still what it begins with.
 
     Weights are float32. Those of a folder that go to a GPU stay in the folder's 16 bits until `settle`: eight processes
     would else hold eight times 31 GB of a 7B model.
     """
     if not recipe.init and recipe.model.language.name:
-        recipe.init = str(_put_together(recipe, world))
+        recipe.init = str(_put_together(recipe, world, begun))
     folder = model_folder(recipe.init)
     if recipe.init and (folder / CONFIG).is_file():
         model, tokenizer = load_folder(folder, None if world.device.type == "cuda" else torch.float32)
@@ -69,10 +70,10 @@ def begin(recipe: Recipe, world: World) -> tuple[GroundingVLM, Tokenizer, Path |
     return model, tokenizer, None
 
 
-def _put_together(recipe: Recipe, world: World) -> Path:
-    """A model folder of the named language model, the tower's weights and a new projection, made once."""
+def _put_together(recipe: Recipe, world: World, begun: bool) -> Path:
+    """A model folder of the named language model, the tower's weights and a new projection, made once for a run."""
     folder = Path(recipe.output) / "begin"
-    if world.rank == 0 and not (folder / CONFIG).is_file():
+    if world.rank == 0 and not (begun and (folder / CONFIG).is_file()):
         name = Path(recipe.model.language.name)
         language, sizes = build_named(recipe.model.language.name)
         config = replace(recipe.model, language=sizes, lora=LoraConfig())

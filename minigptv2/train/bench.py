@@ -27,6 +27,7 @@ from minigptv2.data.mixture import DataConfig, Mixture, SourceConfig
 from minigptv2.data.scene_source import Scenes
 from minigptv2.data.scenes import draw_scene
 from minigptv2.encode import Batch, Encoder
+from minigptv2.errors import UserError
 from minigptv2.images import MEAN, STD
 from minigptv2.model.checkpoint import load_folder
 from minigptv2.model.grounding_vlm import GroundingVLM
@@ -76,49 +77,56 @@ def bench_data(model: Path, pictures: int = 16, rounds: int = 3) -> Compared:
     )
 
 
-def bench_cache(model: Path, scenes: int = 24, rounds: int = 3, device: str = "cpu", exchanges: int = 10) -> Compared:
+def bench_cache(
+    model: Path, scenes: int = 24, rounds: int = 3, device: str = "cpu", dtype: torch.dtype | None = None,
+    exchanges: int = 10,
+) -> Compared:  # fmt: skip
     """Training samples a second with the features of the tower from a cache, against drawing and encoding the scenes at
     every step. exchanges: questions about each; the fewer, the larger the tower's part. The cache is built before the
     clock runs."""
     network, encoder, coding = _open(model, device)
     with tempfile.TemporaryDirectory() as folder:
         source = [Scenes(scenes, exchanges=exchanges, side=network.config.vision.image_size, things=f"{folder}/things")]
-        cache = build_cache(CacheConfig(f"{folder}/cache"), network.vision, source, device=device)
-        step = _trainer(network, device)
+        cache = build_cache(CacheConfig(f"{folder}/cache"), network.vision, source, device=device, dtype=dtype)
+        step = _trainer(network, device, dtype)
         size = network.config.vision.image_size
         with_cache, without = (_stream(source, encoder, coding, size, cache=c) for c in (cache, None))
         ours, theirs = _turns(lambda: step(next(with_cache)), lambda: step(next(without)), rounds, device)
     return Compared("training steps: features from a cache against the tower at every step", ours, theirs)
 
 
-def bench_packing(model: Path, scenes: int = 24, rounds: int = 3, device: str = "cpu") -> Compared:
+def bench_packing(
+    model: Path, scenes: int = 24, rounds: int = 3, device: str = "cpu", dtype: torch.dtype | None = None
+) -> Compared:
     """Training samples a second with packed rows against padded ones, both with cached features: scenes with ten
     questions each, a quarter of them conversations."""
     network, encoder, coding = _open(model, device)
     with tempfile.TemporaryDirectory() as folder:
         size = network.config.vision.image_size
         source = [Scenes(scenes, exchanges=10, dialogues=0.25, side=size, things=f"{folder}/things")]
-        cache = build_cache(CacheConfig(f"{folder}/cache"), network.vision, source, device=device)
-        step = _trainer(network, device)
+        cache = build_cache(CacheConfig(f"{folder}/cache"), network.vision, source, device=device, dtype=dtype)
+        step = _trainer(network, device, dtype)
         packed, padded = (_stream(source, encoder, coding, size, cache=cache, pack=p) for p in (True, False))
         ours, theirs = _turns(lambda: step(next(packed)), lambda: step(next(padded)), rounds, device)
     return Compared("training steps: packed rows against padded ones", ours, theirs)
 
 
-def bench_loop(model: Path, scenes: int = 24, rounds: int = 9, device: str = "cpu") -> Compared:
+def bench_loop(
+    model: Path, scenes: int = 24, rounds: int = 9, device: str = "cpu", dtype: torch.dtype | None = None
+) -> Compared:
     """Samples a second of training steps: the whole step of the loop against forward, backward and update alone, on the
     same batches, that lie on the device already."""
     (network, encoder, coding), (other, *_) = _open(model, device), _open(model, device)
     stream = _stream([Scenes(scenes)], encoder, coding, network.config.vision.image_size)
     micros = [next(stream) for _ in range(max(1, scenes // BATCH))]
-    step = _trainer(network, device)
-    _trainer(other, device)
+    step = _trainer(network, device, dtype)
+    _trainer(other, device, dtype)
     place = torch.device(device)
     batches = itertools.cycle([(m, m.on(place)) for m in micros])
     with tempfile.TemporaryDirectory() as output:
         recipe = Recipe(output, max_steps=1 << 40, save_every=1 << 40, batch=BATCH, log_every=1, clip=0.0, lr=0.0,
                         lowest_lr=0.0, weight_decay=0.0, tensorboard=False)  # fmt: skip
-        settings = Settings(best_dtype(place), "adamw", 0.0, clip=0.0)
+        settings = Settings(dtype or best_dtype(place), "adamw", 0.0, clip=0.0)
         engine = Engine(other, World(0, 1, place), settings)
         with redirect_stderr(io.StringIO()), Journal(recipe, engine.world, 0) as journal:  # the bar is written, unseen
             stage = Stage(recipe, engine, itertools.cycle(micros), Progress(), journal, StopSignal())
@@ -134,6 +142,15 @@ class _Ready:
 
     def on(self, device: str) -> Batch:
         return self.batch
+
+
+def dtype_of(name: str | None) -> torch.dtype | None:
+    """The number format of training's products by its name; None for no name. Raises UserError for another one."""
+    if name not in (None, "float32", "bfloat16"):
+        raise UserError(
+            f"The dtype is {name!r}.", "Training multiplies in float32 or bfloat16.", "Give one of them.",
+        )  # fmt: skip
+    return getattr(torch, name) if name else None
 
 
 # ---- the two ways ----
@@ -172,15 +189,15 @@ def _stream(datasets: list, encoder: Encoder, coding: Coding, size: int, fast_de
     )
 
 
-def _trainer(network: GroundingVLM, device: str) -> Callable[[Micro], None]:
+def _trainer(network: GroundingVLM, device: str, dtype: torch.dtype | None = None) -> Callable[[Micro], None]:
     """A step of training: projection and language model, AdamW, a learning rate of 0, so that every step costs the same
-    and nothing is learned."""
+    and nothing is learned. dtype: of the products; if not given, what this device multiplies fastest."""
     network.requires_grad_(False)
     network.projector.requires_grad_(True)
     network.decoder.requires_grad_(True)
     network.train()
     network.vision.eval()
-    dtype = best_dtype(torch.device(device))
+    dtype = dtype or best_dtype(torch.device(device))
     optimizers = build_optimizers(network, "adamw", 0.0, 0.0)
 
     def step(micro: Micro) -> None:

@@ -34,12 +34,14 @@ _CHECKSUMS, _PROGRESS = "checksums.json", "progress.json"
 @dataclass
 class Progress:
     """step: optimizer steps done. samples: taken from the mixture by all processes, its position. tokens: supervised
-    ones among them. failures: records that could not be used. world: processes that wrote it. batch: samples a step."""
+    ones among them. failures: records that could not be used. dropped_turns: turns of long conversations that the
+    context had no room for. world: processes that wrote it. batch: samples a step."""
 
     step: int = 0
     samples: int = 0
     tokens: int = 0
     failures: int = 0
+    dropped_turns: int = 0
     world: int = 1
     batch: int = 0
 
@@ -57,6 +59,7 @@ def save_checkpoint(output: Path, engine: Engine, progress: Progress, keep: int)
             for _, folder in _all(output)[keep:]:
                 shutil.rmtree(folder, ignore_errors=True)
         except OSError as error:
+            shutil.rmtree(_new(_folder(output, progress.step)), ignore_errors=True)  # room for whoever runs it again
             raise UserError(
                 f"The checkpoint of step {progress.step} cannot be written: {error}",
                 f"A checkpoint needs room in {output}; {keep} are kept and one more while it is written.",
@@ -142,11 +145,21 @@ def _folder(output: Path, step: int) -> Path:
     return output / "checkpoints" / f"step-{step:08}"
 
 
+def _new(folder: Path) -> Path:
+    """Where a checkpoint is until it is whole."""
+    return folder.with_name(folder.name + NEW)
+
+
+def has_checkpoint(output: Path) -> bool:
+    """Whether there is one, whole or not."""
+    return bool(_all(output))
+
+
 def _write(folder: Path, weights: State, optimizer: State, random: State, progress: Progress) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    new = folder.with_name(folder.name + NEW)
+    new = _new(folder)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 
 from minigptv2.data.dataset import Dataset
 from minigptv2.errors import UserError
-from minigptv2.files import NEW, whole
+from minigptv2.files import NEW, locked, whole
 from minigptv2.images import LazyPicture, open_image, squashed, to_pixels
 from minigptv2.model.grounding_vlm import rounded
 from minigptv2.model.vision import VisionTower
@@ -138,7 +139,8 @@ def build_cache(
     """The features of every picture of these data sets; what the folder lacks is computed first, with its rate and ETA.
 
     Ranks share the work, through a folder that all of them see, and return when the cache is complete; a killed build
-    goes on with the next shard. A damaged shard is reported and made anew. dtype: of the tower's products, as in
+    goes on with the next shard. Two runs do not build one folder at once: the second waits, and computes what the first
+    did not. A damaged shard is reported and made anew. dtype: of the tower's products, as in
     training; if not given, what this device multiplies fastest. Raises UserError for a folder that another tower wrote.
     """
     folder = Path(config.dir)
@@ -148,24 +150,29 @@ def build_cache(
     own = {k: v for k, v in wanted.items() if _owner(k, world) == rank}
     rows = max(1, config.shard_mb * 2**20 // (2 * tower.patches * tower.width))
     tower, dtype = tower.eval().to(device), dtype or best_dtype(torch.device(device))
-    waiting, since = None, time.time()
-    while missing := [key for key in wanted if key not in cache]:
-        todo = [key for key in missing if key in own]
-        if todo:
-            _compute(folder, tower, {key: own[key] for key in todo}, rows, batch, workers, fast_decode, device, dtype)
-        elif len(missing) != waiting:
-            waiting, since = len(missing), time.time()
-            print(f"feature cache: waiting for {waiting} pictures of other processes", flush=True)
-        elif time.time() - since > STALLED:
-            raise UserError(
-                f"{folder} still lacks {waiting} pictures that other processes were to compute.",
-                f"None was added for {STALLED // 60} minutes. All processes must see the same folder.",
-                "Look into their output, and begin the run again: what is there is kept.",
-            )  # fmt: skip
-        if not todo:
-            time.sleep(1)
-        for shard in _sound(folder, verify=False):
+    building = rank == 0 and any(key not in cache for key in wanted)
+    with locked(folder, "build of a feature cache", wait=True) if building else nullcontext():
+        for shard in _sound(folder, verify=False):  # also what another run built while this one waited for it
             cache._add(shard)
+        waiting, since = None, time.time()
+        while missing := [key for key in wanted if key not in cache]:
+            todo = [key for key in missing if key in own]
+            if todo:
+                images = {key: own[key] for key in todo}
+                _compute(folder, tower, images, rows, batch, workers, fast_decode, device, dtype)
+            elif len(missing) != waiting:
+                waiting, since = len(missing), time.time()
+                print(f"feature cache: waiting for {waiting} pictures of other processes", flush=True)
+            elif time.time() - since > STALLED:
+                raise UserError(
+                    f"{folder} still lacks {waiting} pictures that other processes were to compute.",
+                    f"None was added for {STALLED // 60} minutes. All processes must see the same folder.",
+                    "Look into their output, and begin the run again: what is there is kept.",
+                )  # fmt: skip
+            if not todo:
+                time.sleep(1)
+            for shard in _sound(folder, verify=False):
+                cache._add(shard)
     return cache
 
 

@@ -35,6 +35,11 @@ class Journal:
         self._bar = tqdm(total=recipe.max_steps, initial=step, desc=output.name, smoothing=0.05, dynamic_ncols=True)
         if recipe.tensorboard:
             self._curves = _tensorboard(output / "tensorboard", step)
+            if self._curves is None:
+                self.say(
+                    "TensorBoard is not installed: log.jsonl alone holds the curves; "
+                    "pip install tensorboard, or give tensorboard=false"
+                )
         if recipe.wandb:
             self._wandb = _open_wandb(recipe)
 
@@ -63,16 +68,19 @@ class Journal:
             self._bar.update()
 
     def step(
-        self, step: int, loss: float, norm: float, rate: float, failures: int, missed: float | None = None
-    ) -> None:
-        """A row of the log: the loss of this step's answers, speeds since the row before. missed: by supervised
-        attention, the mean of -log of the weight on what should be looked at, each token as it counts."""
+        self, step: int, loss: float, norm: float, rate: float, failures: int, dropped_turns: int = 0,
+        missed: float | None = None,
+    ) -> None:  # fmt: skip
+        """A row of the log: the loss of this step's answers, speeds since the row before. failures, dropped_turns:
+        since the run began, records that could not be used and turns that the context had no room for. missed: by
+        supervised attention, the mean of -log of the weight on what should be looked at, each token as it counts."""
         now = time.perf_counter()
         spent = now - self._began
         row = {
             "step": step, "loss": loss, "norm": norm, "lr": rate, "samples_per_s": self._samples / spent,
             "tokens_per_s": self._tokens / spent, "wait_share": self._waited / spent, "memory_gb": self._memory(),
-            "failures": failures, **({} if missed is None else {"missed": missed}),
+            "failures": failures, "dropped_turns": dropped_turns,
+            **({} if missed is None else {"missed": missed}),
         }  # fmt: skip
         self._began, self._waited, self._samples, self._tokens = now, 0.0, 0, 0
         if not self.quiet:
@@ -96,8 +104,14 @@ class Journal:
 
     def _write(self, row: dict) -> None:
         rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
-        self._log.write(json.dumps({**rounded, "time": round(time.time())}) + "\n")
-        self._log.flush()
+        try:
+            self._log.write(json.dumps({**rounded, "time": round(time.time())}) + "\n")
+            self._log.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self._log.name} cannot be written: {error}", "A run needs room on the disk.",
+                "Make room and run the same command again: it goes on from its last checkpoint.",
+            ) from error  # fmt: skip
         curves = {f"train/{k}": v for k, v in row.items() if k != "step"}
         if self._curves is not None:
             for name, value in curves.items():

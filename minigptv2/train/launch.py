@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +42,19 @@ class World:
         box = [thing]
         torch.distributed.broadcast_object_list(box, 0, device=self.device)
         return box[0]
+
+    def first(self, do: Callable[[], Any]) -> Any:
+        """What `do` gave in the first process, in every process; its UserError is raised in all."""
+        given = None
+        if self.rank == 0:
+            try:
+                given = do()
+            except UserError as error:
+                given = error
+        given = self.told(given)
+        if isinstance(given, UserError):
+            raise given
+        return given
 
     def all(self, thing: Any) -> list[Any]:
         """What every process gave, in the order of their ranks."""
@@ -122,31 +135,44 @@ def _free_port() -> int:
 
 
 STOPPED = "stopped after step {}; the same command goes on from there"
+STOPPING = "\nstopping: this step ends and a checkpoint is written; Ctrl-C again stops at once\n"
 
 
 class StopSignal:
-    """Whether SIGTERM came: a run then writes a checkpoint and ends, instead of dying on the spot."""
+    """Whether SIGTERM or Ctrl-C came: a run then writes a checkpoint and ends, instead of dying on the spot. A second
+    Ctrl-C ends it at once. interrupted: whether it was Ctrl-C."""
 
     def __init__(self):
-        self.came = False
+        self.came = self.interrupted = False
 
     def __enter__(self) -> StopSignal:
-        self._own = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handler
-        if self._own:
-            self._before = signal.signal(signal.SIGTERM, self._note)
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handler
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_) -> None:
-        if self._own:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _note(self, *_) -> None:
+    def _note(self, number: int, _frame) -> None:
+        if number == signal.SIGINT:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            os.write(2, STOPPING.encode())  # not print, which may be what the signal has interrupted
         self.came = True
+
+    def end(self) -> None:
+        """To be called when the run has stopped: Ctrl-C ends the program as ever."""
+        if self.interrupted:
+            raise KeyboardInterrupt
 
 
 def heed_parent_only(_worker: int) -> None:
-    """For a data worker: SIGTERM ends it where its parent sent it. One that goes to all processes of a job at once is
-    the parent's to answer, who still needs the worker for the step that it ends with."""
+    """For a data worker: SIGTERM ends it where its parent sent it. One that goes to all processes of a job at once, or
+    Ctrl-C, is the parent's to answer, who still needs the worker for the step that it ends with."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return
     parent = os.getppid()

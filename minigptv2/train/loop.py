@@ -6,11 +6,13 @@ checkpoint was when the same command is given again.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +21,17 @@ import torch
 from minigptv2.data.mixture import open_mixture
 from minigptv2.encode import Encoder, Tokenizer
 from minigptv2.errors import UserError
-from minigptv2.model.checkpoint import save_trained
+from minigptv2.files import LOCK, is_file, locked, whole
+from minigptv2.model.checkpoint import CONFIG, save_trained
 from minigptv2.model.quantize import check_quantization
 from minigptv2.train.attention_targets import Targets
 from minigptv2.train.backbone import pretrain
 from minigptv2.train.begin import begin, choose_trained, settle
-from minigptv2.train.checkpoints import Progress, load_checkpoint, save_checkpoint
+from minigptv2.train.checkpoints import Progress, has_checkpoint, load_checkpoint, save_checkpoint
 from minigptv2.train.engine import Engine, Settings, open_engine, read_deepspeed, zero_stage
 from minigptv2.train.feature_cache import FeatureCache, build_cache
+from minigptv2.train.identity import FILE as RUN
+from minigptv2.train.identity import Identity, identity_of, take_up
 from minigptv2.train.journal import Journal
 from minigptv2.train.launch import STOPPED, StopSignal, World, open_world
 from minigptv2.train.optim import learning_rate
@@ -44,10 +49,12 @@ def run(config: str | Path, overrides: list[str] = (), smoke: bool = False) -> P
     smoke: two steps of the same on a tiny model and made data. It begins anew, unless an override names its output.
     """
     recipe = read_recipe(config, list(overrides), smoke)
-    with open_world(recipe.device, alone=not recipe.deepspeed) as world:
+    with open_world(recipe.device, alone=not recipe.deepspeed) as world, ExitStack() as held:
+        world.first(lambda: held.enter_context(locked(Path(recipe.output), "run")))
         if smoke and world.rank == 0 and not any(o.startswith("output=") for o in overrides):
-            for folder in filter(None, (recipe.output, recipe.cache.dir)):
-                shutil.rmtree(folder, ignore_errors=True)
+            _empty(Path(recipe.output))
+            if recipe.cache.dir:
+                shutil.rmtree(recipe.cache.dir, ignore_errors=True)
         world.wait()
         torch.manual_seed(recipe.seed)
         if recipe.kind == "stage":
@@ -65,7 +72,9 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
     output = Path(recipe.output)
     output.mkdir(parents=True, exist_ok=True)
     _check_divided(recipe)
-    model, tokenizer, kept_in = begin(recipe, world)
+    begun, model_folder = has_checkpoint(output) or is_file(output / "model" / CONFIG), output / "model"
+    identity, compared = world.first(lambda: _compared(recipe, begun))
+    model, tokenizer, kept_in = begin(recipe, world, begun)
     _check_save(recipe, kept_in)
     choose_trained(model, recipe)
     dtype = getattr(torch, recipe.precision) if recipe.precision else best_dtype(world.device)
@@ -91,6 +100,13 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
     if world.rank:
         torch.manual_seed(recipe.seed + _RANKS_APART * world.rank)  # each process has a dropout of its own
     progress, said = load_checkpoint(output, engine)
+    if progress.step >= recipe.max_steps and begun and _saved(model_folder, identity, progress.step):
+        if world.rank == 0:
+            for words in (*compared, f"{output} is finished after step {progress.step}: nothing was changed"):
+                print(words, file=sys.stderr)
+        return model_folder
+    if world.rank == 0:
+        identity.save(output)
     stream = open_stream(
         recipe.data, encoder, model.config.box_coding, model.config.vision.image_size, seed=recipe.seed, batch=micro,
         samples_per_step=recipe.batch, start=progress.samples, rank=world.rank, world=world.size,
@@ -99,13 +115,17 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
     )  # fmt: skip
     reading = Reading(model, encoder) if recipe.check_every else None
     with StopSignal() as stop, Journal(recipe, world, progress.step) as journal:
-        for words in said:
+        for words in compared + said:
             journal.say(words)
         ended = Stage(recipe, engine, stream, progress, journal, stop, reading).train()
     if not ended:
+        stop.end()
         return None
-    _save(recipe, engine, tokenizer, output / "model", kept_in)
-    return output / "model"
+    _save(recipe, engine, tokenizer, model_folder, kept_in)
+    if world.rank == 0:
+        identity.finished = progress.step
+        identity.save(output)
+    return model_folder
 
 
 @dataclass
@@ -121,7 +141,7 @@ class Stage:
     reading: Reading | None = None
 
     def train(self) -> bool:
-        """Take all steps that are left; False where SIGTERM came first. The checkpoint is then written, too."""
+        """Take all steps that are left; False where SIGTERM or Ctrl-C came first. A checkpoint is then written, too."""
         recipe, progress = self.recipe, self.progress
         stopping = False
         while progress.step < recipe.max_steps and not stopping:
@@ -142,9 +162,9 @@ class Stage:
         began = time.perf_counter()
         micros = [next(self.stream) for _ in range(engine.settings.accumulate)]
         waited = time.perf_counter() - began
-        tokens, samples, failures, stopping = world.sums([
+        tokens, samples, failures, dropped_turns, stopping = world.sums([
             sum(m.supervised for m in micros), sum(m.samples for m in micros), sum(len(m.failures) for m in micros),
-            self.stop.came,
+            sum(m.dropped_turns for m in micros), self.stop.came,
         ])  # fmt: skip
         rate = learning_rate(progress.step, recipe.max_steps, recipe.lr, recipe.lowest_lr, recipe.warmup)
         engine.set_rate(rate)
@@ -166,22 +186,51 @@ class Stage:
             raise UserError(
                 f"The gradients of step {progress.step + 1} are not finite (norm {norm}).",
                 "Nothing was written after the last checkpoint.",
-                "Lower lr, lengthen warmup, or give precision=float32; then run the same command again.",
+                "Give precision=float32 and run the same command again; or, with another output, lower lr or lengthen "
+                "warmup.",
             )
         progress.step += 1
         progress.samples += int(samples)
         progress.tokens += int(tokens)
         progress.failures += int(failures)
+        if dropped_turns and not progress.dropped_turns:
+            self.journal.say(
+                "the oldest turns of a conversation did not fit the context and are not learned; "
+                "log.jsonl counts them as dropped_turns"
+            )
+        progress.dropped_turns += int(dropped_turns)
         progress.world, progress.batch = world.size, recipe.batch
         self.journal.count(samples, tokens, waited)
         if logged:
             loss, off, counts = world.sums([float(torch.stack(losses).sum()), off, counts])
             loss -= recipe.attention * off / tokens
-            self.journal.step(progress.step, loss, norm, rate, progress.failures, off / counts if counts else None)
+            missed = off / counts if counts else None
+            self.journal.step(
+                progress.step, loss, norm, rate, progress.failures, progress.dropped_turns, missed
+            )  # fmt: skip
         return bool(stopping)
 
 
 # ---- before and after ----
+
+
+def _empty(output: Path) -> None:
+    """Remove what an earlier smoke run left, but not the lock that this one holds."""
+    for left in output.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        elif left.name != LOCK:
+            left.unlink()
+
+
+def _compared(recipe: Recipe, begun: bool) -> tuple[Identity, list[str]]:
+    identity = identity_of(recipe)
+    return identity, take_up(Path(recipe.output), identity, begun)
+
+
+def _saved(folder: Path, identity: Identity, step: int) -> bool:
+    """Whether the model of this step was saved; where that is unknown, as it was before run.json, any model."""
+    return is_file(folder / CONFIG) and (identity.finished == step or not is_file(folder.parent / RUN))
 
 
 def _check_divided(recipe: Recipe) -> None:
@@ -205,13 +254,20 @@ def _check_save(recipe: Recipe, kept_in: Path | None) -> None:
 
 
 def _tell_problems(recipe: Recipe, datasets: list, world: World) -> None:
-    """What was wrong with the files of the sources, once each."""
-    told = set()
+    """What was wrong with the files of the sources, once each: told, and kept in output/problems.json."""
+    told, rows = set(), []
     for source, dataset in zip(recipe.data.sources, datasets):
         if world.rank == 0 and id(dataset) not in told:
             told.add(id(dataset))
             for line in dataset.problems.lines():
                 print(f"{source.name}: {line}", file=sys.stderr)
+            rows.append({
+                "source": source.name, "options": source.options, "records": len(dataset),
+                "problems": dataset.problems.counts,
+            })  # fmt: skip
+    if world.rank == 0:
+        with whole(Path(recipe.output) / "problems.json") as new:
+            new.write_text(json.dumps(rows, indent=2, default=str) + "\n")
 
 
 def _cache(recipe: Recipe, model, datasets: list, world: World) -> FeatureCache | None:

@@ -36,12 +36,14 @@ _EXAMPLES = 3
 class Micro:
     """What one forward takes. batch: its pixels are still bytes, [P, H, W, 3] uint8, its features [P, N, C] float16;
     use `on(device)`. samples: rows in it. supervised: tokens with a loss. failures: "name: reason" of every record
-    that could not be used, and that another one stands in for."""
+    that could not be used, and that another one stands in for. dropped_turns: of long conversations, that the context
+    had no room for."""
 
     batch: Batch
     samples: int
     supervised: int
     failures: list[str] = field(default_factory=list)
+    dropped_turns: int = 0
 
     def on(self, device: torch.device | str) -> Batch:
         """The batch on this device, its pixels normalised there to [P, 3, H, W] float32."""
@@ -183,7 +185,8 @@ class _Micros(torch.utils.data.IterableDataset):
             batch.features = torch.stack(pictures)
         elif pictures:
             batch.pixels = torch.from_numpy(np.stack(pictures))
-        return Micro(batch, len(rows), int((batch.labels != IGNORED).sum()), failures)
+        supervised, dropped = int((batch.labels != IGNORED).sum()), sum(row.dropped_turns for row in rows)
+        return Micro(batch, len(rows), supervised, failures, dropped)
 
     def _row(self, position: int, failures: list[str]) -> tuple[Encoded, list]:
         """The row of this position and its pictures, or those of another record where they cannot be used."""

@@ -49,8 +49,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads}
 
 
-def stop_after_two_steps(arguments: list[str], output: Path) -> None:
-    """Run minigptv2 with these arguments, which write to output, and send SIGTERM to all of its processes."""
+def stop_after_two_steps(
+    arguments: list[str], output: Path, sent: signal.Signals = signal.SIGTERM, code: int = 143
+) -> str:
+    """Run minigptv2 with these arguments, which write to output, and send this signal to all of its processes, which
+    then ends with this exit code; what it told."""
     running = subprocess.Popen(
         [sys.executable, "-m", "minigptv2", *arguments], env=environment(), start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -59,7 +62,8 @@ def stop_after_two_steps(arguments: list[str], output: Path) -> None:
     while not log.is_file() or log.read_text().count("\n") < 2:
         assert running.poll() is None and time.monotonic() < begun + 280
         time.sleep(0.1)
-    os.killpg(running.pid, signal.SIGTERM)
+    os.killpg(running.pid, sent)
     told, _ = running.communicate(timeout=60)
-    assert running.returncode == 143, told[-2000:]
+    assert running.returncode == code, told[-2000:]
     assert "stopped after step" in told and "Traceback" not in told, told[-2000:]
+    return told

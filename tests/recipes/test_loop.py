@@ -3,13 +3,14 @@
 import importlib.util
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_recipe import ROOT, environment, stop_after_two_steps, without_dropout, write_recipe
 
 from minigptv2 import cli
@@ -167,7 +168,123 @@ def test_another_rank_of_lora_does_not_take_up_the_checkpoint(recipe, tmp_path, 
     file, _ = recipe
     output = shutil.copytree(file.parent / "unbroken", tmp_path / "other")
     assert cli.main(["train", str(file), f"output={output}", "trained=[projector]"]) == 2
+    assert "trained was ['projector', 'lora'] and is ['projector']" in capsys.readouterr().err
+    (output / "run.json").unlink()  # as it was before runs were known by their recipe
+    assert cli.main(["train", str(file), f"output={output}", "trained=[projector]"]) == 2
     assert "trains other weights" in capsys.readouterr().err
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.name != ".lock"}
+
+
+def test_a_finished_run_changes_nothing_whatever_is_asked_for(recipe, base, tmp_path, capsys):
+    file, _ = recipe
+    output, other = tmp_path / "done", shutil.copytree(base, tmp_path / "other")
+    shutil.copytree(file.parent / "unbroken", output)
+    weights = load_file(other / "model.safetensors")
+    save_file({k: t * 2 for k, t in weights.items()}, other / "model.safetensors", metadata={"format": "pt"})
+    before = files_of(output)
+    for given, code, told in (
+        ((), 0, "is finished after step 4: nothing was changed"),
+        (("max_steps=2", "workers=1"), 0, "is finished after step 4: nothing was changed"),
+        ((f"init={other}", "lr=5e-3"), 2, "lr was 0.003 and is 0.005"),
+        ((f"init={other}",), 2, f"init was '{base}' and is '{other}'"),
+        ((f"init={shutil.copytree(base, tmp_path / 'copy')}",), 0, "is finished"),
+    ):
+        assert cli.main(["train", str(file), f"output={output}", *given]) == code
+        assert told in capsys.readouterr().err and files_of(output) == before
+    (output / "run.json").unlink()  # as it was before runs were known by their recipe
+    model = files_of(output / "model")
+    assert cli.main(["train", str(file), f"output={output}", f"init={other}"]) == 0
+    assert "could not be compared" in capsys.readouterr().err and files_of(output / "model") == model
+
+
+def test_more_steps_go_on_and_their_model_replaces_the_one_before(recipe, tmp_path, capsys):
+    file, _ = recipe
+    output = shutil.copytree(file.parent / "unbroken", tmp_path / "more")
+    model = files_of(output / "model")
+    train(file, output, "max_steps=5")
+    assert "max_steps was 4 and is 5" in capsys.readouterr().err
+    assert files_of(output / "model") != model and json.loads((output / "run.json").read_text())["finished"] == 5
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_so(recipe, tmp_path):
+    output = tmp_path / "stopped"
+    arguments = ["train", str(recipe[0]), f"output={output}", "max_steps=100000", "save_every=100000", "workers=2"]
+    told = stop_after_two_steps(arguments, output, signal.SIGINT, 130)
+    assert "Ctrl-C again stops at once" in told
+    assert [f.name for f in (output / "checkpoints").iterdir()][0] != "step-00000000"
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(recipe, tmp_path, monkeypatch, capsys):
+    import safetensors.torch
+    from safetensors import SafetensorError
+
+    file, unbroken = recipe
+    output, plain, left = tmp_path / "full", safetensors.torch.save_file, [4]
+
+    def full(*given, **more):
+        left[0] -= 1
+        if left[0] < 0:
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        return plain(*given, **more)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    assert cli.main(["train", str(file), f"output={output}"]) == 2
+    assert "step 4 cannot be written" in capsys.readouterr().err
+    assert [f.name for f in (output / "checkpoints").iterdir()] == ["step-00000002"]
+    monkeypatch.setattr(safetensors.torch, "save_file", plain)
+    assert same(train(file, output), unbroken)
+
+
+def test_tensorboard_that_is_missing_is_told_and_the_run_goes_on(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    train(recipe[0], tmp_path / "run", "tensorboard=true", "max_steps=1")
+    assert capsys.readouterr().err.count("TensorBoard is not installed") == 1
+
+
+def test_what_is_dropped_is_told_and_kept_with_the_run(recipe, tmp_path, capsys, monkeypatch):
+    from minigptv2.train import stream
+
+    plain = stream.row_of
+
+    def cut(*given):
+        row = plain(*given)
+        row.dropped_turns = 2
+        return row
+
+    monkeypatch.setattr(stream, "row_of", cut)
+    talk = [{"conversation": [{"user": f"what is {i}?", "assistant": "a number."}]} for i in range(40)]
+    lines = [*talk, {"caption": "of no image"}]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = f"data.sources=[{{name: own, options: {{file: {tmp_path / 'own.jsonl'}}}}}]"
+    train(recipe[0], tmp_path / "run", source, "max_steps=2")
+    (row,) = json.loads((tmp_path / "run/problems.json").read_text())
+    assert (row["source"], row["records"]) == ("own", 40) and list(row["problems"].values()) == [1]
+    told = capsys.readouterr().err
+    assert next(iter(row["problems"])) in told and told.count("log.jsonl counts them as dropped_turns") == 1
+    rows = [json.loads(line) for line in open(tmp_path / "run/log.jsonl")]
+    assert [r["dropped_turns"] for r in rows] == [16, 32]
+
+
+def test_own_data_needs_no_other_data(recipe, base, tmp_path, monkeypatch):
+    """The recipe as README gives it, with data/own alone."""
+    from PIL import Image
+
+    images = tmp_path / "data/own/images"
+    images.mkdir(parents=True)
+    for number in range(4):
+        Image.new("RGB", (64, 48), "red").save(images / f"{number}.jpg")
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 48} for i in range(4)],
+        "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 2, 30, 40]} for i in range(4)],
+        "categories": [{"id": 1, "name": "ball"}],
+    }
+    (tmp_path / "data/own/train.json").write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    given = ["max_steps=2", "batch=8", "workers=0", "tensorboard=false", "device=cpu", "model.lora.r=2"]
+    assert cli.main(["train", str(ROOT / "train_configs/own_data.yaml"), f"init={base}", *given]) == 0
 
 
 def test_accumulation_and_checkpointing_change_neither_loss_nor_gradients(plain, tmp_path):
@@ -197,6 +314,7 @@ def test_attention_is_guided_until_its_step(plain, tmp_path):
     given = ("attention=1", "trained=[projector, language]", "log_every=1")
     runs = {name: tmp_path / name for name in ("guided", "free", "longer")}
     train(file, runs["guided"], *given, "guided_steps=2", "max_steps=2")
+    (runs["guided"] / "run.json").unlink()  # else another guided_steps is refused
     for other in ("free", "longer"):
         shutil.copytree(runs["guided"], runs[other])
     steps = {"guided": 2, "free": 0, "longer": 8}

@@ -80,6 +80,27 @@ tensorboard: false
     original, _ = build_named(qwen)
     own = original.model.layers[0].mlp.up_proj.weight.half().float()
     assert model.decoder.model.layers[0].mlp.up_proj.weight.equal(own)
+    answer_with_the_surplus_rows_likeliest(tmp_path / "run/model")
+
+
+def answer_with_the_surplus_rows_likeliest(folder):
+    """Rows that fill the table up are no tokens: they are never written, however likely the model finds them."""
+    from PIL import Image
+
+    from minigptv2.api import MiniGPTv2
+
+    opened = MiniGPTv2.from_pretrained(folder, "cpu")
+    size = opened.tokenizer.size
+    plain = opened.network.decoder.lm_head.forward
+
+    def surplus(states):
+        logits = plain(states)
+        logits[..., size:] += 1e4
+        return logits
+
+    opened.network.decoder.lm_head.forward = surplus
+    answer = opened.chat(Image.new("RGB", (64, 64)), "what is this?", 4)
+    assert answer.text is not None
 
 
 def test_another_family_and_a_missing_folder_are_told(tmp_path):

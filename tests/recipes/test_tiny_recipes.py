@@ -45,8 +45,10 @@ def test_a_signal_stops_the_backbone_at_a_checkpoint_and_it_goes_on_from_there(t
     output = tmp_path / "stopped"
     recipe = ["train", str(CONFIGS / "backbone.yaml"), "--smoke", f"output={output}"]
     phases = "phases=[{{image_size: 112, steps: {}, batch: 2, crowded: 0.5}}]"
-    stop_after_two_steps([*recipe, phases.format(100000), "save_every=100000", "workers=2", "warmup=100000"], output)
-    assert sorted(f.name for f in output.iterdir()) == ["backbone.safetensors", "checkpoint.pt", "log.jsonl"]
+    recipe.append("warmup=100000")
+    stop_after_two_steps([*recipe, phases.format(100000), "save_every=100000", "workers=2"], output)
+    files = [".lock", "backbone.safetensors", "checkpoint.pt", "log.jsonl", "run.json"]
+    assert sorted(f.name for f in output.iterdir()) == files
     log = output / "log.jsonl"
     done = log.read_text().count("\n")
     assert cli.main([*recipe, phases.format(done + 1)]) == 0
@@ -57,9 +59,14 @@ def test_a_backbone_does_not_take_up_what_another_recipe_left(trained, tmp_path,
     output = shutil.copytree(trained / "output/tiny/backbone-smoke", tmp_path / "other")
     recipe = ["train", str(CONFIGS / "backbone.yaml"), "--smoke", f"output={output}"]
     left = (output / "checkpoint.pt").read_bytes()
-    for other in ("optimizer=adamw", "model.vision.width=64"):
+    for other in ("optimizer=adamw", "model.vision.width=64", "lr=0.5"):
         assert cli.main([*recipe, other]) == 2
         assert "another recipe" in capsys.readouterr().err
+    assert cli.main(recipe) == 0
+    assert "is finished after step 6: nothing was changed" in capsys.readouterr().err
+    (output / "run.json").unlink()  # as it was before runs were known by their recipe
+    assert cli.main([*recipe, "model.vision.width=64"]) == 2
+    assert "another recipe" in capsys.readouterr().err
     assert (output / "checkpoint.pt").read_bytes() == left
 
 

@@ -1,0 +1,160 @@
+"""What a run is known by, and who may write it; towers by timm's names."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from minigptv2.config import VisionConfig
+from minigptv2.data.mixture import DataConfig, SourceConfig
+from minigptv2.errors import UserError
+from minigptv2.files import LOCK, locked
+from minigptv2.model.vision import VisionTower, fill_tower
+from minigptv2.train import identity as module
+from minigptv2.train.identity import content_mark, identity_of, take_up
+from minigptv2.train.launch import StopSignal
+from minigptv2.train.recipe import Recipe
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from minigptv2.files import locked
+with locked(Path(sys.argv[1]), "run"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def began(output: Path, **changes) -> None:
+    identity_of(Recipe(str(output), **changes)).save(output)
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"lr": 0.5}, "lr was 0.001 and is 0.5"), ({"batch": 2}, "batch was 16 and is 2"),
+    ({"seed": 3}, "seed was 1 and is"),
+    ({"trained": ["lora"]}, "trained was .* and is .'lora'."),
+    ({"data": DataConfig([SourceConfig("sums")])}, "data.sources.0.name was None and is 'sums'"),
+])  # fmt: skip
+def test_another_recipe_is_refused_by_its_keys(tmp_path, changes, told):
+    began(tmp_path)
+    with pytest.raises(UserError, match=told):
+        take_up(tmp_path, identity_of(Recipe(str(tmp_path), **changes)), begun=True)
+
+
+def test_what_may_change_may_change_and_more_steps_are_told(tmp_path):
+    began(tmp_path)
+    other = Recipe("elsewhere", workers=7, device="cpu", log_every=1, micro_batch=3, keep=5, precision="float32")
+    other.cache.dir = "features"
+    assert take_up(tmp_path, identity_of(other), begun=True) == []
+    (told,) = take_up(tmp_path, identity_of(Recipe("elsewhere", max_steps=2000)), begun=True)
+    assert "max_steps was 1000 and is 2000" in told
+
+
+def test_the_keys_that_may_change_are_documented():
+    text = (Path(__file__).parents[1] / "docs/finetune.md").read_text(encoding="utf-8")
+    assert all(f"`{key}`" in text for key in module.MAY_CHANGE)
+
+
+def test_a_run_of_before_is_taken_up_with_a_line_and_one_that_wrote_nothing_without(tmp_path):
+    (told,) = take_up(tmp_path, identity_of(Recipe("x")), begun=True)
+    assert "could not be compared" in told
+    began(tmp_path)
+    assert take_up(tmp_path, identity_of(Recipe("x", lr=0.5)), begun=False) == []
+
+
+def test_weights_and_data_are_known_by_what_they_hold_wherever_they_are(tmp_path):
+    for name, value in (("a", 0.0), ("same", 0.0), ("other", 1.0)):
+        (tmp_path / name).mkdir()
+        save_file({"w": torch.full((4,), value)}, tmp_path / name / "model.safetensors")
+        (tmp_path / f"{name}.json").write_text(str(value))
+
+    def recipe(name: str) -> Recipe:
+        source = SourceConfig("coco_detection", options={"file": str(tmp_path / f"{name}.json")})
+        return Recipe(str(tmp_path), init=str(tmp_path / name), data=DataConfig([source]))
+
+    identity_of(recipe("a")).save(tmp_path)
+    assert take_up(tmp_path, identity_of(recipe("same")), begun=True) == []
+    with pytest.raises(UserError, match=r"init was .*a' and is .*other'; data.sources.0.options.file was"):
+        take_up(tmp_path, identity_of(recipe("other")), begun=True)
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(UserError, match="options.file .*a.json' has other content"):
+        take_up(tmp_path, identity_of(recipe("a")), begun=True)
+
+
+def test_a_small_tensor_of_a_large_file_changes_its_mark(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_LARGE", 0)
+    monkeypatch.setattr(module, "_PIECE", 16)
+    tensors = {"large": torch.zeros(1 << 16), "small": torch.zeros(3)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    save_file(tensors | {"small": torch.tensor([0.0, 1, 0])}, tmp_path / "b.safetensors")
+    marks = [content_mark(tmp_path / f"{name}.safetensors") for name in ("a", "a", "b")]
+    assert marks[0] == marks[1] != marks[2] and content_mark(tmp_path / "none") == ""
+
+
+def test_two_processes_exclude_each_other_until_one_is_killed(tmp_path):
+    output = tmp_path / "run"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDS, str(output)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"in use by process {holder.pid} on "):
+        with locked(output, "run"):
+            pass
+    holder.kill()
+    holder.wait()
+    with locked(output, "run"):
+        assert (output / LOCK).is_file()
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file/below", Path("/proc/none/x")):
+        with pytest.raises(UserError, match="cannot be written"):
+            with locked(place, "run"):
+                pass
+
+
+def test_ctrl_c_asks_for_a_stop_once_and_stops_at_once_the_second_time(capfd):
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.came and stop.interrupted
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            stop.end()
+    assert "checkpoint is written" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+SIGLIP = VisionConfig("vit_base_patch16_siglip_384", {"depth": 1, "embed_dim": 24, "num_heads": 2}, image_size=32)
+
+
+def test_a_siglip_tower_is_filled_without_its_pooling_head(tmp_path):
+    import timm
+
+    torch.manual_seed(0)
+    whole = timm.create_model(SIGLIP.timm_name, img_size=32, **SIGLIP.timm_options)
+    assert any(name.startswith("attn_pool.") for name in whole.state_dict())
+    save_file(whole.state_dict(), tmp_path / "siglip.safetensors")
+    tower = VisionTower(SIGLIP)
+    fill_tower(tower, tmp_path / "siglip.safetensors")
+    trunk = tower.trunk.state_dict()
+    assert all(whole.state_dict()[name].equal(tensor) for name, tensor in trunk.items())
+    assert tower(torch.zeros(1, 3, 32, 32)).shape == (1, 4, 24)
+    save_file(whole.state_dict() | {"strange.weight": torch.zeros(2)}, tmp_path / "strange.safetensors")
+    with pytest.raises(UserError, match="strange.weight is unknown"):
+        fill_tower(VisionTower(SIGLIP), tmp_path / "strange.safetensors")
+
+
+@pytest.mark.parametrize(("name", "options", "problem"), [
+    ("vit_base_patch16_siglp_384", {}, "vit_base_patch16_siglip_384"),
+    ("convnext_tiny", {}, "it is a convolutional network"),
+    ("resnet18", {}, "it is a convolutional network"),
+    ("vit_tiny_patch16_224", {"dept": 1}, "dept"),
+    ("swin_tiny_patch4_window7_224", {}, "must be a plain vision transformer"),
+])  # fmt: skip
+def test_a_timm_name_that_is_no_tower_is_told(name, options, problem):
+    with pytest.raises(UserError, match=problem):
+        VisionTower(VisionConfig(name, options, image_size=224))
