@@ -106,6 +106,7 @@ class Encoded:
     looks: the visual tokens, by their number in the picture, that a token should look at in training; () for most.
     positions restart after the shared block; blocks: SHARED, or the number of the exchange a token belongs to (one
     block alone: an ordinary causal row). images: what `images.open_image` takes, in the order of their places.
+    dropped_turns: how many of the oldest questions, each with its answer, are not in the row, as the context is full.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -114,6 +115,7 @@ class Encoded:
     blocks: list[int] = field(default_factory=list)
     looks: list[tuple[int, ...]] = field(default_factory=list)
     images: list[object] = field(default_factory=list)
+    dropped_turns: int = 0
 
     def add(self, ids: Sequence[int], supervised: bool = False, block: int = SHARED) -> None:
         if self.blocks and self.blocks[-1] == block:
@@ -143,9 +145,9 @@ class Encoder:
         The oldest turns are dropped where it does not fit, never the picture or the last question; UserError where
         those alone are too long.
         """
-        kept = list(turns)
+        kept, dropped = list(turns), 0
         while True:
-            row = Encoded()
+            row = Encoded(dropped_turns=dropped)
             for segment in segments(kept, self.wrapper):
                 self._append(row, segment, SHARED)
             if len(row) + room <= self.context:
@@ -158,7 +160,7 @@ class Encoder:
                     f"The model's context is {self.context} tokens.",
                     "Shorten it, or lower max_new_tokens." if room else "Shorten it, or the answer that was given.",
                 )  # fmt: skip
-            kept = shorter
+            kept, dropped = shorter, dropped + 1
 
     def encode_side_by_side(self, turns: Sequence[Turn]) -> Encoded:
         """Independent exchanges about one picture in one row, as if each were asked alone; the picture is shared.

@@ -247,6 +247,7 @@ def test_the_oldest_turns_are_dropped_never_the_picture_or_the_question(encoder)
     for room, expected in ((512 - len(whole), whole), (512 - len(one_kept), one_kept), (512 - len(alone), alone)):
         row = encoder.encode(_turns((*TALK, question)), room)
         assert row.ids == expected.ids and row.images == ["x.png"]
+        assert row.dropped_turns == (0 if expected is whole else 2 if expected is one_kept else 3)
     assert encoder.encode(_turns((*TALK, question)), 512 - len(whole) + 1).ids == encoder.encode(
         _turns((*TALK[1:], question))
     ).ids  # fmt: skip
