@@ -140,8 +140,9 @@ def test_options_of_the_wrong_kind(options):
 
 
 def test_a_closed_set_refuses_the_labels_of_other_lines(tmp_path):
-    picture(tmp_path / "a.jpg")
-    rows = [{"image": "a.jpg", "boxes": [{"label": name, "xyxy": [0, 0, 99, 99]}]} for name in ("dog", "cat")]
+    picture(tmp_path / "dog.jpg")
+    picture(tmp_path / "cat.jpg")
+    rows = [{"image": f"{n}.jpg", "boxes": [{"label": n, "xyxy": [0, 0, 99, 99]}]} for n in ("dog", "cat")]
     file = lines(tmp_path, *rows)
     assert not [q for q, a in pairs(Own(file, exchanges=99)) if "There is no" in a]
     refused = {q for q, a in pairs(Own(file, exchanges=99, closed=True)) if a.startswith("There is no")}
@@ -255,7 +256,7 @@ def test_a_file_of_which_nothing_can_be_used(tmp_path, capsys):
 def test_exchanges_about_boxes():
     boxes = {
         "dog": [Box(0, 0, 50, 50)], "cat": [Box(60, 0, 90, 40), Box(0, 60, 50, 90)],
-        "pet": [Box(0, 0, 50, 51)], "ant": [Box(5, 5, 6, 6)], "leaf": [Box(i, 0, i + 10, 9) for i in range(21)],
+        "pet": [Box(0, 0, 50, 51)], "ant": [Box(5, 5, 6, 6)], "leaf": [Box(i, 0, i + 10, 9) for i in range(51)],
         "bird": [Box(60, 60, 80, 80)],
     }  # fmt: skip
     things = Things(boxes, ("cow",), frozenset({"bird"}))
