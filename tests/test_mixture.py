@@ -1,16 +1,19 @@
 """The mixture: every record once an epoch, sources by weight, a function of the position alone; scenes as a source."""
 
+import json
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from minigptv2.config import from_dict
 from minigptv2.data import mixture as module
-from minigptv2.data.dataset import open_dataset
+from minigptv2.data.dataset import Problems, open_dataset
 from minigptv2.data.mixture import BLOCK, DataConfig, Mixture, SourceConfig, open_mixture, shuffled
 from minigptv2.data.scene_source import KEPT, Scenes
 from minigptv2.data.scenes import draw_scene
@@ -231,3 +234,50 @@ def test_dialogues_are_conversations():
 def test_wrong_options_of_scenes_are_refused(options):
     with pytest.raises(UserError):
         open_dataset("scenes", {"count": 3, **options})
+
+
+def write_coco(folder: Path, images: int, on_disk: int, text_boxes: int = 0) -> dict:
+    """Options of a COCO file of so many images with a box each: so many are there, so many boxes are no numbers."""
+    folder.mkdir()
+    for number in range(on_disk):
+        Image.new("RGB", (64, 48)).save(folder / f"{number}.jpg")
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 48} for i in range(images)],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "bbox": list("1234") if i < text_boxes else [1, 2, 30, 40]}
+            for i in range(images)
+        ],
+        "categories": [{"id": 1, "name": "ball"}, {"id": 2, "name": "cat"}],
+    }
+    (folder / "boxes.json").write_text(json.dumps(content))
+    return {"file": str(folder / "boxes.json")}
+
+
+@pytest.mark.parametrize(("options", "problem"), [
+    ({"images": 20, "on_disk": 5}, "15 of 20 records of the source 'coco_detection' cannot be used"),
+    ({"images": 20, "on_disk": 20, "text_boxes": 20}, "20 of 20 annotations of the source 'coco_detection' cannot"),
+])  # fmt: skip
+def test_what_a_reader_drops_counts_towards_the_limit_before_any_step(tmp_path, options, problem):
+    source = SourceConfig("coco_detection", 1.0, write_coco(tmp_path / "data", **options))
+    with pytest.raises(UserError, match=problem) as caught:
+        open_mixture(DataConfig([source]), 1, 1)
+    assert "max_bad_share" in caught.value.allowed
+    assert open_mixture(DataConfig([source], max_bad_share=1.0), 1, 1)
+
+
+def test_a_few_that_are_dropped_are_within_the_limit(tmp_path):
+    datasets, _ = open_mixture(
+        DataConfig([SourceConfig("coco_detection", 1.0, write_coco(tmp_path / "data", 40, 39))]), 1, 1
+    )
+    assert list(datasets[0].problems.shares(len(datasets[0]))) == [("records", 1, 40)]
+
+
+def test_notes_are_told_and_not_judged():
+    problems = Problems()
+    problems.add("a box over the edge", "row 1", dropped=False)
+    assert list(problems.shares(3)) == [] and problems.counts == {"a box over the edge": 1}
+    problems.add("no image", "row 2")
+    problems.add("no box", "row 3 box 1", unit="boxes")
+    assert list(problems.shares(3)) == [("records", 1, 4)]
+    problems.saw(10, "boxes")
+    assert list(problems.shares(3)) == [("records", 1, 4), ("boxes", 1, 10)]

@@ -55,6 +55,7 @@ class CocoDetection:
                 pictures[field(row, "id", int)] = words_of(row, "file_name"), size_of(row)
             except Malformed as error:
                 self.problems.add(str(error), f"images row {place}")
+        self.problems.saw(len(content["images"]))
         boxes, unsure = boxes_of(content["annotations"], pictures, self.categories, self.problems)
         self.records: list[tuple[int, str, tuple[int, int], Things]] = []
         for number, (name, size) in pictures.items():
@@ -126,7 +127,7 @@ def categories_of(rows: list, problems: Problems) -> dict[int, str]:
                 raise Malformed("a second category of the same id")
             found[number] = name
         except Malformed as error:
-            problems.add(str(error), f"categories row {place}")
+            problems.add(str(error), f"categories row {place}", unit="categories")
     return found
 
 
@@ -136,11 +137,12 @@ def boxes_of(
     """Picture -> category -> boxes; and picture -> the categories of which not every instance has a box."""
     boxes: dict[int, dict[str, list[Box]]] = {}
     unsure: dict[int, set[str]] = {}
+    problems.saw(len(rows), "annotations")
     for place, row in enumerate(rows):
         try:
             picture, category = _owner(row, pictures, categories)
         except Malformed as error:
-            problems.add(str(error), f"annotations row {place}")
+            problems.add(str(error), f"annotations row {place}", unit="annotations")
             continue
         try:
             if row.get("iscrowd"):
@@ -149,7 +151,8 @@ def boxes_of(
             boxes.setdefault(picture, {}).setdefault(category, []).append(box)
         except Malformed as error:
             unsure.setdefault(picture, set()).add(category)
-            problems.add(str(error), f"annotations row {place} of {pictures[picture][0]}")
+            where = f"annotations row {place} of {pictures[picture][0]}"
+            problems.add(str(error), where, str(error) != CROWD, "annotations")
     return boxes, unsure
 
 

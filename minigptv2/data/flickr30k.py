@@ -113,11 +113,12 @@ class Flickr30k:
             edges = thing.find("bndbox")
             if edges is None:  # of the whole scene, or not visible
                 continue
+            self.problems.saw(1, "boxes")
             try:
                 x1, y1, x2, y2 = (_whole(edges.find(edge)) for edge in ("xmin", "ymin", "xmax", "ymax"))
                 box = box_of((x1 - 1, y1 - 1, x2, y2), size, "xyxy")
             except Malformed as error:
-                self.problems.add(str(error), f"{file.name} chain {thing.findtext('name')}")
+                self.problems.add(str(error), f"{file.name} chain {thing.findtext('name')}", unit="boxes")
                 continue
             for chain in thing.findall("name"):
                 boxes.setdefault(chain.text or "", []).append(box)

@@ -39,9 +39,11 @@ class SourceConfig:
 @dataclass
 class DataConfig:
     """sources: what is mixed. max_bad_share: the run stops where more than this share of the records could not be
-    used; least_judged: samples before that is judged. fast_decode: JPEGs of at least twice the picture's size are
-    decoded at a half, a quarter or an eighth of theirs, 2 to 8 times faster; the squashed pixels then differ from those
-    that the model is asked with by 0.6 to 0.8 of 255 levels on average (photographs of 2 megapixels)."""
+    used: before its first step, where a source's reader dropped more of its records, annotations or other units; later,
+    where more samples failed. least_judged: samples before the latter is judged. fast_decode: JPEGs of at least twice
+    the picture's size are decoded at a half, a quarter or an eighth of theirs, 2 to 8 times faster; the squashed pixels
+    then differ from those that the model is asked with by 0.6 to 0.8 of 255 levels on average (photographs of 2
+    megapixels)."""
 
     sources: list[SourceConfig] = field(default_factory=list)
     max_bad_share: float = 0.05
@@ -209,9 +211,22 @@ def open_mixture(data: DataConfig, seed: int, samples_per_step: int) -> tuple[li
                     "; ".join(opened[which].problems.lines()) or "Nothing was left out as wrong.",
                     f"Check its options: {source.options}.",
                 )  # fmt: skip
+            _judge(source.name, opened[which], data.max_bad_share)
     datasets = [opened[repr((s.name, s.options))] for s in data.sources]
     spans = [
         (s.first_step * samples_per_step, None if s.last_step is None else (s.last_step + 1) * samples_per_step)
         for s in data.sources
     ]
     return datasets, Mixture(datasets, [s.weight for s in data.sources], seed, spans)
+
+
+def _judge(name: str, dataset: Dataset, limit: float) -> None:
+    """Raise UserError where the reader dropped more than this share of what it looked at."""
+    for unit, dropped, seen in dataset.problems.shares(len(dataset)):
+        if dropped > limit * seen:
+            raise UserError(
+                f"{dropped} of {seen} {unit} of the source {name!r} cannot be used: "
+                f"{'; '.join(dataset.problems.lines())}.",
+                f"Up to {limit:.1%} of them may be so (data.max_bad_share).",
+                "Look at the data with minigptv2 data check, or raise the limit.",
+            )  # fmt: skip

@@ -41,6 +41,7 @@ BOX_KEYS, FORMS = ("label", "xyxy", "xywh"), ("xyxy", "xywh")
 QUESTION_KEYS, TURN_KEYS = ("question", "answer", "answers"), ("user", "assistant")
 TASKS = (*box_talk.TASKS, "caption", "grounding", "vqa", "chat")
 CONTEXT = 1024  # tokens, of the bundled model
+PARTS = "parts of lines"  # the unit of what is dropped of a line
 _NAMED = re.compile(r"\{([^{}]+)\}")
 
 # the picture as it is written, the size that the line gives or None, whether boxes need it -> its path and size
@@ -224,7 +225,7 @@ class _Line:
             self._told(f"box {place + 1}", self._box, box)
         entry.absent = [words for name in self._list("absent") if (words := self._told("absent", self._label, name))]
         if both := [label for label in entry.absent if label in entry.boxes]:
-            self.problems.add("a label that is both absent and has a box", f"{self.where} {both[0]!r}")
+            self.problems.add("a label that is both absent and has a box", f"{self.where} {both[0]!r}", unit=PARTS)
             entry.absent = [label for label in entry.absent if label not in both]
         if "caption" in row:
             self._told("caption", self._caption, row["caption"])
@@ -239,10 +240,11 @@ class _Line:
         return entry
 
     def _told(self, part: str, read: Callable[[Any], Any], value: Any) -> Any:
+        self.problems.saw(1, PARTS)
         try:
             return read(value)
         except Malformed as error:
-            self.problems.add(str(error), f"{self.where} {part}".strip())
+            self.problems.add(str(error), f"{self.where} {part}".strip(), unit=PARTS)
             return None
 
     def _known(self, row: dict, keys: tuple[str, ...], part: str = "") -> None:
@@ -251,8 +253,9 @@ class _Line:
                 near = difflib.get_close_matches(str(key), keys, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(keys)}"
                 self.problems.add(
-                    f"an unknown key {key!r}, which was not read ({hint})", f"{self.where} {part}".strip()
-                )
+                    f"an unknown key {key!r}, which was not read ({hint})", f"{self.where} {part}".strip(),
+                    dropped=False,
+                )  # fmt: skip
 
     def _list(self, key: str) -> list:
         if key not in self.row:
@@ -275,7 +278,7 @@ class _Line:
             raise Malformed("the same box twice, read once")
         boxes.append(found)
         if reaches_over(box[forms[0]], self.entry.size, forms[0]):
-            self.problems.add(OVER_EDGE, f"{self.where} {label!r}")
+            self.problems.add(OVER_EDGE, f"{self.where} {label!r}", dropped=False)
 
     def _label(self, given: Any) -> str:
         """The label as the file spells it first, without what would break a list of labels or a phrase."""

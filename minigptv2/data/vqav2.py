@@ -88,7 +88,7 @@ def _answers(file: Path, problems: Problems) -> dict[int, tuple[str, ...]]:
         try:
             found[field(row, "question_id", int)] = by_frequency(answers_of(row))
         except Malformed as error:
-            problems.add(f"an annotation with {error}", f"{file.name} row {place}")
+            problems.add(f"an annotation with {error}", f"{file.name} row {place}", dropped=False)
     return found
 
 
