@@ -208,6 +208,8 @@ def mistake_in(error: json.JSONDecodeError) -> tuple[str, str] | None:
     here, before = text[at:].lstrip(), text[:at].rstrip()
     if error.msg.startswith("Invalid \\"):
         return "a single backslash, as in a path of Windows", "Write two backslashes, or a slash."
+    if not here or error.msg.startswith("Unterminated string"):
+        return "it ends in the middle", "Complete it: it was cut short, or goes on elsewhere."
     if error.msg.startswith("Invalid control character"):
         return "a line break or tab inside a text", "Write it as \\n or \\t."
     if error.msg.startswith("Extra data"):
@@ -224,8 +226,6 @@ def mistake_in(error: json.JSONDecodeError) -> tuple[str, str] | None:
         return "quotation marks of another kind", 'Write "straight double quotation marks".'
     if match := re.match(r"True|False|None|nan\b|inf\b|undefined", here):
         return f"{match[0]}, which is no JSON", "Write true, false, null or a number."
-    if not here or error.msg.startswith("Unterminated string"):
-        return "it ends in the middle", "Complete it: it was cut short, or goes on elsewhere."
     if error.msg.startswith("Expecting ',' delimiter"):
         return "a comma or bracket is missing", "Add it."
     return None

@@ -121,5 +121,5 @@ def require_records(count: int, file: Path, problems: Problems) -> None:
     if not count:
         raise UserError(
             f"{file} gives no record.", "; ".join(problems.lines()) or "It is empty.",
-            "Check that the files and pictures lie as datasets/ describes.",
+            "Check that the annotations and the images lie where they are looked for.",
         )  # fmt: skip

@@ -56,7 +56,7 @@ class Llava:
             if len(parts) == 1:
                 self.rows.append((f"row {place}", picture, said))
                 continue
-            self.problems.add(IN_PARTS, f"{self.name} row {place} of {len(said)} turns")
+            self.problems.add(IN_PARTS, f"{self.name} row {place} of {len(said)} turns", dropped=False)
             self.rows += [(f"row {place} part {n}", picture, part) for n, part in enumerate(parts, 1)]
         require_records(len(self.rows), file, self.problems)
 

@@ -178,7 +178,7 @@ def settle(entries: Iterable[Entry], problems: Problems) -> None:
             _settle_image(same, problems)
         for entry in same:
             for label in box_talk.too_many(entry.boxes):
-                problems.add(box_talk.TOO_MANY, f"line {entry.line} {label!r}")
+                problems.add(box_talk.TOO_MANY, f"line {entry.line} {label!r}", dropped=False)
 
 
 def _settle_image(same: list[Entry], problems: Problems) -> None:
@@ -189,18 +189,19 @@ def _settle_image(same: list[Entry], problems: Problems) -> None:
             known += [box for box in boxes if box not in known]
     incomplete = set().union(*(entry.incomplete for entry in same))
     if len({entry.size for entry in same if entry.boxes}) > 1:  # their pixels cannot be compared
-        problems.add("an image that two lines give different sizes", f"line {same[-1].line}")
+        problems.add("an image that two lines give different sizes", f"line {same[-1].line}", dropped=False)
         incomplete |= {label for label in every if sum(label in entry.boxes for entry in same) > 1}
     for entry in same:
         for label in entry.boxes.keys() - incomplete:
             if len(every[label]) > len(entry.boxes[label]):
-                problems.add("boxes of one label on several lines of an image, taken together", f"line {entry.line}")
+                kind = "boxes of one label on several lines of an image, taken together"
+                problems.add(kind, f"line {entry.line} {label!r}", dropped=False)
                 entry.boxes[label] = every[label]
         entry.incomplete |= incomplete
         entry.elsewhere = every.keys() - entry.boxes.keys()
         for label in [name for name in entry.absent if name in entry.elsewhere or name in incomplete]:
-            problems.add("a label that is absent on one line and has a box on another of the same image",
-                         f"line {entry.line} {label!r}")  # fmt: skip
+            kind = "a label that is absent on one line and has a box on another of the same image"
+            problems.add(kind, f"line {entry.line} {label!r}", unit=PARTS)
             entry.absent.remove(label)
 
 
@@ -275,7 +276,8 @@ class _Line:
             raise
         boxes = self.entry.boxes.setdefault(label, [])
         if found in boxes:
-            raise Malformed("the same box twice, read once")
+            self.problems.add("the same box twice, read once", f"{self.where} {label!r}", dropped=False)
+            return
         boxes.append(found)
         if reaches_over(box[forms[0]], self.entry.size, forms[0]):
             self.problems.add(OVER_EDGE, f"{self.where} {label!r}", dropped=False)
@@ -284,11 +286,12 @@ class _Line:
         """The label as the file spells it first, without what would break a list of labels or a phrase."""
         label = label_of({"label": given}, "label")
         if label != " ".join(given.split()):
-            self.problems.add("a label with a comma or brackets, read without them", f"{self.where} {given!r}")
+            kind = "a label with a comma or brackets, read without them"
+            self.problems.add(kind, f"{self.where} {given!r}", dropped=False)
         first = self.spelled.setdefault(label.casefold(), label)
         if first != label:
             kind = "a label that differs from an earlier one in capitals alone, read as that one"
-            self.problems.add(kind, f"{self.where} {label!r}, {first!r}")
+            self.problems.add(kind, f"{self.where} {label!r}, {first!r}", dropped=False)
         return first
 
     def _caption(self, given: Any) -> None:
@@ -333,7 +336,7 @@ class _Line:
             said.append(Exchange("chat", phrases, asked, text, verbatim=not phrases))
         self.entry.talked = parts_of(said, self.context)
         if len(self.entry.talked) > 1:
-            self.problems.add(IN_PARTS, f"{self.where} conversation of {len(said)} turns")
+            self.problems.add(IN_PARTS, f"{self.where} conversation of {len(said)} turns", dropped=False)
 
     def _places(self, text: str, every: bool) -> tuple[str, tuple[Phrase, ...]]:
         """The text with `{}` for every `{label}`, and the phrases. every: other words in braces are a mistake; else
