@@ -327,13 +327,13 @@ def box_of(numbers: Any, size: tuple[int, int], form: str = "xywh") -> Box:
         raise Malformed("a box that is not four numbers")
     if any(isinstance(n, bool) or not isinstance(n, int | float) or not abs(n) < _FAR for n in numbers):
         raise Malformed("a box that is not four numbers")
-    if max(size) > 2 and all(0 <= n <= _SHARE for n in numbers) and any(n > 0 for n in numbers):
-        raise Malformed("a box in shares of 0..1, not in pixels")
     x1, y1, x2, y2 = numbers
     if form == "xywh":
         x2, y2 = x1 + x2, y1 + y2
     if not (x1 < x2 and y1 < y2):
         raise Malformed("a box without area")
+    if max(size) > 2 and all(0 <= n <= _SHARE for n in numbers):
+        raise Malformed("a box in shares of 0..1, not in pixels")
     width, height = size
     box = Box(float(max(0, x1)), float(max(0, y1)), float(min(width, x2)), float(min(height, y2)))
     if not (box.x1 < box.x2 and box.y1 < box.y2):

@@ -232,4 +232,4 @@ def read_pickle(path: Path) -> Any:
             "Do not open it with other tools; download the original file again.",
         ) from None  # fmt: skip
     except _CORRUPT as error:
-        raise damaged(path, error or type(error).__name__) from error
+        raise damaged(path, str(error) or type(error).__name__) from error
