@@ -30,6 +30,8 @@ _WORDS = rf"(?:(?!{PHRASE_OPEN}|\{{\s*<).)*?"
 _PHRASE_OR_BOX = re.compile(rf"{PHRASE_OPEN}(?P<phrase>{_WORDS}){PHRASE_CLOSE}|(?P<box>{_BOX.pattern})", re.DOTALL)
 # what looks like the beginning of a box; where no box matches there, it is counted as malformed
 _OPENING = re.compile(r"\{\s*<")
+# what a phrase may not hold; an open bracket at its end would open a box with the tag that follows
+_MARKUP = re.compile(rf"{PHRASE_OPEN}|{PHRASE_CLOSE}|{DELIMITER}|\{{\s*<[\d<>\s]*\}}?|\{{\s*$")
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ def format_boxes(boxes, width: float, height: float, coding: Coding = "round") -
 
 
 def format_phrase(phrase: str, boxes, width: float, height: float, coding: Coding = "round") -> str:
-    """A grounded phrase: `<p>phrase</p> {<..>}`."""
-    return f"{PHRASE_OPEN}{phrase}{PHRASE_CLOSE} {format_boxes(boxes, width, height, coding)}"
+    """A grounded phrase: `<p>phrase</p> {<..>}`; what of the phrase would read as markup is left out."""
+    return f"{PHRASE_OPEN}{plain(phrase)}{PHRASE_CLOSE} {format_boxes(boxes, width, height, coding)}"
 
 
 def parse(text: str, width: float, height: float, coding: Coding = "round") -> Parsed:
@@ -134,6 +136,13 @@ def _problem(numbers: list[int]) -> str | None:
     if x2 < x1 or y2 < y1:
         return "its right or lower edge lies before the left or upper one"
     return None
+
+
+def plain(words: str) -> str:
+    """The words without what reads as markup of a phrase or box, whole or broken off; others stay to the character."""
+    while (bare := _MARKUP.sub(" ", words)) != words:  # taking one out may join the halves of another
+        words = " ".join(bare.split())
+    return words
 
 
 def without_markup(text: str) -> str:

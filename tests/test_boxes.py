@@ -15,6 +15,7 @@ from minigptv2.boxes import (
     format_phrase,
     iou,
     parse,
+    plain,
     with_scores,
     without_markup,
 )
@@ -177,3 +178,14 @@ def test_the_best_iou_that_each_coding_can_reach_on_refcoco():
     assert mean["floor"] == pytest.approx(0.949, abs=0.002)
     assert mean["center"] == pytest.approx(0.972, abs=0.002)  # .970 where 100 is decoded as 100.5, outside the picture
     assert mean["round"] == pytest.approx(0.974, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    "phrase", ["red </p> ball", "<p>red", "red {", "red <delim>", "<<p>p>", "a {<1><2><3><4>} b", "{<1>", "red, round"]
+)
+def test_no_phrase_breaks_its_markup(phrase):
+    text = format_phrase(phrase, [Box(10, 10, 50, 50)], 100, 100)
+    found = parse(text, 100, 100)
+    assert not found.problems and [b.xyxy for b in found.boxes] == [(10, 10, 50, 50)]
+    assert found.boxes[0].phrase == plain(phrase).strip()
+    assert plain("red, round  ball > 3 {x}") == "red, round  ball > 3 {x}"

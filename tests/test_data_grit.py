@@ -176,5 +176,5 @@ def test_parquet_with_pictures_on_disk(tmp_path):
     for task in ("refer", "identify", "grounding"):
         dataset = Grit(str(tmp_path / "coyo.parquet"), task, images=str(tmp_path / "pictures"), picture="key")
         assert [dataset[i].image.name for i in range(len(dataset))] == ["a.jpg", "c.jpg"]
-        assert list(dataset.problems.lines()) == ["1 x a picture that was not downloaded: coyo.parquet row 1"]
+        assert list(dataset.problems.lines()) == ["1 x a picture that is not on the disk: coyo.parquet row 1"]
         assert dataset[1].exchanges == Grit(_shard(tmp_path, RECORD), task)[0].exchanges

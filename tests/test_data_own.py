@@ -140,8 +140,9 @@ def test_options_of_the_wrong_kind(options):
 
 
 def test_a_closed_set_refuses_the_labels_of_other_lines(tmp_path):
-    picture(tmp_path / "a.jpg")
-    rows = [{"image": "a.jpg", "boxes": [{"label": name, "xyxy": [0, 0, 99, 99]}]} for name in ("dog", "cat")]
+    picture(tmp_path / "dog.jpg")
+    picture(tmp_path / "cat.jpg")
+    rows = [{"image": f"{n}.jpg", "boxes": [{"label": n, "xyxy": [0, 0, 99, 99]}]} for n in ("dog", "cat")]
     file = lines(tmp_path, *rows)
     assert not [q for q, a in pairs(Own(file, exchanges=99)) if "There is no" in a]
     refused = {q for q, a in pairs(Own(file, exchanges=99, closed=True)) if a.startswith("There is no")}
@@ -255,7 +256,7 @@ def test_a_file_of_which_nothing_can_be_used(tmp_path, capsys):
 def test_exchanges_about_boxes():
     boxes = {
         "dog": [Box(0, 0, 50, 50)], "cat": [Box(60, 0, 90, 40), Box(0, 60, 50, 90)],
-        "pet": [Box(0, 0, 50, 51)], "ant": [Box(5, 5, 6, 6)], "leaf": [Box(i, 0, i + 10, 9) for i in range(21)],
+        "pet": [Box(0, 0, 50, 51)], "ant": [Box(5, 5, 6, 6)], "leaf": [Box(i, 0, i + 10, 9) for i in range(51)],
         "bird": [Box(60, 60, 80, 80)],
     }  # fmt: skip
     things = Things(boxes, ("cow",), frozenset({"bird"}))
@@ -447,3 +448,167 @@ def test_show_of_own_data(documented, tmp_path, tiny_folder, capsys):
 def test_show_tells_what_is_wrong(words, told, capsys):
     assert cli.main(["show", *words]) == 2
     assert told in capsys.readouterr().err
+
+
+# ---- what people's files hold ----
+
+
+def counted(data) -> dict[str, int]:
+    return dict(data.problems.counts)
+
+
+def test_labels_cannot_break_a_list_and_are_one_whatever_their_capitals(tmp_path):
+    picture(tmp_path / "a.jpg")
+    picture(tmp_path / "b.jpg")
+    box = {"xyxy": [64, 48, 320, 240]}
+    rows = [
+        {"image": "a.jpg", "boxes": [{"label": "ball, red</p>", **box}]},
+        {"image": "b.jpg", "boxes": [{"label": "Ball Red", **box}], "absent": ["BALL RED"], "grounding": "{ball red}"},
+    ]  # fmt: skip
+    data = Own(lines(tmp_path, *rows), exchanges=99)
+    said_of = pairs(data)
+    assert ("[detection] ball red", "<p>ball red</p> {<10><10><50><50>}") in said_of
+    assert {q for q, _ in said_of if q.startswith("[refer]")} == {"[refer] ball red"}
+    assert not [a for _, a in said_of if "There is no" in a]
+    kind = "a label that differs from an earlier one in capitals alone, read as that one"
+    assert counted(data) == {
+        "a label with a comma or brackets, read without them": 1, kind: 2,
+        "a label that is both absent and has a box": 1,
+    }  # fmt: skip
+
+
+def test_what_is_there_on_one_line_of_an_image_is_absent_on_none(tmp_path):
+    picture(tmp_path / "a.jpg")
+    dog, cat = ({"label": name, "xyxy": [0, 0, 99, 99]} for name in ("dog", "cat"))
+    other = {"label": "dog", "xyxy": [300, 0, 400, 99]}
+    rows = [
+        {"image": "a.jpg", "boxes": [dog]}, {"image": "./a.jpg", "boxes": [cat, other]},
+        {"image": "a.jpg", "absent": ["cat"], "caption": "x"},
+    ]  # fmt: skip
+    data = Own(lines(tmp_path, *rows, {"image": "a.jpg", "caption": "A dog and a cat."}), exchanges=99, closed=True)
+    assert not [a for _, a in pairs(data) if "There is no" in a]
+    answers = {frozenset(b.xyxy for b in parse(a, 640, 480).boxes) for q, a in pairs(data) if q == "[detection] dog"}
+    assert len(answers) == 1 and len(next(iter(answers))) == 2, "both dogs, asked from either line"
+    assert counted(data) == {
+        "boxes of one label on several lines of an image, taken together": 2,
+        "a label that is absent on one line and has a box on another of the same image": 1,
+    }
+
+
+def test_boxes_in_shares_and_the_same_box_twice(tmp_path):
+    picture(tmp_path / "a.jpg")
+    one = {"label": "dog", "xyxy": [10, 10, 50, 50]}
+    shares = {"label": "cat", "xywh": [0.1, 0.2, 0.5, 0.25]}
+    data = Own(lines(tmp_path, {"image": "a.jpg", "boxes": [one, one, shares]}), exchanges=99)
+    assert counted(data) == {"the same box twice, read once": 1, "a box in shares of 0..1, not in pixels": 1}
+    assert data.records[0][0].boxes == {"dog": [Box(10, 10, 50, 50)]}
+
+
+def test_more_boxes_than_detection_asks_for_are_counted(tmp_path):
+    picture(tmp_path / "a.jpg")
+
+    def boxes(count):
+        return [{"label": "cell", "xyxy": [8 * i, 0, 8 * i + 7, 40]} for i in range(count)]
+
+    few = Own(lines(tmp_path, {"image": "a.jpg", "boxes": boxes(box_talk.MOST_BOXES)}), exchanges=99)
+    assert not few.problems and "[detection] cell" in {q for q, _ in pairs(few)}
+    file = lines(tmp_path, {"image": "a.jpg", "boxes": boxes(box_talk.MOST_BOXES + 1), "caption": "cells"})
+    many = Own(file, exchanges=99)
+    assert counted(many) == {box_talk.TOO_MANY: 1} == dict(check(file).problems.counts)
+    assert f"more than {box_talk.MOST_BOXES} boxes" in (ROOT / "docs" / "data.md").read_text()
+
+
+def test_a_long_conversation_is_learned_in_parts(tmp_path):
+    picture(tmp_path / "a.jpg")
+    turns = [{"user": f"what is {i}?", "assistant": f"it is {i}, " + "a red ball on a box " * 10} for i in range(40)]
+    talk = [{**turns[0], "user": "<image>\nwhat is 0?"}, *turns[1:]]
+    file = lines(tmp_path, {"image": "a.jpg", "conversation": talk})
+    data = Own(file)
+    assert len(data) > 1 and counted(data) == dict(check(file).problems.counts)
+    assert list(data.problems.counts.values()) == [1]
+    assert pairs(data) == [(t["user"], t["assistant"].strip()) for t in turns]
+    assert {data[i].image.name for i in range(len(data))} == {"a.jpg"}
+    assert data[1].key == "own.jsonl line 1 part 2"
+    assert len(Own(file, context=100_000)) == 1
+    assert "tokens in the longest, by estimate" in "\n".join(check(file).lines())
+
+
+@pytest.mark.parametrize(
+    ("turns", "kind"),
+    [
+        ([("<image> <image> what?", "x")], "several marks of an image"),
+        ([("what?", "x"), ("and <image>?", "x")], "a mark of an image, <image>, elsewhere"),
+        ([("what?", "<|image|> x")], "a mark of an image, <image>, elsewhere"),
+    ],
+)
+def test_a_mark_of_an_image_is_its_place_or_refused(tmp_path, turns, kind):
+    picture(tmp_path / "a.jpg")
+    talk = [{"user": q, "assistant": a} for q, a in turns]
+    data = Own(lines(tmp_path, {"image": "a.jpg", "conversation": talk, "caption": "x"}))
+    assert next(iter(counted(data))).startswith(kind) and len(data) == 1
+    good = Own(lines(tmp_path, {"image": "a.jpg", "conversation": [{"user": "what is\n<image>", "assistant": "x"}]}))
+    assert pairs(good) == [("what is", "x")] and not good.problems
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("data:image/png;base64," + "A" * 5000, "an image given as data (base64)"),
+        ("x" * 5000, "an image name that is too long"), ("a\0.jpg", "an image name with a NUL"),
+        ("C:\\Users\\me\\a.jpg", "an image given as a path of a Windows computer"),
+        ("https://x.org/a.jpg", "an image given as a web address"), ("sub\new.jpg", "an image name with a line break"),
+    ],
+)  # fmt: skip
+def test_names_that_are_none_cost_one_line(tmp_path, name, kind, capsys):
+    picture(tmp_path / "a.jpg")
+    picture(tmp_path / "b\u202f c" / " d.jpg")
+    rows = [{"image": n, "caption": "x"} for n in (name, "a.jpg", "b\u202f c\\ d.jpg")]
+    file = lines(tmp_path, *rows)
+    data = Own(file)
+    assert len(data) == 2 and [k for k in counted(data) if k.startswith(kind)]
+    assert cli.main(["data", "check", file]) == 1
+    out = capsys.readouterr().out
+    assert kind in out and len(out) < 2000
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"a": 1}'.encode("utf-16"), "is text in UTF-16"), ('{"a": 1}'.encode("utf-16-le"), "is text in UTF-16"),
+        ('{"a": "é"}'.encode("latin1"), "is no text in UTF-8"), (b"image,label\na.jpg,dog\n", r"is a table \(CSV\)"),
+        (b"images:\n  - a.jpg\n", "is YAML"), (b'[{"image": "a.jpg"}]', "holds one JSON list"),
+        (b'[\n{"image": "a.jpg"},\n]', "holds one JSON list"), (b"\x1f\x8b\x08\0", "is a compressed file"),
+        (b"<!DOCTYPE html>", "is a web page"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_form_is_named(tmp_path, content, told):
+    file = tmp_path / "own.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=told) as error:
+        Own(str(file))
+    assert "ownload" not in str(error.value) and "datasets/" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "mistake"),
+    [
+        ('{"image": "a.jpg", }', "a comma too many"), ("{'image': 'a.jpg'}", "quotation marks of another kind"),
+        ('{"image": "a.jpg" // x\n', "a comment"), (r'{"image": "C:\Users"}', "a single backslash"),
+        ('{"caption": None}', "None, which is no JSON"), ('{"image": "a.jp', "it ends in the middle"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_json_is_named(tmp_path, line, mistake):
+    picture(tmp_path / "a.jpg")
+    data = Own(lines(tmp_path, "\ufeff" + json.dumps(GOOD), line))
+    (kind,) = counted(data)
+    assert kind.startswith(f"a line that is no JSON ({mistake}")
+    (tmp_path / "x.json").write_text(line)
+    with pytest.raises(UserError, match=f"is no JSON: {mistake}") as error:
+        CocoDetection(str(tmp_path / "x.json"))
+    assert "datasets/" not in str(error.value)
+
+
+def test_a_swapped_size_is_not_blamed_on_exif(tmp_path):
+    picture(tmp_path / "a.jpg", (200, 100))
+    report = check(lines(tmp_path, {"image": "a.jpg", "size": [100, 200], "caption": "x"}))
+    assert dict(report.problems.counts) == {"a size with width and height exchanged": 1}

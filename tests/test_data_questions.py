@@ -72,7 +72,7 @@ def test_gqa_counts_what_is_wrong_and_has_no_test_answers(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "[]", '{"1"', '{"1": {"a": 1}', '{"1" {}}', "{1: {}}", '{"1": tru'])
 def test_gqa_cut_short(tmp_path, text):
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="damaged|is no JSON|is empty"):
         opened("gqa", tmp_path, {"images/7.jpg": None, "train_balanced_questions.json": text})
 
 
@@ -220,3 +220,40 @@ def test_hateful_memes(tmp_path):
     assert data.problems.counts == {
         "a 'label' that is neither 0 nor 1": 1, "a picture that is not on the disk": 1, "a line that is no JSON": 1,
     }  # fmt: skip
+
+
+# ---- names of images ----
+
+NO_NAMES = {
+    "data:image/png;base64," + "A" * 5000: "an image given as data (base64) in the place of a file name",
+    "x" * 5000: "an image name that is too long for a file",
+    "a\0b": "an image name with a NUL character, which no file has",
+}
+GOOD_NAME = "a\u202f \u3000b"
+
+
+@pytest.mark.parametrize("name", [*NO_NAMES, GOOD_NAME])
+@pytest.mark.parametrize("reader", ["gqa", "vizwiz", "textcaps", "hateful_memes"])
+def test_names_are_kept_to_the_character_and_each_that_is_none_costs_one_record(tmp_path, reader, name):
+    def row(given: str) -> dict:
+        return {"imageId": given, "image": f"{given}.jpg", "image_id": given, "img": f"img/{given}.jpg",
+                "question": "what?", "answer": "x", "answers": [{"answer": "x"}], "caption_str": "a cap", "text": "a",
+                "label": 0}  # fmt: skip
+
+    if reader == "hateful_memes" and name.startswith("data:"):
+        name = name.removeprefix("data:")  # it begins with the folder, so it is only too long
+    rows = [row(name), row("good")]
+    folder, file, content = {
+        "gqa": ("images", "val_balanced_questions.json", dict(enumerate(rows))),
+        "vizwiz": ("val", "val.json", rows),
+        "textcaps": ("train_images", "TextCaps_0.1_val.json", {"data": rows}),
+        "hateful_memes": ("img", "dev.jsonl", "\n".join(map(json.dumps, rows))),
+    }[reader]
+    files = {f"{folder}/{n}.jpg": None for n in ("good", GOOD_NAME)}
+    data = opened(reader, tmp_path, {**files, file: content}, split="dev" if reader == "hateful_memes" else "val")
+    names = [data[i].image.name for i in range(len(data))]
+    if name == GOOD_NAME:
+        assert names == [f"{GOOD_NAME}.jpg", "good.jpg"] and not data.problems
+    else:
+        kind = NO_NAMES.get(name, "an image name that is too long for a file")
+        assert names == ["good.jpg"] and data.problems.counts == {kind: 1}

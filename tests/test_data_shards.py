@@ -76,8 +76,60 @@ def test_every_kind_of_tar(tmp_path, form):
         (f"{long}.json", b'{"n": 2}'), ("./x/1.json", b'{"n": 1}'), ("ü.PNG", picture(3)), ("ü.json", b'{"n": 3}'),
     ]  # fmt: skip
     shards = Shards(str(write_tar(tmp_path / "a.tar", inside, form)), all_of, "test")
-    assert numbers(shards) == [1, 2, 3] and not shards.problems
+    assert numbers(shards) == [1, 2, 3]
+    assert shards.problems.counts == {"a member of a kind that is not read": 1, "no picture": 1}
     assert [open_image(shards[i].image).width for i in range(3)] == [21, 22, 23]
+
+
+def _words(shards) -> dict[str, tuple[str, int]]:
+    records = [shards[i] for i in range(len(shards))]
+    return {r.key: (r.text, open_image(r.image).width) for r in records}
+
+
+def test_names_with_dots_are_samples_of_their_own(tmp_path):
+    """Ten images of one name up to the first dot, with dots and without, and words beside each."""
+    inside = []
+    for n in range(10):
+        name = "photo" if n == 0 else f"photo.{n}.v2"
+        inside += [(f"{name}.jpg", picture(n, "JPEG")), (f"{name}.txt", f"caption {n}".encode())]
+    shards = Shards(str(write_tar(tmp_path / "a.tar", inside)), all_of, "p")
+    assert not shards.problems
+    names = ["photo", *(f"photo.{n}.v2" for n in range(1, 10))]
+    assert _words(shards) == {f"a.tar {name}": (f"caption {n}", 20 + n) for n, name in enumerate(names)}
+
+
+def test_members_of_one_sample_by_the_first_dot(tmp_path):
+    inside = [
+        ("7.image.jpg", picture(7, "JPEG")), ("7.caption.txt", b"seven"), ("8.jpg", picture(8, "JPEG")),
+        ("8.seg.png", picture(9)), ("8.long.txt", b"eight"), ("8.cls", b"3"), ("._8.jpg", b"x"), ("9.heic", b"x"),
+        ("s.1.jpg", picture(1, "JPEG")), ("s.2.txt", b"not of s.1"),
+    ]  # fmt: skip
+    shards = Shards(str(write_tar(tmp_path / "a.tar", inside)), all_of, "p")
+    assert {text: width for text, width in _words(shards).values()} == {"seven": 27, "eight": 28, "": 21}
+    assert shards.problems.counts == {
+        "a further member of a sample that has one of its kind": 1, "a member of a kind that is not read": 1,
+        "a hidden file, as macOS leaves them in archives": 1, "no picture": 1,
+    }  # fmt: skip
+
+
+def test_a_column_of_lists_is_counted(tmp_path):
+    lists = [[{"bytes": picture(1), "path": ""}], None]
+    file = write_parquet(tmp_path / "a.parquet", 2, 2, jpg=lists)
+    with pytest.raises(UserError, match="neither bytes nor the name of a file"):
+        Shards(str(file), all_of, "p")
+
+
+def test_names_that_no_file_has_are_counted(tmp_path):
+    picture_file = tmp_path / "a.png"
+    picture_file.write_bytes(picture(1))
+    places = ["a.png", "x" * 5000, "data:image/png;base64," + "A" * 5000, "a\0b.png"]
+    file = write_parquet(tmp_path / "a.parquet", 4, 4, where=places)
+    shards = Shards(str(file), all_of, "p", images=str(tmp_path), picture="where")
+    assert [shards[i].image for i in range(len(shards))] == [picture_file]
+    assert sorted(shards.problems.counts) == [
+        "an image given as data (base64) in the place of a file name",
+        "an image name that is too long for a file", "an image name with a NUL character, which no file has",
+    ]  # fmt: skip
 
 
 def test_what_a_judge_refuses_is_counted_and_left_out(tmp_path):
@@ -309,7 +361,7 @@ def test_parquet_with_pictures_on_disk(tmp_path):
         picture_file.write_bytes(b"")
     shards = Shards(str(file), all_of, "p", images=str(tmp_path), picture="where")
     assert [shards[i].image for i in range(len(shards))] == there
-    assert shards.problems.counts == {"no picture": 2, "a picture that was not downloaded": 1}
+    assert shards.problems.counts == {"no picture": 2, "a picture that is not on the disk": 1}
     with pytest.raises(UserError, match="has no column 'place'"):
         Shards(str(file), all_of, "q", picture="place")
 

@@ -172,7 +172,7 @@ def test_unnatural_instructions(tmp_path):
     ]  # fmt: skip
     assert data[0].image is None
     assert data.problems.counts == {
-        "an empty instruction or output": 1, "no 'instances'": 1, "a line that is no JSON": 1,
+        "an empty instruction or output": 1, "no 'instances'": 1, "a line that is no JSON (it ends in the middle)": 1,
     }  # fmt: skip
     filtered = opened(
         "unnatural_instructions", tmp_path, {"filtered_unnatural_instruction.json": rows[:1]}, split="filtered"

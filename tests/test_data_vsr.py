@@ -79,5 +79,5 @@ def test_what_is_not_there_is_told(tmp_path):
     with pytest.raises(UserError, match="split"):
         VSR(str(tmp_path), split="val")
     (_written(tmp_path, ROW) / "zeroshot" / "test.jsonl").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="UTF-16"):
         VSR(str(tmp_path))

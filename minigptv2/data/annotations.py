@@ -12,13 +12,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minigptv2.boxes import Box, without_markup
+from minigptv2.boxes import Box, plain, without_markup
 from minigptv2.errors import UserError
 
 OVER_EDGE = "a box that reaches over the edge of the picture, where it is cut off"
 _CHUNK = 1 << 20  # characters read at a time
 _SPACE = " \t\r\n"
 _FAR = 1e9  # pixels; no box reaches so far, infinity and what is no number included
+_HEAD = 4096  # bytes of a file that tell what it is
+_TO_OPEN = {
+    FileNotFoundError: "Check the path.", IsADirectoryError: "It is a folder: name the file in it.",
+    PermissionError: "Give yourself read permission (chmod).",
+}  # fmt: skip
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\\w")
+_SHARE = 1.001  # the most of a box in shares of the image's sides, rounding included
 T = TypeVar("T")
 
 
@@ -27,13 +34,13 @@ class Malformed(ValueError):
 
 
 def open_text(path: Path):
-    """An annotation file as text in UTF-8. Raises UserError."""
+    """An annotation file as text in UTF-8, with or without a byte order mark. Raises UserError."""
     try:
         return path.open(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be opened.", f"The system says: {getattr(error, 'strerror', None) or error}.",
-            "Its card in datasets/ says which files lie where; check `root`.",
+            _TO_OPEN.get(type(error), "Give the path of the annotation file."),
         ) from error  # fmt: skip
 
 
@@ -48,17 +55,42 @@ def read_json(path: Path) -> Any:
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """The number of each line, from 0, and its record; `Malformed` in its place where the line is no JSON. Empty lines
-    have numbers and no record."""
+    have numbers and no record.
+
+    Raises UserError where the file is of another form: one JSON list, CSV, YAML, another encoding.
+    """
     with open_text(path) as file:
+        first = True
         try:
             for number, line in enumerate(file):
-                if line.strip():
-                    try:
-                        yield number, json.loads(line)
-                    except (ValueError, RecursionError):
-                        yield number, Malformed("a line that is no JSON")
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    mistake = mistake_in(error) if isinstance(error, json.JSONDecodeError) else None
+                    record = Malformed(f"a line that is no JSON{f' ({mistake[0]})' if mistake else ''}")
+                if first:
+                    first = False
+                    _refuse_other_forms(path, line.lstrip(), record)
+                yield number, record
         except UnicodeDecodeError as error:
             raise damaged(path, error) from error
+
+
+def _refuse_other_forms(path: Path, line: str, record: Any) -> None:
+    """Raises UserError where the first line shows that a file is not JSON Lines at all."""
+    if isinstance(record, list) and record and isinstance(record[0], dict) or line[0] == "[" and _is_bad(record):
+        raise UserError(
+            f"{path} holds one JSON list.", "In JSON Lines each line is one object, without brackets around all.",
+            "Write each item of the list on a line of its own.",
+        )  # fmt: skip
+    if _is_bad(record) and (form := _form_of(path)):
+        raise _of_another_form(path, form)
+
+
+def _is_bad(record: Any) -> bool:
+    return isinstance(record, Malformed)
 
 
 def items_of(path: Path) -> Iterator[Any]:
@@ -122,10 +154,81 @@ def _pieces(path: Path, brackets: str, name: str, piece: Callable[..., tuple[T, 
 
 
 def damaged(path: Path, error: object) -> UserError:
+    """What is wrong with a whole file. error: what was raised when it was read, or what it lacks, in words."""
+    if isinstance(error, Exception) and (form := _form_of(path)):
+        return _of_another_form(path, form)
+    if isinstance(error, UnicodeDecodeError):
+        return _of_another_form(path, ("no text in UTF-8", "Save it again in UTF-8."))
+    if isinstance(error, json.JSONDecodeError) and (mistake := mistake_in(error)):
+        words, advice = mistake
+        return UserError(f"{path} is no JSON: {words}.", f"Reading it failed with: {error}.", advice)
     return UserError(
         f"{path} is damaged or of another format.", f"Reading it failed with: {error}.",
-        "Download it again and compare its size with the card in datasets/.",
+        "Check that it is the right file and that it is whole.",
     )  # fmt: skip
+
+
+def _of_another_form(path: Path, form: tuple[str, str]) -> UserError:
+    return UserError(f"{path} is {form[0]}.", "JSON in UTF-8 is read here.", form[1])
+
+
+def _form_of(path: Path) -> tuple[str, str] | None:
+    """What a file is that is no JSON in UTF-8, and what to do; None where its beginning does not tell."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except (OSError, ValueError):
+        return None
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or head[:4:2] == b"\0\0" or head[1:4:2] == b"\0\0":
+        return "text in UTF-16", "Save it again in UTF-8."
+    if head.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ")):
+        return "a compressed file", "Unpack it, and give the file that was in it."
+    text = head.decode("utf-8-sig", errors="ignore").lstrip()
+    if not text:
+        return "empty", "Give the file with the annotations."
+    if text.startswith("version https://git-lfs"):
+        return "a pointer of Git LFS, not the file itself", "Get the file itself with git lfs pull."
+    if re.match(r"<(!doctype\s+)?html", text, re.IGNORECASE):
+        return "a web page", "Get the file that the page leads to."
+    if text.startswith("<"):
+        return "XML", "Export the annotations as COCO's JSON, or write JSON Lines (docs/data.md)."
+    if text[0] in "{[":
+        return None
+    line = text.splitlines()[0]
+    if re.match(r"(---\s*$|- |[\w-]+\s*:(\s|$))", line):
+        return "YAML", "Export the annotations as COCO's JSON, or write JSON Lines (docs/data.md)."
+    if re.search(r"[,;\t]", line) and not line.startswith(("//", "/*", "#")):
+        return "a table (CSV)", "Export the annotations as COCO's JSON, or write JSON Lines (docs/data.md)."
+    return None
+
+
+def mistake_in(error: json.JSONDecodeError) -> tuple[str, str] | None:
+    """What people write that is no JSON, where the decoder stopped, and what to do; None for what is nothing known."""
+    text, at = error.doc, error.pos
+    here, before = text[at:].lstrip(), text[:at].rstrip()
+    if error.msg.startswith("Invalid \\"):
+        return "a single backslash, as in a path of Windows", "Write two backslashes, or a slash."
+    if not here or error.msg.startswith("Unterminated string"):
+        return "it ends in the middle", "Complete it: it was cut short, or goes on elsewhere."
+    if error.msg.startswith("Invalid control character"):
+        return "a line break or tab inside a text", "Write it as \\n or \\t."
+    if error.msg.startswith("Extra data"):
+        if here[0] in "{[":
+            return "several JSON values one after the other", "JSON Lines has one on each line, and ends in .jsonl."
+        return "something after its end", "Remove it."
+    if here.startswith(("//", "/*", "#")):
+        return "a comment", "JSON has no comments: remove it."
+    if here[:1] in ("]", "}") and before.endswith(","):
+        return "a comma too many", "Remove the comma before the closing bracket."
+    if error.msg.startswith("Illegal trailing comma"):  # Python 3.13 and later
+        return "a comma too many", "Remove the comma before the closing bracket."
+    if here[:1] in ("'", "\u2018", "\u2019", "\u201c", "\u201d"):
+        return "quotation marks of another kind", 'Write "straight double quotation marks".'
+    if match := re.match(r"True|False|None|nan\b|inf\b|undefined", here):
+        return f"{match[0]}, which is no JSON", "Write true, false, null or a number."
+    if error.msg.startswith("Expecting ',' delimiter"):
+        return "a comma or bracket is missing", "Add it."
+    return None
 
 
 def field(row: Any, name: str, kind: type | tuple[type, ...]) -> Any:
@@ -181,7 +284,19 @@ def find_image(folder: Path, name: str) -> Path:
         raise Malformed("an image given as data (base64) in the place of a file name")
     if name.startswith(("http://", "https://")):
         raise Malformed("an image given as a web address in the place of a file name")
+    if _WINDOWS.match(name):
+        raise Malformed("an image given as a path of a Windows computer")
+    if re.search(r"[\0-\x1f]", name):
+        raise Malformed("an image name with a line break or tab, as a single backslash in JSON makes")
     raise Malformed("a picture that is not on the disk")
+
+
+def phrase_of(row: Any, name: str) -> str:
+    """row[name] as a phrase: single spaces, and no markup of a phrase or box in it. Raises Malformed."""
+    words = " ".join(plain(words_of(row, name)).split())
+    if not words:
+        raise Malformed(f"an empty {name!r}")
+    return words
 
 
 def label_of(row: Any, name: str) -> str:
@@ -205,7 +320,8 @@ def size_of(row: Any) -> tuple[int, int]:
 def box_of(numbers: Any, size: tuple[int, int], form: str = "xywh") -> Box:
     """Four numbers in pixels, "xywh" or "xyxy", as a box clipped to the picture of this size.
 
-    Raises Malformed where they are no four finite numbers, or no area of the picture is left in them.
+    Raises Malformed where they are no four finite numbers, where they are shares (0..1) of the image's sides instead of
+    pixels, or no area of the picture is left in them.
     """
     if not isinstance(numbers, list | tuple) or len(numbers) != 4:
         raise Malformed("a box that is not four numbers")
@@ -216,6 +332,8 @@ def box_of(numbers: Any, size: tuple[int, int], form: str = "xywh") -> Box:
         x2, y2 = x1 + x2, y1 + y2
     if not (x1 < x2 and y1 < y2):
         raise Malformed("a box without area")
+    if max(size) > 2 and all(0 <= n <= _SHARE for n in numbers):
+        raise Malformed("a box in shares of 0..1, not in pixels")
     width, height = size
     box = Box(float(max(0, x1)), float(max(0, y1)), float(min(width, x2)), float(min(height, y2)))
     if not (box.x1 < box.x2 and box.y1 < box.y2):

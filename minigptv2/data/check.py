@@ -16,14 +16,24 @@ from typing import Any
 
 from minigptv2.boxes import Box
 from minigptv2.data import coco_detection, own
-from minigptv2.data.annotations import OVER_EDGE, Malformed, reaches_over, read_json_lines, size_of, words_of
+from minigptv2.data.annotations import (
+    OVER_EDGE,
+    Malformed,
+    find_image,
+    reaches_over,
+    read_json_lines,
+    size_of,
+    words_of,
+)
 from minigptv2.data.annotations import field as field_of
 from minigptv2.data.dataset import Problems
+from minigptv2.data.turns import tokens_of
 from minigptv2.errors import UserError
 
 CELL, BAND = 400, 20  # pixels of a picture's place in the sheet, and of the line with its name
 _MOST_LABELS = 12  # named in the summary
 TURNED = "a size of the picture as it lies in the file; it is turned upright by its EXIF orientation"
+SWAPPED = "a size with width and height exchanged"
 OTHER_SIZE = "a size that is not the picture's"
 
 
@@ -95,10 +105,22 @@ def _look(path: Path, quick: bool) -> tuple[int, int]:
         raise Malformed(f"a picture that is {kind}") from error
 
 
-def _compared(given: tuple[int, int], real: tuple[int, int], where: str, problems: Problems) -> None:
+def _compared(
+    given: tuple[int, int], real: tuple[int, int], where: str, problems: Problems, path: Path | None = None
+) -> None:
+    """Counts a given size that is not the upright one. path: of the image, whose header tells whether EXIF turns it."""
     if given != real:
-        kind = TURNED if given == real[::-1] else OTHER_SIZE
+        turned = given == real[::-1] and (path is None or _turned(path))
+        kind = TURNED if turned else SWAPPED if given == real[::-1] else OTHER_SIZE
         problems.add(kind, f"{where} {given[0]} x {given[1]}, upright {real[0]} x {real[1]}")
+
+
+def _turned(path: Path) -> bool:
+    """Whether EXIF turns an image by a quarter."""
+    from PIL import ExifTags, Image
+
+    with Image.open(path) as image:
+        return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
 
 
 # ---- JSON Lines ----
@@ -112,17 +134,18 @@ def _check_own(file: Path, images: str, quick: bool) -> Report:
     lines = sum(1 for _ in read_json_lines(file))
 
     def measure(image: str, given: tuple[int, int] | None, needed: bool) -> tuple[Path, tuple[int, int]]:
-        path = folder / image
+        path = find_image(folder, image)
         if path not in sizes:
             sizes[path] = _look(path, quick)
         if given:
-            _compared(given, sizes[path], image, report.problems)
+            _compared(given, sizes[path], image, report.problems, path)
         return path, sizes[path]
 
-    counts = Counter()
-    for entry in tqdm(
-        own.entries_of(file, measure, report.problems), "check", lines, unit=" lines", disable=None, leave=False
-    ):
+    counts, longest = Counter(), 0
+    read = own.entries_of(file, measure, report.problems)
+    entries = list(tqdm(read, "check", lines, unit=" lines", disable=None, leave=False))
+    own.settle(entries, report.problems)
+    for entry in entries:
         report.usable += 1
         for label, boxes in entry.boxes.items():
             report.labels[label] += len(boxes)
@@ -130,7 +153,8 @@ def _check_own(file: Path, images: str, quick: bool) -> Report:
         for exchange in entry.asked:
             counts[exchange.task] += 1
         counts["conversations"] += bool(entry.talked)
-        counts["turns"] += len(entry.talked)
+        counts["turns"] += sum(map(len, entry.talked))
+        longest = max(longest, sum(map(tokens_of, entry.talked)))
         counts["text"] += entry.image is None
         if entry.image is not None:
             boxes = [Box(*box.xyxy, label) for label, found in entry.boxes.items() for box in found]
@@ -139,6 +163,7 @@ def _check_own(file: Path, images: str, quick: bool) -> Report:
         "lines": lines, "pictures": len({path for path, _, _ in report.drawn}), "boxes": counts["boxes"],
         "labels": len(report.labels), "captions": counts["caption"], "captions with boxes": counts["grounding"],
         "questions": counts["vqa"], "conversations": counts["conversations"], "turns in them": counts["turns"],
+        "tokens in the longest, by estimate": longest,
         "lines without a picture": counts["text"],
     }  # fmt: skip
     return report

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from minigptv2.errors import UserError
+from minigptv2.files import is_dir, is_file
 
 # relative to the folder that the user names: flat, by year, and as the tools of RefCOCO unpack them
 _YEARS = ("train2014", "val2014", "train2017", "val2017", "trainval2017", "test2014", "test2015", "test2017")
@@ -28,7 +29,7 @@ class CocoPictures:
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
-        if not self.folder.is_dir():
+        if not is_dir(self.folder):
             raise UserError(
                 f"{self.folder} is no folder.",
                 f"COCO's pictures are looked for in it and in {', '.join(FOLDERS[1:5])}.",
@@ -42,12 +43,21 @@ class CocoPictures:
 
     def _list(self, place: str) -> None:
         found: dict[str, list[int]] = {}
-        for name in os.listdir(place):
+        try:
+            names = os.listdir(place)
+        except OSError as error:
+            raise UserError(
+                f"{place} cannot be listed.", f"The system says: {error.strerror}.",
+                "Check that you may read this folder of images.",
+            ) from None  # fmt: skip
+        for name in names:
             if match := _NAME.fullmatch(name):
                 found.setdefault(match[1] or "", []).append(int(match[2]))
         self._listed += [(os.path.join(place, before), np.sort(numbers)) for before, numbers in found.items()]
 
     def _found(self, number: int) -> Path | None:
+        if not 0 <= number < 10**12:
+            return None
         for before, numbers in self._listed:
             place = int(np.searchsorted(numbers, number))
             if place < len(numbers) and numbers[place] == number:
@@ -64,4 +74,4 @@ class CocoPictures:
 
 def missing(paths) -> list[Path]:
     """The distinct paths at which no file lies, sorted."""
-    return sorted(path for path in set(paths) if not path.is_file())
+    return sorted(path for path in set(paths) if not is_file(path))

@@ -50,6 +50,7 @@ DATASETS: dict[str, str] = {
     "sums": "minigptv2.data.sums:Sums",
 }
 _EXAMPLES = 3
+_LONGEST = 200  # characters of an example
 RECORDS = "records"  # the unit that most readers drop
 _KINDS = {"str": (str, "text"), "int": (int, "a whole number"), "bool": (bool, "true or false")}  # of options
 
@@ -89,7 +90,7 @@ class Problems:
         self.dropped[unit] += dropped
         kept = self.examples.setdefault(kind, [])
         if len(kept) < _EXAMPLES:
-            kept.append(example)
+            kept.append(example if len(example) <= _LONGEST else f"{example[:_LONGEST]}...")
 
     def saw(self, count: int, unit: str = RECORDS) -> None:
         """The reader has looked at so many, good and bad: what the dropped ones are a share of."""

@@ -12,12 +12,13 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-from minigptv2.boxes import Box
+from minigptv2.boxes import Box, plain
 from minigptv2.data.annotations import Malformed, box_of, one_of, size_of
 from minigptv2.data.coco_pictures import missing
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout
 from minigptv2.errors import UserError
+from minigptv2.files import is_dir
 from minigptv2.sample import Exchange, Phrase, Sample
 
 PAGE = "https://github.com/BryanPlummer/flickr30k_entities"
@@ -46,18 +47,20 @@ class Flickr30k:
         self.problems, self.captions_without_boxes = Problems(), 0
         folder = Path(root)
         below = [Path(images or root, f) for f in FOLDERS]
-        self.images = next((f for f in below if f.is_dir() and next(f.glob("*.jpg"), None)), Path(images or root))
+        self.images = next((f for f in below if is_dir(f) and next(f.glob("*.jpg"), None)), Path(images or root))
         self.records: list[tuple[str, int, tuple[int, int], str, tuple[Phrase, ...]]] = []
         for name in _names(folder, split):
             try:
                 sentences = (folder / "Sentences" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
                 size, boxes = self._boxes(folder / "Annotations" / f"{name}.xml")
             except OSError as error:
-                self.problems.add("a file that is not there", str(error.filename))
-            except UnicodeDecodeError:
-                self.problems.add("sentences that are no text in UTF-8", f"{name}.txt")
+                self.problems.add("a file that is not there", str(error.filename)[:200])
             except Malformed as error:
                 self.problems.add(str(error), f"{name}.xml")
+            except UnicodeDecodeError:
+                self.problems.add("sentences that are no text in UTF-8", f"{name}.txt")
+            except ValueError:
+                self.problems.add("a number of an image with a NUL character, which no file has", repr(name))
             else:
                 self._add(name, sentences, size, boxes)
 
@@ -123,7 +126,7 @@ class Flickr30k:
 
 
 def _names(folder: Path, split: str) -> list[str]:
-    if not (folder / "Sentences").is_dir() or not (folder / "Annotations").is_dir():
+    if not is_dir(folder / "Sentences") or not is_dir(folder / "Annotations"):
         raise UserError(
             f"{folder} has no folders Sentences and Annotations.", "They hold the captions and the boxes.",
             "Unpack annotations.zip there; see datasets/flickr30k.md for the layout.",
@@ -162,6 +165,8 @@ def _grounded(sentence: str, boxes: dict[str, list[Box]]) -> tuple[str, str, tup
     """The words of an annotated caption; the same with `{}` for each phrase that has boxes; and these phrases."""
     if "{" in sentence or "}" in sentence:
         raise Malformed("a caption with curly brackets")
+    if plain(sentence) != sentence:
+        raise Malformed("a caption with markup of phrases or boxes")
     parts, phrases, at = [], [], 0
     for match in _PHRASE.finditer(sentence):
         words = _tidy(match[3])

@@ -11,9 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from sys import intern
 
-from minigptv2.data.annotations import Malformed, members_of, words_of
+from minigptv2.data.annotations import Malformed, members_of, name_of, words_of
 from minigptv2.data.dataset import Problems
-from minigptv2.data.layout import Layout, names_in, require, require_records
+from minigptv2.data.layout import Layout, image_in, names_in, require, require_records
 from minigptv2.sample import Exchange, Sample
 
 PAGE = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
@@ -38,10 +38,9 @@ class Gqa:
         self.rows: list[tuple[str, str, str, str]] = []  # picture, question's number, its words, answer
         for number, row in members_of(file):
             try:
-                picture, question = intern(f"{words_of(row, 'imageId')}.jpg"), words_of(row, "question")
+                picture, question = f"{name_of(row, 'imageId')}.jpg", words_of(row, "question")
                 answer = "" if split == "test" else intern(words_of(row, "answer"))
-                if picture not in there:
-                    raise Malformed("a picture that is not on the disk")
+                picture = intern(image_in(folder, there, picture))
             except Malformed as error:
                 self.problems.add(str(error), f"{self.name} question {number}")
                 continue

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from minigptv2.boxes import Box
+from minigptv2.boxes import Box, plain
 from minigptv2.data.annotations import Malformed, box_of, field, one_of, size_of
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout
@@ -83,7 +83,8 @@ class Grit:
         spans = self._spans(record.fields, caption, size, wrong)
         if self.task == "grounding":
             return size, (_grounded(caption, spans),)
-        named = [(" ".join(caption[start:end].split()), boxes) for (start, end), boxes in spans.items()]
+        named = [(" ".join(plain(caption[start:end]).split()), boxes) for (start, end), boxes in spans.items()]
+        named = [(words, boxes) for words, boxes in named if words]
         times = Counter(words for words, _ in named)
         exchanges = []
         for words, boxes in named:
@@ -138,6 +139,8 @@ def _grounded(caption: str, spans: dict[tuple[int, int], list[Box]]) -> Exchange
     """The caption with a place for each stretch; of stretches that overlap, the first and longest."""
     if "{" in caption or "}" in caption:
         raise Malformed("a caption with curly brackets")
+    if plain(caption) != caption:
+        raise Malformed("a caption with markup of phrases or boxes")
     answer, phrases, at = "", [], 0
     for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
         if start >= at:

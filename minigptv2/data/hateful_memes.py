@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, field, read_json_lines, words_of
+from minigptv2.data.annotations import Malformed, field, name_of, read_json_lines, words_of
 from minigptv2.data.dataset import Problems
-from minigptv2.data.layout import Layout, names_in, require, require_records
+from minigptv2.data.layout import Layout, image_in, names_in, require, require_records
 from minigptv2.sample import Exchange, Sample
 
 PAGE = "https://hatefulmemeschallenge.com/"
@@ -27,17 +27,16 @@ class HatefulMemes:
     def __init__(self, root: str, split: str = "dev"):
         self.problems = Problems()
         file, folder = require(root, LAYOUT, split, PAGE)
-        self.root, self.name, there = Path(root), file.name, names_in(folder)
+        self.root, self.name, there = Path(root), file.name, {f"img/{name}" for name in names_in(folder)}
         self.rows: list[tuple[int, str, str, int]] = []  # line from 1, picture, words, label
         for number, row in read_json_lines(file):
             try:
                 if isinstance(row, Malformed):
                     raise row
-                picture, words, label = words_of(row, "img"), words_of(row, "text"), field(row, "label", int)
+                picture, words, label = name_of(row, "img"), words_of(row, "text"), field(row, "label", int)
                 if label not in (0, 1):
                     raise Malformed("a 'label' that is neither 0 nor 1")
-                if Path(picture).parts[:-1] != ("img",) or Path(picture).name not in there:
-                    raise Malformed("a picture that is not on the disk")
+                picture = image_in(self.root, there, picture)
             except Malformed as error:
                 self.problems.add(str(error), f"{self.name} line {number + 1}")
                 continue

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, field, read_json, words_of
+from minigptv2.data.annotations import Malformed, field, find_image, read_json, words_of
 from minigptv2.data.aokvqa import strings
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout, names_in, require, require_records
 from minigptv2.errors import UserError
+from minigptv2.files import is_dir
 from minigptv2.sample import Exchange, Sample
 
 PAGE = "https://iconqa.github.io/"
@@ -36,7 +37,7 @@ class IconQa:
         self.rows: list[tuple[str, Exchange]] = []  # folder, what was asked
         for name in sorted(names_in(self.folder), key=lambda n: (len(n), n)):
             folder = Path(self.folder, name)
-            if not folder.is_dir():
+            if not is_dir(folder):
                 continue
             try:
                 self.rows.append((name, _exchange(folder)))
@@ -60,6 +61,5 @@ def _exchange(folder: Path) -> Exchange:
     choices, answer = strings(row, "choices"), field(row, "answer", int)
     if not 0 <= answer < len(choices):
         raise Malformed("an 'answer' that is none of the choices")
-    if not (folder / "image.png").is_file():
-        raise Malformed("a picture that is not on the disk")
+    find_image(folder, "image.png")
     return Exchange("vqa", question=words_of(row, "question"), answer=choices[answer], choices=choices)

@@ -23,9 +23,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minigptv2.data.annotations import one_of
+from minigptv2.data.annotations import find_image, one_of
 from minigptv2.data.dataset import DATASETS, Problems
 from minigptv2.errors import UserError
+from minigptv2.files import is_dir, is_file
 
 Place = str | tuple[str, ...]
 Layout = Mapping[str, tuple[Place, ...]]
@@ -66,9 +67,9 @@ def find(root: str | os.PathLike, place: Place) -> Path | None:
     for name in (place,) if isinstance(place, str) else place:
         path = Path(root) / name
         if "*" in name:
-            if found := [file for file in Path(root).glob(name) if file.is_file()]:
+            if found := [file for file in Path(root).glob(name) if is_file(file)]:
                 return min(found)
-        elif path.is_dir() if name.endswith("/") else path.is_file():
+        elif is_dir(path) if name.endswith("/") else is_file(path):
             return path
     return None
 
@@ -88,7 +89,7 @@ def missing(root: str | os.PathLike, places: tuple[Place, ...]) -> list[str]:
 def require(root: str | os.PathLike, layout: Layout, split: str, page: str) -> list[Path]:
     """The paths of a split in the order of the layout. Raises UserError that names all that is not there."""
     one_of("split", split, tuple(layout))
-    if not Path(root).is_dir():
+    if not is_dir(root):
         raise UserError(f"There is no folder {root}.", "`root` is the folder of the data set.", f"See {page}.")
     if lost := missing(root, layout[split]):
         raise UserError(
@@ -109,10 +110,16 @@ def names_in(folder: Path) -> set[str]:
         ) from None  # fmt: skip
 
 
+def image_in(folder: Path, there: set[str], name: str) -> str:
+    """The image's path below the folder, whose names are `there`, so that mostly nothing is looked up. Raises Malformed
+    with the cause where it is not there."""
+    return name if name in there else os.path.relpath(find_image(folder, name), folder)
+
+
 def require_records(count: int, file: Path, problems: Problems) -> None:
     """Raises UserError where not one record of a file is left, and says why."""
     if not count:
         raise UserError(
             f"{file} gives no record.", "; ".join(problems.lines()) or "It is empty.",
-            "Check that the files and pictures lie as datasets/ describes.",
+            "Check that the annotations and the images lie where they are looked for.",
         )  # fmt: skip

@@ -14,6 +14,7 @@ from minigptv2.data.annotations import Malformed, field, items_of
 from minigptv2.data.coco_pictures import CocoPictures
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout, require, require_records
+from minigptv2.data.turns import IN_PARTS, parts_of, without_place
 from minigptv2.sample import Exchange, Sample
 
 PAGE = "https://llava-vl.github.io/"
@@ -24,23 +25,24 @@ LAYOUT: Layout = {
 }
 COUNTS = {"conversation": 56681, "detail": 23240, "reasoning": 76643}
 DOWNLOADS: dict[str, str] = {}  # the page leads to the hub that keeps them
-PLACEHOLDER = "<image>"
-_NUMBER = re.compile(r"(?:.*/)?(?:COCO_\w+_)?0*(\d+)(?:\.jpg)?")
+CONTEXT = 4096  # tokens, of the published model
+_NUMBER = re.compile(r"(?:.*[/\\])?(?:COCO_\w+_)?0*(\d{1,12})(?:\.jpg)?")
 
 
 class Llava:
     """One record a conversation, every word of it as it was written, but for the mark of the picture's place.
 
-    root: holds the JSON files. images: holds COCO's pictures, where that is not root.
+    root: holds the JSON files. images: holds COCO's pictures, where that is not root. context: of the model, in tokens:
+    a longer conversation, by estimate, becomes several records.
     """
 
     page, layout = PAGE, LAYOUT
 
-    def __init__(self, root: str, split: str = "conversation", images: str = ""):
+    def __init__(self, root: str, split: str = "conversation", images: str = "", context: int = CONTEXT):
         self.problems = Problems()
         (file,) = require(root, self.layout, split, self.page)
         self.pictures, self.name = CocoPictures(images or root), file.name
-        self.rows: list[tuple[int, int, tuple[Exchange, ...]]] = []  # place in the file, picture, what was said
+        self.rows: list[tuple[str, int, tuple[Exchange, ...]]] = []  # place in the file, picture, what was said
         for place, row in enumerate(items_of(file)):
             try:
                 picture = _picture(row)
@@ -50,7 +52,12 @@ class Llava:
             except Malformed as error:
                 self.problems.add(str(error), f"{self.name} row {place}")
                 continue
-            self.rows.append((place, picture, said))
+            parts = parts_of(said, context)
+            if len(parts) == 1:
+                self.rows.append((f"row {place}", picture, said))
+                continue
+            self.problems.add(IN_PARTS, f"{self.name} row {place} of {len(said)} turns", dropped=False)
+            self.rows += [(f"row {place} part {n}", picture, part) for n, part in enumerate(parts, 1)]
         require_records(len(self.rows), file, self.problems)
 
     def __len__(self) -> int:
@@ -58,7 +65,7 @@ class Llava:
 
     def __getitem__(self, index: int) -> Sample:
         place, picture, said = self.rows[index]
-        return Sample(self.pictures.find(picture), (0, 0), said, f"{self.name} row {place}")
+        return Sample(self.pictures.find(picture), (0, 0), said, f"{self.name} {place}")
 
 
 def _picture(row: Any) -> int:
@@ -79,8 +86,8 @@ def exchanges_of(row: Any) -> tuple[Exchange, ...]:
     for asked, answered in zip(turns[::2], turns[1::2]):
         if field(asked, "from", str) != "human" or field(answered, "from", str) != "gpt":
             raise Malformed("a conversation in which two turns of one speaker follow each other")
-        question = field(asked, "value", str).replace(PLACEHOLDER, "").strip()
-        answer = field(answered, "value", str).strip()
+        question = without_place(field(asked, "value", str), may=not said)
+        answer = without_place(field(answered, "value", str), may=False)
         if not question or not answer:
             raise Malformed("a turn without words")
         said.append(Exchange("chat", question=question, answer=answer, verbatim=True))

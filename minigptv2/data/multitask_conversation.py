@@ -9,7 +9,7 @@ coding cuts them, and stay as they are:
 """
 
 from minigptv2.data.layout import Layout
-from minigptv2.data.llava import Llava
+from minigptv2.data.llava import CONTEXT, Llava
 
 PAGE = "https://github.com/Vision-CAIR/MiniGPT-4/blob/main/dataset/README_MINIGPTv2_FINETUNE.md"
 LAYOUT: Layout = {"train": ("multitask_conversation.json",)}
@@ -18,9 +18,10 @@ DOWNLOADS: dict[str, str] = {}  # the page leads to a shared folder
 
 
 class MultitaskConversation(Llava):
-    """One record a dialogue, verbatim. root: holds the JSON file. images: holds COCO's pictures, where not root."""
+    """One record a dialogue, verbatim. root: holds the JSON file. images: holds COCO's pictures, where not root.
+    context: as LLaVA's."""
 
     page, layout = PAGE, LAYOUT
 
-    def __init__(self, root: str, split: str = "train", images: str = ""):
-        super().__init__(root, split, images)
+    def __init__(self, root: str, split: str = "train", images: str = "", context: int = CONTEXT):
+        super().__init__(root, split, images, context)

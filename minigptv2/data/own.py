@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -16,11 +17,22 @@ from typing import Any
 
 from minigptv2.boxes import Box
 from minigptv2.data import annotations, box_talk
-from minigptv2.data.annotations import OVER_EDGE, Malformed, box_of, reaches_over, read_json_lines
+from minigptv2.data.annotations import (
+    OVER_EDGE,
+    Malformed,
+    box_of,
+    find_image,
+    label_of,
+    name_of,
+    reaches_over,
+    read_json_lines,
+)
 from minigptv2.data.box_talk import Things
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import require_records
+from minigptv2.data.turns import IN_PARTS, parts_of, without_place
 from minigptv2.errors import UserError
+from minigptv2.files import is_dir
 from minigptv2.images import image_size
 from minigptv2.sample import Exchange, Phrase, Sample
 
@@ -28,6 +40,7 @@ KEYS = ("image", "size", "id", "boxes", "absent", "caption", "grounding", "quest
 BOX_KEYS, FORMS = ("label", "xyxy", "xywh"), ("xyxy", "xywh")
 QUESTION_KEYS, TURN_KEYS = ("question", "answer", "answers"), ("user", "assistant")
 TASKS = (*box_talk.TASKS, "caption", "grounding", "vqa", "chat")
+CONTEXT = 1024  # tokens, of the bundled model
 PARTS = "parts of lines"  # the unit of what is dropped of a line
 _NAMED = re.compile(r"\{([^{}]+)\}")
 
@@ -38,8 +51,8 @@ Measure = Callable[[str, tuple[int, int] | None, bool], tuple[Path, tuple[int, i
 @dataclass
 class Entry:
     """What one line says. image: None for text alone. boxes: label -> boxes, pixels of the upright picture, clipped.
-    incomplete: labels of which a box was left out. asked: independent exchanges that are no boxes' own. talked: one
-    conversation."""
+    incomplete: labels of which a box was left out. elsewhere: labels that have boxes on other lines of the same image.
+    asked: independent exchanges that are no boxes' own. talked: one conversation, in parts that each are a record."""
 
     line: int
     name: str
@@ -47,34 +60,43 @@ class Entry:
     size: tuple[int, int] = (0, 0)
     boxes: dict[str, list[Box]] = field(default_factory=dict)
     incomplete: set[str] = field(default_factory=set)
+    elsewhere: set[str] = field(default_factory=set)
     absent: list[str] = field(default_factory=list)
     asked: list[Exchange] = field(default_factory=list)
-    talked: list[Exchange] = field(default_factory=list)
+    talked: list[tuple[Exchange, ...]] = field(default_factory=list)
 
 
 class Own:
-    """One record a line for all that is asked independently, and one for its conversation.
+    """One record a line for all that is asked independently, and one for its conversation, or several for a long one.
 
     file: the JSON Lines. images: the folder that the pictures' paths start from, "" for that of the file. tasks: of
     detection, refer, identify, caption, grounding, vqa, chat. exchanges: at most so many of a line's independent
     questions, chosen by the number of the record. closed: every thing of every label of the file is marked in every
-    picture, so that the other labels are absent there.
+    picture, so that the other labels are absent there. context: of the model, in tokens: a longer conversation, by
+    estimate, becomes several records.
     """
 
     def __init__(
-        self, file: str, images: str = "", tasks: Iterable[str] = TASKS, exchanges: int = 8, closed: bool = False
+        self,
+        file: str,
+        images: str = "",
+        tasks: Iterable[str] = TASKS,
+        exchanges: int = 8,
+        closed: bool = False,
+        context: int = CONTEXT,
     ):
         self.problems = Problems()
         self.tasks, self.most = box_talk.options_of(tasks, TASKS, exchanges)
         self.name = Path(file).name
-        entries = list(entries_of(Path(file), measured_in(picture_folder(Path(file), images)), self.problems))
+        entries = list(entries_of(Path(file), measured_in(picture_folder(Path(file), images)), self.problems, context))
+        settle(entries, self.problems)
         self.labels = sorted({label for entry in entries for label in entry.boxes}) if closed else []
-        self.records: list[tuple[Entry, bool]] = []  # and whether it is the conversation
+        self.records: list[tuple[Entry, int | None]] = []  # and which part of the conversation it is
         for entry in entries:
             if self._asked(entry, 0):
-                self.records.append((entry, False))
-            if entry.talked and "chat" in self.tasks:
-                self.records.append((entry, True))
+                self.records.append((entry, None))
+            if "chat" in self.tasks:
+                self.records += [(entry, part) for part in range(len(entry.talked))]
         require_records(len(self.records), Path(file), self.problems)
 
     def _asked(self, entry: Entry, seed: int) -> list[Exchange]:
@@ -83,7 +105,8 @@ class Own:
         others = [e for e in entry.asked if e.task in self.tasks]
         absent = entry.absent + [
             name for name in self.labels
-            if entry.image and name not in entry.boxes and name not in entry.incomplete and name not in entry.absent
+            if entry.image and not (name in entry.boxes or name in entry.incomplete or name in entry.elsewhere)
+            and name not in entry.absent
         ]  # fmt: skip
         rng.shuffle(others)
         others = others[: max(self.most // 2, self.most - len(entry.boxes))]
@@ -94,13 +117,17 @@ class Own:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
-        entry, talked = self.records[index]
-        said = entry.talked if talked else self._asked(entry, index)
-        return Sample(entry.image, entry.size, tuple(said), f"{self.name} line {entry.line}", side_by_side=not talked)
+        entry, part = self.records[index]
+        key = f"{self.name} line {entry.line}"
+        if part is None:
+            return Sample(entry.image, entry.size, tuple(self._asked(entry, index)), key, side_by_side=True)
+        if len(entry.talked) > 1:
+            key += f" part {part + 1}"
+        return Sample(entry.image, entry.size, entry.talked[part], key)
 
 
 def picture_folder(file: Path, images: str) -> Path:
-    if images and not Path(images).is_dir():
+    if images and not is_dir(images):
         raise UserError(f"There is no folder {images}.", "`images` is the folder of the pictures.", "Check it.")
     return Path(images) if images else file.parent
 
@@ -109,9 +136,7 @@ def measured_in(folder: Path) -> Measure:
     """Whether the picture is there; its size from the line, else, where boxes need it, from the picture's header."""
 
     def measure(image: str, given: tuple[int, int] | None, needed: bool) -> tuple[Path, tuple[int, int]]:
-        path = folder / image
-        if not path.is_file():
-            raise Malformed("a picture that is not on the disk")
+        path = find_image(folder, image)
         if given or not needed:
             return path, given or (0, 0)
         try:
@@ -122,9 +147,10 @@ def measured_in(folder: Path) -> Measure:
     return measure
 
 
-def entries_of(file: Path, measure: Measure, problems: Problems) -> Iterator[Entry]:
+def entries_of(file: Path, measure: Measure, problems: Problems, context: int = CONTEXT) -> Iterator[Entry]:
     """What the lines say; what is wrong is counted with its line, and only that part of a line left out."""
     seen: dict[str, int] = {}
+    spelled: dict[str, str] = {}  # a label without regard to capitals -> as the file has it first
     for number, row in read_json_lines(file):
         where = f"line {number + 1}"
         try:
@@ -135,16 +161,57 @@ def entries_of(file: Path, measure: Measure, problems: Problems) -> Iterator[Ent
             name = str(row.get("id", where))
             if "id" in row and seen.setdefault(name, number) != number:
                 raise Malformed("an 'id' that an earlier line has")
-            yield _Line(number + 1, name, row, problems).read(measure)
+            yield _Line(number + 1, name, row, problems, spelled, context).read(measure)
         except Malformed as error:
             problems.add(str(error), where)
 
 
-class _Line:
-    """One line while it is read."""
+def settle(entries: Iterable[Entry], problems: Problems) -> None:
+    """What only the whole file tells: boxes of one label on several lines of an image belong together, and what has a
+    box on one line of an image is absent on none."""
+    lines_of: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.image is not None:
+            lines_of.setdefault(os.path.normpath(entry.image), []).append(entry)
+    for same in lines_of.values():
+        if len(same) > 1:
+            _settle_image(same, problems)
+        for entry in same:
+            for label in box_talk.too_many(entry.boxes):
+                problems.add(box_talk.TOO_MANY, f"line {entry.line} {label!r}", dropped=False)
 
-    def __init__(self, number: int, name: str, row: dict, problems: Problems):
-        self.row, self.problems = row, problems
+
+def _settle_image(same: list[Entry], problems: Problems) -> None:
+    every: dict[str, list[Box]] = {}
+    for entry in same:
+        for label, boxes in entry.boxes.items():
+            known = every.setdefault(label, [])
+            known += [box for box in boxes if box not in known]
+    incomplete = set().union(*(entry.incomplete for entry in same))
+    if len({entry.size for entry in same if entry.boxes}) > 1:  # their pixels cannot be compared
+        problems.add("an image that two lines give different sizes", f"line {same[-1].line}", dropped=False)
+        incomplete |= {label for label in every if sum(label in entry.boxes for entry in same) > 1}
+    for entry in same:
+        for label in entry.boxes.keys() - incomplete:
+            if len(every[label]) > len(entry.boxes[label]):
+                kind = "boxes of one label on several lines of an image, taken together"
+                problems.add(kind, f"line {entry.line} {label!r}", dropped=False)
+                entry.boxes[label] = every[label]
+        entry.incomplete |= incomplete
+        entry.elsewhere = every.keys() - entry.boxes.keys()
+        for label in [name for name in entry.absent if name in entry.elsewhere or name in incomplete]:
+            kind = "a label that is absent on one line and has a box on another of the same image"
+            problems.add(kind, f"line {entry.line} {label!r}", unit=PARTS)
+            entry.absent.remove(label)
+
+
+class _Line:
+    """One line while it is read. spelled: see `entries_of`; it grows."""
+
+    def __init__(
+        self, number: int, name: str, row: dict, problems: Problems, spelled: dict[str, str], context: int
+    ):
+        self.row, self.problems, self.spelled, self.context = row, problems, spelled, context
         self.entry, self.where = Entry(number, name), f"line {number}"
 
     def read(self, measure: Measure) -> Entry:
@@ -152,13 +219,12 @@ class _Line:
         self._known(row, KEYS)
         boxes = self._list("boxes")
         if "image" in row:
-            image = annotations.field(row, "image", str)
-            entry.image, entry.size = measure(image, _size(row), bool(boxes))
+            entry.image, entry.size = measure(name_of(row, "image"), _size(row), bool(boxes))
         elif any(row.get(key) for key in KEYS[3:-1]):
             raise Malformed("boxes, a caption or questions without a picture")
         for place, box in enumerate(boxes):
             self._told(f"box {place + 1}", self._box, box)
-        entry.absent = [words for name in self._list("absent") if (words := self._told("absent", _words, name))]
+        entry.absent = [words for name in self._list("absent") if (words := self._told("absent", self._label, name))]
         if both := [label for label in entry.absent if label in entry.boxes]:
             self.problems.add("a label that is both absent and has a box", f"{self.where} {both[0]!r}", unit=PARTS)
             entry.absent = [label for label in entry.absent if label not in both]
@@ -198,7 +264,7 @@ class _Line:
         return self._told("", lambda row: annotations.field(row, key, list), self.row) or []
 
     def _box(self, box: Any) -> None:
-        label = _words(annotations.field(box, "label", str), "label")
+        label = self._label(annotations.field(box, "label", str))
         self._known(box, BOX_KEYS, "box")
         forms = [form for form in FORMS if form in box]
         try:
@@ -208,12 +274,29 @@ class _Line:
         except Malformed:
             self.entry.incomplete.add(label)
             raise
-        self.entry.boxes.setdefault(label, []).append(found)
+        boxes = self.entry.boxes.setdefault(label, [])
+        if found in boxes:
+            self.problems.add("the same box twice, read once", f"{self.where} {label!r}", dropped=False)
+            return
+        boxes.append(found)
         if reaches_over(box[forms[0]], self.entry.size, forms[0]):
             self.problems.add(OVER_EDGE, f"{self.where} {label!r}", dropped=False)
 
+    def _label(self, given: Any) -> str:
+        """The label as the file spells it first, without what would break a list of labels or a phrase."""
+        label = label_of({"label": given}, "label")
+        if label != " ".join(given.split()):
+            kind = "a label with a comma or brackets, read without them"
+            self.problems.add(kind, f"{self.where} {given!r}", dropped=False)
+        first = self.spelled.setdefault(label.casefold(), label)
+        if first != label:
+            kind = "a label that differs from an earlier one in capitals alone, read as that one"
+            self.problems.add(kind, f"{self.where} {label!r}, {first!r}", dropped=False)
+        return first
+
     def _caption(self, given: Any) -> None:
-        captions = [_words(c, "caption") for c in (given if isinstance(given, list) else [given])]
+        several = given if isinstance(given, list) else [given]
+        captions = [without_place(_words(caption, "caption"), may=False) for caption in several]
         if not captions:
             raise Malformed("an empty 'caption'")
         self.entry.asked.append(Exchange("caption", references=tuple(captions)))
@@ -225,7 +308,9 @@ class _Line:
         self.entry.asked.append(Exchange("grounding", phrases, answer=text))
 
     def _question(self, given: Any) -> None:
-        question = annotations.words_of(given, "question")
+        question = without_place(annotations.words_of(given, "question"))
+        if not question:
+            raise Malformed("an empty 'question'")
         self._known(given, QUESTION_KEYS, "question")
         if ("answer" in given) == ("answers" in given):
             raise Malformed("a question without one of 'answer' and 'answers'")
@@ -242,16 +327,16 @@ class _Line:
             raise Malformed("an empty conversation")
         said = []
         for turn in given:
-            asked, answered = (
-                annotations.field(turn, "user", str).strip(),
-                annotations.field(turn, "assistant", str).strip(),
-            )
+            asked = without_place(annotations.field(turn, "user", str), may=self.entry.image is not None and not said)
+            answered = without_place(annotations.field(turn, "assistant", str), may=False)
             self._known(turn, TURN_KEYS, "conversation")
             if not asked or not answered:
                 raise Malformed("a turn without words")
             text, phrases = self._places(answered, every=False)
             said.append(Exchange("chat", phrases, asked, text, verbatim=not phrases))
-        self.entry.talked = said
+        self.entry.talked = parts_of(said, self.context)
+        if len(self.entry.talked) > 1:
+            self.problems.add(IN_PARTS, f"{self.where} conversation of {len(said)} turns", dropped=False)
 
     def _places(self, text: str, every: bool) -> tuple[str, tuple[Phrase, ...]]:
         """The text with `{}` for every `{label}`, and the phrases. every: other words in braces are a mistake; else
@@ -259,9 +344,10 @@ class _Line:
         boxes, phrases = self.entry.boxes, []
 
         def place(match: re.Match) -> str:
-            label = " ".join(match[1].split())
+            words = " ".join(match[1].split())
+            label = self.spelled.get(" ".join(words.replace(",", " ").split()).casefold(), words)
             if label in boxes:
-                phrases.append(Phrase(label, tuple(boxes[label])))
+                phrases.append(Phrase(words, tuple(boxes[label])))
                 return "{}"
             near = difflib.get_close_matches(label, boxes, 1)
             if every or near:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minigptv2.boxes import Box
-from minigptv2.data.annotations import Malformed, box_of, damaged, field, one_of, read_json, size_of, words_of
+from minigptv2.data.annotations import Malformed, box_of, damaged, field, one_of, phrase_of, read_json, size_of
 from minigptv2.data.coco_pictures import CocoPictures, missing
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout
 from minigptv2.errors import UserError
+from minigptv2.files import is_dir, is_file
 from minigptv2.sample import Exchange, Phrase, Sample
 
 PAGE = "https://github.com/lichengunc/refer"
@@ -80,9 +81,9 @@ class RefCoco:
         self.problems = Problems()
         self.excluded: list[tuple[int, str]] = []
         by = by or BY[name]
-        original = [f for f in (Path(root, name, f"refs({by}).p"), Path(root, f"refs({by}).p")) if f.is_file()]
+        original = [f for f in (Path(root, name, f"refs({by}).p"), Path(root, f"refs({by}).p")) if is_file(f)]
         flat = Path(root, f"{name}_{split}.json")
-        if not original and not flat.is_file():
+        if not original and not is_file(flat):
             raise _nothing_there(Path(root), name, split, by)
         pictures = CocoPictures(images or root)
         self.file = original[0] if original else flat
@@ -117,7 +118,7 @@ class RefCoco:
                     raise Malformed("an 'img_id' that names no picture of COCO")
                 size = size_of(row)
                 box = box_of(field(row, "bbox", list), size)
-                yield Row(number, pictures.find(int(named[1])), size, words_of(row, "sents"), box)
+                yield Row(number, pictures.find(int(named[1])), size, phrase_of(row, "sents"), box)
             except Malformed as error:
                 self._leave_out(number, str(error), f"{self.file.name} row {number}")
 
@@ -169,7 +170,7 @@ class RefCoco:
             path = pictures.find(picture)
             for sentence in sentences:
                 try:
-                    yield Row(number, path, size, words_of(sentence, "sent"), box)
+                    yield Row(number, path, size, phrase_of(sentence, "sent"), box)
                 except Malformed as error:
                     self._leave_out(number, str(error), f"{self.file.name} reference {place}")
                 number += 1
@@ -189,7 +190,7 @@ def _instances(file: Path) -> tuple[dict[int, dict], dict[int, dict]]:
 
 
 def _nothing_there(root: Path, name: str, split: str, by: str) -> UserError:
-    if not root.is_dir():
+    if not is_dir(root):
         return UserError(
             f"{root} is no folder.",
             "`root` is the folder of the annotation.",
@@ -231,4 +232,4 @@ def read_pickle(path: Path) -> Any:
             "Do not open it with other tools; download the original file again.",
         ) from None  # fmt: skip
     except _CORRUPT as error:
-        raise damaged(path, error or type(error).__name__) from error
+        raise damaged(path, str(error) or type(error).__name__) from error

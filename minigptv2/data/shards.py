@@ -25,7 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from minigptv2.data.annotations import Malformed
+from minigptv2.data.annotations import Malformed, find_image
 from minigptv2.data.dataset import Problems
 from minigptv2.errors import UserError
 from minigptv2.files import whole
@@ -40,7 +40,7 @@ except ImportError:  # not on Windows: several processes then make the same inde
 LAYOUT_OF_SHARDS = {"shards": (("*.tar", "*.parquet"),)}
 OPTIONS_OF_SHARDS = {"shards": {"shards": "{place}", "images": ""}}
 
-FORMAT = 1  # of the index; another one is made anew
+FORMAT = 2  # of the index; another one is made anew
 _BLOCK = 512  # bytes of a tar's header, and what everything in it is aligned to
 _TAR, _PARQUET = struct.Struct("<6I"), struct.Struct("<2I")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
@@ -259,8 +259,6 @@ def _pictured(record: Record) -> Record:
     """The record. Raises Malformed where its picture is not there."""
     if record.image is None:
         raise Malformed("no picture")
-    if isinstance(record.image, Path) and not record.image.is_file():
-        raise Malformed("a picture that was not downloaded")
     return record
 
 
@@ -358,25 +356,68 @@ def _bytes_at(path: str, offset: int, size: int) -> bytes:
 # ---- tar ----
 
 
+_TEXT, _JSON, _IMAGE = range(3)  # places in a row
+_KINDS = {".txt": _TEXT, ".json": _JSON} | dict.fromkeys(SUFFIXES, _IMAGE)
+_Row = list[int]  # block and size of text, JSON and image
+
+
 def _tar_rows(shard: str, problems: Problems) -> Iterator[tuple[tuple[int, ...], str]]:
-    """The row and the name of every sample: members of one name up to the first dot, wherever in the shard."""
-    samples: dict[str, list[int]] = {}
+    """The row and the name of every sample: members of one name, wherever in the shard.
+
+    By WebDataset's rule the name ends at the first dot. Tools write names with dots in them all the same (a.1.jpg with
+    a.1.txt), so here it ends at the last dot; see `_joined` for what the rule would have put together beyond that.
+    """
+    name = os.path.basename(shard)
+    rows: dict[tuple[str, str], dict[str, _Row]] = {}  # folder and name by the rule -> name up to the last dot -> row
+    others: list[tuple[tuple[str, str], str]] = []  # members of kinds that are not read
     for member in _members(shard, problems):
-        folder, _, name = member.name.rpartition("/")
-        stem, _, suffix = name.partition(".")
-        suffix = "." + suffix.lower()
-        place = 0 if suffix == ".txt" else 1 if suffix == ".json" else 2 if suffix in SUFFIXES else None
+        folder, _, file = member.name.rpartition("/")
+        if file.startswith("."):
+            problems.add("a hidden file, as macOS leaves them in archives", f"{name} {member.name}")
+            continue
+        stem, dot, suffix = file.rpartition(".")
+        sample = folder, file.partition(".")[0]
+        place = _KINDS.get(f".{suffix.lower()}") if dot else None
         if place is None:
-            continue  # classes, features and the like: not for these readers
-        row = samples.setdefault(f"{folder}/{stem}", [0] * 6)
+            others.append((sample, member.name))
+            continue
+        row = rows.setdefault(sample, {}).setdefault(stem, [0] * 6)
         if row[2 * place] or member.size >= 1 << 32:
             kind = "a second member of the same kind and name" if row[2 * place] else "a member of 4 GiB or more"
-            problems.add(kind, f"{os.path.basename(shard)} {member.name}")
+            problems.add(kind, f"{name} {member.name}")
             continue
         row[2 * place : 2 * place + 2] = member.offset_data // _BLOCK, member.size
-    for name, row in samples.items():
-        if any(row):
-            yield tuple(row), name.lstrip("/")
+    for sample, member in others:
+        if sample not in rows:  # else it is a class, features and the like of a sample, not for these readers
+            problems.add("a member of a kind that is not read", f"{name} {member}")
+    for (folder, first), same in rows.items():
+        for stem, row in _joined(first, same, problems, f"{name} {folder}".rstrip()).items():
+            if any(row):
+                yield tuple(row), f"{folder}/{stem}".lstrip("/")
+
+
+def _joined(first: str, same: dict[str, _Row], problems: Problems, where: str) -> dict[str, _Row]:
+    """The samples among members whose names agree up to the first dot. first: that name. same: name up to the last
+    dot -> row.
+
+    A name with an image and words is a sample. Of the others, 7.image.jpg and 7.caption.txt belong to the sample 7, as
+    WebDataset's rule has it, unless a number tells them apart; what finds no place there is counted.
+    """
+    if len(same) == 1:
+        return same
+    whole = {stem: row for stem, row in same.items() if row[2 * _IMAGE] and (row[2 * _TEXT] or row[2 * _JSON])}
+    loose = {stem: row for stem, row in same.items() if stem not in whole}
+    if first not in same and (whole or any(re.search(r"\d", stem[len(first) :]) for stem in loose)):
+        return same  # as many samples as names
+    base = whole.get(first) or loose.pop(first, None) or [0] * 6
+    for stem, row in loose.items():
+        for place in (_TEXT, _JSON, _IMAGE):
+            part = slice(2 * place, 2 * place + 2)
+            if row[2 * place] and not base[2 * place]:
+                base[part] = row[part]
+            elif row[2 * place]:
+                problems.add("a further member of a sample that has one of its kind", f"{where} {stem}")
+    return {**whole, first: base}
 
 
 def _members(shard: str, problems: Problems) -> Iterator[tarfile.TarInfo]:
@@ -412,8 +453,8 @@ def _tar_record(shard: str, row: tuple[int, ...]) -> Record:
     (text_at, text_size), (json_at, json_size), (image_at, image_size) = zip(row[::2], row[1::2])
     first = min(filter(None, (text_at, json_at, image_at)))
     header = _bytes_at(shard, (first - 1) * _BLOCK, 100)  # of a tar's header the name
-    name = header.split(b"\0")[0].decode(errors="replace").rpartition("/")[2].partition(".")[0]
-    key = f"{os.path.basename(shard)} {name}"
+    name = header.split(b"\0")[0].decode(errors="replace").rpartition("/")[2]
+    key = f"{os.path.basename(shard)} {name.rpartition('.')[0] or name}"
     try:
         text = Member(shard, text_at * _BLOCK, text_size).read().decode("utf-8-sig") if text_at else ""
         fields = json.loads(Member(shard, json_at * _BLOCK, json_size).read()) if json_at else {}
@@ -507,10 +548,13 @@ def _parquet_record(shard: str, group: int, row: int, picture: str, images: str)
     fields = {name: column[row].as_py() for name, column in table.items()}
     image: Any = None
     if picture in fields:
-        place = str(fields[picture] if fields[picture] is not None else "")
+        place = fields[picture] if fields[picture] is not None else ""
+        if not isinstance(place, str | int):
+            raise Malformed("an image that is neither bytes nor the name of a file, such as a list")
+        place = str(place)
         place = place.split("?")[0].rpartition("/")[2] if "://" in place else place
         if place:
-            image = Path(images, place if place.lower().endswith(SUFFIXES) else f"{place}.jpg")
+            image = find_image(Path(images), place if place.lower().endswith(SUFFIXES) else f"{place}.jpg")
     elif picture:
         image = Cell(shard, group, row, picture)
     return Record(fields, "", image, f"{os.path.basename(shard)} row group {group} row {row}")

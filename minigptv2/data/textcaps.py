@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, words_of
+from minigptv2.data.annotations import Malformed, name_of, words_of
 from minigptv2.data.coco_caption import records_of
 from minigptv2.data.dataset import Problems
-from minigptv2.data.layout import Layout, names_in, require, require_records
+from minigptv2.data.layout import Layout, image_in, names_in, require, require_records
 from minigptv2.data.vqav2 import rows_of
 from minigptv2.sample import Exchange, Sample
 
@@ -41,10 +41,8 @@ class TextCaps:
         captions: dict[str, list[str]] = {}  # picture -> its captions
         for place, row in enumerate(rows_of(file, "data")):
             try:
-                picture = words_of(row, "image_id")
+                picture = image_in(self.folder, there, f"{name_of(row, 'image_id')}.jpg")
                 caption = words_of(row, "caption_str") if split != "test" else ""
-                if f"{picture}.jpg" not in there:
-                    raise Malformed("a picture that is not on the disk")
             except Malformed as error:
                 self.problems.add(str(error), f"{self.name} row {place}")
                 continue
@@ -58,4 +56,4 @@ class TextCaps:
     def __getitem__(self, index: int) -> Sample:
         picture, captions = self.records[index]
         exchange = Exchange("caption", references=captions)
-        return Sample(Path(self.folder, f"{picture}.jpg"), (0, 0), (exchange,), f"{self.name} picture {picture}")
+        return Sample(Path(self.folder, picture), (0, 0), (exchange,), f"{self.name} picture {Path(picture).stem}")

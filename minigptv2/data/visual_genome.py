@@ -15,11 +15,22 @@ from pathlib import Path
 import numpy as np
 
 from minigptv2.boxes import Box
-from minigptv2.data.annotations import Malformed, box_of, damaged, field, items_of, one_of, read_json, size_of, words_of
+from minigptv2.data.annotations import (
+    Malformed,
+    box_of,
+    damaged,
+    field,
+    items_of,
+    one_of,
+    phrase_of,
+    read_json,
+    size_of,
+)
 from minigptv2.data.coco_pictures import missing
 from minigptv2.data.dataset import Problems
-from minigptv2.data.layout import Layout
+from minigptv2.data.layout import Layout, names_in
 from minigptv2.errors import UserError
+from minigptv2.files import is_dir, is_file
 from minigptv2.sample import Exchange, Phrase, Sample
 
 PAGE = "https://homes.cs.washington.edu/~ranjay/visualgenome/"
@@ -46,7 +57,7 @@ class VisualGenome:
         self.problems, self.too_large = Problems(), 0
         files = Path(root, REGIONS), Path(root, PICTURES)
         for file in files:
-            if not file.is_file():
+            if not is_file(file):
                 raise UserError(
                     f"{file} is not there.", f"The regions need {REGIONS} and {PICTURES}.",
                     "See datasets/visual_genome.md for the layout.",
@@ -74,7 +85,7 @@ class VisualGenome:
         rows = read_json(file)
         if not isinstance(rows, list):
             raise damaged(file, "it is no list of pictures")
-        listed = [(f, set(os.listdir(self.images / f))) for f in FOLDERS if (self.images / f).is_dir()]
+        listed = [(f, names_in(self.images / f)) for f in FOLDERS if is_dir(self.images / f)]
         self._pictures: list[tuple[tuple[int, int], str]] = []
         self._number: dict[int, int] = {}
         for place, row in enumerate(rows):
@@ -101,7 +112,7 @@ class VisualGenome:
                         raise Malformed(f"an 'image_id' that {PICTURES} lacks")
                     at = self._number[number]
                     xywh = [field(row, side, (int, float)) for side in ("x", "y", "width", "height")]
-                    box, phrase = box_of(xywh, self._pictures[at][0]), words_of(row, "phrase")
+                    box, phrase = box_of(xywh, self._pictures[at][0]), phrase_of(row, "phrase")
                     if not abs(identity) < 1 << 63:
                         raise Malformed("a 'region_id' of more than 64 bits")
                     spoken = phrase.encode(errors="replace")  # half of a surrogate pair is no text

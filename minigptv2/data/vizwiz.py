@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, damaged, read_json, words_of
+from minigptv2.data.annotations import Malformed, damaged, name_of, read_json, words_of
 from minigptv2.data.dataset import Problems
-from minigptv2.data.layout import Layout, names_in, require, require_records
+from minigptv2.data.layout import Layout, image_in, names_in, require, require_records
 from minigptv2.data.vqav2 import answers_of, by_frequency
 from minigptv2.sample import Exchange, Sample
 
@@ -39,12 +39,11 @@ class VizWiz:
         self.rows: list[tuple[int, str, str, tuple[str, ...]]] = []  # row, picture, question, answers
         for place, row in enumerate(content):
             try:
-                picture, question = words_of(row, "image"), words_of(row, "question")
+                picture, question = name_of(row, "image"), words_of(row, "question")
                 answers = () if split == "test" else by_frequency(answers_of(row))
                 if split != "test" and not answers:
                     raise Malformed("a question without an answer")
-                if picture not in there:
-                    raise Malformed("a picture that is not on the disk")
+                picture = image_in(self.folder, there, picture)
             except Malformed as error:
                 self.problems.add(str(error), f"{self.name} row {place}")
                 continue

@@ -14,6 +14,7 @@ from minigptv2.data.coco_pictures import CocoPictures, missing
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout
 from minigptv2.errors import UserError
+from minigptv2.files import is_file
 from minigptv2.sample import Exchange, Sample
 from minigptv2.tasks import STATEMENT
 
@@ -47,7 +48,7 @@ class VSR:
         self.problems = Problems()
         self.excluded: list[tuple[int, str]] = []
         files = [Path(root, name) for name in LAYOUT[f"{kind} {split}"][0]]
-        self.file = next((f for f in files if f.is_file()), None)
+        self.file = next((f for f in files if is_file(f)), None)
         if self.file is None:
             raise UserError(
                 f"{root} holds no {kind}/{split}.jsonl.", f"Looked for {', '.join(map(str, files))}.",
@@ -60,7 +61,7 @@ class VSR:
                 if isinstance(row, Malformed):
                     raise row
                 name = Path(field(row, "image", str)).stem
-                if not (name.isascii() and name.isdigit()):
+                if not (name.isascii() and name.isdigit() and len(name) <= 12):
                     raise Malformed("an 'image' that is no number of COCO")
                 label = field(row, "label", int)
                 if label not in (0, 1):
