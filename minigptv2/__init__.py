@@ -21,3 +21,7 @@ def __getattr__(name: str):
     from importlib import import_module
 
     return getattr(import_module(f"minigptv2.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from minigptv2.errors import UserError
-from minigptv2.files import is_dir, is_file
+from minigptv2.files import is_dir, is_file, path_of
 
 _PACKAGE = Path(__file__).parent
 BUNDLED = _PACKAGE / "weights"
@@ -56,12 +56,13 @@ def find_deepspeed(given: str, recipe: Path) -> str:
     return str(next(filter(is_file, places), given))
 
 
-def model_folder(given: str | os.PathLike) -> Path:
+def model_folder(given: str | os.PathLike, what: str = "model folder") -> Path:
     """The folder of a model: `given`, or that of the bundled model where it is called "bundled".
 
-    A folder that exists wins. `minigptv2/weights`, its place in a checkout, is understood from any folder.
+    A folder that exists wins. `minigptv2/weights`, its place in a checkout, is understood from any folder. what: names
+    it in the UserError for what can be no path.
     """
-    path = Path(given)
+    path = path_of(given, what)
     return BUNDLED if path.as_posix() in _MODEL_NAMES and not is_dir(path) else path
 
 

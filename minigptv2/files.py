@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from minigptv2.errors import UserError
@@ -37,6 +38,32 @@ def is_dir(path: str | os.PathLike) -> bool:
         return Path(path).is_dir()
     except (OSError, ValueError):
         return False
+
+
+def path_of(given: Any, what: str) -> Path:
+    """A path as a user gave it. what: names it in the error, such as "image".
+
+    Raises UserError for what can be no path on this system: another type, a NUL or a lone surrogate in it, a name that
+    is too long. Whether anything lies there is not looked at.
+    """
+    try:
+        path = os.fsdecode(given)
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"The {what} {shown(given)} cannot be opened, as it is no path.", f"The system says: {reason}.",
+            "Give a path, as in photos/park.jpg; base64 text is to be decoded to bytes first.",
+        ) from None  # fmt: skip
+    return Path(path)
+
+
+def shown(given: Any, most: int = 80) -> str:
+    """Any value for an error message: quoted, with escapes for what cannot be printed, cut to about `most` letters."""
+    text = ascii(given) if not isinstance(given, str) or not given.isprintable() else repr(given)
+    return text if len(text) <= most else f"{text[: most - 20]}...{text[-10:]} ({len(text)} letters)"
 
 
 @contextmanager

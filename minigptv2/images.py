@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import struct
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, runtime_checkable
 
@@ -20,6 +23,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from minigptv2.errors import UserError
+from minigptv2.files import path_of, shown
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +57,8 @@ _UPRIGHT = {
 }  # fmt: skip
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _UNSIGNED = 258, 339, 1  # TIFF 6.0
 _ARRAYS = "An array is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] and holds uint8, uint16, bool, or floats 0..1."
+_TENSORS = "A tensor is [H, W], [C, H, W] or [H, W, C] with C of 1, 3 or 4: uint8, uint16, bool, or floats 0..1."
+_CHANNELS = (1, 3, 4)
 _FORMATS_READ = f"These formats are read: {', '.join(FORMATS)}."
 
 
@@ -69,34 +75,140 @@ class LazyPicture(Protocol):
     def open(self) -> Any: ...
 
 
-def open_image(source: Any, at_least: int = 0) -> Image.Image:
-    """Any picture as an upright RGB picture in memory, without metadata: opening the result again changes nothing.
+def open_image(source: Any, at_least: int = 0, allow_urls: bool = False) -> Image.Image:
+    """Any image as an upright RGB image in memory, without metadata: opening the result again changes nothing.
 
-    source: a path, the bytes of a file, a Pillow picture, a `LazyPicture`, or an array [H, W], [H, W, 1], [H, W, 3]
-    (RGB) or [H, W, 4] (RGBA) of uint8, uint16, bool, or floats 0..1. The EXIF orientation is applied, an animation
-    gives its first frame, transparency becomes white, deep grey is scaled to 8 bits by its depth. at_least: if over 0,
-    a JPEG may come out at a half, a quarter or an eighth of its size, no side below so many pixels; it is decoded
-    faster so. Raises UserError.
+    source: a path, the bytes of a file, a binary file object, a Pillow image, a `LazyPicture`, an array [H, W],
+    [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA) of uint8, uint16, bool, or floats 0..1, or a torch tensor of these
+    shapes and types or with its channels first. With allow_urls also an http or https address, of a public host alone;
+    see `web_image`. A file object is read from its beginning where it can be rewound, and is left where it was.
+
+    The EXIF orientation is applied, an animation gives its first frame, transparency becomes white, deep grey is scaled
+    to 8 bits by its depth. at_least: if over 0, a JPEG may come out at a half, a quarter or an eighth of its size, no
+    side below so many pixels; it is decoded faster so. Raises UserError, whatever the source.
     """
+    source = _read(source, allow_urls)
     if isinstance(source, str | os.PathLike):
-        with _open_file(Path(source)) as file:
-            return _decode(file, str(source), at_least)
+        path = path_of(source, "image")
+        with _open_file(path) as file:
+            return _decode(file, os.fsdecode(source), at_least)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _decode(io.BytesIO(source), f"The picture in {len(source)} bytes of data", at_least)
+        data = bytes(source)
+        return _decode(io.BytesIO(data), f"The picture in {len(data)} bytes of data", at_least)
     if isinstance(source, Image.Image):
         return _finish(source, f"The Pillow picture of mode {source.mode}")
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, f"The array of shape {list(source.shape)} and type {source.dtype}")
+    if is_tensor(source):
+        return _from_tensor(source)
     if isinstance(source, LazyPicture) and not isinstance(source, type):
         opened = source.open()
         if isinstance(opened, bytes):  # named by where they came from
             return _decode(io.BytesIO(opened), str(source), at_least)
         return open_image(opened, at_least)
     raise UserError(
-        f"A picture was given as {type(source).__module__}.{type(source).__qualname__}.",
-        "A picture is a path, bytes, a Pillow picture or a numpy array.",
-        "Give one of these; a tensor becomes an array with .cpu().numpy(), as [H, W, 3].",
+        f"An image was given as {type(source).__module__}.{type(source).__qualname__}.",
+        "An image is a path, bytes, a binary file object, a Pillow image, a numpy array or a torch tensor.",
+        "Give one of these.",
     )
+
+
+@dataclass(frozen=True)
+class _NamedBytes:
+    """The bytes of an image file, and where they came from: a `LazyPicture`."""
+
+    key: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.key
+
+    def open(self) -> bytes:
+        return self.data
+
+
+class Original:
+    """Where an opened image came from, so that it can be opened again and its decoded pixels need not be kept.
+
+    A path is kept as a path; Pillow images, arrays, tensors and bytes by reference; what was read from a file object or
+    an address, as these bytes. It is a `LazyPicture`. size: width and height in pixels, upright.
+    """
+
+    def __init__(self, source: Any, size: tuple[int, int], stamp: tuple[int, int] | None = None):
+        self.source, self.size, self.stamp = source, size, stamp
+
+    @property
+    def key(self) -> str:
+        return self.source if isinstance(self.source, str) else type(self.source).__name__
+
+    def open(self) -> Image.Image:
+        """The upright RGB image, decoded anew. Raises UserError where it is no longer what it was."""
+        if self.stamp is None or _stamp(self.source) == self.stamp:
+            image = open_image(self.source)
+            if image.size == self.size:
+                return image
+        raise UserError(
+            f"The image {shown(self.key)} has gone or changed since it was opened.",
+            "It is opened again when it is needed, as its pixels are not kept.",
+            "Use it before it changes, or give its bytes in place of its path.",
+        )
+
+
+def open_original(source: Any, allow_urls: bool = False) -> tuple[Image.Image, Original]:
+    """As `open_image`, and with it what opens the same image later. Raises UserError."""
+    source, stamp = _read(source, allow_urls), None
+    kept = source
+    if isinstance(source, str | os.PathLike):
+        path = path_of(source, "image")
+        kept, stamp = os.path.abspath(path), _stamp(path)
+    image = open_image(source)
+    return image, Original(kept, image.size, stamp)
+
+
+def _stamp(path: str | os.PathLike) -> tuple[int, int] | None:
+    """Bytes and time of change of a file, None where there is none."""
+    with suppress(OSError):
+        found = os.stat(path)
+        return found.st_size, found.st_mtime_ns
+    return None
+
+
+def _read(source: Any, allow_urls: bool) -> Any:
+    """The source itself; the bytes of a file object, and of a web address where it may be opened."""
+    if isinstance(source, str) and (address := re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]*)://", source)):
+        if not allow_urls and address[1].lower() in ("http", "https"):
+            raise UserError(
+                f"{shown(source)} is a web address.", "A web address is opened only where it is asked for.",
+                "Give allow_urls=True to the call in Python, or give the path of the downloaded file.",
+            )  # fmt: skip
+        from minigptv2.web_image import fetch
+
+        return _NamedBytes(shown(source), fetch(source))
+    if isinstance(source, str | os.PathLike | Image.Image) or not callable(getattr(source, "read", None)):
+        return source
+    name = shown(source.name) if isinstance(getattr(source, "name", None), str) else f"The {type(source).__name__}"
+    if isinstance(source, io.TextIOBase):
+        raise UserError(f"{name} is open as text.", "An image is read as bytes.", 'Open it with open(path, "rb").')
+    try:
+        place = source.tell() if source.seekable() else None
+    except (AttributeError, OSError, ValueError):
+        place = None
+    try:
+        if place is not None:
+            source.seek(0)
+        data = source.read()
+        if place is not None:
+            source.seek(place)
+    except Exception as error:  # a file object is any program's code
+        raise UserError(
+            f"{name} cannot be read.", f"It says: {_reason(error)}.", "Give an open binary file, or its bytes."
+        ) from error
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise UserError(
+            f"{name} gives {type(data).__name__} when it is read.", "An image is read as bytes.",
+            'Open it with open(path, "rb"), or give its bytes.',
+        )  # fmt: skip
+    return _NamedBytes(name, bytes(data))
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
@@ -183,9 +295,9 @@ def _decode(file: BinaryIO, name: str, at_least: int = 0) -> Image.Image:
 
 def _identify(file: BinaryIO, name: str) -> Image.Image:
     """The picture of a file, its pixels not yet decoded."""
-    if not file.read(1):
-        raise UserError(f"{name} is empty.", "It holds zero bytes.", "Copy or download the picture again.")
     with _pillow_errors_told(name):
+        if not file.read(1):
+            raise UserError(f"{name} is empty.", "It holds zero bytes.", "Copy or download the picture again.")
         Image.init()
         return Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN])
 
@@ -304,9 +416,32 @@ def _to_bytes(values: np.ndarray, white: float) -> np.ndarray:
     return (share * 255 + 0.5).astype(np.uint8)
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
-    name = f"The array of shape {list(array.shape)} and type {array.dtype}"
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+def is_tensor(source: Any) -> bool:
+    """Whether it is a torch tensor; torch is not imported for it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.Tensor)
+
+
+def _from_tensor(tensor: torch.Tensor) -> Image.Image:
+    shape = list(tensor.shape)
+    name = f"The tensor of shape {shape} and type {str(tensor.dtype).removeprefix('torch.')}"
+    channels_first, channels_last = (len(shape) == 3 and shape[i] in _CHANNELS for i in (0, 2))
+    if len(shape) != 2 and channels_first == channels_last:
+        both = "may have its channels first or last" if channels_first else "has no shape of an image"
+        raise UserError(f"{name} {both}.", _TENSORS, "Give one image, not a batch; where in doubt as an array.")
+    try:
+        tensor = tensor.detach().cpu()
+        array = (tensor.float() if tensor.dtype.itemsize < 4 and tensor.is_floating_point() else tensor).numpy()
+    except (RuntimeError, TypeError) as error:
+        raise UserError(
+            f"{name} cannot be read.", f"torch says: {_reason(error).splitlines()[0]}.", "Give a plain, dense tensor."
+        ) from error
+    return _from_array(array.transpose(1, 2, 0) if channels_first else array, name)
+
+
+def _from_array(array: np.ndarray, name: str) -> Image.Image:
+    array = np.asarray(array)  # without a mask
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in _CHANNELS):
         raise UserError(
             f"{name} has no shape of a picture.", _ARRAYS,
             "Put the channels last (array.transpose(1, 2, 0)), and give one picture, not a batch.",

@@ -88,7 +88,8 @@ class Answer:
 
     text: raw, as generated. boxes: pixels of the upright original picture, each with phrase and score (0..1).
     task: a key of `tasks.TASKS`. ended: "stop" at the end token, "length" at `max_new_tokens`. problems: what looked
-    like a box in the text and was none. image: the upright picture, None in a conversation without one.
+    like a box in the text and was none. source: what `images.open_image` opens the image from again, None in a
+    conversation without one; the decoded pixels are not kept.
     """
 
     text: str
@@ -96,7 +97,7 @@ class Answer:
     task: str = ""
     ended: Literal["stop", "length"] = "stop"
     problems: tuple[str, ...] = ()
-    image: Image.Image | None = field(default=None, repr=False, compare=False)
+    source: Any = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return self.text
@@ -106,12 +107,22 @@ class Answer:
         """The text without boxes and phrase tags."""
         return without_markup(self.text)
 
+    @property
+    def image(self) -> Image.Image | None:
+        """The upright RGB image, opened anew at each use; None in a conversation without one.
+
+        Raises UserError where its file has gone or changed since it was asked about.
+        """
+        from minigptv2.images import open_image
+
+        return None if self.source is None else open_image(self.source)
+
     def draw(self) -> Image.Image:
-        """The upright picture with a labelled frame around each box."""
+        """The upright image with a labelled frame around each box. Raises UserError as `image` does."""
         from minigptv2.drawing import draw_boxes
         from minigptv2.errors import UserError
 
-        if self.image is None:
+        if self.source is None:
             raise UserError(
                 "This answer is about no picture.", "Only an answer about a picture can be drawn.",
                 "Ask with chat(image, instruction).",

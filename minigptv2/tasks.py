@@ -65,7 +65,10 @@ EVALUATION: dict[str, str] = {
     "pope": "[vqa] Based on the image, respond to this question with a short answer: {}",
     "coco_caption": "[caption] write a caption for the image",
 }  # fmt: skip
+NAMED = ("refer", "detection")  # the tasks that are asked for a thing by its name
 _TAG = re.compile(r"\s*\[\s*([A-Za-z]+)\s*\]\s*")
+# after a letter or digit alone: the marks of a tokenised expression of RefCOCOg, "the boy in back ,", are part of it
+_CLOSING_MARKS = re.compile(r"(?<=\w)[.!,]+$")
 
 
 def split_tag(instruction: str) -> tuple[str, str]:
@@ -91,7 +94,7 @@ def split_tag(instruction: str) -> tuple[str, str]:
         )  # fmt: skip
     if name == "identify":
         _check_identify(words)
-    if not words:
+    if not words or (name in NAMED and not words.strip(".!, ")):
         if "{}" in TASKS[name].wordings[0]:
             raise UserError(
                 f"The instruction {TASKS[name].tag} has no words after its tag.",
@@ -144,16 +147,30 @@ def render(sample: Sample, coding: Coding = "round", rng: random.Random | None =
     return turns
 
 
+def plain_words(task: str, words: str) -> str:
+    """What [refer] and [detection] are asked for, in the one form in which the model meets it, however it was written:
+    in small letters, proper names and acronyms too ("us flag"), single spaces between the words, and none of the marks
+    . ! , right after the last word. The words of other tasks stay as they are.
+
+    Training, chat and evaluation ask so alike. Answers keep the letters of the data set or the user, and so do the
+    phrases of boxes. An expression in small letters, as RefCOCO has them, is asked as it stands.
+    """
+    if task not in NAMED:
+        return words
+    return _CLOSING_MARKS.sub("", " ".join(words.split()).lower())
+
+
 def instruction_text(exchange: Exchange, size: tuple[int, int], coding: Coding, rng: random.Random | None) -> str:
+    """The words of the question, its tag before them; those of [refer] and [detection] as `plain_words` has them."""
     task = TASKS[exchange.task]
     if exchange.verbatim:
-        words = exchange.question
+        words = plain_words(exchange.task, exchange.question)
     else:
         wording = rng.choice(task.wordings) if rng else task.wordings[0]
         if exchange.task == "identify":
             asked = format_boxes(exchange.phrases[0].boxes, *size, coding)
         else:
-            asked = exchange.question or ", ".join(p.text for p in exchange.phrases)
+            asked = plain_words(exchange.task, exchange.question or ", ".join(p.text for p in exchange.phrases))
         words = wording.replace("{}", asked)
     return f"{task.tag} {words}".strip()
 

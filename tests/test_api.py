@@ -1,13 +1,18 @@
 """MiniGPTv2 from Python: every kind of picture, batches, conversations, streams, what is refused."""
 
+import io
 import json
+import pickle
+import pydoc
 import shutil
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import minigptv2
 from minigptv2 import MiniGPTv2, UserError
 from minigptv2.encode import IMAGE_ID, attention_mask
 from minigptv2.images import open_image
@@ -329,3 +334,202 @@ def _count_pictures(model, monkeypatch) -> list[int]:
 
     monkeypatch.setattr(model.network, "encode_images", counting)
     return encoded
+
+
+# ---- lists of questions and of images ----
+
+
+def test_any_iterable_of_questions_is_a_batch(tiny_model, picture):
+    pair = (picture, "[caption]")
+    expected = tiny_model.chat_batch([pair, pair], 2)
+    for questions in (zip([picture] * 2, ["[caption]"] * 2), (pair for _ in range(2)), (list(pair), pair),
+                      np.array([[str(picture), "[caption]"]] * 2)):  # fmt: skip
+        assert tiny_model.chat_batch(questions, 2) == expected
+    judged = tiny_model.logprobs_batch(zip([picture] * 2, ["hi"] * 2, ["red", "a"]))
+    assert [[t.id for t in row][:-1] for row in judged] == [tiny_model.tokenizer.encode(w) for w in ("red", "a")]
+    assert [s.size for s in tiny_model.see(p for p in (picture, str(picture)))] == [(640, 400)] * 2
+    assert tiny_model.chat_batch(iter(())) == tiny_model.see([]) == []
+
+
+@pytest.mark.parametrize(
+    "questions, said",
+    [
+        (("a.png", "[caption]"), r"questions\[0\] is 'a.png'"), ([("a.png",)], r"\[0\] holds 1 things"),
+        ([(None, "hi"), (None, "hi", 5)], r"\[1\] holds 3"), ([(None, "hi"), "ab"], r"\[1\] is 'ab'"),
+        ("hello", "is 'hello'"), (None, "is None"), (5, "is 5"), ({"a.png": "hi"}, "a.png"), (b"ab", "questions is"),
+    ],
+)  # fmt: skip
+def test_what_is_no_list_of_pairs(tiny_model, questions, said):
+    for errors in ("raise", "return"):
+        with pytest.raises(UserError, match=said):
+            tiny_model.chat_batch(questions, errors=errors)
+    with pytest.raises(UserError):
+        tiny_model.logprobs_batch(questions)
+
+
+def test_what_is_no_list_of_images(tiny_model, picture):
+    one = np.zeros((4, 5, 3), np.uint8)
+    for images in (picture, str(picture), b"ab", None, 5, one, torch.from_numpy(one), io.BytesIO(b"a"), {"a": 1}):
+        with pytest.raises(UserError, match="images is"):
+            tiny_model.see(images)
+    with pytest.raises(UserError, match=r"images\[1\]: .*NoneType"):
+        tiny_model.see([picture, None])
+
+
+def test_a_bad_question_is_named_or_stands_in_its_place(tiny_model, picture):
+    good = (picture, "[caption]")
+    questions = [good, ("nowhere.png", "hi"), (None, "hi"), (picture, "[foo] x"), (picture, "word " * 600), good]
+    with pytest.raises(UserError, match=r"questions\[1\]: nowhere.png"):
+        tiny_model.chat_batch(questions, 2)
+    with pytest.raises(UserError, match=r"questions\[1\]: The task tag"):
+        tiny_model.chat_batch([good, (picture, "[foo] x")], 2)
+    answers = tiny_model.chat_batch(questions, 2, errors="return")
+    bad = {n: a.given for n, a in enumerate(answers) if isinstance(a, UserError)}
+    assert list(bad) == [1, 3, 4] and bad[1].startswith("nowhere.png")
+    alone = tiny_model.chat(*good, 2)
+    assert [answers[0], answers[2], answers[5]] == [alone, tiny_model.chat(None, "hi", 2), alone]
+    seen = tiny_model.see(["nowhere.png", picture], errors="return")
+    assert isinstance(seen[0], UserError) and seen[1].size == (640, 400)
+    judged = tiny_model.logprobs_batch([(None, "hi", ""), (None, "hi", "red")], errors="return")
+    assert isinstance(judged[0], UserError) and judged[1][0].id == tiny_model.logprobs(None, "hi", "red")[0].id
+    assert all(isinstance(a, UserError) for a in tiny_model.chat_batch([(b"x", "hi")] * 2, errors="return"))
+    with pytest.raises(UserError, match="errors is"):
+        tiny_model.chat_batch([good], errors="ignore")
+    with pytest.raises(UserError, match="max_new_tokens"):
+        tiny_model.chat_batch([good], 0, errors="return")
+
+
+def test_what_see_gave_is_an_image_everywhere(tiny_model, tiny_folder, picture):
+    (seen,) = tiny_model.see([picture])
+    assert tiny_model.start_chat(seen).ask("hi", 4) == tiny_model.chat(picture, "hi", 4)
+    assert "".join(tiny_model.stream(seen, "hi", 4)) == tiny_model.chat(seen, "hi", 4).text
+    assert torch.equal(tiny_model.encode_image(seen), tiny_model.encode_image(picture))
+    assert tiny_model.logprobs(seen, "hi", "a")[0].id == tiny_model.logprobs(picture, "hi", "a")[0].id
+    assert tiny_model.see([seen, picture])[0] is seen
+    with pytest.raises(UserError, match="another model"):
+        MiniGPTv2.from_pretrained(tiny_folder, device="cpu").chat(seen, "hi")
+
+
+def test_files_and_tensors_are_images(tiny_model, picture):
+    data, array = picture.read_bytes(), np.array(Image.open(picture).convert("RGB"))
+    with picture.open("rb") as file:
+        kinds = [io.BytesIO(data), file, torch.from_numpy(array), torch.from_numpy(array).permute(2, 0, 1) / 255]
+        answers = tiny_model.chat_batch([(kind, "[caption]") for kind in kinds], 6)
+    assert {a.text for a in answers} == {tiny_model.chat(picture, "[caption]", 6).text}
+    assert all(a.image.size == (640, 400) for a in answers), "also of a file that is closed by now"
+
+
+def test_an_answer_keeps_no_pixels(tiny_model, picture, tmp_path):
+    file, array = tmp_path / "a.png", np.zeros((40, 60, 3), np.uint8)
+    shutil.copy(picture, file)
+    of_file, of_array, of_bytes = tiny_model.chat_batch([(i, "hi") for i in (file, array, file.read_bytes())], 2)
+    assert len(pickle.dumps(of_file)) < 2000
+    assert of_array.source.source is array and isinstance(of_bytes.source.source, bytes)
+    assert of_file.image.tobytes() == open_image(picture).tobytes() and of_file.draw().size == (640, 400)
+    file.write_bytes(b"another")
+    for use in (of_file.draw, lambda: of_file.image):
+        with pytest.raises(UserError, match="gone or changed"):
+            use()
+    file.unlink()
+    with pytest.raises(UserError, match="gone or changed"):
+        of_file.draw()
+
+
+# ---- streams ----
+
+
+def test_a_stream_asks_once_and_is_remembered_once(tiny_model, picture):
+    chat = tiny_model.start_chat(picture)
+    stream = chat.stream("what is this?", 8)
+    first = next(iter(stream))
+    assert chat.exchanges == [] and stream.answer is None, "abandoned so far"
+    pieces = list(stream)
+    assert pieces[0] == first and list(stream) == pieces and "".join(pieces) == stream.answer.text
+    assert len(chat.exchanges) == 1
+    next(iter(chat.stream("what is this?", 8)))
+    assert len(chat.exchanges) == 1
+
+
+def test_two_streams_of_one_chat_are_remembered_as_they_end(tiny_model, picture):
+    chat = tiny_model.start_chat(picture)
+    one, two = chat.stream("what is this?", 4), chat.stream("hello", 4)
+    for _ in zip(one, two):
+        pass
+    list(two), list(one)
+    assert sorted(e.question for e in chat.exchanges) == ["hello", "what is this?"]
+    assert two.answer == tiny_model.chat(picture, "hello", 4), "asked in the light of what was said when it was opened"
+    late = chat.stream("hello", 4)
+    chat.reset()
+    list(late)
+    assert chat.exchanges == []
+
+
+def test_a_stream_that_was_stopped_begins_anew(tiny_model, picture, monkeypatch):
+    real = tiny_model.tokenizer.decode
+    stream = tiny_model.stream(picture, "what is this?", 8)
+
+    def stopped(ids):
+        if len(ids) > 3:
+            raise KeyboardInterrupt
+        return real(ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_model.tokenizer, "decode", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            list(stream)
+    assert stream.chat.exchanges == []
+    assert "".join(stream) == stream.answer.text == tiny_model.chat(picture, "what is this?", 8).text
+
+
+def test_a_stream_leaves_the_callers_gradients_alone(tiny_model, picture):
+    for _ in tiny_model.stream(picture, "hello", 3):
+        assert not torch.is_inference_mode_enabled()
+
+
+# ---- newcomers ----
+
+
+def test_what_things_are_shows_in_their_names(tiny_model, picture):
+    count = sum(p.numel() for p in tiny_model.network.parameters())
+    assert f"{count:,} parameters" in repr(tiny_model)
+    assert all(word in repr(tiny_model) for word in ("448 x 448", "'cpu'", "'float32'", "quantize=None"))
+    chat = tiny_model.start_chat(picture)
+    assert repr(chat) == "Chat(about an image of 640 x 400 pixels, 0 turns said)"
+    assert "no image" in repr(tiny_model.start_chat())
+    assert repr(chat.seen) == "Seen(image of 640 x 400 pixels, 64 visual tokens on cpu)"
+    stream = chat.stream("[refer] red balloon", 3)
+    assert repr(stream) == "Stream('[refer] red balloon', not begun)"
+    next(iter(stream))
+    assert "1 pieces read" in repr(stream)
+    list(stream)
+    assert "read to its end" in repr(stream) and "1 turns said" in repr(chat)
+
+
+def test_the_package_shows_its_public_names():
+    assert {"Answer", "Box", "MiniGPTv2", "UserError"} <= set(dir(minigptv2))
+    assert "chat_batch(self, questions" in pydoc.plain(pydoc.render_doc(minigptv2))
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "a\0b", "a\ud800b", "iVBORw0KGgo" * 6000, 5, ["a"]])
+def test_what_is_no_path(tiny_model, tiny_folder, tmp_path, path):
+    for use in (
+        lambda: MiniGPTv2.from_pretrained(path, device="cpu"), lambda: tiny_model.save_pretrained(path),
+        lambda: MiniGPTv2.from_pretrained(tiny_folder, device="cpu", base=path),
+        lambda: MiniGPTv2.from_published(path, tmp_path, tmp_path), lambda: tiny_model.chat(path, "hi"),
+        lambda: tiny_model.see([path]), lambda: tiny_model.start_chat(path),
+    ):  # fmt: skip
+        with pytest.raises(UserError) as caught:
+            use()
+        assert len(str(caught.value)) < 600
+        str(caught.value).encode()
+
+
+def _pixels_wide(path) -> int:
+    return open_image(path).width
+
+
+def test_a_bad_image_in_a_worker_is_raised_where_it_is_asked_for(picture):
+    with get_context("spawn").Pool(1) as pool:
+        assert pool.apply_async(_pixels_wide, (picture,)).get(timeout=60) == 640
+        with pytest.raises(UserError, match="nowhere.png does not exist"):
+            pool.apply_async(_pixels_wide, ("nowhere.png",)).get(timeout=60)

@@ -66,7 +66,7 @@ def grounded(monkeypatch, tiny_model):
         for image, _ in questions:
             w, h = image.size
             box = Box(w * 0.1, h * 0.1, w * 0.9, h * 0.9, "red\x1b ball", 0.875)
-            out.append(Answer("<p>red ball</p> {<10><10><90><90>}", (box,), "refer", image=image))
+            out.append(Answer("<p>red ball</p> {<10><10><90><90>}", (box,), "refer", source=image))
         return out
 
     monkeypatch.setattr(tiny_model, "chat_batch", said)

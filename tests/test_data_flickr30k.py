@@ -65,7 +65,7 @@ def test_a_grounded_caption(tmp_path):
 def test_the_phrases_of_a_caption(tmp_path):
     dataset = Flickr30k(_written(tmp_path), task="caption_to_phrases")
     question, answer = render(dataset[0])
-    assert question.pieces[-1] == "[detection] A man's hat is on the back of a field."
+    assert question.pieces[-1] == "[detection] a man's hat is on the back of a field"
     assert re.findall("<p>(.*?)</p>", answer.pieces[0]) == ["A man", "hat"]
 
 

@@ -263,6 +263,73 @@ def test_arrays_that_are_no_pictures(array, word):
     refused(array, word)
 
 
+@pytest.mark.parametrize("dtype, scale", [("uint8", 1), ("float32", 1 / 255), ("float64", 1 / 255)])
+def test_tensors(dtype, scale):
+    import torch
+
+    array = np.asarray(gradient())
+    tensor = (torch.from_numpy(array.copy()) * scale).to(getattr(torch, dtype)).requires_grad_(dtype != "uint8")
+    for form in (tensor, tensor.permute(2, 0, 1)):
+        assert open_image(form).tobytes() == array.tobytes()
+    assert open_image(tensor[:, :, 0]).getpixel((20, 3)) == (array[3, 20, 0],) * 3
+    half = open_image(tensor.to(torch.bfloat16)) if dtype != "uint8" else gradient()
+    assert distance(half, gradient()) < 2
+
+
+def test_tensors_that_are_no_images():
+    import torch
+
+    refused(torch.zeros(3, 20, 3), "channels first or last")
+    refused(torch.zeros(1, 3, 20, 20), "batch")
+    refused(torch.zeros(5), "no shape")
+    refused(torch.zeros(2, 5, 5), "no shape")
+    refused(torch.full((3, 20, 20), 255.0), "255")
+    refused(torch.full((3, 20, 20), float("nan")), "nan")
+    refused(torch.zeros(3, 20, 20, dtype=torch.int64), "int64")
+    refused(torch.zeros(3, 20, 20, device="meta"), "cannot be read")
+
+
+def test_file_objects(tmp_path):
+    path, data = tmp_path / "a.png", encoded(gradient())
+    path.write_bytes(data)
+    written = io.BytesIO()
+    gradient().save(written, "PNG")  # stands at its end now
+    with path.open("rb") as file:
+        for given in (io.BytesIO(data), written, file, io.BufferedReader(io.BytesIO(data))):
+            place = given.tell()
+            assert open_image(given).tobytes() == open_image(given).tobytes() == gradient().tobytes()
+            assert given.tell() == place
+    refused(file, "a.png", "cannot be read")
+    with path.open() as text:
+        refused(text, "a.png", "open as text", '"rb"')
+    refused(io.StringIO("a"), "open as text")
+    refused(io.BytesIO(), "empty")
+    refused(io.BytesIO(b"nothing"), "BytesIO")
+
+
+def test_objects_that_name_a_path(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(gradient()))
+
+    class Named:
+        def __init__(self, path):
+            self.path = path
+
+        def __fspath__(self):
+            return self.path
+
+    for path in (str(tmp_path / "a.png"), bytes(tmp_path / "a.png")):
+        assert open_image(Named(path)).size == (40, 24)
+    refused(Named(5), "no path")
+    refused("a\ud800b.png", "no path")
+    assert len(str(refused("iVBORw0KGgo" * 9000, "base64"))) < 500
+
+
+def test_views_of_bytes():
+    data = encoded(gradient())
+    doubled = bytes(b for pair in zip(data, data) for b in pair)
+    assert open_image(memoryview(doubled)[::2]).size == (40, 24)
+
+
 def test_missing_file_and_folder(tmp_path):
     refused(tmp_path / "a.png", "a.png", "no such file")
     refused(tmp_path / "b" / "a.png", "no folder")
@@ -377,6 +444,12 @@ def opens_or_is_refused(data: bytes) -> None:
             assert open_image(data).mode == "RGB"
         except UserError as error:
             assert error.given and error.allowed and error.advice
+
+
+@pytest.mark.parametrize("data", SMALL, ids=lambda data: ascii(data[:4]))
+def test_a_picture_cut_anywhere_raises_nothing_else(data):
+    for end in range(0, len(data), max(1, len(data) // 150)):
+        opens_or_is_refused(data[:end])
 
 
 def test_squash_shows_the_whole_picture():

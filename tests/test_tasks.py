@@ -125,6 +125,7 @@ def test_tags(instruction, task, words):
         ("[xyzzy] ball", "Leave the tag away"),
         ("[chat] ball", "unknown"),
         ("[refer]", "has no words"),
+        ("[refer] . !", "has no words"),
         ("[vqa] ", "has no words"),
         ("[identify] the cat", "was given 0 boxes"),
         ("[identify] {<1><2><3><4>} {<1><2><3><4>}", "was given 2 boxes"),
@@ -138,6 +139,42 @@ def test_wrong_instructions_are_told(instruction, said):
     with pytest.raises(UserError, match=re.escape(said)) as caught:
         split_tag(instruction)
     assert all((caught.value.given, caught.value.allowed, caught.value.advice))
+
+
+@pytest.mark.parametrize("asked", ["Red Balloon", "red balloon.", "red   balloon", "RED\tballoon!", " red balloon, "])
+@pytest.mark.parametrize("task", ["refer", "detection"])
+def test_one_thing_is_one_question_however_it_is_typed(task, asked):
+    """Training renders it from a phrase or a wording of its own, chat and evaluation from what was typed."""
+    plain = f"[{task}] red balloon"
+    trained = [Exchange(task, (Phrase(asked, (CAT,)),)), Exchange(task, (Phrase("x"),), question=asked)]
+    for exchange in (question_of(f"[{task}] {asked}"), *trained):
+        assert instruction_text(exchange, (9, 9), "round", None) == plain
+    assert question_of(f"[{task}] {asked}").question == asked.strip(), "what a box is called keeps what was typed"
+
+
+def test_names_are_folded_where_they_stand_in_a_wording_or_a_list():
+    exchange = Exchange("refer", (Phrase("US flag.", (CAT,)),))
+    said = {instruction_text(exchange, (9, 9), "round", random.Random(n)) for n in range(99)}
+    assert said == {"[refer] " + w.replace("{}", "us flag") for w in TASKS["refer"].wordings}
+    several = Exchange("detection", (Phrase("Cat", (CAT,)), Phrase("US flag")))
+    turns = render(Sample(None, (100, 100), (several,)))
+    assert turns[0].pieces == ("[detection] cat, us flag",)
+    assert turns[1].pieces == ("<p>Cat</p> {<10><20><30><40>} There is no US flag in the picture.",)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["who is on the left", "the boy in back ,", "baseball player ` gibson ´.", "what is it?",
+     "a girl wearing green t shirt ..", "the biggest toilet they ' ve got !"],
+)  # fmt: skip
+def test_published_expressions_are_asked_as_they_stand(words):
+    text = EVALUATION["refcoco"].replace("{}", words)
+    assert instruction_text(question_of(text), (1, 1), "center", None) == text
+
+
+@pytest.mark.parametrize("instruction", ["[vqa] Is it  NASA.", "Who is it,", "[identify] {<1><2><3><4>}."])
+def test_other_questions_stay_as_they_were_typed(instruction):
+    assert instruction_text(question_of(instruction), (1, 1), "round", None) == instruction
 
 
 TAGGED = st.tuples(st.sampled_from([*(f"[{k}]" for k in TASKS), "[", "]", "[x]", "[INST]", ""]), st.text())

@@ -21,7 +21,7 @@ import torch
 from minigptv2.config import ModelConfig, from_dict
 from minigptv2.encode import FamilyTokenizer, Tokenizer
 from minigptv2.errors import UserError
-from minigptv2.files import NEW
+from minigptv2.files import NEW, is_file, path_of
 from minigptv2.model.grounding_vlm import GroundingVLM
 from minigptv2.model.language import build_named
 from minigptv2.model.report import LoadReport
@@ -98,7 +98,7 @@ def mark_of(folder: Path) -> str:
 def _replaced(folder: Path, write: Callable[[Path], None]) -> None:
     from safetensors import SafetensorError
 
-    folder = Path(folder).resolve()
+    folder = path_of(folder, "model folder").resolve()
     check_target(folder)
     new, old = folder.with_name(folder.name + NEW), folder.with_name(folder.name + _OLD)
     try:
@@ -220,7 +220,7 @@ def load_folder(
     base: the whole model folder that one which holds only what was trained was trained from. Raises UserError that
     names the first missing, wrong-shaped, unknown or non-finite tensors, or the missing file.
     """
-    folder = Path(folder)
+    folder = path_of(folder, "model folder")
     config = read_config(folder)
     weights, whole = _open_weights(folder), _base_of(folder, config, base)
     if whole is not None:
@@ -239,7 +239,8 @@ def load_folder(
 
 def open_empty(folder: Path) -> GroundingVLM:
     """The model of a folder, its adapter included, without any weights: for its shapes."""
-    return _without_weights(Path(folder), read_config(Path(folder)))
+    folder = path_of(folder, "model folder")
+    return _without_weights(folder, read_config(folder))
 
 
 def _without_weights(folder: Path, config: ModelConfig) -> GroundingVLM:
@@ -255,7 +256,7 @@ def _without_weights(folder: Path, config: ModelConfig) -> GroundingVLM:
 def read_config(folder: Path) -> ModelConfig:
     """The config of a model folder, whose weights are not read. Raises UserError where a file of it is missing."""
     for names in ((CONFIG,), (WEIGHTS, INDEX), (TOKENIZER, f"{LANGUAGE}/tokenizer_config.json")):
-        if not any((folder / name).is_file() for name in names):
+        if not any(is_file(folder / name) for name in names):
             raise UserError(
                 f"{folder} has no {names[0]}.", f"A model folder holds {CONFIG}, {WEIGHTS} and {TOKENIZER}.",
                 "Check the path; save_pretrained(folder) writes such a folder.",
@@ -287,7 +288,7 @@ def _base_of(folder: Path, config: ModelConfig, base: Path | None) -> Path | Non
             f"{folder} holds only what was trained; the rest is in its base.", f"Its base was {config.base}.",
             f"Name that folder: from_pretrained(folder, base={config.base!r}), or --base {config.base}.",
         )  # fmt: skip
-    base = Path(base)
+    base = path_of(base, "base")
     if read_config(base).base:
         raise UserError(
             f"The base {base} holds only what was trained.", "A base is a whole model folder.",
