@@ -390,7 +390,7 @@ def test_a_killed_run_goes_on_and_a_finished_one_asks_nothing(drawn, tiny_folder
     assert {i: r["text"] for i, r in there.items()} == {i: r["text"] for i, r in rows.items()}
     assert (tmp_path / "answers.jsonl").read_bytes().startswith(whole)
     assert figures(resumed) == figures(report)
-    monkeypatch.setattr(runner, "ask", lambda model, items, *rest: pytest.fail("asked again") if items else None)
+    monkeypatch.setattr(runner, "ask", lambda model, items, *rest: pytest.fail("asked again") if items else {})
     assert figures(asked(drawn, tiny_folder, tmp_path)[0]) == figures(report)
 
 

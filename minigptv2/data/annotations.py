@@ -26,6 +26,10 @@ class Malformed(ValueError):
     """One record that cannot be used; its text is the kind, as `Problems.add` takes it."""
 
 
+class NotThere(Malformed):
+    """A record whose image is named well, and is not on the disk."""
+
+
 def open_text(path: Path):
     """An annotation file as text in UTF-8. Raises UserError."""
     try:
@@ -157,7 +161,8 @@ def name_of(row: Any, name: str) -> str:
 
 
 def find_image(folder: Path, name: str) -> Path:
-    """The file of this name below the folder. Raises Malformed with the cause where there is none.
+    """The file of this name below the folder. Raises Malformed with the cause where there is none, NotThere where the
+    name is a path at which no file lies.
 
     The name is taken to the character first; where no such file is there, backslashes, as tools on Windows write them,
     are read as slashes.
@@ -181,7 +186,7 @@ def find_image(folder: Path, name: str) -> Path:
         raise Malformed("an image given as data (base64) in the place of a file name")
     if name.startswith(("http://", "https://")):
         raise Malformed("an image given as a web address in the place of a file name")
-    raise Malformed("a picture that is not on the disk")
+    raise NotThere("a picture that is not on the disk")
 
 
 def label_of(row: Any, name: str) -> str:
