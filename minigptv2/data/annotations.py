@@ -33,6 +33,10 @@ class Malformed(ValueError):
     """One record that cannot be used; its text is the kind, as `Problems.add` takes it."""
 
 
+class NotThere(Malformed):
+    """A record whose image is named well, and is not on the disk."""
+
+
 def open_text(path: Path):
     """An annotation file as text in UTF-8, with or without a byte order mark. Raises UserError."""
     try:
@@ -260,7 +264,8 @@ def name_of(row: Any, name: str) -> str:
 
 
 def find_image(folder: Path, name: str) -> Path:
-    """The file of this name below the folder. Raises Malformed with the cause where there is none.
+    """The file of this name below the folder. Raises Malformed with the cause where there is none, NotThere where the
+    name is a path at which no file lies.
 
     The name is taken to the character first; where no such file is there, backslashes, as tools on Windows write them,
     are read as slashes.
@@ -288,7 +293,7 @@ def find_image(folder: Path, name: str) -> Path:
         raise Malformed("an image given as a path of a Windows computer")
     if re.search(r"[\0-\x1f]", name):
         raise Malformed("an image name with a line break or tab, as a single backslash in JSON makes")
-    raise Malformed("a picture that is not on the disk")
+    raise NotThere("a picture that is not on the disk")
 
 
 def phrase_of(row: Any, name: str) -> str:

@@ -49,13 +49,15 @@ _CORRUPT = (
 
 
 class Row(NamedTuple):
-    """One expression. number: its row, from 0, among all of its file and split, those left out included."""
+    """One expression. number: its row, from 0, among all of its file and split, those left out included. reference:
+    the `img_id` of the flat form, by which the published evaluation names answers; "" where nothing says it."""
 
     number: int
     picture: Path
     size: tuple[int, int]
     words: str
     box: Box
+    reference: str = ""
 
 
 class RefCoco:
@@ -118,7 +120,8 @@ class RefCoco:
                     raise Malformed("an 'img_id' that names no picture of COCO")
                 size = size_of(row)
                 box = box_of(field(row, "bbox", list), size)
-                yield Row(number, pictures.find(int(named[1])), size, phrase_of(row, "sents"), box)
+                words, reference = phrase_of(row, "sents"), named[0]
+                yield Row(number, pictures.find(int(named[1])), size, words, box, reference)
             except Malformed as error:
                 self._leave_out(number, str(error), f"{self.file.name} row {number}")
 
@@ -167,10 +170,11 @@ class RefCoco:
                     self._leave_out(number, str(error), f"{self.file.name} reference {place}")
                     number += 1
                 continue
-            path = pictures.find(picture)
+            path, name = pictures.find(picture), reference.get("file_name")
+            name = name.removesuffix(".jpg") if isinstance(name, str) else ""
             for sentence in sentences:
                 try:
-                    yield Row(number, path, size, phrase_of(sentence, "sent"), box)
+                    yield Row(number, path, size, phrase_of(sentence, "sent"), box, name)
                 except Malformed as error:
                     self._leave_out(number, str(error), f"{self.file.name} reference {place}")
                 number += 1

@@ -4,7 +4,8 @@
     {"index": 0, "text": "{<12><30><55><80>}", "ended": "stop", "scores": [0.81]}
 
 Our own files begin with what was asked of whom, so that two runs are never mixed. A file of another source needs no
-first line, and of each row only `index` and `text`.
+first line, and of each row only `index` and `text`; its rows may also be one JSON list. `exchange` reads the forms of
+other programs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import Benchmark, Item, Prediction
 from minigptv2.files import whole
 
+LOCK = ".lock"  # a file in the output's folder, held by the run that writes there
 _ENDINGS = ("stop", "length")
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _LARGE = 1 << 26  # bytes of a file over which its fingerprint is taken of samples
 _SAMPLES, _SAMPLE = 64, 1 << 18
 _FORM = 'A row is {"index": row of the annotation file from 0, "text": "the raw answer"}, one a line.'
@@ -76,11 +79,11 @@ class AnswersFile:
 
         To be called by one process before any reads or appends. Raises UserError where the file is of another run.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.path.exists() or not self.path.stat().st_size:
             self._replace([json.dumps({"run": self.head})])
             return
-        text = self.path.read_bytes().decode("utf-8", errors="replace")
+        with told_where_it_cannot_be_written(self.path):
+            text = self.path.read_bytes().decode("utf-8", errors="replace")
         *whole, rest = text.split("\n")
         if not whole:  # killed within its first line
             self._replace([json.dumps({"run": self.head})])
@@ -114,20 +117,81 @@ class AnswersFile:
 
     @contextmanager
     def appending(self):
-        """A function that appends answers. Each line is written whole, also beside other processes."""
-        with self.path.open("ab", buffering=0) as file:
+        """A function that appends answers. Each line is written whole, also beside other processes.
+
+        Where the disk is full, it raises UserError; what was answered before stays, for a run to go on with.
+        """
+        with told_where_it_cannot_be_written(self.path):
+            file = self.path.open("ab", buffering=0)
+        with file:
 
             def append(predictions: Iterable[Prediction]) -> None:
                 lines = "".join(json.dumps(_json(p)) + "\n" for p in predictions).encode()
-                with _locked(file):
+                advice = "Make room, and give the same command again: it goes on after the answers that are there."
+                with told_where_it_cannot_be_written(self.path, advice), _locked(file):
                     while lines:
                         lines = lines[file.write(lines) :]
 
             yield append
 
     def _replace(self, lines: list[str]) -> None:
-        with whole(self.path) as new:
+        with told_where_it_cannot_be_written(self.path), whole(self.path) as new:
             new.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def told_where_it_cannot_be_written(
+    path: Path, advice: str = "Give another output=, a folder that you may write to."
+) -> Iterator[None]:
+    """What the system says against writing at this path, as a UserError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be written.", f"The system says: {getattr(error, 'strerror', None) or error}.", advice
+        ) from error  # fmt: skip
+
+
+@contextmanager
+def one_run(folder: Path) -> Iterator[None]:
+    """Make the folder, and let no other run write its answers and reports there meanwhile.
+
+    Raises UserError where it cannot be made or written, and where another run is at work in it.
+    """
+    with told_where_it_cannot_be_written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("ab")
+    with file:
+        if os.name != "nt":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"Another evaluation is writing to {folder}.", "Two runs at once would mix their answers.",
+                    "Wait until it ends, or give another output=.",
+                ) from None  # fmt: skip
+            except OSError:
+                pass  # a file system without locks
+        yield
+
+
+def read_text(path: Path) -> str:
+    """A file of answers as text. Raises UserError where it cannot be read, is not UTF-8, or holds nothing."""
+    advice = "Give a file of answers in UTF-8."
+    try:
+        data = path.read_bytes()
+        if data.startswith(_UTF_16):
+            raise UserError(f"{path} cannot be read.", "It is text in UTF-16.", "Save it as UTF-8.")
+        text = data.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read.", f"The system says: {getattr(error, 'strerror', None) or error}.", advice
+        ) from None
+    if not text.strip():
+        raise UserError(f"{path} is empty.", "It holds no answer.", advice)
+    return text
 
 
 def read_foreign(
@@ -136,17 +200,12 @@ def read_foreign(
     """The answers of a file to score again; what was set aside, counted by kind; and the file's own first line.
 
     known: the rows that are asked. excluded: rows of the annotation file that the benchmark left out: answers to them
-    are counted. Raises UserError for a row that is none, an index that is unknown or stands there twice, and a file
-    whose first line names another benchmark or annotation file.
+    are counted. A last line that was cut while a run wrote it is counted, too. Raises UserError for a row that is none,
+    an index that is unknown or stands there twice, and a file whose first line names another benchmark or annotation
+    file.
     """
     excluded, out, aside = set(excluded), {}, {}
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            lines = file.read().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} cannot be read.", f"The system says: {getattr(error, 'strerror', None) or error}.", _FORM
-        ) from None
+    lines = _lines(path)
     unknown: list[tuple[int, int]] = []
     first: dict[int, int] = {}
     told: dict[str, Any] = {}
@@ -159,9 +218,14 @@ def read_foreign(
             continue
         row = _row(line)
         if row is None:
-            if number == len(lines):  # no line end after it: a run that was killed
+            if number == len(lines) and (told or first) and not _is_json(line):  # cut while it was written
                 aside["half-written last line"] = 1
                 continue
+            if isinstance(_object(line).get("run"), dict):
+                raise UserError(
+                    f"{path} line {number} begins another run.", "A file holds the answers of one run.",
+                    "Give each run its own file.",
+                )  # fmt: skip
             raise UserError(f"{path} line {number} is no answer: {line[:60]!r}.", _FORM, "Correct or remove that line.")
         if row.index in first:
             raise UserError(
@@ -186,6 +250,17 @@ def read_foreign(
     return out, aside, told
 
 
+def _lines(path: Path) -> list[str]:
+    """The rows of a file, a line each; those of one JSON list, too."""
+    text = read_text(path)
+    if not text.lstrip().startswith("["):
+        return text.split("\n")
+    try:
+        return [json.dumps(row) for row in json.loads(text)] + [""]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no whole JSON list: {error}.", _FORM, "Correct it, or write it anew.") from None
+
+
 def _check_same_data(path: Path, run: dict[str, Any], head: dict[str, Any]) -> None:
     differing = [SAME_RUN[key] for key in SAME_DATA if run.get(key) != head[key]]
     if differing:
@@ -202,6 +277,14 @@ def _object(line: str) -> dict:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _row(line: str) -> Prediction | None:

@@ -1,15 +1,19 @@
 """Puts a benchmark's questions to a model: each picture is encoded once for all its questions, whatever the batch.
 
-An answer does not depend on the batch, nor on how many processes share the work.
+An answer does not depend on the batch, nor on how many processes share the work. A question that cannot be put, as its
+image is damaged, say, does not end the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import Item, Prediction
+from minigptv2.files import is_file
+from minigptv2.images import open_image
 from minigptv2.tasks import split_tag
 
 if TYPE_CHECKING:
@@ -19,6 +23,17 @@ if TYPE_CHECKING:
 # those about one picture lie together, since the language model reads it once a batch
 WINDOW = 8
 ENCODED_TOGETHER = 8  # pictures
+BAD_IMAGE, BAD_QUESTION = "an image that cannot be opened", "a question that the model cannot take"
+
+
+class Unasked(NamedTuple):
+    """Why a question was not asked. kind: BAD_IMAGE or BAD_QUESTION. cause: names the image, or the row, and says why.
+
+    All questions about one damaged image have the same.
+    """
+
+    kind: str
+    cause: str
 
 
 def pictures_of(items: Sequence[Item]) -> list[list[Item]]:
@@ -37,21 +52,38 @@ def share_of(items: Sequence[Item], rank: int, world: int) -> list[Item]:
 def ask(
     model: MiniGPTv2, items: Sequence[Item], batch: int, max_new_tokens: int,
     keep: Callable[[list[Prediction]], None],
-) -> None:  # fmt: skip
-    """Ask every item and hand answers to `keep` as they come, in no order."""
+) -> dict[int, Unasked]:  # fmt: skip
+    """Ask every item and hand answers to `keep` as they come, in no order. What could not be asked, by its index."""
+    unasked: dict[int, Unasked] = {}
     for window in _windows(pictures_of(items), batch * WINDOW):
-        seen = _see(model, [group[0] for group in window])
-        waiting = [item for group in window for item in group]
+        seen, damaged = _see(model, [group[0] for group in window])
+        unasked |= {i.index: damaged[i.picture] for group in window for i in group if i.picture in damaged}
+        waiting = [item for group in window for item in group if item.picture not in damaged]
         free = sorted((i for i in waiting if not i.candidates), key=lambda i: split_tag(i.instruction)[0])
         for start in range(0, len(free), batch):
-            mine = free[start : start + batch]
-            answers = model.chat_batch([(seen[i.picture], i.instruction) for i in mine], max_new_tokens)
-            keep([
-                Prediction(i.index, a.text, a.ended, tuple(b.score for b in a.boxes)) for i, a in zip(mine, answers)
-            ])  # fmt: skip
+            keep(_answers(model, free[start : start + batch], seen, max_new_tokens, unasked))
         for item in waiting:
             if item.candidates:
-                keep([rank(model, item, seen[item.picture], batch)])
+                try:
+                    keep([rank(model, item, seen[item.picture], batch)])
+                except UserError as error:
+                    unasked[item.index] = Unasked(BAD_QUESTION, f"row {item.index}: {error.given}")
+    return unasked
+
+
+def _answers(
+    model: MiniGPTv2, items: Sequence[Item], seen: dict[str, Seen | None], max_new_tokens: int,
+    unasked: dict[int, Unasked],
+) -> list[Prediction]:  # fmt: skip
+    """The answers to these items at once; one by one where the model refuses one of them, which goes to `unasked`."""
+    try:
+        answers = model.chat_batch([(seen[i.picture], i.instruction) for i in items], max_new_tokens)
+    except UserError as error:
+        if len(items) > 1:
+            return [p for item in items for p in _answers(model, [item], seen, max_new_tokens, unasked)]
+        unasked[items[0].index] = Unasked(BAD_QUESTION, f"row {items[0].index}: {error.given}")
+        return []
+    return [Prediction(i.index, a.text, a.ended, tuple(b.score for b in a.boxes)) for i, a in zip(items, answers)]
 
 
 def rank(model: MiniGPTv2, item: Item, picture: Seen | None, batch: int) -> Prediction:
@@ -68,7 +100,7 @@ def rank(model: MiniGPTv2, item: Item, picture: Seen | None, batch: int) -> Pred
 def absent_pictures(items: Sequence[Item]) -> list[str]:
     """The paths, each once, at which no file lies."""
     paths = dict.fromkeys(item.image for item in items if isinstance(item.image, (str, Path)))
-    return [str(path) for path in paths if not Path(path).is_file()]
+    return [str(path) for path in paths if not is_file(path)]
 
 
 def _windows(groups: list[list[Item]], size: int) -> Iterator[list[list[Item]]]:
@@ -83,12 +115,17 @@ def _windows(groups: list[list[Item]], size: int) -> Iterator[list[list[Item]]]:
         yield window
 
 
-def _see(model: MiniGPTv2, firsts: Sequence[Item]) -> dict[str, Seen | None]:
-    """Each picture by its key, encoded a few at a time; None where an item has none."""
+def _see(model: MiniGPTv2, firsts: Sequence[Item]) -> tuple[dict[str, Seen | None], dict[str, Unasked]]:
+    """Each image by its key, encoded a few at a time, None where an item has none; and those that cannot be opened."""
     seen: dict[str, Seen | None] = {i.picture: None for i in firsts}
+    damaged: dict[str, Unasked] = {}
     shown = [i for i in firsts if i.image is not None]
     for start in range(0, len(shown), ENCODED_TOGETHER):
-        mine = shown[start : start + ENCODED_TOGETHER]
-        opened = model.see([i.image() if callable(i.image) else i.image for i in mine])
-        seen |= {i.picture: s for i, s in zip(mine, opened)}
-    return seen
+        opened = {}
+        for item in shown[start : start + ENCODED_TOGETHER]:
+            try:
+                opened[item.picture] = open_image(item.image() if callable(item.image) else item.image)
+            except UserError as error:
+                damaged[item.picture] = Unasked(BAD_IMAGE, error.given)
+        seen |= zip(opened, model.see(list(opened.values())))
+    return seen, damaged

@@ -53,6 +53,8 @@ class Item:
     picture: which picture this is, equal for all items about it: they share its encoding and are drawn together by the
     bootstrap. truth: what is right, in the benchmark's own form: a Box, a label, references. candidates: answers to be
     ranked by their log-probability; empty where the model writes freely. words: what is asked for, for a plot's title.
+    key: what result files of other programs call it, such as its question_id or its image's name; several items may
+    share it; "" where the set gives its questions no name.
     """
 
     index: int
@@ -63,6 +65,7 @@ class Item:
     truth: Any = None
     candidates: tuple[str, ...] = ()
     words: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,8 @@ class Report:
     name: "refcoco testA". settings: the benchmark's options that change what is measured (dataset, split, limit).
     model: its folder, "bundled", or the answers file of a rescoring. answered: how, in words: prompt wrapper, batch, or
     "rescored". absent: pictures that are not on disk, with --allow-missing. judged: as in `Scored`. problems: lines
-    about rows left out, and what of the answers could not be read or written in another program's format.
+    about rows left out, and what of the answers could not be read or written in another program's format. failed: lines
+    about questions that could not be asked, as their image cannot be opened, say, and count as wrong.
     """
 
     name: str
@@ -188,6 +192,7 @@ class Report:
     absent: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     seconds: float = 0.0
     answers_per_second: float = 0.0
     judged: str = ""
@@ -200,7 +205,8 @@ class Benchmark(Protocol):
     name: short, with what distinguishes it: "refcoco testA". files: the annotation files, whose bytes say which data
     this is. problems: rows left out, as in `data.dataset.Problems`; excluded: their numbers, and why. published:
     metric -> figures of papers.
-    max_new_tokens: the longest answer asked for.
+    max_new_tokens: the longest answer asked for. A benchmark whose figures another package computes names it in
+    `needs`, as `metrics.require` takes it.
     """
 
     name: str

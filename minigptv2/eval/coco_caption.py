@@ -6,27 +6,32 @@ captions name the pictures first); of Karpathy's, a place among the pictures of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from minigptv2.boxes import without_markup
-from minigptv2.data.annotations import Malformed, damaged, field, read_json, words_of
+from minigptv2.data.annotations import Malformed, damaged, field, name_of, read_json, words_of
 from minigptv2.data.coco_caption import LAYOUT, PAGE, PARTS
 from minigptv2.data.coco_pictures import CocoPictures
 from minigptv2.data.dataset import Problems
 from minigptv2.eval import metrics
 from minigptv2.eval.benchmark import Case, Item, Prediction, Published, Rules, Scored
-from minigptv2.eval.short_answers import annotation_files, cleaned
+from minigptv2.eval.short_answers import annotation_files, cleaned, image_path
 from minigptv2.tasks import EVALUATION
 
+_COCO_NAME = re.compile(r"(?:COCO_\w+2\d{3}_)?(\d{12})\.jpg")
 METRICS = ("CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L")
 
 
 class CocoCaption:
     """root: holds the captions as the card of the data set says; images: COCO's pictures, where they are not in root.
-    captions: the name of the file of captions below root, where it has another. instruction: asked of every picture.
+    Where the file's list `images` has file names, they say which image it is, not its number. captions: the name of the
+    file of captions below root, where it has another. instruction: asked of every picture.
     """
 
     max_new_tokens = 60
+    needs = ("pycocoevalcap", "Java")
 
     def __init__(
         self, root: str, split: str = "test", images: str = "", captions: str = "",
@@ -37,7 +42,7 @@ class CocoCaption:
         self.name = f"coco_caption {captions.removesuffix('.json') or split}"
         self.problems, self.excluded = Problems(), {}
         self.published: Mapping[str, tuple[Published, ...]] = {}
-        self.pictures = CocoPictures(images or root)
+        self.folder, self.pictures = Path(images or root), CocoPictures(images or root)
         content = read_json(self.file)
         if not isinstance(content, dict):
             raise damaged(self.file, "it is no object with captions")
@@ -46,10 +51,11 @@ class CocoCaption:
 
     def items(self) -> list[Item]:
         out = []
-        for number, (picture, captions) in enumerate(self.captions):
+        for number, (picture, path, captions) in enumerate(self.captions):
             if captions:
-                path = self.pictures.find(picture)
-                out.append(Item(number, path, (0, 0), self.instruction, str(path), tuple(captions)))
+                out.append(
+                    Item(number, path, (0, 0), self.instruction, str(path), tuple(captions), key=str(picture))
+                )
         return out
 
     def score(self, items: Sequence[Item], predictions: Mapping[int, Prediction], rules: Rules) -> Scored:
@@ -63,8 +69,8 @@ class CocoCaption:
         ]  # fmt: skip
         return Scored(len(items), frozenset(invalid), outcomes, corpus, cases, judged=metrics.CIDER_SHARE)
 
-    def _official(self, content: dict) -> list[tuple[int, list[str]]]:
-        """COCO's number of each picture, and its captions."""
+    def _official(self, content: dict) -> list[tuple[int, Path, list[str]]]:
+        """The number of each image in the file, where it lies, and its captions."""
         captions: dict[int, list[str]] = {}
         rows = content.get("annotations")
         if not isinstance(rows, list):
@@ -75,27 +81,37 @@ class CocoCaption:
             except Malformed as error:
                 self.problems.add(str(error), f"{self.file.name} annotation {place}")
         if not isinstance(content.get("images"), list):
-            return list(captions.items())
-        out: list[tuple[int, list[str]]] = []
+            return [(picture, self.pictures.find(picture), words) for picture, words in captions.items()]
+        out: list[tuple[int, Path, list[str]]] = []
         for place, row in enumerate(content["images"]):
-            picture, kind = -1, ""
+            picture, path, kind = -1, Path(), ""
             try:
                 picture = field(row, "id", int)
+                path = self._path(row, picture)
                 kind = "" if picture in captions else "a picture without captions, or there twice"
             except Malformed as error:
                 kind = str(error)
-            out.append((picture, captions.pop(picture, [])))
+            words = captions.pop(picture, [])
+            out.append((picture, path, [] if kind else words))
             if kind:
                 self._leave_out(place, kind)
         for picture in captions:
             self.problems.add("captions of a picture that is not in 'images'", f"{self.file.name} picture {picture}")
         return out
 
-    def _karpathy(self, content: dict, parts: tuple[str, ...]) -> list[tuple[int, list[str]]]:
+    def _path(self, row: dict, number: int) -> Path:
+        """Where the image of this row of `images` lies: by its file name, a COCO one in any of its releases."""
+        if "file_name" not in row:
+            return self.pictures.find(number)
+        name = name_of(row, "file_name")
+        known = _COCO_NAME.fullmatch(name)
+        return self.pictures.find(int(known[1])) if known else image_path(self.folder, name)
+
+    def _karpathy(self, content: dict, parts: tuple[str, ...]) -> list[tuple[int, Path, list[str]]]:
         rows = content.get("images")
         if not isinstance(rows, list):
             raise damaged(self.file, "it has no list 'images'")
-        out: list[tuple[int, list[str]]] = []
+        out: list[tuple[int, Path, list[str]]] = []
         for row in rows:
             if not isinstance(row, dict) or row.get("split") not in parts:
                 continue
@@ -103,10 +119,11 @@ class CocoCaption:
                 sentences = [words_of(s, "raw") for s in field(row, "sentences", list)]
                 if not sentences:
                     raise Malformed("a picture without captions")
-                out.append((field(row, "cocoid", int), sentences))
+                number = field(row, "cocoid", int)
+                out.append((number, self.pictures.find(number), sentences))
             except Malformed as error:
                 self._leave_out(len(out), str(error))
-                out.append((-1, []))
+                out.append((-1, Path(), []))
         return out
 
     def _leave_out(self, number: int, kind: str) -> None:

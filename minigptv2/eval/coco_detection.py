@@ -40,6 +40,7 @@ class CocoDetection:
     """
 
     max_new_tokens = 512
+    needs = ("pycocotools",)
 
     def __init__(
         self, root: str, split: str = "val2017", images: str = "", instances: str = "", ask: str = "present"

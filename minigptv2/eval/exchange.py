@@ -8,53 +8,80 @@ bbox, iscrowd, file_name), one line a question, with two columns of ours:
      "file_name": "COCO_train2014_000000000309_2.jpg", "pred": "raw text", "pred_bbox": [x, y, width, height] or null}
 Read back, `pred_bbox` is in pixels; without it, `pred` may be four numbers x1, y1, x2, y2 in 0..1, as lmms-eval's own
 referring tasks log it. Boxes keep their exact values: nothing passes through the hundredths of our box text.
+Answers in words are read in the forms of `results`.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from errno import EACCES, EISDIR
 from pathlib import Path
 from typing import Any, Literal
 
 from minigptv2.boxes import Box
+from minigptv2.data.annotations import items_of, members_of
 from minigptv2.data.dataset import Problems
 from minigptv2.errors import UserError
+from minigptv2.eval import results
+from minigptv2.eval.answers import read_text, told_where_it_cannot_be_written
 from minigptv2.eval.benchmark import Case, Item, Prediction
 from minigptv2.files import whole
 from minigptv2.tasks import EVALUATION
 
 _COCO_NUMBER = re.compile(r"(\d{12})")
 _ANY_NUMBER = re.compile(r"(\d{1,18})")
-Form = Literal["coco", "lmms"]
-HOLDS: dict[Form, str] = {"coco": "coco_detection", "lmms": "refcoco"}  # form -> the benchmark whose answers it can say
-NAMES: dict[Form, str] = {"coco": "COCO results", "lmms": "lmms-lab's RefCOCO lines"}
+Form = Literal["coco", "lmms", "pictures", "rows", "lines"]
+# form -> the benchmark whose answers it can say; "rows", one list, and "lines", one row a line, can say any
+HOLDS: dict[Form, str] = {"coco": "coco_detection", "lmms": "refcoco", "pictures": "refcoco"}
+NAMES: dict[Form, str] = {
+    "coco": "COCO results", "lmms": "lmms-lab's RefCOCO lines", "pictures": "the published evaluation's lists",
+}  # fmt: skip
 
 
 def form_of(file: str | Path) -> Form | None:
-    """Which of the two a file is, by how it begins; None where it is neither, or cannot be read."""
+    """Which form a file has, by how it begins; None where it is another program's in none of them, as our own."""
+    begin = read_text(Path(file)).lstrip()[:1]
     try:
+        first = next(items_of(Path(file)), None) if begin == "[" else None
+        if begin == "[":
+            boxes = isinstance(first, dict) and "bbox" in first
+            return "coco" if boxes else "rows" if results.is_row(first) else None
         with Path(file).open(encoding="utf-8-sig") as opened:
-            begin = next((c for c in iter(lambda: opened.read(1), "") if not c.isspace()), "")
-            if begin == "[":
-                return "coco"
-            row = json.loads(begin + opened.readline()) if begin == "{" else None
-    except (OSError, ValueError, RecursionError):
+            row = _json(next(line for line in opened if line.strip()))
+        if isinstance(row, dict) and {"file_name", "answer"} <= row.keys():
+            return "lmms"
+        if results.is_row(row):
+            return "lines"
+        _, value = next(members_of(Path(file)), ("", None)) if begin == "{" else ("", None)
+        return "pictures" if isinstance(value, list) else None
+    except UserError:  # no JSON: told by line where it is read
         return None
-    return "lmms" if isinstance(row, dict) and {"file_name", "answer"} <= row.keys() else None
 
 
 def require(form: Form, benchmark: str, what: str) -> None:
     """Raises UserError where answers to this benchmark cannot be said in this form. what: "a.json holds", say."""
-    if benchmark != HOLDS[form]:
+    if benchmark != HOLDS.get(form, benchmark):
         raise UserError(
             f"{what} {NAMES[form]}, and the benchmark is {benchmark!r}.",
             f"Only {' and '.join(f'{benchmark} has {NAMES[form]}' for form, benchmark in HOLDS.items())}.",
             "Every run keeps its answers in answers.jsonl, and --rescore takes such a file for any benchmark.",
         )  # fmt: skip
+
+
+def require_writable(file: str) -> None:
+    """Raises UserError where a file of this name cannot be written, before any question is asked."""
+    folder = Path(file).parent
+    with told_where_it_cannot_be_written(Path(file), "Give another file."):
+        if Path(file).is_dir():
+            raise OSError(EISDIR, os.strerror(EISDIR))
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise OSError(EACCES, os.strerror(EACCES))
 
 
 def write(form: Form, file: str | Path, cases: Iterable[Case], categories: Mapping[str, int]) -> Problems:
@@ -65,15 +92,23 @@ def write(form: Form, file: str | Path, cases: Iterable[Case], categories: Mappi
 
 
 def read(
-    form: Form, file: str | Path, items: Sequence[Item], asked: Sequence[Item], categories: Mapping[int, str]
+    form: Form, file: str | Path, items: Sequence[Item], asked: Sequence[Item], categories: Mapping[int, str],
+    excluded: Collection[int] = (),
 ) -> tuple[dict[int, Prediction], dict[str, int], Problems]:
     """Answers by index; counts to show beside the figures; what fits no question.
 
     items: all of the benchmark; asked: those that this run scores. categories: of COCO results, which list detections
-    alone, so that an asked picture without one counts as answered with no box. Raises UserError where nothing fits, as
-    where the file is of another split.
+    alone, so that an asked picture without one counts as answered with no box. excluded: rows of the annotation file
+    that the benchmark left out.
     """
     counts: dict[str, int] = {}
+    if form in ("pictures", "rows", "lines"):
+        content = _load(file, _objects if form == "lines" else json.loads)
+        if form == "pictures":
+            texts, problems = results.of_pictures(Path(file), content, items)
+        else:
+            texts, problems = results.of_rows(Path(file), content, items, excluded)
+        return {index: Prediction(index, text) for index, text in texts.items()}, counts, problems
     if form == "coco":
         if len({_plain(name) for name in categories.values()}) < len(categories):
             raise UserError(
@@ -85,12 +120,7 @@ def read(
         boxes = {index_of[number]: found for number, found in by_picture.items()}
     else:
         boxes, problems = read_refcoco_lines(file, items)
-    if problems and not boxes:
-        raise UserError(
-            f"{file} answers none of the {len(items)} questions.", "; ".join(problems.lines()) + ".",
-            "Name the data set and split that were answered.",
-        )  # fmt: skip
-    if form == "coco":
+    if form == "coco" and boxes:
         without = [item.index for item in asked if item.index not in boxes]
         boxes, counts = boxes | dict.fromkeys(without, ()), {"pictures without a detection": len(without)}
     return {index: Prediction(index, "", boxes=found) for index, found in boxes.items()}, counts, problems
@@ -276,11 +306,17 @@ def _json(line: str) -> Any:
         return line
 
 
+def _objects(text: str) -> list[Any]:
+    """What each line holds; empty lines hold nothing."""
+    return [_json(line) for line in text.split("\n") if line.strip()]
+
+
 def _load(file: str | Path, read) -> Any:
+    text = read_text(Path(file))
     try:
-        return read(Path(file).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read: {error}", "It must be JSON in UTF-8.", "Check the path.") from None
+        return read(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read: {error}.", "It must be JSON.", "Write it anew.") from None
 
 
 def _not_a(file: str | Path, wanted: str, found: str) -> UserError:
@@ -288,11 +324,7 @@ def _not_a(file: str | Path, wanted: str, found: str) -> UserError:
 
 
 def _write(file: Path, text: str) -> None:
-    try:
+    with told_where_it_cannot_be_written(file, "Give another file."):
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole(file) as new:
             new.write_text(text, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(
-            f"{file} cannot be written.", f"The system says: {error.strerror or error}.", "Give another file."
-        ) from None

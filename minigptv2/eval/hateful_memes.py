@@ -11,11 +11,11 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, field, read_json_lines, words_of
+from minigptv2.data.annotations import Malformed, field, name_of, read_json_lines, words_of
 from minigptv2.data.hateful_memes import CHOICES, LAYOUT, PAGE
 from minigptv2.eval import metrics
 from minigptv2.eval.benchmark import Item, Prediction, Rules, Scored, minigpt_v2
-from minigptv2.eval.short_answers import ShortAnswers, annotation_files, cleaned, unique
+from minigptv2.eval.short_answers import ShortAnswers, annotation_files, cleaned, image_path, unique
 from minigptv2.tasks import EVALUATION
 
 _WORD = re.compile(rf"\b({'|'.join(CHOICES)})\b")
@@ -24,28 +24,29 @@ _WORD = re.compile(rf"\b({'|'.join(CHOICES)})\b")
 class HatefulMemes(ShortAnswers):
     """root: holds `dev.jsonl`, ... and `img/`; images: where `img/` lies, if not in root."""
 
+    needs = ("scikit-learn",)
+
     def __init__(self, root: str, split: str = "dev", images: str = ""):
         (file,) = annotation_files(root, LAYOUT, split, PAGE)
         super().__init__(f"hateful_memes {split}", (file,))
         if split == "dev":
             self.published = {"accuracy": minigpt_v2(58.2, 59.5, "arXiv 2310.09478v1")}
-        seen: set[str] = set()
+        seen: set[int | str] = set()
         for number, row in read_json_lines(file):
             try:
                 if isinstance(row, Malformed):
                     raise row
-                name, words, label = words_of(row, "img"), words_of(row, "text"), field(row, "label", int)
+                name, words, label = name_of(row, "img"), words_of(row, "text"), field(row, "label", int)
                 if label not in (0, 1):
                     raise Malformed("a 'label' other than 0 and 1")
-                if "id" in row and not unique(seen, row["id"]):
+                if "id" in row and not unique(seen, field(row, "id", (int, str))):
                     raise Malformed("a second row of the same 'id'")
+                image = image_path(Path(images or root), name)
             except Malformed as error:
                 self.leave_out(number, error, f"{file.name} line {number + 1}")
                 continue
             asked = EVALUATION["hateful_memes"].replace("{}", words)
-            self.rows.append(
-                Item(number, Path(images or root, name), (0, 0), asked, name, CHOICES[label], CHOICES, words)
-            )
+            self.rows.append(Item(number, image, (0, 0), asked, name, CHOICES[label], CHOICES, words))
 
     def judge(self, item: Item, answer: str, rules: Rules) -> dict[str, float] | None:
         said = _yes_or_no(answer)

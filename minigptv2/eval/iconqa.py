@@ -10,10 +10,11 @@ from pathlib import Path
 
 from minigptv2.data.annotations import Malformed, field, read_json, words_of
 from minigptv2.data.iconqa import LAYOUT, PAGE
-from minigptv2.data.layout import require
+from minigptv2.data.layout import names_in, require
 from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import Item, Rules, minigpt_v2
 from minigptv2.eval.short_answers import ShortAnswers
+from minigptv2.files import is_dir, is_file
 from minigptv2.tasks import EVALUATION
 
 
@@ -22,8 +23,9 @@ class IconQa(ShortAnswers):
 
     def __init__(self, root: str, split: str = "val"):
         (folder,) = require(root, LAYOUT, split, PAGE)
-        places = sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: (len(p.name), p.name))
-        super().__init__(f"iconqa {split}", (p / "data.json" for p in places if (p / "data.json").is_file()))
+        inside = sorted(names_in(folder), key=lambda name: (len(name), name))
+        places = [folder / name for name in inside if is_dir(folder / name)]
+        super().__init__(f"iconqa {split}", (p / "data.json" for p in places if is_file(p / "data.json")))
         if split == "val":
             self.published = {"accuracy": minigpt_v2(47.7, 49.4, "arXiv 2310.09478v1")}
         for number, place in enumerate(places):
@@ -60,5 +62,7 @@ def _question(folder: Path) -> tuple[str, tuple[str, ...], int]:
 
 def _same_picture(folder: Path) -> str:
     """The same for folders that hold the same picture, so that the bootstrap draws their questions together."""
-    picture = folder / "image.png"
-    return hashlib.sha256(picture.read_bytes()).hexdigest()[:16] if picture.is_file() else str(folder)
+    try:
+        return hashlib.sha256((folder / "image.png").read_bytes()).hexdigest()[:16]
+    except OSError:  # told where it is asked about
+        return str(folder)

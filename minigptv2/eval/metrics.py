@@ -7,6 +7,7 @@ Boxes: XYXY pixels. Two ways to score them: "strict" is what the field does toda
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -512,6 +513,28 @@ def _java_failed(what: str, java: str, stderr: bytes) -> UserError:
         f"{what} of COCO's caption scores ended without an answer.", f"{java} says: {lines[0] if lines else 'nothing'}",
         "Check that this Java runs, and that 2 GB of memory are free.",
     )  # fmt: skip
+
+
+# packages that compute a figure -> the modules of them that are used
+_MODULES = {
+    "pycocotools": ("pycocotools.coco", "pycocotools.cocoeval"),
+    "pycocoevalcap": (
+        "pycocoevalcap.bleu.bleu_scorer", "pycocoevalcap.cider.cider", "pycocoevalcap.meteor.meteor",
+        "pycocoevalcap.rouge.rouge", "pycocoevalcap.tokenizer.ptbtokenizer",
+    ),
+    "scikit-learn": ("sklearn.metrics",),
+}  # fmt: skip
+
+
+def require(needs: Sequence[str]) -> None:
+    """Raises UserError where one of these is missing. needs: packages of `_MODULES`, and "Java"."""
+    for need in needs:
+        if need == "Java":
+            find_java()
+            continue
+        with _extra(need):
+            for module in _MODULES[need]:
+                importlib.import_module(module)
 
 
 @contextlib.contextmanager

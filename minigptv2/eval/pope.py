@@ -56,7 +56,8 @@ class Pope(ShortAnswers):
                 continue
             path = pictures.find(int(found[1]))
             asked = EVALUATION["pope"].replace("{}", words)
-            self.rows.append(Item(number, path, (0, 0), asked, str(path), label, words=words))
+            key = str(row["question_id"])
+            self.rows.append(Item(number, path, (0, 0), asked, str(path), label, words=words, key=key))
 
     def judge(self, item: Item, answer: str, rules: Rules) -> dict[str, float] | None:
         said = _said(answer, rules)

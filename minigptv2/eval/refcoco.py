@@ -42,7 +42,10 @@ class RefCocoBoxes:
     def items(self) -> list[Item]:
         ask = EVALUATION["refcoco"]
         return [
-            Item(r.number, r.picture, r.size, ask.replace("{}", r.words), str(r.picture), r.box, words=r.words)
+            Item(
+                r.number, r.picture, r.size, ask.replace("{}", r.words), str(r.picture), r.box, words=r.words,
+                key=r.reference,
+            )
             for r in self.reader.records
         ]
 
@@ -72,6 +75,7 @@ class RefCocoWords:
     expressions; all of them are references. coding: how the box is written, as the model's config says."""
 
     max_new_tokens = 50
+    needs = ("pycocoevalcap", "Java")
 
     def __init__(
         self, root: str, dataset: str = "refcoco", split: str = "val", images: str = "", by: str = "",
@@ -88,6 +92,7 @@ class RefCocoWords:
             rows.append(row)
             if len(rows) > 1:
                 self.excluded[row.number] = "another expression for the same thing"
+                self.problems.add(self.excluded[row.number], f"{self.reader.file.name} row {row.number}")
 
     def items(self) -> list[Item]:
         out = []

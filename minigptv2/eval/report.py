@@ -177,8 +177,10 @@ def _settings(report: Report) -> str:
     if report.seconds:
         rows["time"] = f"{report.seconds:,.0f} s, {report.answers_per_second:.2f} answers per second"
     inner = "".join(f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in rows.items())
-    problems = "".join(f"<li>{_text(line)}</li>" for line in report.problems)
-    told = f'<div class="problems"><strong>Rows left out</strong><ul>{problems}</ul></div>' if problems else ""
+    told = ""
+    for heading, lines in (("Counted as wrong", report.failed), ("Rows left out", report.problems)):
+        listed = "".join(f"<li>{_text(line)}</li>" for line in lines)
+        told += f'<div class="problems"><strong>{heading}</strong><ul>{listed}</ul></div>' if listed else ""
     return f'<details class="settings" open><summary>Settings</summary><dl>{inner}</dl></details>{told}'
 
 

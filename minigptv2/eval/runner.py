@@ -9,18 +9,26 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minigptv2.bundled import find_recipe, model_folder
 from minigptv2.config import from_dict, read_yaml
+from minigptv2.data.dataset import Problems
 from minigptv2.errors import UserError
-from minigptv2.eval import exchange
-from minigptv2.eval.answers import AnswersFile, head_of, model_fingerprint, read_foreign
-from minigptv2.eval.asking import absent_pictures, ask, share_of
+from minigptv2.eval import exchange, metrics
+from minigptv2.eval.answers import (
+    AnswersFile,
+    head_of,
+    model_fingerprint,
+    one_run,
+    read_foreign,
+    told_where_it_cannot_be_written,
+)
+from minigptv2.eval.asking import BAD_IMAGE, Unasked, absent_pictures, ask, share_of
 from minigptv2.eval.benchmark import (
     BENCHMARKS,
     Benchmark,
@@ -37,6 +45,7 @@ from minigptv2.eval.benchmark import (
 )  # fmt: skip
 
 SMOKE, SMOKE_PICTURES = 16, 2  # questions, or pictures of a benchmark that makes them
+_AGAIN = "Make room, or give another output=; answers that are there are not asked again."
 _PATIENCE = 7 * 24 * 3600  # seconds that a process waits for the others
 
 
@@ -44,16 +53,19 @@ _PATIENCE = 7 * 24 * 3600  # seconds that a process waits for the others
 class EvalConfig:
     """What every benchmark understands; all other keys are options of the benchmark itself.
 
-    model: a model folder, "" for the bundled one. output: folder for answers.jsonl, report.json and report.html.
+    model: a model folder, "" for the bundled one. base: of a folder that holds only what was trained, the whole model
+    folder that it was trained from. output: folder for answers.jsonl, report.json and report.html.
     batch: answers written together. limit: the first so many questions, 0 for all. scoring and decode: see
     `benchmark.Rules`; decode "" is that of the model, or "floor" for answers of another source. rescore: a file of
-    answers to score instead of asking a model. allow_missing: questions whose picture is not on disk are left out and
-    counted. export_coco, export_lmms: a file for the boxes in another program's format, see `exchange`. runs: several
-    benchmarks, each a mapping of what it adds to the keys above.
+    answers to score instead of asking a model. allow_missing: questions whose image is not on disk or cannot be opened
+    are left out and counted; without it, an image that is not on disk is an error at the start, and one that cannot be
+    opened, which shows while it is asked about, counts as wrong. export_coco, export_lmms: a file for the boxes in
+    another program's format, see `exchange`. runs: several benchmarks, each a mapping of what it adds to these keys.
     """
 
     benchmark: str = ""
     model: str = ""
+    base: str = ""
     output: str = "output/eval"
     device: str = ""
     dtype: str = ""
@@ -83,6 +95,7 @@ class _Run:
 def run(
     config: str | Path, overrides: Sequence[str] = (), smoke: bool = False, rescore: str | None = None,
     allow_missing: bool = False, export_coco: str | None = None, export_lmms: str | None = None,
+    base: str | None = None,
 ) -> list[Report]:  # fmt: skip
     """Evaluate and print; one report a benchmark. smoke: a few questions, to see that it runs."""
     from minigptv2.eval.report import write
@@ -93,17 +106,22 @@ def run(
     given |= {"allow_missing": True} if allow_missing else {}
     given |= {"export_coco": export_coco} if export_coco else {}
     given |= {"export_lmms": export_lmms} if export_lmms else {}
+    given |= {"base": base} if base else {}
     reports = []
     with _processes() as (rank, world):
         runs, models = _runs(given, str(file), smoke), {}
         for one in runs:
-            report = _evaluate(one, models, rank, world)
-            if report is not None:
-                write(one.folder, [report])
-                print(table(report), flush=True)
-                reports.append(report)
+            with one_run(one.folder) if rank == 0 else nullcontext():
+                report = _evaluate(one, models, rank, world)
+                if report is not None:
+                    with told_where_it_cannot_be_written(one.folder, _AGAIN):
+                        write(one.folder, [report])
+                    print(table(report), flush=True)
+                    reports.append(report)
         if len(runs) > 1 and rank == 0:
-            write(Path(given.get("output") or EvalConfig.output), reports)
+            folder = Path(given.get("output") or EvalConfig.output)
+            with told_where_it_cannot_be_written(folder, _AGAIN):
+                write(folder, reports)
     return reports
 
 
@@ -138,8 +156,9 @@ def _runs(given: dict[str, Any], where: str, smoke: bool) -> list[_Run]:
             raise UserError(
                 f"{here} names no benchmark.", f"Known: {', '.join(BENCHMARKS)}.", "Add benchmark: refcoco, say."
             )
-        for form in config.exports:
+        for form, file in config.exports.items():
             exchange.require(form, config.benchmark, f"--export-{form} writes")
+            exchange.require_writable(file)
         options = {k: v for k, v in merged.items() if k not in common}
         takes = options_of(config.benchmark)
         if "coding" in takes or "size" in takes:
@@ -149,6 +168,7 @@ def _runs(given: dict[str, Any], where: str, smoke: bool) -> list[_Run]:
         elif smoke:
             config.limit = SMOKE
         benchmark = open_benchmark(config.benchmark, options, common)
+        metrics.require(getattr(benchmark, "needs", ()))
         folder = Path(config.output)
         if len(several) > 1:
             folder /= benchmark.name.replace(" ", "-").replace("/", "-").replace(",", "")
@@ -187,11 +207,13 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
         )  # fmt: skip
     items = [i for i in everything if i.index < config.limit] if config.limit else everything
     head = head_of(benchmark, everything)
-    asked, seconds, counts, strange = 0, 0.0, {}, []
+    asked, seconds, counts, strange, unasked = 0, 0.0, {}, [], {}
+    counts |= {"rows left out": len(benchmark.excluded)} if benchmark.excluded else {}
     if config.rescore:
         if rank:
             return None
-        predictions, counts, told, strange = _given(one, everything, items, head)
+        predictions, set_aside, told, strange = _given(one, everything, items, head)
+        counts |= set_aside
         own = told.get("decode") if told.get("decode") in ("floor", "center") else "floor"
         decode, model = config.decode or own, str(told.get("title") or config.rescore)
         absent = absent_pictures(i for i in items if i.index not in predictions) if config.allow_missing else []
@@ -204,7 +226,9 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
                 "Every question needs its picture.",
                 "Give their folder (images= or root=), or count and leave them out with --allow-missing.",
             )  # fmt: skip
-        model, decode, predictions, asked, seconds = _ask_all(one, models, head, items, set(absent), rank, world)
+        model, decode, predictions, asked, seconds, unasked = _ask_all(
+            one, models, head, items, set(absent), rank, world
+        )
         if rank:
             return None
     without = set(absent)
@@ -214,6 +238,18 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
             f"None of the pictures of {benchmark.name} is on disk.", f"Looked for {absent[0]} and others.",
             "Give their folder (images= or root=).",
         )  # fmt: skip
+    if unasked and not any(i.index in predictions for i in items):
+        raise UserError(
+            f"None of the {len(items)} questions of {benchmark.name} could be asked.",
+            "; ".join(_causes(unasked.values()).lines()), "Check the images, and how long the model's context is.",
+        )  # fmt: skip
+    if config.allow_missing:
+        damaged = {index: why for index, why in unasked.items() if why.kind == BAD_IMAGE}
+        unasked = {index: why for index, why in unasked.items() if index not in damaged}
+        items = [i for i in items if i.index not in damaged]
+        strange += _causes(damaged.values()).lines()
+        counts |= {"images that cannot be opened": len(set(damaged.values()))} if damaged else {}
+    counts |= {"questions that could not be asked": len(unasked)} if unasked else {}
     missing = [i.index for i in items if i.index not in predictions]
     filled = {i.index: predictions.get(i.index) or Prediction(i.index, "", "missing") for i in items}
     rules = Rules(config.scoring, decode)
@@ -228,7 +264,8 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
     return Report(
         name=benchmark.name, benchmark=config.benchmark, settings={"limit": config.limit} if config.limit else {},
         model=model, rules=rules, figures=_figures(scored, items, benchmark), total=scored.total,
-        invalid=len(scored.invalid), missing=len(missing), absent=len(absent), counts={**scored.counts, **counts},
+        invalid=len(scored.invalid), missing=len(missing), absent=len(absent),
+        failed=list(_causes(unasked.values()).lines()), counts={**scored.counts, **counts},
         problems=[*benchmark.problems.lines(), *strange], seconds=round(seconds, 1),
         answers_per_second=round(asked / seconds, 2) if asked and seconds else 0.0, judged=scored.judged,
         cases=scored.cases,
@@ -240,25 +277,34 @@ def _given(
 ) -> tuple[dict[int, Prediction], dict[str, int], dict[str, Any], list[str]]:
     """Of the file to score again: its answers, what to count beside the figures, its first line, what fits nothing."""
     file, benchmark = Path(one.config.rescore), one.benchmark
-    form = exchange.form_of(file)
+    form, told, problems = exchange.form_of(file), {}, Problems()
     if form is None:
-        return *read_foreign(file, {i.index for i in items}, benchmark.excluded, head), []
-    exchange.require(form, one.config.benchmark, f"{file} holds")
-    predictions, counts, problems = exchange.read(form, file, items, asked, getattr(benchmark, "kinds", {}))
-    return predictions, counts, {}, [f"{file}: {line}" for line in problems.lines()]
+        predictions, counts, told = read_foreign(file, {i.index for i in items}, benchmark.excluded, head)
+    else:
+        exchange.require(form, one.config.benchmark, f"{file} holds")
+        kinds = getattr(benchmark, "kinds", {})
+        predictions, counts, problems = exchange.read(form, file, items, asked, kinds, benchmark.excluded)
+    if not any(i.index in predictions for i in asked):
+        why = [*problems.lines(), *(f"{count} x {kind}" for kind, count in counts.items())]
+        raise UserError(
+            f"{file} answers none of the {len(asked)} questions.",
+            "; ".join(why) + "." if why else f"It holds {len(predictions) or 'no'} answers.",
+            "Name the data set and split that were answered.",
+        )  # fmt: skip
+    return predictions, counts, told, [f"{file}: {line}" for line in problems.lines()]
 
 
 def _ask_all(
     one: _Run, models: dict, head: dict, items: list[Item], absent: set[str], rank: int, world: int
-) -> tuple[str, Decode, dict[int, Prediction], int, float]:
-    """Ask what is not answered yet. The model's name, its decode, all answers so far, how many were asked now, and in
-    how many seconds."""
+) -> tuple[str, Decode, dict[int, Prediction], int, float, dict[int, Unasked]]:
+    """Ask what is not answered yet. The model's name, its decode, all answers so far, how many were asked now, in how
+    many seconds, and what could not be asked."""
     from tqdm import tqdm
 
     from minigptv2.api import BUNDLED
 
     config, benchmark = one.config, one.benchmark
-    key = (config.model, config.device, config.dtype, config.quantize)
+    key = (config.model, config.base, config.device, config.dtype, config.quantize)
     if key not in models:
         models.clear()  # one at a time
         models[key] = _load(config, rank)
@@ -287,10 +333,10 @@ def _ask_all(
             append(predictions)
             bar.update(len(predictions))
 
-        ask(model, mine, config.batch, benchmark.max_new_tokens, keep)
+        unasked = _of_all(ask(model, mine, config.batch, benchmark.max_new_tokens, keep), world)
     _wait(world)
     predictions = {index: p for index, p in file.read().items() if index in known}
-    return title, config.decode or own, predictions, len(predictions) - len(there), time.time() - began
+    return title, config.decode or own, predictions, len(predictions) - len(there), time.time() - began, unasked
 
 
 def _load(config: EvalConfig, rank: int):
@@ -302,7 +348,7 @@ def _load(config: EvalConfig, rank: int):
     if not device and torch.cuda.is_available():
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank)) % torch.cuda.device_count()}"
     return MiniGPTv2.from_pretrained(
-        config.model or None, device or None, config.dtype or None, config.quantize or None
+        config.model or None, device or None, config.dtype or None, config.quantize or None, config.base or None
     )
 
 
@@ -332,6 +378,25 @@ def _wait(world: int) -> None:
         dist.barrier()
 
 
+def _causes(unasked: Iterable[Unasked]) -> Problems:
+    """Each cause once, also where it concerns several questions."""
+    out = Problems()
+    for kind, cause in dict.fromkeys(unasked):
+        out.add(kind, cause)
+    return out
+
+
+def _of_all(unasked: dict[int, Unasked], world: int) -> dict[int, Unasked]:
+    """What no process could ask."""
+    if world == 1:
+        return unasked
+    import torch.distributed as dist
+
+    of_each: list[dict[int, Unasked]] = [{} for _ in range(world)]
+    dist.all_gather_object(of_each, unasked)
+    return {index: why for one in of_each for index, why in one.items()}
+
+
 def _figures(scored: Scored, items: Sequence[Item], benchmark: Benchmark) -> dict[str, Figure]:
     from minigptv2.eval.intervals import bootstrap
 
@@ -354,4 +419,5 @@ def table(report: Report) -> str:
     rows += [f"| {name} | {value} | | |" for name, value in numbers.items()]
     rows.append(f"| scoring, decode | {report.rules.scoring}, {report.rules.decode} | | |")
     rows.append(f"| model | {report.model} | | |")
+    rows += [f"counted as wrong: {line}" for line in report.failed]
     return "\n".join(rows + [f"left out: {line}" for line in report.problems])

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minigptv2.data.annotations import NotThere, find_image
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout, Place, find
 from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import Case, Item, Prediction, Published, Rules, Scored
+from minigptv2.files import is_dir, is_file
 
 
 class ShortAnswers(ABC):
@@ -78,7 +80,7 @@ def annotation_files(root: str, layout: Layout, split: str, page: str, given: Se
     if any(given):
         paths = [Path(root, name) for name in given if name]
         for path in paths:
-            if not path.is_file():
+            if not is_file(path):
                 raise UserError(f"{path} does not exist.", "It was named as an annotation file.", "Check its name.")
         return paths
     if split not in layout:
@@ -95,7 +97,15 @@ def picture_folder(root: str, images: str, *names: str) -> Path:
     """The folder of pictures: `images` where it is given, else the first of these names below root, else root."""
     if images:
         return Path(images)
-    return next((Path(root, n) for n in names if Path(root, n).is_dir()), Path(root))
+    return next((Path(root, n) for n in names if is_dir(Path(root, n))), Path(root))
+
+
+def image_path(folder: Path, name: str) -> Path:
+    """Where the image of this name lies below the folder, or is expected. Raises Malformed for what can be no path."""
+    try:
+        return find_image(folder, name)
+    except NotThere:
+        return folder / name
 
 
 def _is_folder(place: Place) -> bool:

@@ -6,13 +6,13 @@ A row is a question of the questions file, counted from 0 (VizWiz: of its one fi
 from __future__ import annotations
 
 from minigptv2.data import okvqa, vizwiz, vqav2
-from minigptv2.data.annotations import Malformed, damaged, field, read_json, words_of
+from minigptv2.data.annotations import Malformed, damaged, field, name_of, read_json, words_of
 from minigptv2.data.coco_pictures import CocoPictures
 from minigptv2.data.vqav2 import rows_of
 from minigptv2.errors import UserError
 from minigptv2.eval import metrics
 from minigptv2.eval.benchmark import Item, Rules, minigpt_v2
-from minigptv2.eval.short_answers import ShortAnswers, annotation_files, picture_folder, unique
+from minigptv2.eval.short_answers import ShortAnswers, annotation_files, image_path, picture_folder, unique
 from minigptv2.tasks import EVALUATION
 
 _PAPER = "arXiv 2310.09478v1"
@@ -67,7 +67,9 @@ class VqaV2(_TenAnswers):
                 continue
             path = pictures.find(picture)
             asked = EVALUATION[self.prompt].replace("{}", words)
-            self.rows.append(Item(place, path, (0, 0), asked, str(path), answers[number], words=words))
+            self.rows.append(
+                Item(place, path, (0, 0), asked, str(path), answers[number], words=words, key=str(number))
+            )
 
     def _answers(self, file) -> dict[int, tuple[tuple[str, ...], str]]:
         """Question number -> all answers as they are written, and the kind of answer."""
@@ -105,13 +107,14 @@ class VizWiz(_TenAnswers):
             raise damaged(file, "it is no list of questions")
         for place, row in enumerate(rows):
             try:
-                name, words, answers = words_of(row, "image"), _words(row), _given(row)
+                name, words, answers = name_of(row, "image"), _words(row), _given(row)
+                image = image_path(folder, name)
                 kind = row.get("answer_type") if isinstance(row.get("answer_type"), str) else ""
             except Malformed as error:
                 self.leave_out(place, error, f"{file.name} row {place}")
                 continue
             asked = EVALUATION["vizwiz"].replace("{}", words)
-            self.rows.append(Item(place, folder / name, (0, 0), asked, name, (answers, kind), words=words))
+            self.rows.append(Item(place, image, (0, 0), asked, name, (answers, kind), words=words, key=name))
 
 
 def _words(row: dict) -> str:

@@ -50,13 +50,9 @@ class MiniGPTv2ForLmms(lmms):
         """Answers in the order of the requests, each cut at the strings its task names."""
         asked = [request.args for request in requests]
         out: list[str] = [""] * len(asked)
-        for numbers in self._batches([self._limit(kwargs) for _, kwargs, *_ in asked]):
-            questions = []
-            for n in numbers:
-                context, _, to_visual, doc_id, task, split = asked[n]
-                questions.append(self.asker.question(context, self._visuals(to_visual, task, split, doc_id)))
-            answers = self.asker.model.chat_batch(questions, self._limit(asked[numbers[0]][1]))
-            for n, answer in zip(numbers, answers, strict=True):
+        for batch, limit in self._batches(asked):
+            answers = self.asker.model.chat_batch([question for _, question in batch], limit)
+            for (n, _), answer in zip(batch, answers, strict=True):
                 out[n] = cut(answer.text, asked[n][1].get("until"))
                 self._remember("generate_until", asked[n][0], asked[n][1], out[n])
         return out
@@ -69,7 +65,7 @@ class MiniGPTv2ForLmms(lmms):
             visuals, said, info = self._visuals(to_visual, task, split, doc_id), [], None
             while True:
                 question = self.asker.question(context, visuals)
-                (answer,) = self.asker.model.chat_batch([question], self._limit(kwargs))
+                (answer,) = self.asker.model.chat_batch([question], self._limit(question, kwargs))
                 said.append(cut(answer.text, kwargs.get("until")))
                 visuals, context, done, rounds, info = to_text(
                     self.task_dict[task][split][doc_id], previous_output=list(said), round_idx=len(said),
@@ -100,29 +96,43 @@ class MiniGPTv2ForLmms(lmms):
             batch = asked[start : start + self.batch_size]
             likely = self.asker.model.logprobs_batch(batch)
             longest = max(map(len, likely))
-            said = self.asker.model.chat_batch([(image, text) for image, text, _ in batch], longest)
+            said = self._said([(image, text) for image, text, _ in batch], longest)
             for (_, _, continuation), tokens, answer in zip(batch, likely, said, strict=True):
                 loss = -sum(token.logprob for token in tokens) / len(tokens)
                 out.append((loss, answer.ended == "stop" and answer.text.strip() == continuation))
         return out
 
-    def _batches(self, limits: Sequence[int]) -> Iterator[list[int]]:
-        """Numbers of requests that are asked together: neighbours with the same limit of new tokens."""
-        batch: list[int] = []
-        for n, limit in enumerate(limits):
-            if batch and (len(batch) == self.batch_size or limits[batch[0]] != limit):
-                yield batch
-                batch = []
-            batch.append(n)
-        if batch:
-            yield batch
+    def _said(self, questions: Sequence[tuple[Any, str]], longest: int) -> list[Any]:
+        """The model's own answers of up to so many tokens, each as if it were asked alone: where the context leaves one
+        less room than that, it is."""
+        rooms = [self.asker.room(*question) for question in questions]
+        if min(rooms) >= longest:
+            return self.asker.model.chat_batch(questions, longest)
+        return [self.asker.model.chat_batch([q], min(room, longest))[0] for q, room in zip(questions, rooms)]
 
-    def _limit(self, kwargs: dict) -> int:
+    def _batches(self, asked: Sequence[tuple]) -> Iterator[tuple[list[tuple[int, tuple]], int]]:
+        """Numbers and questions of requests that are asked together, neighbours with the same limit of new tokens; and
+        that limit. Images are opened a batch at a time."""
+        batch: list[tuple[int, tuple]] = []
+        together = 0
+        for n, (context, kwargs, to_visual, doc_id, task, split) in enumerate(asked):
+            question = self.asker.question(context, self._visuals(to_visual, task, split, doc_id))
+            limit = self._limit(question, kwargs)
+            if batch and (len(batch) == self.batch_size or together != limit):
+                yield batch, together
+                batch = []
+            batch.append((n, question))
+            together = limit
+        if batch:
+            yield batch, together
+
+    def _limit(self, question: tuple[Any, str], kwargs: dict) -> int:
         if kwargs.get("do_sample") or float(kwargs.get("temperature") or 0) > 0:
             if not self._told_of_sampling:
                 _LOG.warning("A task asks for sampling; this model answers greedily.")
             self._told_of_sampling = True
-        return whole("max_new_tokens", kwargs.get("max_new_tokens") or self.asker.max_new_tokens)
+        wanted = whole("max_new_tokens", kwargs.get("max_new_tokens") or self.asker.max_new_tokens)
+        return self.asker.limit(question, wanted)
 
     def _visuals(self, to_visual, task: str, split: str, doc_id) -> list[Any]:
         return self._flat(to_visual(self.task_dict[task][split][doc_id]))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from minigptv2.errors import UserError
-from minigptv2.tasks import EVALUATION, TASKS
+from minigptv2.sample import Sample
+from minigptv2.tasks import EVALUATION, TASKS, question_of, render
 
 MANY = ("refuse", "first")
+_LOG = logging.getLogger(__name__)
 
 
 class Asker:
@@ -31,10 +34,30 @@ class Asker:
         self.several = several
         self.max_new_tokens = whole("max_new_tokens", max_new_tokens)
         self.model = model or MiniGPTv2.from_pretrained(pretrained or None, device or None, dtype, quantize or None)
+        self._told_of_room = False
 
     def question(self, text: str, images: Sequence[Any]) -> tuple[Any, str]:
         """(image or None, instruction), as `MiniGPTv2.chat_batch` takes it."""
         return self.image(images), self.wording.replace("{}", " ".join(text.replace("<image>", " ").split()))
+
+    def room(self, image: Any, instruction: str) -> int:
+        """How many tokens the model's context leaves for an answer to this question alone, 1 or more. Raises UserError
+        where the question itself does not fit."""
+        encoder = self.model.encoder
+        turns = render(Sample(image, (1, 1), (question_of(instruction),)), self.model.config.box_coding)
+        return max(1, encoder.context - len(encoder.encode(turns)))
+
+    def limit(self, question: tuple[Any, str], wanted: int) -> int:
+        """The longest answer to ask for: as many new tokens as wanted, or the room that is left where they do not fit
+        beside the question, which is said once."""
+        room = self.room(*question)
+        if room < wanted and not self._told_of_room:
+            _LOG.warning(
+                "%d new tokens do not fit beside a question; its answer gets the %d that are left, and so do others.",
+                wanted, room,
+            )  # fmt: skip
+            self._told_of_room = True
+        return min(wanted, room)
 
     def image(self, images: Sequence[Any]) -> Any:
         if len(images) > 1 and self.several == "refuse":

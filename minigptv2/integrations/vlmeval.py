@@ -46,7 +46,8 @@ class MiniGPTv2ForVLMEvalKit(BaseModel):
     def generate_inner(self, message: Sequence[dict[str, str]], dataset: str | None = None) -> str:
         """The answer to one message about one picture or none."""
         text, images = _parts(message)
-        (answer,) = self.asker.model.chat_batch([self.asker.question(text, images)], self.asker.max_new_tokens)
+        question = self.asker.question(text, images)
+        (answer,) = self.asker.model.chat_batch([question], self.asker.limit(question, self.asker.max_new_tokens))
         return answer.text
 
     def chat_inner(self, messages: Sequence[dict[str, Any]], dataset: str | None = None) -> str:
@@ -67,7 +68,8 @@ class MiniGPTv2ForVLMEvalKit(BaseModel):
                 put = question_of(asked)
                 chat.exchanges.append(Exchange(put.task, question=put.question, answer=text, verbatim=True))
                 asked = None
-        return chat.ask(self.asker.question(turns[-1][1], [])[1], self.asker.max_new_tokens).text
+        last = self.asker.question(turns[-1][1], [])[1]
+        return chat.ask(last, self.asker.limit((image, last), self.asker.max_new_tokens)).text
 
 
 def _parts(message: Sequence[dict[str, str]]) -> tuple[str, list[str]]:
