@@ -177,3 +177,8 @@ def test_the_best_iou_that_each_coding_can_reach_on_refcoco():
     assert mean["floor"] == pytest.approx(0.949, abs=0.002)
     assert mean["center"] == pytest.approx(0.972, abs=0.002)  # .970 where 100 is decoded as 100.5, outside the picture
     assert mean["round"] == pytest.approx(0.974, abs=0.002)
+
+
+def test_json_has_no_rounding_errors():
+    box = parse("{<10><10><20><20>}", 560, 560).boxes[0]
+    assert box.to_dict()["xyxy"] == [56.0, 56.0, 112.0, 112.0]
