@@ -187,7 +187,7 @@ def _open_file(source: str | os.PathLike) -> BinaryIO:
             return path.open("rb")
     except FileNotFoundError as error:
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):
-            where, advice = "A web address is no file on this machine.", "Download the image, and give the file."
+            where, advice = "A web address is to be downloaded first.", "Download the image, and give the file."
         elif path.parent == Path():
             where, advice = "The current folder has no such file.", "Check the name, or give its folder, too."
         else:
