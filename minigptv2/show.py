@@ -43,7 +43,6 @@ def show(
     from minigptv2.drawing import draw_boxes, save_png
     from minigptv2.images import open_image
 
-    saved: set[Path] = set()
     samples = _records(open_dataset(data, options_of(options)), seed)
     encoder, config = open_encoder(model)
     for _ in range(number):
@@ -59,8 +58,7 @@ def show(
             print("no picture\n")
             continue
         name = shortened(re.sub(r"[^A-Za-z0-9_.-]+", "-", sample.key).strip("-.") or "sample")
-        file = save_png(draw_boxes(open_image(sample.image), boxes), Path(out) / f"{name}.png", saved)
-        saved.add(file)
+        file = save_png(draw_boxes(open_image(sample.image), boxes), Path(out) / f"{name}.png")
         print(f"picture: {visible(str(file))}\n")
 
 

@@ -442,7 +442,7 @@ def test_show_of_own_data(documented, tmp_path, tiny_folder, capsys):
     assert "own.jsonl line 1: 2 exchanges" in out
     assert out.count("(picture x 64)") == 3
     assert "no picture" in out
-    assert len(list((tmp_path / "o").glob("*.png"))) == 2
+    assert len(list((tmp_path / "o").glob("*.png"))) == 3, "also where two have one line"
     assert out.count("  assistant: ") == 2 + 2 + 1 + 1
 
 
