@@ -62,7 +62,8 @@ class Box:
         return (self.x1 + self.x2) / 2, (self.y1 + self.y2) / 2
 
     def to_dict(self) -> dict:
-        return {"phrase": self.phrase, "xyxy": list(self.xyxy), "score": self.score}
+        """Ready for JSON, in hundredths of a pixel."""
+        return {"phrase": self.phrase, "xyxy": [round(v, 2) for v in self.xyxy], "score": self.score}
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, TextIO
 
 from minigptv2 import __version__
 from minigptv2.bundled import configs_of, summaries
 from minigptv2.errors import UserError
-from minigptv2.terminal import print_error
+from minigptv2.terminal import print_error, task_lines
 
-_INTERRUPTED, _PIPE_CLOSED, _STOPPED = 130, 141, 143
+_BAD_INPUT, _INTERRUPTED, _PIPE_CLOSED, _STOPPED = 2, 130, 141, 143
+_ADVICE = {
+    errno.ENOSPC: "Make room on the disk, or choose another place.", errno.EACCES: "Get the permission (chmod).",
+    errno.ENAMETOOLONG: "Give a path; it is no place for the content of a file.",
+}  # fmt: skip
 _OFFLINE_AND_SILENT = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false",
@@ -59,9 +64,11 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Bad input ends in three lines on standard error, never in a traceback."""
-    _prepare()
+    stdout = sys.stdout
     try:
         try:
+            _prepare()
+            stdout, sys.stdout = sys.stdout, Output(sys.stdout)
             code = _run(list(sys.argv[1:] if argv is None else argv))
         except SystemExit as stop:  # argparse after --help and --version
             code = int(stop.code or 0)
@@ -69,12 +76,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         print_error(error)
-        return 2
+        return _BAD_INPUT
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        _drop_output()
         return _PIPE_CLOSED
+    except OSError as error:
+        print_error(_told(error))
+        return _BAD_INPUT
+    finally:
+        sys.stdout = stdout or sys.stdout
+        for stream in (sys.stdout, sys.stderr):
+            _settle(stream)
+
+
+class Output:
+    """Standard output. What it does not take is told as that, and is no error of some file."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        return self._told(self.stream.write, text)
+
+    def flush(self) -> None:
+        self._told(self.stream.flush)
+
+    def _told(self, action: Callable, *given: str) -> int | None:
+        try:
+            return action(*given)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UserError(
+                "Standard output cannot be written.", f"The system says: {error.strerror or error}.",
+                "Make room, or send it to another place.",
+            ) from None  # fmt: skip
 
 
 def _prepare() -> None:
@@ -84,19 +124,41 @@ def _prepare() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it wherever it is installed
+    streams = ("stdin", "stdout", "stderr")
+    closed = [name for name in streams if getattr(getattr(sys, name), "closed", getattr(sys, name) is None)]
+    for name in closed:  # in the order of their numbers, so that each takes its own
+        setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # any bytes in, any terminal out
             stream.reconfigure(errors="replace" if stream is sys.stdin else "backslashreplace")
+    if "stdout" in closed:
+        raise UserError("Standard output is closed.", "Answers and results go there.", "Send it to a file: > out.txt.")
 
 
-def _drop_output() -> None:
-    """What is still buffered goes nowhere, so that Python's own flush at the end has nothing to complain about."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _settle(stream: TextIO) -> None:
+    """Write what is buffered. What cannot be written goes nowhere, so that Python's own flush at the end has nothing to
+    complain about."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _told(error: OSError) -> UserError:
+    """What the system refused, where the code that met it does not say it better."""
+    given = f"{error.filename} cannot be used." if error.filename else "A file cannot be read or written."
+    says = f"The system says: {error.strerror or str(error) or type(error).__name__}."
+    return UserError(given, says, _ADVICE.get(error.errno, "Check the paths that were given."))
 
 
 def _run(argv: list[str]) -> int:
     if argv and argv[0].startswith("--local_rank=") and "LOCAL_RANK" in os.environ:
         argv = argv[1:]  # the deepspeed launcher says it twice
+    for word in argv:
+        if "\0" in word:
+            raise UserError(
+                f"The argument {word!r} holds a NUL.", "No path and no text has one.", "Give it without the NUL."
+            )
     if not argv or argv[0].startswith("-"):
         return _without_command(argv)
     name, *rest = argv
@@ -153,7 +215,11 @@ Ask about pictures: the answer, then a table of its boxes in pixels of the uprig
 
 The last argument is the instruction, unless it is an existing file or folder, is "-", stands alone, or looks like a
 path (ends in a suffix such as .png or in /, or begins with / ./ ../ ~). With -i every argument is a picture.
-"""
+
+--save replaces no file: where the name is taken by something else, the image gets the next free one, as in park-2.png.
+
+An instruction may begin with a task tag:
+""" + "\n".join(task_lines())
 
 
 def _chat_arguments(parser: Parser) -> None:
@@ -294,8 +360,8 @@ def _data(args: argparse.Namespace) -> int:
     for line in report.lines():
         print(visible(line))
     if args.sheet and report.drawn:
-        shown = write_sheet(report, Path(args.sheet), args.most)
-        print(f"sheet: {visible(args.sheet)}, {shown} pictures")
+        sheet, shown = write_sheet(report, Path(args.sheet), args.most)
+        print(f"sheet: {visible(str(sheet))}, {shown} pictures")
     return report.code
 
 

@@ -5,12 +5,16 @@ Coordinates are pixels of the picture, origin top left. A place is (left, top, r
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from minigptv2.boxes import Box
+from minigptv2.errors import UserError
+from minigptv2.files import write_beside
 
 # Okabe & Ito, Color Universal Design (2008), without black; most distinct first
 COLOURS = ("#E69F00", "#56B4E9", "#D55E00", "#009E73", "#F0E442", "#0072B2", "#CC79A7")
@@ -47,6 +51,23 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
         drawn.paste(label, place[:2])
         taken.append(place)
     return drawn
+
+
+def save_png(image: Image.Image, file: Path, taken: Collection[Path] = ()) -> Path:
+    """Write an image as PNG, whole, and give its path: `file`, or the next free `name-2.png` where a file of that name
+    holds something else. Nothing that was there is replaced.
+
+    taken: files that belong to other images, although they may hold the same. Raises UserError.
+    """
+    png = io.BytesIO()
+    image.save(png, "PNG")
+    try:
+        return write_beside(file, png.getvalue(), taken)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{file} cannot be written.", f"The system says: {reason}.", "Choose another place, or make room for it."
+        ) from None
 
 
 def _frame(box: Box, line: int, size: tuple[int, int]) -> Place:

@@ -13,6 +13,7 @@ import struct
 import sys
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from minigptv2.errors import UserError
-from minigptv2.files import path_of, shown
+from minigptv2.files import is_dir, path_of, shown
 
 if TYPE_CHECKING:
     import torch
@@ -34,9 +35,10 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Pillow's name of each format read -> its suffixes. EPS is left out on purpose: Pillow runs Ghostscript on it.
 FORMATS = {
-    "JPEG": (".jpg", ".jpeg", ".mpo"), "PNG": (".png",), "WEBP": (".webp",), "GIF": (".gif",),
-    "BMP": (".bmp",), "TIFF": (".tif", ".tiff"), "AVIF": (".avif",), "JPEG2000": (".jp2", ".j2k"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"), "ICO": (".ico",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".mpo"), "PNG": (".png", ".apng"), "WEBP": (".webp",),
+    "GIF": (".gif",), "BMP": (".bmp", ".dib"), "TIFF": (".tif", ".tiff"), "AVIF": (".avif", ".avifs"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"), "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "ICO": (".ico",),
 }  # fmt: skip
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 # where Pillow's default settings stop; checked here too, as a program may have switched Pillow's own check off
@@ -89,8 +91,8 @@ def open_image(source: Any, at_least: int = 0, allow_urls: bool = False) -> Imag
     """
     source = _read(source, allow_urls)
     if isinstance(source, str | os.PathLike):
-        path = path_of(source, "image")
-        with _open_file(path) as file:
+        path_of(source, "image")
+        with _open_file(source) as file:
             return _decode(file, os.fsdecode(source), at_least)
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
@@ -213,7 +215,7 @@ def _read(source: Any, allow_urls: bool) -> Any:
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
     """Width and height of a picture file once it is upright, from its header alone. Raises UserError."""
-    with _open_file(Path(path)) as file:
+    with _open_file(path) as file:
         image = _identify(file, str(path))
         _check_size(image.width, image.height, str(path))
         with _pillow_errors_told(str(path)):
@@ -241,14 +243,25 @@ def to_pixels(images: torch.Tensor) -> torch.Tensor:
     return x.sub_(mean).div_(std)
 
 
-def find_pictures(folder: str | os.PathLike) -> list[Path]:
-    """The picture files that lie directly in a folder, by suffix in any case, sorted by name; hidden ones are left out.
+def find_pictures(folder: str | os.PathLike, others: Counter[str] | None = None) -> list[Path]:
+    """The image files that lie directly in a folder, by suffix in any case, sorted by name; none is opened.
 
-    Raises UserError if there is no such folder, if it cannot be read, or if it holds no picture.
+    others: counts all else that lies there, by suffix; folders and hidden files by these words. Raises UserError if
+    there is no such folder, if it cannot be read, or if it holds no image.
     """
+    found, others = [], Counter() if others is None else others
     try:
-        inside = sorted(Path(folder).iterdir())
-        found = [p for p in inside if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()]
+        with os.scandir(folder) as inside:
+            for entry in inside:
+                suffix = os.path.splitext(entry.name)[1].lower()
+                if entry.name.startswith("."):
+                    others["hidden"] += 1
+                elif _leads_to_a_folder(entry):
+                    others["a folder"] += 1
+                elif suffix in SUFFIXES:
+                    found.append(entry.name)
+                else:
+                    others[suffix or "without a suffix"] += 1
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder} cannot be listed.", f"The system says: {_reason(error)}.",
@@ -256,32 +269,52 @@ def find_pictures(folder: str | os.PathLike) -> list[Path]:
         ) from error  # fmt: skip
     if not found:
         raise UserError(
-            f"{folder} holds no pictures; {len(inside)} other entries lie in it.",
+            f"{folder} holds no pictures, " + (f"but {counted(others)}." if others else "it is empty."),
             f"Looked for the suffixes {' '.join(SUFFIXES)}, not in folders below it.",
             "Give the folder that holds the pictures themselves.",
         )
-    return found
+    return [Path(folder, name) for name in sorted(found)]
 
 
-def _open_file(path: Path) -> BinaryIO:
+def counted(others: Counter[str]) -> str:
+    """What `find_pictures` passed over, in words: "3 other entries (2 .heic, 1 a folder)"."""
+    kinds = ", ".join(f"{number:,} {kind}" for kind, number in others.most_common())
+    return f"{others.total():,} other {'entry' if others.total() == 1 else 'entries'} ({kinds})"
+
+
+def _leads_to_a_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that cannot be followed: opening it tells why
+        return False
+
+
+def _open_file(source: str | os.PathLike) -> BinaryIO:
+    name, path = os.fspath(source) or ".", Path(source)
     try:
         kind = path.stat()
         if stat.S_ISREG(kind.st_mode):
             return path.open("rb")
     except FileNotFoundError as error:
-        where = f"{path.parent} has no such file." if path.parent.is_dir() else f"There is no folder {path.parent}."
-        advice = "Check the path; a web address is to be downloaded first."
-        raise UserError(f"{path} does not exist.", where, advice) from error
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):
+            where, advice = "A web address is to be downloaded first.", "Download the image, and give the file."
+        elif path.parent == Path():
+            where, advice = "The current folder has no such file.", "Check the name, or give its folder, too."
+        else:
+            here = is_dir(path.parent)
+            where = f"{path.parent} has no such file." if here else f"There is no folder {path.parent}."
+            advice = "Check the path."
+        raise UserError(f"{name} does not exist.", where, advice) from error
     except PermissionError as error:
         raise UserError(
-            f"{path} may not be read.", "This user has no permission for it.", "Give yourself read permission (chmod)."
+            f"{name} may not be read.", "This user has no permission for it.", "Give yourself read permission (chmod)."
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be opened.", f"The system says: {_reason(error)}.", "Give the path of a picture file."
+            f"{name} cannot be opened.", f"The system says: {_reason(error)}.", "Give the path of an image file."
         ) from error
     what = "a folder" if stat.S_ISDIR(kind.st_mode) else "no ordinary file"
-    raise UserError(f"{path} is {what}.", "One picture file is expected.", "Give the path of a picture file.")
+    raise UserError(f"{name} is {what}.", "One image file is expected.", "Give the path of an image file.")
 
 
 def _decode(file: BinaryIO, name: str, at_least: int = 0) -> Image.Image:

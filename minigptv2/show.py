@@ -19,6 +19,7 @@ from minigptv2.config import ModelConfig, from_dict
 from minigptv2.data.dataset import Dataset, open_dataset
 from minigptv2.encode import IGNORED, IMAGE_ID, SHARED, Encoded, Encoder, Tokenizer
 from minigptv2.errors import UserError
+from minigptv2.files import is_file, shortened
 from minigptv2.sample import Sample, Turn
 from minigptv2.tasks import render
 from minigptv2.terminal import visible
@@ -40,7 +41,7 @@ def show(
     data: a name in `DATASETS`, or my_package.module:Class. seed: the number of the first record. options: of the data
     set, as key=value.
     """
-    from minigptv2.drawing import draw_boxes
+    from minigptv2.drawing import draw_boxes, save_png
     from minigptv2.images import open_image
 
     samples = _records(open_dataset(data, options_of(options)), seed)
@@ -57,8 +58,9 @@ def show(
         if sample.image is None:
             print("no picture\n")
             continue
-        file = Path(out) / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', sample.key).strip('-.') or 'sample'}.png"
-        print(f"picture: {_write(draw_boxes(open_image(sample.image), boxes), file)}\n")
+        name = shortened(re.sub(r"[^A-Za-z0-9_.-]+", "-", sample.key).strip("-.") or "sample")
+        file = save_png(draw_boxes(open_image(sample.image), boxes), Path(out) / f"{name}.png")
+        print(f"picture: {visible(str(file))}\n")
 
 
 def options_of(words: Sequence[str]) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def open_encoder(folder: str | Path | None) -> tuple[Encoder, ModelConfig]:
 
     folder = BUNDLED if folder is None else model_folder(folder)
     for name in (CONFIG, TOKENIZER):
-        if not (folder / name).is_file():
+        if not is_file(folder / name):
             raise UserError(
                 f"{folder} has no {name}.", f"A model folder holds {CONFIG} and {TOKENIZER}.",
                 "Name another one with --model FOLDER.",
@@ -149,14 +151,3 @@ def _pieces(ids: list[int], tokenizer: Tokenizer) -> Iterator[str]:
             yield f"(picture x {count})"
         else:
             yield from [visible(tokenizer.piece(index))] * count
-
-
-def _write(image, file: Path) -> Path:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        image.save(file)
-    except OSError as error:
-        raise UserError(
-            f"{file} cannot be written.", f"The system says: {error}.", "Name a folder with --out."
-        ) from None
-    return file

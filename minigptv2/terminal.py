@@ -11,12 +11,15 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigptv2.errors import UserError
+from minigptv2.files import is_dir, numbered, shortened
 from minigptv2.tasks import TASKS, known_tags, question_of, split_tag
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 _PATH_START = ("/", "./", "../", "~")
+_LONGEST_WORD = 400  # characters of a word in a message; longer ones, such as an image in base64, are cut
 
 # ---- how things look on a terminal ----
 
@@ -39,11 +43,22 @@ def visible(text: str) -> str:
 def print_error(error: UserError) -> None:
     """Three lines on standard error."""
     parts = (re.sub(r"\s*\n\s*", " ", part) for part in (error.given, error.allowed, error.advice))
-    _note("error: " + "\n  ".join(visible(part) for part in parts))
+    _note("error: " + "\n  ".join(visible(_cut(part)) for part in parts))
+
+
+def _cut(text: str) -> str:
+    long = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
+    return long.sub(lambda word: f"{word[0][:80]}...{word[0][-20:]} ({len(word[0]):,} characters)", text)
 
 
 def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """A line for the person. Where standard error takes nothing, there is nobody to tell, and the work goes on."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 def table(answer: Answer) -> str:
@@ -77,13 +92,18 @@ def _json_line(picture: str, answer: Answer) -> str:
     return json.dumps({"picture": picture, **answer.to_dict()})
 
 
-def _write_picture(image: Image.Image, file: Path) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        image.save(file, "PNG")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be written.", f"The system says: {error}.", "Choose another place.") from None
-    _note(f"saved {visible(str(file))}")
+def _write_picture(image: Image.Image, file: Path, taken: Collection[Path] = ()) -> Path:
+    from minigptv2.drawing import save_png
+
+    saved = save_png(image, file, taken)
+    _note(visible(f"saved {saved}" + (f"; {file.name} was there and is kept" if saved != file else "")))
+    return saved
+
+
+def task_lines() -> Iterator[str]:
+    """The task tags, each with what it asks for."""
+    for task in TASKS.values():
+        yield f"  {task.tag or '(none)':<15} {task.help}"
 
 
 # ---- what was given ----
@@ -134,7 +154,7 @@ class Source:
 
 def sources_of(words: Sequence[str]) -> list[Source]:
     """Files, the pictures of folders, and standard input, in the order given."""
-    from minigptv2.images import find_pictures
+    from minigptv2.images import counted, find_pictures
 
     if list(words).count(STDIN) > 1:
         raise UserError('"-" was given twice.', "Standard input holds one picture.", 'Give "-" once.')
@@ -143,44 +163,91 @@ def sources_of(words: Sequence[str]) -> list[Source]:
         if word == STDIN:
             out.append(Source(word, sys.stdin.buffer.read()))
         elif os.path.isdir(word):
+            others: Counter[str] = Counter()
             try:
-                out += [Source(str(file), str(file)) for file in find_pictures(word)]
+                out += [Source(str(file), str(file)) for file in find_pictures(word, others)]
             except UserError as error:
                 out.append(Source(word, error))
+                continue
+            if others:
+                _note(visible(f"note: {word}: {counted(others)} passed over."))
         else:
             out.append(Source(word, word))
     return out
 
 
 def targets_of(save: str, sources: Sequence[Source], several: bool) -> list[Path]:
-    """The file to write for each source. Refuses what would overwrite a given picture, before any work is done."""
+    """The file to write for each source, no two alike, also where a file system takes a and A for the same. Refuses
+    what cannot be written and what would overwrite a given image, before any work is done."""
     out = Path(save)
-    if several and (out.is_file() or (out.suffix.lower() == ".png" and not out.is_dir())):
+    if several and not is_dir(out) and (os.path.lexists(out) or out.suffix.lower() == ".png"):
         raise UserError(
             f"--save {save} is one file.", "Several pictures are saved to a folder.", "Give a folder's name."
         )
-    if not several and not out.is_dir() and out.suffix.lower() != ".png":
+    if not several and not is_dir(out) and out.suffix.lower() != ".png":
         raise UserError(
             f"--save {save} is no .png.", "The picture is saved as PNG.", f"Try --save {out.with_suffix('.png')}."
         )
     targets = [out]
-    if several or out.is_dir():
-        taken: dict[str, int] = {}
-        targets = []
+    if several or is_dir(out):
+        taken, last, targets = set(), Counter(), []
         for source in sources:
-            taken[source.stem] = taken.get(source.stem, 0) + 1
-            again = f"-{taken[source.stem]}" if taken[source.stem] > 1 else ""
-            targets.append(out / f"{source.stem}{again}.png")
-    for target in targets:
-        _refuse_overwriting(target, [s.name for s in sources])
+            wanted = out / f"{shortened(source.stem)}.png"
+            while True:
+                last[_one_name(wanted)] += 1
+                target = numbered(wanted, last[_one_name(wanted)])
+                if _one_name(target) not in taken:
+                    break
+            taken.add(_one_name(target))
+            targets.append(target)
+    _refuse_closed(out)
+    _refuse_overwriting(targets, [s.name for s in sources])
     return targets
 
 
-def _refuse_overwriting(target: Path, names: Sequence[str]) -> None:
-    if any(target.resolve() == Path(name).resolve() for name in names):
+def _one_name(file: Path) -> str:
+    """The same for names that some file system takes for one."""
+    return unicodedata.normalize("NFC", file.name).casefold()
+
+
+def _refuse_closed(out: Path) -> None:
+    """UserError where nothing can be written to this file or folder, as far as its path alone tells."""
+    try:
+        os.lstat(out)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"{target} is one of the pictures asked about.", "It would be overwritten.", "Choose another place."
+            f"{out} cannot be written.", f"The system says: {getattr(error, 'strerror', None) or error}.",
+            "Choose another place.",
+        ) from None  # fmt: skip
+    there = out if is_dir(out) else out.absolute().parent
+    while not os.path.lexists(there):
+        there = there.parent
+    if not is_dir(there):
+        raise UserError(f"{out} cannot be written.", f"{there} is no folder.", "Choose another place.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{out} cannot be written.", f"This user has no permission to write to {there}.", "Choose another place."
         )
+
+
+def _refuse_overwriting(targets: Sequence[Path], names: Sequence[str]) -> None:
+    asked = {_identity(name) for name in names} - {None}
+    for target in targets:
+        if _identity(target) in asked:
+            raise UserError(
+                f"{target} is one of the pictures asked about.", "It would be overwritten.", "Choose another place."
+            )
+
+
+def _identity(file: str | Path) -> tuple[int, int] | None:
+    """Device and number of the file that a path leads to; None where it leads to none."""
+    try:
+        found = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 # ---- many pictures, one instruction ----
@@ -205,6 +272,7 @@ class Run:
         several = len(sources) > 1 or sources[0].name != words[0]  # a folder of one picture is a folder
         targets = targets_of(save, sources, several) if save is not None else [None] * len(sources)
         jobs, model, answered, failed = list(zip(sources, targets)), None, 0, 0
+        saved, unsaved = set(), 0
         with tqdm(total=len(jobs), unit="picture", disable=not (several and sys.stderr.isatty())) as bar:
             for start in range(0, len(jobs), self.batch_size):
                 batch = jobs[start : start + self.batch_size]
@@ -218,15 +286,21 @@ class Run:
                 for error in errors:
                     print_error(error)
                 for (source, target, _), answer in zip(opened, answers):
-                    self._give(source.name, answer, target, several, answered > 0)
+                    self._give(source.name, answer, several, answered > 0)
                     answered += 1
+                    if target is not None:
+                        try:
+                            saved.add(_write_picture(answer.draw(), target, saved))
+                        except UserError as error:
+                            print_error(error)
+                            unsaved += 1
                 failed += len(errors)
                 bar.update(len(batch))
         if several:
-            _note(f"{answered} answered, {failed} failed")
-        return 2 if not answered else 1 if failed else 0
+            _note(f"{answered} answered, {failed} failed" + (f", {unsaved} not saved" if unsaved else ""))
+        return 2 if not answered or (unsaved and not several) else 1 if failed or unsaved else 0
 
-    def _give(self, name: str, answer: Answer, target: Path | None, several: bool, gap: bool) -> None:
+    def _give(self, name: str, answer: Answer, several: bool, gap: bool) -> None:
         if self.as_json:
             print(_json_line(name, answer), flush=True)
         else:
@@ -235,8 +309,6 @@ class Run:
             print(visible(answer.text))
             _print_boxes(answer)
             _print_doubts(answer)
-        if target is not None:
-            _write_picture(answer.draw(), target)
 
 
 def _open_each(batch) -> tuple[list[tuple[Source, Path | None, Image.Image]], list[UserError]]:
@@ -383,15 +455,15 @@ class Session:
             raise UserError(
                 f"{target} is no .png.", "The picture is saved as PNG.", f"Try /save {target.stem or 'out'}.png."
             )
-        _refuse_overwriting(target, [self.name])
+        _refuse_overwriting([target], [self.name])
         _write_picture(self.answer.draw(), target)
 
     def _help(self, _: str) -> None:
         for name, (takes, what, _run) in self.commands.items():
             _note(f"  {name + ' ' + takes:<15} {what}")
         _note("tasks, as a tag before a line or with /task:")
-        for task in TASKS.values():
-            _note(f"  {task.tag or '(none)':<15} {task.help}")
+        for line in task_lines():
+            _note(line)
 
 
 def _one_path(text: str, example: str) -> str:

@@ -189,3 +189,8 @@ def test_no_phrase_breaks_its_markup(phrase):
     assert not found.problems and [b.xyxy for b in found.boxes] == [(10, 10, 50, 50)]
     assert found.boxes[0].phrase == plain(phrase).strip()
     assert plain("red, round  ball > 3 {x}") == "red, round  ball > 3 {x}"
+
+
+def test_json_has_no_rounding_errors():
+    box = parse("{<10><10><20><20>}", 560, 560).boxes[0]
+    assert box.to_dict()["xyxy"] == [56.0, 56.0, 112.0, 112.0]

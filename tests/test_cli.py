@@ -206,6 +206,95 @@ def test_a_run_that_sigterm_stopped_has_an_exit_code_of_its_own(monkeypatch, cap
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("unbuffered", [False, True])
+@pytest.mark.parametrize("words", [["info"], ["chat", "--help"]])
+def test_standard_output_on_a_full_disk(tiny_folder, words, unbuffered):
+    words = [*words, tiny_folder] if words == ["info"] else words
+    with open("/dev/full", "w") as full:
+        env = {"PYTHONPATH": str(ROOT), **({"PYTHONUNBUFFERED": "1"} if unbuffered else {})}
+        done = subprocess.run([sys.executable, "-m", "minigptv2", *map(str, words)], stdout=full,
+                              stderr=subprocess.PIPE, text=True, env=os.environ | env, check=False)  # fmt: skip
+    refused((done.returncode, "", done.stderr), "Standard output cannot be written", "No space left")
+
+
+@pytest.mark.parametrize(("closed", "code"), [("<&-", 0), (">&-", 2), ("2>&-", 0), ("<&- >&- 2>&-", 2)])
+def test_standard_streams_that_are_closed(tiny_folder, closed, code):
+    line = f'"$0" -m minigptv2 info "$1" {closed}'
+    done = subprocess.run(["sh", "-c", line, sys.executable, str(tiny_folder)], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)  # fmt: skip
+    assert done.returncode == code and "Traceback" not in done.stderr
+    if closed == ">&-":
+        refused((code, "", done.stderr), "Standard output is closed")
+
+
+def test_standard_output_that_is_none(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["--version"]) == 2
+    assert "Standard output is closed" in capsys.readouterr().err
+
+
+def test_a_terminal_that_knows_no_umlauts(tiny_folder, picture, tmp_path):
+    name = tmp_path / "grün\udcff.png"
+    shutil.copy(picture, name)
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "LANG": "C"}
+    done = subprocess.run(
+        [sys.executable, "-m", "minigptv2", "chat", name, tmp_path, "-i", "hi", "--max-new-tokens", "2", "--model",
+         tiny_folder, "--save", tmp_path / "out"], capture_output=True, env=env, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"gr\\xfcn\\udcff.png" in done.stdout
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["grün\udcff-2.png", "grün\udcff.png"]
+
+
+ODD = {"long": "x" * 5000, "base64": "data:image/png;base64," + "iVBORw0KGgo/" * 1000, "NUL": "a\0b.png",
+       "surrogate": "a\udcff.png"}  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=list(ODD))
+@pytest.mark.parametrize("line", [
+    "chat ODD [caption]", "chat ODD", "chat PICTURE [caption] --save ODD",
+    "chat PICTURE PICTURE [caption] --save ODD/x",
+    "chat PICTURE [caption] --model ODD", "info ODD", "convert ODD --eva ODD --llama ODD --out ODD",
+    "show scenes --model ODD", "data check ODD", "train ODD", "eval ODD", "bench eval --model ODD",
+])  # fmt: skip
+def test_paths_that_are_none(capsys, picture, monkeypatch, tmp_path, line, odd):
+    monkeypatch.chdir(tmp_path)
+    words = [word.replace("ODD", odd).replace("PICTURE", str(picture)) for word in line.split()]
+    monkeypatch.setattr(api.MiniGPTv2, "from_pretrained", _from_pretrained_of(line))
+    if odd == ODD["surrogate"] and "--save" in line:
+        pytest.skip("a file may be called so")
+    code = cli.main(words)
+    out, err = capsys.readouterr()
+    refused((code, out, err))
+    assert max(map(len, err.splitlines())) < 1500
+
+
+def _from_pretrained_of(line: str):
+    real = api.MiniGPTv2.from_pretrained
+    return real if "--model" in line else lambda *_: pytest.fail("the model was opened")
+
+
+def test_an_error_of_the_system_has_three_lines(monkeypatch, capsys):
+    from minigptv2.train import loop
+
+    def run(*_):
+        raise PermissionError(13, "Permission denied", "/closed/output")
+
+    monkeypatch.setattr(loop, "run", run)
+    refused((cli.main(["train", "x.yaml"]), *capsys.readouterr()), "/closed/output cannot be used", "Permission denied")
+
+
+def test_an_interrupt_in_a_conversation(chat, picture, monkeypatch):
+    def interrupted():
+        yield "hello"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(terminal, "_lines", interrupted)
+    code, out, err = chat(picture)
+    assert code == 130 and out
+    assert len(err.splitlines()) <= 2, "what the conversation began with, and that the answer was cut"
+
+
 # ---- one picture ----
 
 
@@ -393,6 +482,7 @@ def test_places_that_cannot_be_saved_to(chat, folder, tmp_path, grounded):
     refused(chat(a, "hi", "--save", tmp_path / "out.jpg"), "is no .png", "out.png")
     refused(chat(a, "hi", "--save", a), "would be overwritten")
     refused(chat(a, "hi", "--save", folder), "would be overwritten")
+    refused(chat(a, b, "hi", "--save", "/dev/null"), "Give a folder's name")
     refused(chat(a, b, "hi", "--save", tmp_path / "out.png"), "Give a folder's name")
     refused(chat(a, b, "hi", "--save", tmp_path / "file"), "Give a folder's name")
     code, _, err = chat(a, "hi", "--save", tmp_path / "file" / "out.png")
@@ -434,6 +524,93 @@ def test_pictures_of_one_name_are_saved_apart(chat, folder, picture, tmp_path, g
     shutil.copy(picture, folder / "more" / "a.png")
     assert chat(folder / "a.png", folder / "more", "hi", "--save", tmp_path / "drawn")[0] == 0
     assert sorted(file.name for file in (tmp_path / "drawn").iterdir()) == ["a-2.png", "a.png"]
+
+
+def test_no_two_are_saved_under_one_name(tmp_path):
+    names = ["a-2.jpg", "a.jpg", "a.png", "A.gif", "gr\u00fcn.png", "gru\u0308n.jpg", "x" * 250 + ".jpg"]
+    sources = [terminal.Source(name, name) for name in names]
+    targets = terminal.targets_of(str(tmp_path), sources, True)
+    assert [t.name for t in targets[:4]] == ["a-2.png", "a.png", "a-3.png", "A-4.png"]
+    assert len({terminal._one_name(t) for t in targets}) == len(names)
+    assert len(targets[-1].name) < 210
+
+
+def test_targets_look_at_each_name_once(tmp_path, monkeypatch):
+    looked = []
+    real = terminal._identity
+    monkeypatch.setattr(terminal, "_identity", lambda file: looked.append(file) or real(file))
+    monkeypatch.setattr(Path, "resolve", lambda *_: pytest.fail("a name was resolved"))
+    sources = [terminal.Source(f"{n // 2}.{n % 2}", "") for n in range(1000)]
+    assert len(set(terminal.targets_of(str(tmp_path), sources, True))) == 1000
+    assert len(looked) == 2000
+
+
+def test_answers_come_before_the_other_images_are_opened(chat, folder, monkeypatch, grounded):
+    from minigptv2 import images
+
+    opened, real = [], images.open_image
+    monkeypatch.setattr(images, "open_image", lambda source, *more: opened.append(source) or real(source, *more))
+    at_first = []
+    give = terminal.Run._give
+    monkeypatch.setattr(terminal.Run, "_give", lambda *given: at_first.append(len(opened)) or give(*given))
+    assert chat(folder, "hi", "--batch-size", 1)[0] == 1
+    assert at_first[0] == 1 and len(opened) == 7
+
+
+def test_an_image_that_was_there_is_kept(chat, picture, tmp_path, grounded):
+    out = tmp_path / "out.png"
+    out.write_bytes(b"another")
+    code, _, err = chat(picture, "hi", "--save", out)
+    assert (code, err) == (0, f"saved {tmp_path / 'out-2.png'}; out.png was there and is kept\n")
+    assert out.read_bytes() == b"another"
+    assert chat(picture, "hi", "--save", out)[0] == 0, "the same result again is no other image"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out-2.png", "out.png"]
+
+
+def test_a_full_disk_costs_no_answer_and_no_old_image(chat, folder, tmp_path, grounded, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.png").write_bytes(b"old")
+    real = Path.write_bytes
+
+    def write(self, data):
+        if "b.png" in self.name:
+            real(self, data[:100])
+            raise OSError(28, "No space left on device")
+        return real(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    code, _, err = chat(folder / "a.png", folder / "b.png", folder / "c d.png", "-i", "hi", "--save", out)
+    assert code == 1
+    assert "No space left on device" in err and err.endswith("3 answered, 0 failed, 1 not saved\n")
+    assert sorted(file.name for file in out.iterdir()) == ["a-2.png", "a.png", "c d.png"]
+    assert (out / "a.png").read_bytes() == b"old"
+
+
+def test_a_folder_tells_what_is_passed_over(chat, folder, picture):
+    for name in ("b.JFIF", "c.jpe"):
+        Image.open(picture).save(folder / name, "JPEG")
+    (folder / "d.heic").touch()
+    (folder / "below").mkdir()
+    err = chat(folder, "hi")[2]
+    assert f"note: {folder}: 3 other entries (" in err
+    assert all(kind in err for kind in ("1 .heic", "1 .txt", "1 a folder"))
+    assert err.endswith("5 answered, 4 failed\n")
+
+
+def test_help_of_chat_lists_the_tags(capsys):
+    from minigptv2.tasks import TASKS
+
+    assert cli.main(["chat", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(task.tag in told and task.help in told for task in TASKS.values())
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("nothing.jpg", "The current folder has no such file."), ("https://x.org/a.jpg", "https://x.org/a.jpg does not"),
+])  # fmt: skip
+def test_the_path_is_shown_as_it_was_given(chat, name, expected):
+    refused(chat(name, "hi"), expected)
 
 
 # ---- a conversation ----

@@ -418,6 +418,14 @@ def test_check_of_genuine_coco(tmp_path, capsys):
         assert line in out
 
 
+def test_a_sheet_replaces_no_image(tmp_path, capsys):
+    sheet = tmp_path / "s.png"
+    sheet.write_bytes(b"mine")
+    assert cli.main(["data", "check", str(TINY), "--sheet", str(sheet)]) == 0
+    assert sheet.read_bytes() == b"mine"
+    assert f"sheet: {tmp_path / 's-2.png'}" in capsys.readouterr().out
+
+
 def test_a_sheet_of_nothing_is_not_written(tmp_path):
     file = lines(tmp_path, {"conversation": [{"user": "hi", "assistant": "ho"}]})
     assert cli.main(["data", "check", file, "--sheet", str(tmp_path / "s.png")]) == 0
@@ -435,7 +443,7 @@ def test_show_of_own_data(documented, tmp_path, tiny_folder, capsys):
     assert "own.jsonl line 1: 2 exchanges" in out
     assert out.count("(picture x 64)") == 3
     assert "no picture" in out
-    assert len(list((tmp_path / "o").glob("*.png"))) == 2
+    assert len(list((tmp_path / "o").glob("*.png"))) == 3, "also where two have one line"
     assert out.count("  assistant: ") == 2 + 2 + 1 + 1
 
 

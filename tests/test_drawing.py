@@ -9,6 +9,7 @@ from PIL import Image, ImageColor
 from minigptv2 import drawing
 from minigptv2.boxes import Box
 from minigptv2.drawing import COLOURS, draw_boxes
+from minigptv2.errors import UserError
 
 GREY = (120, 130, 140)
 FIRST, SECOND = (ImageColor.getrgb(c) for c in COLOURS[:2])
@@ -178,3 +179,16 @@ def test_any_phrase(phrase):
 )  # fmt: skip
 def test_any_boxes(width, height, boxes):
     assert draw_boxes(blank(width, height), [Box(*xyxy, phrase) for xyxy, phrase in boxes]).size == (width, height)
+
+
+def test_a_saved_image_replaces_none(tmp_path):
+    file, image = tmp_path / "new" / "a.png", blank()
+    assert drawing.save_png(image, file) == file
+    assert drawing.save_png(image, file) == file, "the same bytes"
+    second = drawing.save_png(image, file, {file})
+    assert second == file.with_name("a-2.png"), "the same bytes of another image"
+    assert drawing.save_png(blank(5, 5), file).name == "a-3.png"
+    assert Image.open(file).size == image.size
+    assert len(list(file.parent.iterdir())) == 3
+    with pytest.raises(UserError, match="cannot be written"):
+        drawing.save_png(image, file / "below.png")

@@ -494,3 +494,22 @@ def test_a_folder_without_pictures_names_the_suffixes(tmp_path):
     for wrong in (tmp_path / "absent", tmp_path / "note.txt", "a\0b"):
         with pytest.raises(UserError, match="cannot be listed"):
             find_pictures(wrong)
+
+
+def test_every_suffix_of_a_format_that_is_read_is_looked_for():
+    Image.init()
+    known = {suffix for suffix, name in Image.EXTENSION.items() if name in images.FORMATS}
+    assert known <= set(SUFFIXES)
+    assert {".jif", ".jfi", ".dib"} <= set(SUFFIXES)
+
+
+def test_what_is_passed_over_is_counted(tmp_path):
+    from collections import Counter
+
+    for name in ("a.jfif", "b.HEIC", "c.heic", "note.txt", ".hidden.png", "noend"):
+        (tmp_path / name).touch()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "folder.png").mkdir()
+    others = Counter()
+    assert [p.name for p in find_pictures(tmp_path, others)] == ["a.jfif", "gone.png"]
+    assert others == {".heic": 2, ".txt": 1, "hidden": 1, "without a suffix": 1, "a folder": 1}

@@ -241,9 +241,12 @@ def _check_annotations(rows: list, pictures: dict[int, tuple[str, tuple[int, int
 # ---- the sheet ----
 
 
-def write_sheet(report: Report, out: Path, most: int) -> int:
-    """Up to `most` pictures, spread over the whole file, with their labelled boxes, as one PNG; how many it shows."""
+def write_sheet(report: Report, out: Path, most: int) -> tuple[Path, int]:
+    """Up to `most` pictures, spread over the whole file, with their labelled boxes, as one PNG: where `save_png` put
+    it, and how many it shows."""
     from PIL import Image, ImageDraw, ImageFont
+
+    from minigptv2.drawing import save_png
 
     shown = report.drawn
     if len(shown) > most:
@@ -262,12 +265,7 @@ def write_sheet(report: Report, out: Path, most: int) -> int:
         while font.getlength(name) > CELL - 8:
             name = name[1:]
         pen.text((left + 4, top + 3), name, "black", font)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(out, "PNG")
-    except OSError as error:
-        raise UserError(f"{out} cannot be written.", f"The system says: {error}.", "Choose another place.") from None
-    return len(shown)
+    return save_png(sheet, out), len(shown)
 
 
 def _scaled(path: Path, size: tuple[int, int], boxes: list[Box]):
