@@ -100,7 +100,7 @@ def open_image(source: Any, at_least: int = 0) -> Image.Image:
 
 
 def image_header(path: str | os.PathLike) -> tuple[tuple[int, int], int]:
-    """Of an image file, from its header alone: (width, height) as its pixels are stored, and its EXIF orientation, 1..8.
+    """Of an image file, from its header alone: (width, height) as it is stored, and its EXIF orientation, 1..8.
 
     Raises UserError.
     """

@@ -15,7 +15,8 @@ from minigptv2.errors import UserError
 from minigptv2.sample import Exchange, Phrase
 
 TASKS = ("detection", "refer", "identify")
-MOST_BOXES = 20  # in one answer: about 250 tokens
+MOST_BOXES = 50  # in one answer: about 700 tokens, so that it fits a context of 1,024 with its image and question
+TOO_MANY = f"a label with more than {MOST_BOXES} boxes in an image, which [detection] does not ask for"
 _SAME = 0.9  # boxes that overlap more than this show the same thing, so that what it is has two answers
 _LEAST_SIDE = 2 / BINS  # of the picture: below it, the box's numbers hardly differ
 
@@ -54,6 +55,11 @@ def exchanges(
     while len(out) < count and any(piles):
         out += [pile.pop() for pile in piles if pile]
     return out[:count]
+
+
+def too_many(boxes: Mapping[str, Sequence[Box]]) -> list[str]:
+    """The labels that have too many boxes in the image for [detection], to be counted as `TOO_MANY`."""
+    return [label for label, found in boxes.items() if len(found) > MOST_BOXES]
 
 
 def _detection(things: Things, size: tuple[int, int], rng: random.Random) -> list[Exchange]:

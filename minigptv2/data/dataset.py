@@ -50,6 +50,7 @@ DATASETS: dict[str, str] = {
     "sums": "minigptv2.data.sums:Sums",
 }
 _EXAMPLES = 3
+RECORDS = "records"  # the unit that most readers drop
 _KINDS = {"str": (str, "text"), "int": (int, "a whole number"), "bool": (bool, "true or false")}  # of options
 
 
@@ -71,18 +72,36 @@ class Dataset(Protocol):
 
 
 class Problems:
-    """Counts what was wrong, by kind, and keeps the first examples of each."""
+    """Counts what was wrong, by kind, and keeps the first examples of each. Apart from that, it counts what was dropped
+    for it, by unit: records, or the annotations, questions, ... that a record is made of."""
 
     def __init__(self):
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
+        self.dropped: Counter[str] = Counter()
+        self.seen: Counter[str] = Counter()
 
-    def add(self, kind: str, example: str) -> None:
-        """kind: "a box outside the picture"; example: where, "val.json row 17"."""
+    def add(self, kind: str, example: str, dropped: bool = True, unit: str = RECORDS) -> None:
+        """kind: "a box outside the picture"; example: where, "val.json row 17". dropped: False for a note, on what is
+        used all the same (a box that is cut off at the edge) or was never meant to be (a crowd). unit: what was
+        dropped, in the plural."""
         self.counts[kind] += 1
+        self.dropped[unit] += dropped
         kept = self.examples.setdefault(kind, [])
         if len(kept) < _EXAMPLES:
             kept.append(example)
+
+    def saw(self, count: int, unit: str = RECORDS) -> None:
+        """The reader has looked at so many, good and bad: what the dropped ones are a share of."""
+        self.seen[unit] += count
+
+    def shares(self, kept: int) -> Iterator[tuple[str, int, int]]:
+        """(unit, dropped, looked at) of every unit of which a share can be told. kept: the reader's records, of which
+        it need not say how many it saw; of any other unit it must."""
+        for unit, dropped in self.dropped.items():
+            seen = self.seen[unit] or (kept + dropped if unit == RECORDS else 0)
+            if dropped and seen:
+                yield unit, dropped, max(seen, dropped)
 
     def __bool__(self) -> bool:
         return bool(self.counts)

@@ -222,7 +222,7 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
     answered = [case for case in scored.cases if case.index in predictions]
     for form, file in config.exports.items():
         kinds = {name: number for number, name in getattr(benchmark, "kinds", {}).items()}
-        strange += [f"{file}: {line}" for line in exchange.write(form, file, answered, kinds).lines()]
+        strange += [f"{file}: {line}" for line in exchange.write(form, file, answered, kinds, items).lines()]
     return Report(
         name=benchmark.name, benchmark=config.benchmark, settings={"limit": config.limit} if config.limit else {},
         model=model, rules=rules, figures=_figures(scored, items, benchmark), total=scored.total,
@@ -242,7 +242,7 @@ def _given(
     if form is None:
         return *read_foreign(file, {i.index for i in items}, benchmark.excluded, head), []
     exchange.require(form, one.config.benchmark, f"{file} holds")
-    predictions, counts, problems = exchange.read(form, file, items, asked, getattr(benchmark, "kinds", {}))
+    predictions, counts, problems = exchange.read(form, file, items, asked, getattr(benchmark, "categories", {}))
     return predictions, counts, {}, [f"{file}: {line}" for line in problems.lines()]
 
 
