@@ -361,7 +361,7 @@ def test_coco_names_without_underscores(tmp_path):
         ({"images": [{**IMAGE, "width": 639}]}, "a size that is not the picture's"),
         ({"images": [{**IMAGE, "width": 480, "height": 640}]}, SWAPPED),
         ({"images": [{"id": 1, "file_name": "a.jpg"}]}, "an image without a usable width and height"),
-        ({"categories": [{"id": 3, "name": "x"}, {"id": 3, "name": "y"}]}, "a category whose 'id' another category has"),
+        ({"categories": [{"id": 3, "name": "x"}, {"id": 3, "name": "y"}]}, "a category whose 'id' another"),
     ],
 )  # fmt: skip
 def test_check_tells_what_is_wrong_in_coco(tmp_path, capsys, changes, kind):

@@ -16,7 +16,7 @@ from minigptv2.sample import Exchange, Phrase
 
 TASKS = ("detection", "refer", "identify")
 MOST_BOXES = 50  # in one answer: about 700 tokens, so that it fits a context of 1,024 with its image and question
-TOO_MANY = f"a label with more than {MOST_BOXES} boxes in an image, which [detection] does not ask for"
+TOO_MANY = f"a label with more than {MOST_BOXES} boxes in an image, which detection does not ask for"
 _SAME = 0.9  # boxes that overlap more than this show the same thing, so that what it is has two answers
 _LEAST_SIDE = 2 / BINS  # of the picture: below it, the box's numbers hardly differ
 
