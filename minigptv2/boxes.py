@@ -162,6 +162,29 @@ def iou(a: Box, b: Box) -> float:
     return shared / (a.area + b.area - shared)
 
 
+def upright_box(box: Box, stored: tuple[float, float], orientation: int) -> Box:
+    """A box of an image as it is stored, (width, height), as a box of the same image turned upright.
+
+    orientation: EXIF's, 1..8, which says how the image is turned upright; 1 changes nothing.
+    """
+    width, height = stored
+    x1, y1, x2, y2 = box.xyxy
+    if orientation in (2, 3, 7, 8):  # left and right change places
+        x1, x2 = width - x2, width - x1
+    if orientation in (3, 4, 6, 7):  # top and bottom
+        y1, y2 = height - y2, height - y1
+    if orientation in (5, 6, 7, 8):  # rows become columns
+        x1, y1, x2, y2 = y1, x1, y2, x2
+    return replace(box, x1=x1, y1=y1, x2=x2, y2=y2)
+
+
+def stored_box(box: Box, stored: tuple[float, float], orientation: int) -> Box:
+    """The way back from `upright_box`: a box of the upright image as a box of the image as it is stored."""
+    turned = orientation in (5, 6, 7, 8)
+    back = {6: 8, 8: 6}.get(orientation, orientation)  # all others undo themselves
+    return upright_box(box, (stored[1], stored[0]) if turned else stored, back)
+
+
 def with_scores(boxes, scores) -> tuple[Box, ...]:
     """The same boxes with a score each."""
     return tuple(replace(b, score=s) for b, s in zip(boxes, scores, strict=True))

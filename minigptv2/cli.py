@@ -347,7 +347,9 @@ def _data_arguments(parser: Parser) -> None:
     parser.add_argument("--sheet", metavar="OUT", help="write a PNG of pictures with their labelled boxes")
     parser.add_argument("--most", type=_whole_number(1), default=16, metavar="N",
                         help="pictures in the sheet (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="read the pictures' headers alone: damage is not seen")
+    parser.add_argument("--quick", action="store_true", help="read the images' headers alone: damage is not seen")
+    parser.add_argument("--orientation", choices=["auto", "stored", "upright"], default="",
+                        help="of COCO's JSON: whether boxes are of images as stored, or upright")  # fmt: skip
 
 
 def _data(args: argparse.Namespace) -> int:
@@ -356,7 +358,7 @@ def _data(args: argparse.Namespace) -> int:
     from minigptv2.data.check import check, write_sheet
     from minigptv2.terminal import visible
 
-    report = check(args.file, args.images, args.quick)
+    report = check(args.file, args.images, args.quick, args.orientation)
     for line in report.lines():
         print(visible(line))
     if args.sheet and report.drawn:

@@ -213,14 +213,28 @@ def _read(source: Any, allow_urls: bool) -> Any:
     return _NamedBytes(name, bytes(data))
 
 
-def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Width and height of a picture file once it is upright, from its header alone. Raises UserError."""
+def image_header(path: str | os.PathLike) -> tuple[tuple[int, int], int]:
+    """Of an image file, from its header alone: (width, height) as it is stored, and its EXIF orientation, 1..8.
+
+    Raises UserError.
+    """
     with _open_file(path) as file:
         image = _identify(file, str(path))
         _check_size(image.width, image.height, str(path))
         with _pillow_errors_told(str(path)):
-            turned = _orientation(image) in (5, 6, 7, 8)
-        return (image.height, image.width) if turned else image.size
+            orientation = _orientation(image)
+        turned = image.format == "TIFF"  # whose size Pillow gives upright already
+        return upright_size(image.size, orientation) if turned else image.size, orientation
+
+
+def upright_size(stored: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(width, height) of a stored image once it is upright; and the other way round."""
+    return stored[::-1] if orientation in (5, 6, 7, 8) else stored
+
+
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Width and height of an image file once it is upright, from its header alone. Raises UserError."""
+    return upright_size(*image_header(path))
 
 
 def squash(image: Image.Image, size: int) -> Image.Image:
@@ -391,10 +405,11 @@ def _reason(error: BaseException) -> str:
     return words.rstrip(".")
 
 
-def _orientation(image: Image.Image) -> Any:
-    """The EXIF orientation, 1..8; 1 where the metadata cannot be read, as the pixels are still good."""
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1..8; 1 where the metadata cannot be read or say another, as the pixels are still good."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return int(found) if found in _UPRIGHT else 1
     except _CORRUPT_METADATA:
         return 1
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -267,12 +268,12 @@ def find_image(folder: Path, name: str) -> Path:
     """The file of this name below the folder. Raises Malformed with the cause where there is none, NotThere where the
     name is a path at which no file lies.
 
-    The name is taken to the character first; where no such file is there, backslashes, as tools on Windows write them,
-    are read as slashes.
+    The name is taken to the character first. Where no such file is there, backslashes, as tools on Windows write them,
+    are read as slashes, and accented letters in their other form of Unicode (composed, decomposed), as macOS writes.
     """
     if "\0" in name:
         raise Malformed("an image name with a NUL character, which no file has")
-    for written in dict.fromkeys((name, name.replace("\\", "/"))):
+    for written in _spellings(name):
         path = folder / written
         try:
             if path.is_file():
@@ -302,6 +303,13 @@ def phrase_of(row: Any, name: str) -> str:
     if not words:
         raise Malformed(f"an empty {name!r}")
     return words
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """The ways in which a file's name may be written on the disk, each once, as it is given first."""
+    slashes = name.replace("\\", "/")
+    forms = [] if name.isascii() else [unicodedata.normalize(form, slashes) for form in ("NFC", "NFD")]
+    yield from dict.fromkeys((name, slashes, *forms))
 
 
 def label_of(row: Any, name: str) -> str:
@@ -344,6 +352,33 @@ def box_of(numbers: Any, size: tuple[int, int], form: str = "xywh") -> Box:
     if not (box.x1 < box.x2 and box.y1 < box.y2):
         raise Malformed("a box outside the picture")
     return box
+
+
+ORIENTATIONS = ("auto", "stored", "upright")
+OTHER_FRAME = "a size that is of the {} image, while `orientation` says that the boxes are of the {} one"
+SWAPPED = "a size whose width and height are swapped, so that nobody knows where the boxes are"
+
+
+def turn_of(
+    given: tuple[int, int] | None, stored: tuple[int, int], orientation: int, choice: str = "auto"
+) -> tuple[int, str]:
+    """Which EXIF orientation turns the boxes of an image upright (1: they are upright already), and what the sizes say
+    against it, as a kind of `Problems`; "" where nothing.
+
+    given: (width, height) that the annotations say, None where they say none. stored, orientation: of the image file,
+    see `images.image_header`. choice: what the boxes belong to: "stored" the image as it lies in the file, "upright"
+    the image turned upright; "auto" what the given size tells, where it can, else the stored one. A size tells where
+    the image is not square and its orientation turns it by 90 degrees. Raises Malformed where no reading fits.
+    """
+    upright = stored[::-1] if orientation in (5, 6, 7, 8) else stored
+    tells = ""
+    if given is not None and upright != stored and given[0] != given[1]:
+        tells = "upright" if (given[0] > given[1]) == (upright[0] > upright[1]) else "stored"
+    elif given is not None and given != stored and given == stored[::-1]:
+        raise Malformed(SWAPPED)
+    frame = choice if choice != "auto" else tells or "stored"
+    against = OTHER_FRAME.format(tells, frame) if tells and tells != frame else ""
+    return (orientation if frame == "stored" else 1), against
 
 
 def reaches_over(numbers: Any, size: tuple[int, int], form: str = "xywh") -> bool:

@@ -1,7 +1,7 @@
 """`minigptv2 data check`: what is in a file of one's own, what is wrong with it, and a sheet of pictures to look at.
 
-JSON Lines (`own.py`) and COCO's detection JSON (`coco_detection.py`) are read by the code that training reads them
-with; here every picture is opened, too.
+JSON Lines (`own.py`) and COCO's detection JSON (`coco_json.py`) are read by the code that training reads them with;
+here every image is opened, too.
 """
 
 from __future__ import annotations
@@ -12,29 +12,26 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from minigptv2.boxes import Box
 from minigptv2.data import coco_detection, own
-from minigptv2.data.annotations import (
-    OVER_EDGE,
-    Malformed,
-    find_image,
-    reaches_over,
-    read_json_lines,
-    size_of,
-    words_of,
-)
-from minigptv2.data.annotations import field as field_of
+from minigptv2.data.annotations import Malformed, find_image, read_json_lines
+from minigptv2.data.coco_json import CROWD, LISTS, CocoFile, CocoImage, upright
 from minigptv2.data.dataset import Problems
 from minigptv2.data.turns import tokens_of
 from minigptv2.errors import UserError
+from minigptv2.files import is_file
+from minigptv2.images import image_header, upright_size
 
 CELL, BAND = 400, 20  # pixels of a picture's place in the sheet, and of the line with its name
 _MOST_LABELS = 12  # named in the summary
 TURNED = "a size of the picture as it lies in the file; it is turned upright by its EXIF orientation"
-SWAPPED = "a size with width and height exchanged"
+SWAPPED_SIZE = "a size whose width and height are swapped"
 OTHER_SIZE = "a size that is not the picture's"
+UPRIGHT_ELSEWHERE = (
+    "a file whose other sizes are of upright images, while images that are mirrored, square or upside down were taken "
+    "as stored (option orientation: upright)"
+)
 
 
 @dataclass
@@ -70,15 +67,16 @@ class Report:
             yield "nothing of this file can be used"
 
 
-def check(file: str | Path, images: str = "", quick: bool = False) -> Report:
-    """Read the whole file and every picture it names. images: their folder. quick: read the pictures' headers alone.
+def check(file: str | Path, images: str = "", quick: bool = False, orientation: str = "") -> Report:
+    """Read the whole file as training does, and every image that it names. images: their folder. quick: read the
+    images' headers alone. orientation: the option of the reader, "" for its default.
 
     Raises UserError where the file is neither JSON Lines nor COCO's JSON.
     """
     file = Path(file)
     if file.suffix.lower() in (".jsonl", ".ndjson") or _first_line_is_a_record(file):
         return _check_own(file, images, quick)
-    return _check_coco(file, images, quick)
+    return _check_coco(file, images, quick, orientation or "auto")
 
 
 def _first_line_is_a_record(file: Path) -> bool:
@@ -89,38 +87,35 @@ def _first_line_is_a_record(file: Path) -> bool:
         row = json.loads(first.decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(row, dict) and not any(name in row for name in coco_detection.LISTS)
+    return isinstance(row, dict) and not any(name in row for name in LISTS)
 
 
-def _look(path: Path, quick: bool) -> tuple[int, int]:
-    """The upright size of a picture. Raises Malformed where it is missing, cannot be read or is damaged."""
-    from minigptv2.images import image_size, open_image
+def _look(path: Path, quick: bool) -> tuple[tuple[int, int], int]:
+    """The size of an image as it is stored, and its EXIF orientation. Raises Malformed where it is missing, cannot be
+    read or is damaged; with quick, damage behind the header is not seen."""
+    from minigptv2.images import open_image
 
-    if not path.is_file():
+    if not is_file(path):
         raise Malformed("a picture that is not on the disk")
     try:
-        return image_size(path) if quick else open_image(path).size
+        found = image_header(path)
+        if not quick:
+            open_image(path)
+        return found
     except UserError as error:
         kind = "damaged or cut short" if "damaged" in error.given else "not to be read"
         raise Malformed(f"a picture that is {kind}") from error
 
 
 def _compared(
-    given: tuple[int, int], real: tuple[int, int], where: str, problems: Problems, path: Path | None = None
+    given: tuple[int, int], stored: tuple[int, int], orientation: int, where: str, problems: Problems
 ) -> None:
-    """Counts a given size that is not the upright one. path: of the image, whose header tells whether EXIF turns it."""
+    """given: of the upright image, as a line says it."""
+    real = upright_size(stored, orientation)
     if given != real:
-        turned = given == real[::-1] and (path is None or _turned(path))
-        kind = TURNED if turned else SWAPPED if given == real[::-1] else OTHER_SIZE
-        problems.add(kind, f"{where} {given[0]} x {given[1]}, upright {real[0]} x {real[1]}")
-
-
-def _turned(path: Path) -> bool:
-    """Whether EXIF turns an image by a quarter."""
-    from PIL import ExifTags, Image
-
-    with Image.open(path) as image:
-        return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        swapped = TURNED if real != stored else SWAPPED_SIZE
+        kind = swapped if given == real[::-1] else OTHER_SIZE
+        problems.add(kind, f"{where} {_by(given)}, upright {_by(real)}", dropped=False)
 
 
 # ---- JSON Lines ----
@@ -138,8 +133,8 @@ def _check_own(file: Path, images: str, quick: bool) -> Report:
         if path not in sizes:
             sizes[path] = _look(path, quick)
         if given:
-            _compared(given, sizes[path], image, report.problems, path)
-        return path, sizes[path]
+            _compared(given, *sizes[path], image, report.problems)
+        return path, upright_size(*sizes[path])
 
     counts, longest = Counter(), 0
     read = own.entries_of(file, measure, report.problems)
@@ -172,70 +167,57 @@ def _check_own(file: Path, images: str, quick: bool) -> Report:
 # ---- COCO ----
 
 
-def _check_coco(file: Path, images: str, quick: bool) -> Report:
+def _check_coco(file: Path, images: str, quick: bool, orientation: str) -> Report:
     from tqdm import tqdm
 
-    content = coco_detection.read(file)
-    folder = coco_detection.picture_folder(file, images, content["images"])
-    report, problems = Report(f"{file}: COCO detection"), Problems()
-    report.problems = problems
-    categories = coco_detection.categories_of(content["categories"], problems)
-    pictures: dict[int, tuple[str, tuple[int, int]]] = {}
-    usable: set[int] = set()
-    for place, row in enumerate(tqdm(content["images"], "check", unit=" pictures", disable=None, leave=False)):
-        try:
-            number, name, given = field_of(row, "id", int), words_of(row, "file_name"), size_of(row)
-            if number in pictures:
-                raise Malformed("a picture of an 'id' that an earlier one has")
-            pictures[number] = name, given
-            real = _look(folder / name, quick)
-            _compared(given, real, name, problems)
-            usable.add(number)
-        except Malformed as error:
-            problems.add(str(error), f"images row {place}{_named(row)}")
-    boxes, _ = coco_detection.boxes_of(content["annotations"], pictures, categories, problems)
-    crowds = problems.counts.pop(coco_detection.CROWD, 0)
-    _check_annotations(content["annotations"], pictures, problems)
-    for number, (name, size) in pictures.items():
-        for label, found in boxes.get(number, {}).items():
+    coco = CocoFile(file, images, orientation)
+    report, problems = Report(f"{file}: COCO detection", problems=coco.problems), coco.problems
+    usable = {record.path for record in coco_detection.records_of(coco)}
+    crowds = problems.counts.pop(CROWD, 0)
+    frames: Counter[str] = Counter()
+    for image in tqdm(coco.images, "check", unit=" pictures", disable=None, leave=False):
+        for label, found in image.boxes.items():
             report.labels[label] += len(found)
-        if number in usable:
-            drawn = [Box(*box.xyxy, label) for label, found in boxes.get(number, {}).items() for box in found]
-            report.drawn.append((folder / name, size, drawn))
+        if image.lost:
+            continue
+        try:
+            stored, turned = _look(image.path, quick)
+            frame = upright(image.path, image.size, image.given, orientation)
+        except Malformed as error:
+            usable.discard(image.path)
+            problems.add(str(error), image.name)
+            continue
+        frames[_frame_told(image, stored, turned)] += 1
+        real = stored if frame.turn == turned else upright_size(stored, turned)
+        if frame.against:
+            problems.add(frame.against, image.name, dropped=False)
+        elif image.given and image.size != real:
+            problems.add(OTHER_SIZE, f"{image.name} {_by(image.size)}, not {_by(real)}", dropped=False)
+        boxes = [Box(*frame.box(box).xyxy, label) for label, found in image.boxes.items() for box in found]
+        report.drawn.append((image.path, frame.size, boxes))
+    if orientation == "auto" and frames["upright"] and frames["unknown"] and not frames["stored"]:
+        problems.add(UPRIGHT_ELSEWHERE, f"{frames['unknown']} images", dropped=False)
     report.usable = len(usable)
     report.counts = {
-        "pictures": len(pictures), "pictures without a box": sum(number not in boxes for number in pictures),
-        "boxes": sum(report.labels.values()), "crowds, left out": crowds, "categories": len(categories),
+        "pictures": len(coco.images), "pictures without a box": sum(not image.things for image in coco.images),
+        "boxes": sum(report.labels.values()), "crowds, left out": crowds, "categories": len(coco.labels),
         "categories with a box": len(report.labels),
     }  # fmt: skip
     return report
 
 
-def _named(row: Any) -> str:
-    return f" {row['file_name']}" if isinstance(row, dict) and isinstance(row.get("file_name"), str) else ""
+def _frame_told(image: CocoImage, stored: tuple[int, int], orientation: int) -> str:
+    """Which frame the size of an image tells, "unknown" where it cannot, "" where it is stored upright."""
+    if orientation == 1:
+        return ""
+    real = upright_size(stored, orientation)
+    if not image.given or real == stored:
+        return "unknown"
+    return "upright" if (image.size[0] > image.size[1]) == (real[0] > real[1]) else "stored"
 
 
-def _check_annotations(rows: list, pictures: dict[int, tuple[str, tuple[int, int]]], problems: Problems) -> None:
-    """What the reader has no reason to mind: numbers given twice, and boxes that reach over the edge."""
-    seen = set()
-    for place, row in enumerate(rows):
-        if not isinstance(row, dict):
-            continue
-        number = row.get("id")
-        if isinstance(number, int | str):
-            if number in seen:
-                problems.add("an annotation of an 'id' that an earlier one has", f"annotations row {place}")
-            seen.add(number)
-        owner = row.get("image_id")
-        if row.get("iscrowd") or not isinstance(owner, int) or owner not in pictures:
-            continue
-        name, size = pictures[owner]
-        try:
-            coco_detection.box_of(row.get("bbox"), size)
-        except Malformed:
-            continue
-        if reaches_over(row["bbox"], size):
-            problems.add(OVER_EDGE, f"annotations row {place} of {name}")
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 # ---- the sheet ----
@@ -269,11 +251,19 @@ def write_sheet(report: Report, out: Path, most: int) -> tuple[Path, int]:
 
 
 def _scaled(path: Path, size: tuple[int, int], boxes: list[Box]):
-    """The upright picture with its boxes, as large as fits into a cell. Boxes: pixels of a picture of `size`."""
+    """The upright image with its boxes, as large as fits into a cell, grey where it cannot be opened.
+
+    Boxes: pixels of an image of `size`.
+    """
+    from PIL import Image
+
     from minigptv2.drawing import draw_boxes
     from minigptv2.images import open_image
 
-    picture = open_image(path)
+    try:
+        picture = open_image(path)
+    except UserError:  # with quick, damage shows here first
+        picture = Image.new("RGB", size, "lightgrey")
     share = CELL / max(picture.size)
     picture = picture.resize(tuple(max(1, round(side * share)) for side in picture.size))
     across, down = picture.width / size[0], picture.height / size[1]

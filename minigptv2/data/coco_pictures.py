@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from minigptv2.data.annotations import Malformed, find_image
 from minigptv2.errors import UserError
 from minigptv2.files import is_dir, is_file
 
@@ -22,6 +24,9 @@ FOLDERS = (
     *(f"coco/images/{year}" for year in _YEARS), "images/mscoco/images/train2014",
 )  # fmt: skip
 _NAME = re.compile(r"(COCO_\w+2\d{3}_)?(\d{12})\.jpg")
+_NAMED = re.compile(r"(?:COCO_\w+2\d{3}_)?(\d{12})\.jpg$")  # at the end of a path
+_LONGEST = 200  # characters of a name that is shown
+_TRIED = 20  # names by which the folder of a file's images is found
 
 
 class CocoPictures:
@@ -70,6 +75,80 @@ class CocoPictures:
     def find(self, number: int) -> Path:
         """The picture's path; where it is not there, the path where it is expected."""
         return self._found(number) or self.folder / "train2014" / f"COCO_train2014_{number:012d}.jpg"
+
+
+class ImageFinder:
+    """Where the images lie that a COCO file names.
+
+    file: the JSON. images: their folder, or that of `train2017` and `val2017`; "" where they lie at one of the usual
+    places beside the file. root: where images with COCO's numbers are looked for, "" for images, or the file's folder.
+    names: the file's own, by which the folder is found. Raises UserError where `images` is no folder, and, with
+    required, where neither it is given nor one image is found.
+    """
+
+    def __init__(self, file: Path, images: str, root: str, names: Sequence[str], required: bool = True):
+        if images and not is_dir(images):
+            raise UserError(f"There is no folder {images}.", "`images` is the folder of the images.", "Check it.")
+        part = file.stem.rpartition("_")[2]  # instances_train2017 -> train2017
+        if images:
+            places = tuple(Path(images, below) for below in ("", part, f"images/{part}"))
+        else:
+            near, above = file.absolute().parent, file.absolute().parent.parent
+            places = (near, near / "images", near / part, near / "data", above / "images" / part, above / part,
+                      above / "images", above / "data", above)  # fmt: skip
+        names = [name for name in names if isinstance(name, str)]
+        tried = [*names[:_TRIED], *names[:: max(1, len(names) // _TRIED)][:_TRIED]]
+        hits = {place: sum(_there(place, name) for name in tried) for place in places}
+        self.folder = max(places, key=lambda place: hits[place])  # of equal ones the first
+        self._root = Path(images or root or file.absolute().parent)
+        self._numbered: CocoPictures | None = None
+        if required and not images and not hits[self.folder] and not any(self._by_number(name) for name in tried):
+            raise _not_found(file, places, tried)
+
+    def find(self, name: str, number: int | str) -> tuple[Path, str]:
+        """The image's path and "", or the path where it is expected and why it is not there.
+
+        The name decides. Where no such file is there, a name of COCO is looked for by its number, in all the folders
+        and under all the names of its releases; without a name, the number of the row.
+        """
+        try:
+            if not name:
+                raise Malformed("no 'file_name'")
+            return find_image(self.folder, name), ""
+        except Malformed as error:
+            path = self._by_number(name or (f"{number:012d}.jpg" if isinstance(number, int) else ""))
+            return (path, "") if path else (self._expected(name, number), str(error))
+
+    def _by_number(self, name: str) -> Path | None:
+        found = _NAMED.search(name)
+        if not found:
+            return None
+        if self._numbered is None:
+            self._numbered = CocoPictures(self._root)
+        return self._numbered.find(int(found[1])) if int(found[1]) in self._numbered else None
+
+    def _expected(self, name: str, number: int | str) -> Path:
+        if name:
+            return self.folder / name.replace("\0", "")[:_LONGEST]
+        return self.folder / (f"{number:012d}.jpg" if isinstance(number, int) else f"{number}")
+
+
+def _there(place: Path, name: str) -> bool:
+    try:
+        find_image(place, name)
+    except Malformed:
+        return False
+    return True
+
+
+def _not_found(file: Path, places: Sequence[Path], names: Sequence[str]) -> UserError:
+    advice = "Name their folder with the option images; for data check, with --images."
+    shown = names[0][:_LONGEST] if names else ""
+    looked = f"Looked in {', '.join(map(str, places))}" + (f" for {shown}, say." if shown else ".")
+    if shown and "\\" in shown:
+        looked += " Its backslashes (\\), as tools on Windows write them, were read as slashes, too."
+        advice = "The folder that holds the first part of that path is to be named: option images, or --images."
+    return UserError(f"The images of {file} were not found.", looked, advice)
 
 
 def missing(paths) -> list[Path]:

@@ -21,36 +21,39 @@ LIKELY = 5  # the kinds that most often stand beside those of the picture, among
 
 
 class AbsentPhrases:
-    """root, split, images, instances: as `CocoDetection` has them. seed: chooses the kinds."""
+    """root, split, images, instances, orientation: as `CocoDetection` has them. seed: chooses the kinds."""
 
     max_new_tokens = 50
 
-    def __init__(self, root: str, split: str = "val2017", images: str = "", instances: str = "", seed: int = 0):
-        self.data, self.seed = CocoDetection(root, split, images, instances), seed
+    def __init__(
+        self, root: str, split: str = "val2017", images: str = "", instances: str = "", seed: int = 0,
+        orientation: str = "auto",
+    ):  # fmt: skip
+        self.data, self.seed = CocoDetection(root, split, images, instances, orientation=orientation), seed
         self.files, self.problems, self.excluded = self.data.files, self.data.problems, self.data.excluded
         self.name = f"absent phrases {instances.removesuffix('.json') or split}"
         self.published: Mapping[str, tuple[Published, ...]] = {}
 
     def items(self) -> list[Item]:
-        there: dict[int, set[int]] = {number: set() for number in self.data.pictures}
-        for thing in self.data.things:
-            there[thing["image_id"]].add(thing["category_id"])
-        together: dict[int, Counter[int]] = {kind: Counter() for kind in self.data.kinds}
-        for kinds in there.values():
-            for kind in kinds:
-                together[kind].update(kinds)
+        coco, kinds = self.data.coco, self.data.kinds
+        together: dict[int | str, Counter[int | str]] = {kind: Counter() for kind in kinds}
+        there = {image.place: {thing.category for thing in image.things} for image in coco.images}
+        for present in there.values():
+            for kind in present:
+                together[kind].update(present)
         out = []
-        for number, (place, row) in self.data.pictures.items():
-            beside = Counter({kind: 0 for kind in self.data.kinds})
-            for kind in there[number]:
+        for image in coco.images:
+            beside = Counter({kind: 0 for kind in kinds})
+            for kind in there[image.place]:
                 beside.update(together[kind])
-            likely = [kind for kind, _ in beside.most_common() if kind not in there[number]][:LIKELY]
+            absent = set(coco.absent(image))
+            likely = [kind for kind, _ in beside.most_common() if kinds[kind] in absent][:LIKELY]
             if not likely:
-                continue  # every kind of the file is in the picture
-            name = self.data.kinds[random.Random(f"{self.seed}/{number}").choice(likely)]
+                continue  # nothing of the file is surely not in the image
+            name = kinds[random.Random(f"{self.seed}/{image.number}").choice(likely)]
             text = instruction_text(Exchange("refer", (Phrase(name),)), (0, 0), "floor", None)
-            path, size = self.data.folder.find(number), (row["width"], row["height"])
-            out.append(Item(place, path, size, text, str(path), name, words=name))
+            size = self.data.frame(image).size
+            out.append(Item(image.place, image.path, size, text, str(image.path), name, words=name))
         return out
 
     def score(self, items: Sequence[Item], predictions: Mapping[int, Prediction], rules: Rules) -> Scored:

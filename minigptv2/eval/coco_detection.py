@@ -6,16 +6,15 @@ average precision sorts by are the probabilities of the boxes' numbers; answers 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from minigptv2.boxes import Box
-from minigptv2.data.annotations import Malformed, damaged, field, one_of, read_json, size_of, words_of
-from minigptv2.data.coco_pictures import CocoPictures
-from minigptv2.data.dataset import Problems
+from minigptv2.data.annotations import Malformed, one_of
+from minigptv2.data.coco_json import CocoFile, CocoImage, Id, Upright, upright
 from minigptv2.data.layout import Layout
+from minigptv2.errors import UserError
 from minigptv2.eval import metrics
 from minigptv2.eval.benchmark import Case, Item, Prediction, Published, Rules, Scored
 from minigptv2.eval.refcoco import answer_boxes
@@ -32,53 +31,72 @@ ASK = ("present", "all")
 JUDGED = "F1 at IoU 0.5 of a picture's boxes, crowds aside"
 
 
-class CocoDetection:
-    """root: holds `annotations/instances_<split>.json`; images: COCO's pictures, where they are not in root.
+class Truth(NamedTuple):
+    """number: the image's `id`. things: its annotations as pycocotools takes them, boxes on the upright image. frame:
+    how boxes in the file's own frame, as those of other programs, are turned upright."""
 
-    instances: the name of the file below root, where it has another. ask: "present" names the kinds that the picture
-    holds (all where it holds none), which tells the model something; "all" names every kind of the file.
+    number: Id
+    things: tuple[dict[str, Any], ...]
+    frame: Upright
+
+
+class CocoDetection:
+    """root: holds `annotations/instances_<split>.json`; images: the images, where they are not in root.
+
+    instances: the name of the file below root, where it has another. ask: "present" names the kinds that the image
+    holds (all where it holds none), which tells the model something; "all" names every kind of the file. orientation:
+    as of the reader that training uses, `data.coco_detection`, which finds the images in the same way, too.
     """
 
     max_new_tokens = 512
     needs = ("pycocotools",)
 
     def __init__(
-        self, root: str, split: str = "val2017", images: str = "", instances: str = "", ask: str = "present"
+        self, root: str, split: str = "val2017", images: str = "", instances: str = "", ask: str = "present",
+        orientation: str = "auto",
     ):  # fmt: skip
-        self.ask = one_of("ask", ask, ASK)
+        self.ask, self.orientation = one_of("ask", ask, ASK), orientation
         (self.file,) = annotation_files(root, LAYOUT, split, PAGE, (instances,))
         self.files = (self.file,)
         self.name = f"coco_detection {instances.removesuffix('.json') or split}, kinds asked: {ask}"
-        self.problems, self.excluded = Problems(), {}
         self.published: Mapping[str, tuple[Published, ...]] = {}
-        content = read_json(self.file)
-        if not isinstance(content, dict) or not all(
-            isinstance(content.get(key), list) for key in ("images", "annotations", "categories")
-        ):
-            raise damaged(self.file, "it lacks a list 'images', 'annotations' or 'categories'")
-        self.kinds = self._kinds(content["categories"])
-        self.pictures = self._pictures(content["images"])
-        self.things = self._things(content["annotations"])
-        self.folder = CocoPictures(images or root)
+        self.coco = CocoFile(self.file, images, orientation, root, required=False)
+        self.problems, self.excluded = self.coco.problems, self.coco.excluded
+        self.categories = self.coco.labels  # every `id` of the file; two may have one label
+        self.kinds = {number: label for label, number in self.coco.category_of.items() if label not in self.coco.roots}
+
+    def frame(self, image: CocoImage) -> Upright:
+        """How boxes of this image are turned upright; as they are where the image is not on the disk, or damaged."""
+        if image.lost:
+            return Upright(1, image.size)
+        try:
+            frame = upright(image.path, image.size, image.given, self.orientation)
+        except (Malformed, UserError):  # damage is told when the image is opened; `data check` tells of sizes
+            return Upright(1, image.size)
+        if frame.against:
+            self.problems.add(frame.against, image.name, dropped=False)
+        return frame
 
     def items(self) -> list[Item]:
-        """truth: the picture's number in COCO, and its annotations."""
-        there: dict[int, list[dict]] = {}
-        for thing in self.things:
-            there.setdefault(thing["image_id"], []).append(thing)
-        out = []
-        for number, (place, row) in self.pictures.items():
-            things = there.get(number, [])
+        out, count = [], 0
+        for image in self.coco.images:
+            frame, things = self.frame(image), []
+            for thing in image.things:
+                count += 1
+                things.append({
+                    "id": count, "image_id": image.number, "category_id": thing.category,
+                    "bbox": _turned(thing.xywh, frame), "area": thing.area, "iscrowd": int(thing.crowd),
+                })  # fmt: skip
             asked = {t["category_id"] for t in things} if self.ask == "present" and things else self.kinds
             exchange = Exchange("detection", tuple(Phrase(name) for k, name in self.kinds.items() if k in asked))
-            text, path = instruction_text(exchange, (0, 0), "floor", None), self.folder.find(number)
-            truth, size = (number, tuple(things)), (row["width"], row["height"])
-            out.append(Item(place, path, size, text, str(path), truth, words=text))
+            text, truth = instruction_text(exchange, (0, 0), "floor", None), Truth(image.number, tuple(things), frame)
+            out.append(Item(image.place, image.path, frame.size, text, str(image.path), truth, words=text))
         return out
 
     def score(self, items: Sequence[Item], predictions: Mapping[int, Prediction], rules: Rules) -> Scored:
         number_of = {name.casefold(): number for number, name in self.kinds.items()}
         found, invalid, cases, strange = [], set(), [], 0
+        category = _in_order(self.kinds)
         for item in items:
             prediction = predictions[item.index]
             boxes, malformed = answer_boxes(prediction, item, rules)
@@ -106,74 +124,31 @@ class CocoDetection:
                 Case(item.index, item.image, item.words, prediction.text, "", truth, tuple(named), right, item.size,
                      tuple(met.get(place) for place in range(len(truth))))
             )  # fmt: skip
+        number = _in_order(i.truth[0] for i in items)
         truth = {
-            "images": [{"id": i.truth[0], "width": i.size[0], "height": i.size[1]} for i in items],
-            "annotations": [thing for i in items for thing in i.truth[1]],
-            "categories": [{"id": number, "name": name} for number, name in self.kinds.items()],
-        }
+            "images": [{"id": number[i.truth[0]], "width": i.size[0], "height": i.size[1]} for i in items],
+            "annotations": [{**t, "image_id": number[i.truth[0]], "category_id": category[t["category_id"]]}
+                            for i in items for t in i.truth[1]],
+            "categories": [{"id": category[kind], "name": name} for kind, name in self.kinds.items()],
+        }  # fmt: skip
+        for row in found:
+            row |= {"image_id": number[row["image_id"]], "category_id": category[row["category_id"]]}
         precision = metrics.coco_average_precision(truth, found)
-        picture = {i.index: i.truth[0] for i in items}
+        picture = {i.index: number[i.truth[0]] for i in items}
         corpus = {name: _figure(precision, picture, name) for name in ("AP", "AP50", "AP75")}
         return Scored(len(items), frozenset(invalid), {}, corpus, cases, {"boxes of no known kind": strange}, JUDGED)
 
-    def _kinds(self, rows: list) -> dict[int, str]:
-        out: dict[int, str] = {}
-        for place, row in enumerate(rows):
-            try:
-                number, name = field(row, "id", int), words_of(row, "name")
-                if number in out:
-                    raise Malformed("a second category of the same 'id'")
-                out[number] = name
-            except Malformed as error:
-                self.problems.add(f"a category with {error}", f"{self.file.name} category {place}")
-        return out
 
-    def _pictures(self, rows: list) -> dict[int, tuple[int, dict]]:
-        """COCO's number -> place in the file, row."""
-        out: dict[int, tuple[int, dict]] = {}
-        for place, row in enumerate(rows):
-            try:
-                number = field(row, "id", int)
-                size_of(row)
-                if number in out:
-                    raise Malformed("a second picture of the same 'id'")
-                out[number] = place, row
-            except Malformed as error:
-                self.problems.add(str(error), f"{self.file.name} picture {place}")
-                self.excluded[place] = str(error)
-        return out
-
-    def _things(self, rows: list) -> list[dict[str, Any]]:
-        """Annotations that can be scored, as pycocotools takes them."""
-        out, seen = [], set()
-        for place, row in enumerate(rows):
-            try:
-                picture, kind, box = field(row, "image_id", int), field(row, "category_id", int), _numbers(row)
-                if picture not in self.pictures:
-                    raise Malformed("an 'image_id' that is not in 'images'")
-                if kind not in self.kinds:
-                    raise Malformed("a 'category_id' that is not in 'categories'")
-                width, height = size_of(self.pictures[picture][1])
-                if box[0] >= width or box[1] >= height or box[0] + box[2] <= 0 or box[1] + box[3] <= 0:
-                    raise Malformed("a box outside the picture")
-                if "id" in row and row["id"] in seen:
-                    raise Malformed("a second annotation of the same 'id'")
-            except Malformed as error:
-                self.problems.add(str(error), f"{self.file.name} annotation {place}")
-                continue
-            seen.add(row.get("id", f"place {place}"))
-            area = row.get("area", box[2] * box[3])
-            out.append({"id": len(out) + 1, "image_id": picture, "category_id": kind, "bbox": box, "area": area,
-                        "iscrowd": int(bool(row.get("iscrowd", 0)))})  # fmt: skip
-        return out
+def _in_order(ids: Iterable[Id]) -> dict[Id, int]:
+    """Each id as a whole number from 1, in their order: pycocotools sorts them, and cannot sort text beside numbers."""
+    return {number: n for n, number in enumerate(sorted(ids, key=lambda i: (isinstance(i, str), i)), 1)}
 
 
-def _numbers(row: dict) -> list[float]:
-    box = field(row, "bbox", list)
-    good = len(box) == 4 and all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in box)
-    if not good or not all(math.isfinite(n) for n in box) or min(box[2:]) < 0:
-        raise Malformed("a box that is not four numbers, x, y, width and height")
-    return box
+def _turned(xywh: Sequence[float], frame: Upright) -> Sequence[float]:
+    if frame.turn == 1:
+        return xywh
+    box = frame.box(_box(xywh, ""))
+    return [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]
 
 
 def _box(xywh: Sequence[float], phrase: str) -> Box:

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from minigptv2.boxes import Box
 from minigptv2.data.annotations import items_of, members_of
+from minigptv2.data.coco_json import Id, identity
 from minigptv2.data.dataset import Problems
 from minigptv2.errors import UserError
 from minigptv2.eval import results
@@ -84,15 +85,17 @@ def require_writable(file: str) -> None:
             raise OSError(EACCES, os.strerror(EACCES))
 
 
-def write(form: Form, file: str | Path, cases: Iterable[Case], categories: Mapping[str, int]) -> Problems:
-    """Write the boxes of these cases. categories: of COCO results, phrase -> category id."""
+def write(
+    form: Form, file: str | Path, cases: Iterable[Case], categories: Mapping[str, Id], items: Sequence[Item] = ()
+) -> Problems:
+    """Write the boxes of these cases. categories, items: see `coco_results`."""
     if form == "coco":
-        return write_coco_results(file, cases, categories)
+        return write_coco_results(file, cases, categories, items)
     return write_refcoco_lines(file, cases, EVALUATION["refcoco"])
 
 
 def read(
-    form: Form, file: str | Path, items: Sequence[Item], asked: Sequence[Item], categories: Mapping[int, str],
+    form: Form, file: str | Path, items: Sequence[Item], asked: Sequence[Item], categories: Mapping[Id, str],
     excluded: Collection[int] = (),
 ) -> tuple[dict[int, Prediction], dict[str, int], Problems]:
     """Answers by index; counts to show beside the figures; what fits no question.
@@ -110,14 +113,12 @@ def read(
             texts, problems = results.of_rows(Path(file), content, items, excluded)
         return {index: Prediction(index, text) for index, text in texts.items()}, counts, problems
     if form == "coco":
-        if len({_plain(name) for name in categories.values()}) < len(categories):
-            raise UserError(
-                "Two categories of the annotation file have the same name.",
-                "A detection belongs to a category by its name.", "Give each a name of its own.",
-            )  # fmt: skip
-        index_of = {image_number(item.image): item.index for item in items}
-        by_picture, problems = coco_detections(file, categories, index_of)
-        boxes = {index_of[number]: found for number, found in by_picture.items()}
+        item_of = {item.truth.number: item for item in items}
+        by_picture, problems = coco_detections(file, categories, item_of)
+        boxes = {
+            item_of[number].index: tuple(item_of[number].truth.frame.box(box) for box in found)
+            for number, found in by_picture.items()
+        }
     else:
         boxes, problems = read_refcoco_lines(file, items)
     if form == "coco" and boxes:
@@ -126,15 +127,20 @@ def read(
     return {index: Prediction(index, "", boxes=found) for index, found in boxes.items()}, counts, problems
 
 
-def coco_results(cases: Iterable[Case], categories: Mapping[str, int] | None = None) -> tuple[list[dict], Problems]:
+def coco_results(
+    cases: Iterable[Case], categories: Mapping[str, Id] | None = None, items: Sequence[Item] = ()
+) -> tuple[list[dict], Problems]:
     """Every box of the answers as COCO detections, and what could not be said in this format.
 
     categories: phrase -> category id; a box takes that of its phrase, else that of the case's words. None: all are 1.
-    A picture's id is the number in its file's name. A box without a score gets 1.
+    items: of the benchmark coco_detection, which know the `id` of each image and the frame of its file's boxes; the id
+    of other images is the number in their file's name. A box without a score gets 1.
     """
     rows, problems = [], Problems()
+    truths = {item.index: item.truth for item in items}
     for case in cases:
-        number = image_number(case.image)
+        truth = truths.get(case.index)
+        number = image_number(case.image) if truth is None else truth.number
         for box in case.boxes:
             category = 1
             if categories is not None:
@@ -145,12 +151,13 @@ def coco_results(cases: Iterable[Case], categories: Mapping[str, int] | None = N
             elif category is None:
                 problems.add("a phrase that is no category", f"case {case.index} {box.phrase!r}")
             else:
+                box = box if truth is None else truth.frame.back(box)
                 rows.append({"image_id": number, "category_id": category, "bbox": _xywh(box),
                              "score": 1.0 if box.score is None else box.score})  # fmt: skip
     return rows, problems
 
 
-def read_coco_results(file: str | Path, categories: Mapping[int, str] | None = None) -> dict[int, tuple[Box, ...]]:
+def read_coco_results(file: str | Path, categories: Mapping[Id, str] | None = None) -> dict[Id, tuple[Box, ...]]:
     """image id -> boxes with phrase (the category's name) and score, the most certain first.
 
     Raises UserError for a file that is not of this format, with the row.
@@ -159,19 +166,19 @@ def read_coco_results(file: str | Path, categories: Mapping[int, str] | None = N
 
 
 def coco_detections(
-    file: str | Path, categories: Mapping[int, str] | None = None, pictures: Container[int] | None = None
-) -> tuple[dict[int, tuple[Box, ...]], Problems]:
+    file: str | Path, categories: Mapping[Id, str] | None = None, pictures: Container[Id] | None = None
+) -> tuple[dict[Id, tuple[Box, ...]], Problems]:
     """As `read_coco_results`, and what was left out: detections of no such category, or in none of these pictures."""
     rows = _load(file, json.loads)
     if not isinstance(rows, list):
         raise _not_a(file, "a list of detections", "It is not a list.")
-    out: dict[int, list[Box]] = defaultdict(list)
+    out: dict[Id, list[Box]] = defaultdict(list)
     problems = Problems()
     for number, row in enumerate(rows):
         box = _pixels(row.get("bbox")) if isinstance(row, dict) else None
         try:
-            score, picture, category = float(row["score"]), int(row["image_id"]), int(row["category_id"])
-            if picture != row["image_id"] or category != row["category_id"] or not math.isfinite(score) or box is None:
+            score, picture, category = float(row["score"]), identity(row["image_id"]), identity(row["category_id"])
+            if not math.isfinite(score) or box is None:
                 raise ValueError
         except (KeyError, TypeError, ValueError, OverflowError):
             raise _not_a(file, "a list of detections", f"Row {number} is {str(row)[:80]}.") from None
@@ -185,10 +192,10 @@ def coco_detections(
 
 
 def write_coco_results(
-    file: str | Path, cases: Iterable[Case], categories: Mapping[str, int] | None = None
+    file: str | Path, cases: Iterable[Case], categories: Mapping[str, Id] | None = None, items: Sequence[Item] = ()
 ) -> Problems:
     """Write what `coco_results` gives; returns its problems."""
-    rows, problems = coco_results(cases, categories)
+    rows, problems = coco_results(cases, categories, items)
     _write(Path(file), json.dumps(rows) + "\n")
     return problems
 

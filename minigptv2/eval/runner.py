@@ -259,8 +259,8 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
         counts |= {"answers beyond the limit": out_of_limit} if out_of_limit and config.rescore else {}
     answered = [case for case in scored.cases if case.index in predictions]
     for form, file in config.exports.items():
-        kinds = {name: number for number, name in getattr(benchmark, "kinds", {}).items()}
-        strange += [f"{file}: {line}" for line in exchange.write(form, file, answered, kinds).lines()]
+        categories = {name: number for number, name in getattr(benchmark, "categories", {}).items()}
+        strange += [f"{file}: {line}" for line in exchange.write(form, file, answered, categories, items).lines()]
     return Report(
         name=benchmark.name, benchmark=config.benchmark, settings={"limit": config.limit} if config.limit else {},
         model=model, rules=rules, figures=_figures(scored, items, benchmark), total=scored.total,
@@ -282,8 +282,8 @@ def _given(
         predictions, counts, told = read_foreign(file, {i.index for i in items}, benchmark.excluded, head)
     else:
         exchange.require(form, one.config.benchmark, f"{file} holds")
-        kinds = getattr(benchmark, "kinds", {})
-        predictions, counts, problems = exchange.read(form, file, items, asked, kinds, benchmark.excluded)
+        categories = getattr(benchmark, "categories", {})
+        predictions, counts, problems = exchange.read(form, file, items, asked, categories, benchmark.excluded)
     if not any(i.index in predictions for i in asked):
         why = [*problems.lines(), *(f"{count} x {kind}" for kind, count in counts.items())]
         raise UserError(

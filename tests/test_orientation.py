@@ -1,0 +1,64 @@
+"""EXIF orientation: what a header says, and boxes of the stored image on the upright one, judged by pixels."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from minigptv2.boxes import Box, stored_box, upright_box
+from minigptv2.data.annotations import SWAPPED, Malformed, turn_of
+from minigptv2.images import image_header, image_size, open_image, upright_size
+
+STORED, RED = (60, 40), Box(5, 3, 21, 13)
+FORMATS = ("jpg", "png", "webp", "tif")
+
+
+def turned(folder, suffix: str, orientation: int):
+    """A white image with a red box, stored as it is drawn, with a note how to turn it."""
+    image, exif = Image.new("RGB", STORED, "white"), Image.Exif()
+    ImageDraw.Draw(image).rectangle((5, 3, 20, 12), fill="red")
+    exif[0x0112] = orientation
+    file = folder / f"{orientation}.{suffix}"
+    quality = {"quality": 100, "subsampling": 0} if suffix == "jpg" else {"lossless": True} if suffix == "webp" else {}
+    image.save(file, exif=exif, **quality)
+    return file
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_box_of_the_stored_image_covers_the_same_pixels_of_the_upright_one(tmp_path, suffix, orientation):
+    file = turned(tmp_path, suffix, orientation)
+    opened = open_image(file)
+    assert image_header(file) == (STORED, orientation)
+    assert image_size(file) == upright_size(STORED, orientation) == opened.size
+    pixels = np.asarray(opened).astype(int)
+    rows, columns = np.nonzero((pixels[:, :, 0] > 200) & (pixels[:, :, 1] < 100))
+    red = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    box = upright_box(RED, STORED, orientation)
+    assert box.xyxy == red
+    assert stored_box(box, STORED, orientation) == RED
+
+
+def test_an_orientation_that_is_none_leaves_the_image_as_it_is(tmp_path):
+    assert image_header(turned(tmp_path, "jpg", 9)) == (STORED, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "stored", "orientation", "choice", "turn", "against"),
+    [
+        ((60, 40), (60, 40), 6, "auto", 6, False), ((40, 60), (60, 40), 6, "auto", 1, False),
+        ((120, 80), (60, 40), 6, "auto", 6, False), ((80, 120), (60, 40), 8, "auto", 1, False),
+        (None, (60, 40), 6, "auto", 6, False), ((60, 40), (60, 40), 3, "auto", 3, False),
+        ((50, 50), (50, 50), 6, "auto", 6, False), ((60, 40), (60, 40), 3, "upright", 1, False),
+        ((60, 40), (60, 40), 6, "upright", 1, True), ((40, 60), (60, 40), 6, "stored", 6, True),
+        ((40, 60), (60, 40), 6, "upright", 1, False), ((60, 40), (60, 40), 1, "auto", 1, False),
+        ((61, 40), (60, 40), 1, "auto", 1, False),
+    ],
+)  # fmt: skip
+def test_the_size_decides_where_it_can_tell(given, stored, orientation, choice, turn, against):
+    found, words = turn_of(given, stored, orientation, choice)
+    assert found == turn and bool(words) == against
+
+
+def test_swapped_sides_without_an_orientation_tell_nothing():
+    with pytest.raises(Malformed, match=SWAPPED):
+        turn_of((40, 60), (60, 40), 1)
