@@ -256,25 +256,15 @@ class Group:
 
 @dataclass
 class Layout:
-    """A packed row: the shared parts of all pictures, `shared` tokens each, then the blocks of every group.
-
-    guided: 0 to 1, how far a layer whose attention is supervised sees only what it should look at. missed: a pass
-    through the model adds, of each such layer and of each group, [K, H]: -log of the weight that each head of each
-    looker puts there by itself, and [K]: how much that looker counts."""
+    """A packed row: the shared parts of all pictures, `shared` tokens each, then the blocks of every group."""
 
     pictures: int
     shared: int
     groups: list[Group]
-    guided: float = 0.0
-    missed: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-
-    def off(self) -> torch.Tensor | int:
-        """What was missed in all: of each looker a mean over its heads, as much as it counts."""
-        return sum((m.mean(1) * counts).sum() for m, counts in self.missed)
 
     def to(self, device) -> Layout:
         groups = [Group(*(t.to(device) for t in vars(g).values())) for g in self.groups]
-        return Layout(self.pictures, self.shared, groups, self.guided)
+        return Layout(self.pictures, self.shared, groups)
 
 
 def collate(

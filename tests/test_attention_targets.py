@@ -110,11 +110,14 @@ def marked(tiny_model):
     return network, rows, torch.randn(4, network.vision.patches, network.vision.width)
 
 
+def _supervised(network, rows, features, guidance=0.0) -> attention.Supervision:
+    supervision = attention.Supervision(guidance)
+    network.token_losses(pack(rows), network.encode_images(None, features), supervision)
+    return supervision
+
+
 def _missed(network, rows, features) -> torch.Tensor:
-    batch = pack(rows)
-    batch.features = features
-    network(batch)
-    return torch.cat([m.flatten() for m, _ in batch.layout.missed])
+    return torch.cat([m.flatten() for m, _ in _supervised(network, rows, features).losses])
 
 
 def test_what_is_missed_is_the_weight_that_falls_elsewhere(marked):
@@ -149,11 +152,38 @@ def test_the_loss_has_its_share_and_is_the_answers_alone_without(marked):
     network, rows, features = marked
     batch = pack(rows)
     batch.features = features
-    plain, missed = network(batch).item(), sum((m.mean(1) * counts).sum().item() for m, counts in batch.layout.missed)
-    batch.layout.missed.clear()
-    both = network(batch, attention=0.5, tokens=100.0).item()
+    missed = _supervised(network, rows, features).losses
+    total, weight = sum((m.mean(1) * w).sum().item() for m, w in missed), sum(w.sum().item() for _, w in missed)
+    mean, parts = network(batch), network(batch, tokens=100.0)
     answers = int((batch.labels[:, 1:] != -100).sum())
-    assert both == pytest.approx(plain * answers / 100 + 0.5 * missed / 100, rel=1e-4)
+    assert mean.answer.item() * answers == pytest.approx(parts.answer.item() * 100, rel=1e-4)
+    assert parts.attention.item() == pytest.approx(total / 100, rel=1e-4)
+    assert parts.query_weight.item() == pytest.approx(weight / 100, rel=1e-4)
+
+
+def test_layers_that_are_computed_twice_give_the_same_losses_and_gradients(marked):
+    """Gradient checkpointing runs the supervised layers again in the backward pass; the batch stays as it was."""
+    network, rows, features = marked
+    found = []
+    for twice in (False, True):
+        network.train()
+        if twice:
+            network.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+        batch = pack(rows)
+        batch.features = features
+        before = {name: value for name, value in vars(batch.layout).items()}
+        torch.manual_seed(0)  # of the adapter's dropout
+        losses = network(batch)
+        network.zero_grad()
+        (losses.answer + losses.attention).backward()
+        assert vars(batch.layout) == before
+        found.append((*losses, *(p.grad.clone() for p in network.parameters() if p.grad is not None)))
+        network.decoder.gradient_checkpointing_disable()
+        network.eval()
+        network.zero_grad(set_to_none=True)
+    assert found[0][1] > 0 and len(found[0]) > 10
+    for once, again in zip(*found, strict=True):
+        torch.testing.assert_close(again, once, atol=1e-5, rtol=1e-4)
 
 
 def test_a_token_that_looks_where_the_one_before_did_counts_less(marked):
@@ -183,14 +213,11 @@ def test_guided_attention_sees_only_what_it_should_and_halfway_the_mean_of_both(
     kept = {}
 
     def product(guided: float) -> torch.Tensor:
-        batch = pack(rows)
-        batch.features, batch.layout.guided = features, guided
-        monkeypatch.setattr(attention, "_guide", lambda *given: kept.setdefault(guided, []).append(
+        monkeypatch.setattr(attention, "_supervise", lambda *given: kept.setdefault(guided, []).append(
             (given[2], guide(*given))) or kept[guided][-1][1])  # fmt: skip
-        network(batch)
-        return torch.cat([m.flatten() for m, _ in batch.layout.missed])
+        return torch.cat([m.flatten() for m, _ in _supervised(network, rows, features, guided).losses])
 
-    guide = attention._guide
+    guide = attention._supervise
     missed = [product(guided) for guided in (0.0, 0.5, 1.0)]
     first = len(kept[0.0]) // 2  # groups: the second supervised layer sees what the first has changed
     torch.testing.assert_close(*(m[: len(m) // 2] for m in (missed[0], missed[2])))

@@ -146,7 +146,7 @@ def test_a_packed_row_has_the_loss_and_gradients_of_the_rows_in_it(tiny_model, e
     losses, gradients = [], []
     for batch in (collate(rows), pack(rows)):
         batch.features = features
-        losses.append(model(batch))
+        losses.append(model(batch).answer)
         wanted = [p for p in model.parameters() if p.requires_grad and p not in set(model.vision.parameters())]
         gradients.append(torch.autograd.grad(losses[-1], wanted))
     together, packed = collate(rows), pack(rows)
@@ -181,7 +181,7 @@ def test_rows_with_any_number_of_pictures_anywhere_are_packed_alike(tiny_model, 
     found = []
     for batch in (collate(rows), pack(rows)):
         batch.features = features
-        loss = model(batch)
+        loss = model(batch).answer
         found.append((loss, *torch.autograd.grad(loss, wanted)))
     assert found[0][0] > 1 and any(g.abs().max() > 1e-2 for g in found[0][1:])
     for padded, packed in zip(*found):
@@ -190,7 +190,7 @@ def test_rows_with_any_number_of_pictures_anywhere_are_packed_alike(tiny_model, 
 
 def test_a_batch_of_text_alone_is_packed_alike(tiny_model, encoder):
     rows = [encoder.encode(_turns(TALK[:n], image=None)) for n in (1, 3, 2)]
-    padded, packed = (tiny_model.network(batch) for batch in (collate(rows), pack(rows)))
+    padded, packed = (tiny_model.network(batch).answer for batch in (collate(rows), pack(rows)))
     torch.testing.assert_close(packed, padded, atol=1e-5, rtol=1e-5)
 
 

@@ -108,13 +108,13 @@ def test_a_row_does_not_depend_on_its_batch():
     torch.manual_seed(0)
     model, batch = GroundingVLM(_small()).eval(), _small_batch()
     with torch.no_grad():
-        both = model(batch)
-        alone = [model(Batch(*(t[i : i + 1] for t in list(vars(batch).values())[:5]))) for i in (0, 1)]
+        both = model(batch).answer
+        alone = [model(Batch(*(t[i : i + 1] for t in list(vars(batch).values())[:5]))).answer for i in (0, 1)]
         padded = [F.pad(t, (0, 5), value=v) for t, v in zip(list(vars(batch).values())[:4], (0, -100, 0, -1))]
         features = model.vision(batch.pixels)
         torch.testing.assert_close(both, (alone[0] + alone[1]) / 2, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(model(Batch(*padded, batch.pixels)), both, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(model(Batch(*padded, features=features)), both, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(Batch(*padded, batch.pixels)).answer, both, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(Batch(*padded, features=features)).answer, both, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva_giant_patch14_224"])
@@ -412,7 +412,7 @@ def test_one_step_of_each_optimizer_lowers_the_loss():
         model, batch = GroundingVLM(_small()).eval(), _small_batch()
         optimizers, losses = build_optimizers(model, name, 3e-3, 0.0), []
         for _ in range(4):
-            loss = model(batch)
+            loss = model(batch).answer
             losses.append(loss.item())
             loss.backward()
             for optimizer in optimizers:

@@ -178,7 +178,7 @@ def test_a_micro_trains_the_model(tiny_model):
         micro = next(
             open_stream(config, encoder, "round", 448, seed=1, batch=4, samples_per_step=4, pack=packed, opened=sources)
         )
-        losses.append(network(micro.on("cpu")))
+        losses.append(network(micro.on("cpu")).answer)
     assert micro.batch.pixels is not None
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
 

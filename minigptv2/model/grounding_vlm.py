@@ -5,18 +5,36 @@ model's width.
 Source: MiniGPT-v2 (arXiv 2310.09478) section 2.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from minigptv2.config import ModelConfig
 from minigptv2.encode import IGNORED, IMAGE_ID, Batch, attention_mask
+from minigptv2.model.attention import Supervision
 from minigptv2.model.language import add_lora, build_language
 from minigptv2.model.projector import Projector
 from minigptv2.model.vision import VisionTower
 
 
+class Losses(NamedTuple):
+    """What a forward pass gives, each summed over the batch and divided by one number of tokens; no dimensions.
+
+    answer: -log of the probability of every supervised token. attention: of supervised attention
+    (`train/attention_targets.py`), -log of the attention mass on each query's target, weighted; 0 where the batch marks
+    no targets. query_weight: the sum of these weights, so that attention / query_weight is a mean.
+    """
+
+    answer: torch.Tensor
+    attention: torch.Tensor
+    query_weight: torch.Tensor
+
+
 class GroundingVLM(nn.Module):
+    """The whole network: frozen vision tower, projector, language model with or without LoRA."""
+
     def __init__(self, config: ModelConfig, language: nn.Module | None = None):
         """language: the causal LM, where it is one that was chosen by name; else it is built as the config says."""
         super().__init__()
@@ -58,15 +76,11 @@ class GroundingVLM(nn.Module):
             raise ValueError(f"The rows have {int(places.sum())} places for visual tokens, but {given} were given.")
         return embedded if visual is None else embedded.masked_scatter(places, visual.to(embedded.dtype))
 
-    def forward(
-        self, batch: Batch, tokens: float | None = None, unseen: bool = False, attention: float = 0.0
-    ) -> torch.Tensor:
-        """The loss summed over all supervised tokens of the batch, divided by `tokens`; by default by their number.
+    def forward(self, batch: Batch, tokens: float | None = None, guidance: float = 0.0) -> Losses:
+        """The losses of a batch.
 
-        attention: weight of what supervised attention missed (`train/attention_targets.py`), a mean over its heads,
-        divided by the same.
-
-        unseen: the batch is text alone, and its picture passes through the same layers but enters with weight 0.
+        tokens: what they are divided by; the number of supervised tokens of the batch, unless the batch is one part of
+        a larger step. guidance: 0 to 1, see `attention.Supervision`. Nothing of the batch is changed.
         """
         visual, features = None, batch.features
         if features is None and batch.pixels is not None:
@@ -74,29 +88,25 @@ class GroundingVLM(nn.Module):
                 features = rounded(self.vision(batch.pixels.to(self.projector.weight.dtype)))
         if features is not None:
             visual = self.encode_images(None, features)
-        losses = self.token_losses(batch, *((None, visual) if unseen else (visual,)))
-        # 0, and no gradient, where nothing is supervised
-        loss = losses.sum()
-        if attention and batch.layout is not None:
-            loss = loss + attention * batch.layout.off()
-        return loss / max(1, len(losses) if tokens is None else tokens)
+        supervision = Supervision(guidance)
+        losses = self.token_losses(batch, visual, supervision)
+        attention, weight = (losses.new_zeros(()) + total for total in supervision.summed())
+        return Losses(*(total / max(1, tokens or len(losses)) for total in (losses.sum(), attention, weight)))
 
     def token_losses(
-        self, batch: Batch, visual: torch.Tensor | None, unseen: torch.Tensor | None = None
+        self, batch: Batch, visual: torch.Tensor | None, supervision: Supervision | None = None
     ) -> torch.Tensor:
         """[supervised]: -log of the probability of every supervised token, row after row, given all before it.
 
-        visual: [P, V, D] of all pictures of the batch, in order. unseen: visual tokens that are computed but change
-        nothing: they enter with weight 0.
+        visual: [P, V, D] of all pictures of the batch, in order. supervision: gets the losses of supervised attention.
         """
         embedded = self.embed(batch.ids, visual)
-        if unseen is not None:
-            embedded = embedded + 0 * unseen.to(embedded.dtype).sum()
-        seen = {"layout": batch.layout}
         if batch.layout is None:
-            seen = {"attention_mask": attention_bias(attention_mask(batch.blocks), embedded.dtype)}
+            visibility = {"attention_mask": attention_bias(attention_mask(batch.blocks), embedded.dtype)}
+        else:
+            visibility = {"layout": batch.layout, "supervision": supervision}
         states = self.decoder.model(
-            inputs_embeds=embedded, position_ids=batch.positions, use_cache=False, **seen
+            inputs_embeds=embedded, position_ids=batch.positions, use_cache=False, **visibility
         ).last_hidden_state  # [B, L, D]
         wanted = batch.labels[:, 1:] != IGNORED
         logits = self.decoder.lm_head(states[:, :-1][wanted])  # [supervised, vocabulary]

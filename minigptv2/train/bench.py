@@ -201,7 +201,7 @@ def _trainer(network: GroundingVLM, device: str, dtype: torch.dtype | None = Non
     optimizers = build_optimizers(network, "adamw", 0.0, 0.0)
 
     def step(micro: Micro) -> None:
-        call_in(network, dtype, micro.on(device)).backward()
+        call_in(network, dtype, micro.on(device)).answer.backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()

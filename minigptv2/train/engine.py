@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from torch import nn
 
 from minigptv2.encode import Batch
 from minigptv2.errors import UserError
-from minigptv2.model.grounding_vlm import GroundingVLM
+from minigptv2.model.grounding_vlm import GroundingVLM, Losses
 from minigptv2.train.launch import World
 from minigptv2.train.optim import build_optimizers, set_learning_rate
 from minigptv2.train.precision import autocast_in, call_in
@@ -34,7 +34,7 @@ State = dict[str, torch.Tensor]
 class Settings:
     """dtype: of the products. accumulate: micro-batches of an optimizer step. clip: largest norm of all gradients
     together; 0: none. checkpointing: the language model's layers are computed again in the backward pass. blank: what a
-    row of text alone looks at where all processes must compute the same layers. attention: as in the recipe."""
+    row of text alone looks at where all processes must compute the same layers."""
 
     dtype: torch.dtype
     optimizer: str
@@ -43,7 +43,6 @@ class Settings:
     clip: float = 1.0
     checkpointing: bool = False
     blank: Literal["pixels", "features"] = "pixels"
-    attention: float = 0.0
 
 
 class Engine:
@@ -65,12 +64,12 @@ class Engine:
     def set_rate(self, rate: float) -> None:
         set_learning_rate(self.optimizers, rate)
 
-    def loss(self, batch: Batch, tokens: float) -> torch.Tensor:
-        """This micro-batch's share of the step's loss; tokens: supervised ones of the whole step, everywhere."""
+    def losses(self, batch: Batch, tokens: float, guidance: float = 0.0) -> Losses:
+        """This micro-batch's share of the step's losses; tokens: supervised ones of the whole step, everywhere."""
         if self.world.device.type == "cpu" and not self.settings.checkpointing:
-            return call_in(self.model, self.settings.dtype, batch, tokens=tokens, attention=self.settings.attention)
+            return call_in(self.model, self.settings.dtype, batch, tokens=tokens, guidance=guidance)
         with autocast_in(self.world.device, self.settings.dtype):
-            return self.model(batch, tokens=tokens, attention=self.settings.attention)
+            return self.model(batch, tokens=tokens, guidance=guidance)
 
     def backward(self, loss: torch.Tensor) -> None:
         if loss.requires_grad:  # else the micro-batch has nothing to learn from
@@ -152,16 +151,21 @@ class _Loss(nn.Module):
         super().__init__()
         self.model, self.device, self.settings = model, device, settings
 
-    def forward(self, batch: Batch, tokens: float) -> torch.Tensor:
-        unseen = batch.pixels is None and batch.features is None
-        if unseen and self.settings.blank == "pixels":
-            size = self.model.config.vision.image_size
-            batch = replace(batch, pixels=torch.zeros(1, 3, size, size, device=self.device))
-        elif unseen:
-            tower = self.model.vision
-            batch = replace(batch, features=torch.zeros(1, tower.patches, tower.width, device=self.device))
+    def forward(self, batch: Batch, tokens: float, guidance: float) -> tuple[torch.Tensor, ...]:
         with autocast_in(self.device, self.settings.dtype):
-            return self.model(batch, tokens=tokens, unseen=unseen, attention=self.settings.attention)
+            if batch.pixels is not None or batch.features is not None:
+                return tuple(self.model(batch, tokens=tokens, guidance=guidance))
+            blank = self._blank()
+            answer, *others = self.model(batch, tokens=tokens, guidance=guidance)
+            return answer + 0 * blank.sum(), *others
+
+    def _blank(self) -> torch.Tensor:
+        """[1, V, D]: the visual tokens of a blank picture, or of blank features."""
+        model = self.model
+        if self.settings.blank == "pixels":
+            size = model.config.vision.image_size
+            return model.encode_images(torch.zeros(1, 3, size, size, device=self.device))
+        return model.encode_images(None, torch.zeros(1, model.vision.patches, model.vision.width, device=self.device))
 
 
 class DeepSpeedEngine(Engine):
@@ -207,8 +211,8 @@ class DeepSpeedEngine(Engine):
     def set_rate(self, rate: float) -> None:
         set_learning_rate([self.deep.optimizer], rate)
 
-    def loss(self, batch: Batch, tokens: float) -> torch.Tensor:
-        return self.deep(batch, tokens)
+    def losses(self, batch: Batch, tokens: float, guidance: float = 0.0) -> Losses:
+        return Losses(*self.deep(batch, tokens, guidance))
 
     def backward(self, loss: torch.Tensor) -> None:
         self.deep.backward(loss * self.world.size, scale_wrt_gas=False)  # DeepSpeed takes the mean over processes

@@ -89,7 +89,7 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
     micro, accumulate = micros_of(recipe, world.size)
     settings = Settings(
         dtype, recipe.optimizer, recipe.weight_decay, accumulate, recipe.clip, recipe.gradient_checkpointing,
-        "pixels" if cache is None else "features", recipe.attention,
+        "pixels" if cache is None else "features",
     )  # fmt: skip
     model.train()
     model.vision.eval()
@@ -169,18 +169,12 @@ class Stage:
         rate = learning_rate(progress.step, recipe.max_steps, recipe.lr, recipe.lowest_lr, recipe.warmup)
         engine.set_rate(rate)
         logged = (progress.step + 1) % recipe.log_every == 0
-        losses, off, counts = [], 0.0, 0.0
+        guidance = max(0.0, 1 - progress.step / recipe.guided_steps) if recipe.guided_steps else 0.0
+        found = []  # of each micro-batch: [3], its `Losses`
         for micro in micros:
-            batch = micro.on(world.device)
-            if batch.layout is not None:
-                batch.layout.guided = max(0.0, 1 - progress.step / recipe.guided_steps) if recipe.guided_steps else 0.0
-            loss = engine.loss(batch, tokens)
-            engine.backward(loss)
-            losses.append(loss.detach())
-            if logged and batch.layout is not None:
-                with torch.no_grad():
-                    off += float(batch.layout.off())
-                counts += sum(float(each.sum()) for _, each in batch.layout.missed)
+            losses = engine.losses(micro.on(world.device), tokens, guidance)
+            engine.backward(losses.answer + recipe.attention * losses.attention)
+            found.append(torch.stack(losses).detach())
         norm = engine.step()
         if not math.isfinite(norm):
             raise UserError(
@@ -202,12 +196,9 @@ class Stage:
         progress.world, progress.batch = world.size, recipe.batch
         self.journal.count(samples, tokens, waited)
         if logged:
-            loss, off, counts = world.sums([float(torch.stack(losses).sum()), off, counts])
-            loss -= recipe.attention * off / tokens
-            missed = off / counts if counts else None
-            self.journal.step(
-                progress.step, loss, norm, rate, progress.failures, progress.dropped_turns, missed
-            )  # fmt: skip
+            answer, attention, weight = world.sums(torch.stack(found).sum(0).tolist())
+            missed = attention / weight if weight else None
+            self.journal.step(progress.step, answer, norm, rate, progress.failures, progress.dropped_turns, missed)
         return bool(stopping)
 
 

@@ -129,11 +129,10 @@ def read_recipe(config: str | Path, overrides: list[str] = (), smoke: bool = Fal
             f"guided_steps is {recipe.guided_steps}, and attention is 0.", "Only supervised attention is guided.",
             "Give attention=1, or guided_steps=0.",
         )  # fmt: skip
-    if recipe.attention and (recipe.gradient_checkpointing or not recipe.pack):
+    if recipe.attention and not recipe.pack:
         raise UserError(
-            f"attention is {recipe.attention}, gradient_checkpointing {recipe.gradient_checkpointing} and pack "
-            f"{recipe.pack}.", "Attention is supervised in packed rows whose layers are computed once.",
-            "Give attention=0, or gradient_checkpointing=false and pack=true.",
+            f"attention is {recipe.attention}, and pack is false.", "Attention is supervised in packed rows.",
+            "Give attention=0, or pack=true.",
         )  # fmt: skip
     return recipe
 

@@ -294,13 +294,13 @@ def test_accumulation_and_checkpointing_change_neither_loss_nor_gradients(plain,
 
 
 def test_supervised_attention_learns_and_is_told_apart_from_the_answers(plain, tmp_path):
-    """Its share neither depends on how a step is divided nor enters the loss that is told."""
+    """Its loss depends neither on how a step is divided nor on layers that are computed twice; it is logged apart."""
     file, _ = plain
     given = ("attention=1", "trained=[projector, language]", "max_steps=12", "lr=1e-2")
     one = train(file, tmp_path / "one", *given)
-    parts = train(file, tmp_path / "parts", *given, "micro_batch=2")
+    parts = train(file, tmp_path / "parts", *given, "micro_batch=2", "gradient_checkpointing=true")
     close(parts, one)
-    assert losses_agree(tmp_path / "parts", tmp_path / "one")
+    assert losses_agree(tmp_path / "parts", tmp_path / "one")  # the losses of supervised attention, too
     rows = [json.loads(line) for line in open(tmp_path / "one/log.jsonl")]
     assert rows[-1]["missed"] < 0.9 * rows[0]["missed"]
     train(file, tmp_path / "without", "trained=[projector, language]", "max_steps=1")
