@@ -186,7 +186,8 @@ def _read(source: Any, allow_urls: bool) -> Any:
         from minigptv2.web_image import fetch
 
         return _NamedBytes(shown(source), fetch(source))
-    if isinstance(source, str | os.PathLike | Image.Image) or not callable(getattr(source, "read", None)):
+    known = str | os.PathLike | Image.Image | LazyPicture
+    if isinstance(source, known) or not callable(getattr(source, "read", None)):
         return source
     name = shown(source.name) if isinstance(getattr(source, "name", None), str) else f"The {type(source).__name__}"
     if isinstance(source, io.TextIOBase):

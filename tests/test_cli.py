@@ -186,11 +186,11 @@ def test_an_interrupt(chat, picture, monkeypatch):
 
 @pytest.mark.parametrize(
     ("command", "home", "more"),
-    [("train", "minigptv2.train.loop", ()), ("eval", "minigptv2.eval.runner", (None, False, None, None))],
+    [("train", "minigptv2.train.loop", ()), ("eval", "minigptv2.eval.runner", (None, False, None, None, None))],
 )
 def test_recipes_are_handed_on(command, home, more, monkeypatch):
     calls = []
-    monkeypatch.setitem(sys.modules, home, SimpleNamespace(run=lambda *given: calls.append(given) or "there"))
+    monkeypatch.setitem(sys.modules, home, SimpleNamespace(run=lambda *given: calls.append(given) or []))
     parent = home.rpartition(".")[0]
     monkeypatch.setitem(sys.modules, parent, SimpleNamespace(__path__=[]))
     assert cli.main([command, "x.yaml", "a.b=1", "--smoke", "c=2"]) == 0
@@ -607,7 +607,7 @@ def test_help_of_chat_lists_the_tags(capsys):
 
 
 @pytest.mark.parametrize(("name", "expected"), [
-    ("nothing.jpg", "The current folder has no such file."), ("https://x.org/a.jpg", "https://x.org/a.jpg does not"),
+    ("nothing.jpg", "The current folder has no such file."), ("https://x.org/a.jpg", "'https://x.org/a.jpg' is a web address"),
 ])  # fmt: skip
 def test_the_path_is_shown_as_it_was_given(chat, name, expected):
     refused(chat(name, "hi"), expected)

@@ -629,4 +629,4 @@ def test_a_mistake_in_json_is_named(tmp_path, line, mistake):
 def test_a_swapped_size_is_not_blamed_on_exif(tmp_path):
     picture(tmp_path / "a.jpg", (200, 100))
     report = check(lines(tmp_path, {"image": "a.jpg", "size": [100, 200], "caption": "x"}))
-    assert dict(report.problems.counts) == {"a size with width and height exchanged": 1}
+    assert dict(report.problems.counts) == {"a size whose width and height are swapped": 1}

@@ -1,11 +1,16 @@
 """EXIF orientation: what a header says, and boxes of the stored image on the upright one, judged by pixels."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from minigptv2.boxes import Box, stored_box, upright_box
 from minigptv2.data.annotations import SWAPPED, Malformed, turn_of
+from minigptv2.data.check import check
+from minigptv2.data.dataset import open_dataset
+from minigptv2.errors import UserError
 from minigptv2.images import image_header, image_size, open_image, upright_size
 
 STORED, RED = (60, 40), Box(5, 3, 21, 13)
@@ -62,3 +67,37 @@ def test_the_size_decides_where_it_can_tell(given, stored, orientation, choice, 
 def test_swapped_sides_without_an_orientation_tell_nothing():
     with pytest.raises(Malformed, match=SWAPPED):
         turn_of((40, 60), (60, 40), 1)
+
+
+@pytest.mark.parametrize("choice", ["upright", "stored", "auto"])
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_of_json_lines_cover_the_object_whatever_turns_the_image(tmp_path, orientation, sized, choice):
+    stored_size, red = (200, 100), Box(20, 10, 80, 60)
+    image = Image.new("RGB", stored_size, "white")
+    ImageDraw.Draw(image).rectangle((20, 10, 79, 59), fill="red")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    turned = upright_box(red, stored_size, orientation)
+    box, size = (turned, upright_size(stored_size, orientation)) if choice == "upright" else (red, stored_size)
+    row = {"image": "a.png", "boxes": [{"label": "ball", "xyxy": list(box.xyxy)}]} | ({"size": size} if sized else {})
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    sample = open_dataset("own", {"file": str(tmp_path / "a.jsonl"), "orientation": choice})[0]
+    assert sample.size == open_image(tmp_path / "a.png").size
+    assert {b.xyxy for e in sample.exchanges for p in e.phrases for b in p.boxes} == {turned.xyxy}
+    report = check(tmp_path / "a.jsonl", orientation=choice)
+    assert not report.problems and [b.xyxy for b in report.drawn[0][2]] == [turned.xyxy]
+
+
+def test_a_line_whose_size_is_of_the_other_frame_is_refused_in_training_and_in_the_check(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (200, 100)).save(tmp_path / "a.png", exif=exif)
+    row = {"image": "a.png", "size": [200, 100], "boxes": [{"label": "ball", "xyxy": [20, 10, 80, 60]}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    data = open_dataset("own", {"file": str(tmp_path / "a.jsonl")})
+    with pytest.raises(UserError, match="a size that is of the stored image"):
+        data[0]
+    assert check(tmp_path / "a.jsonl").code == 2
+    assert check(tmp_path / "a.jsonl", orientation="stored").code == 0

@@ -117,6 +117,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
 
 
 def test_ctrl_c_asks_for_a_stop_once_and_stops_at_once_the_second_time(capfd):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     with StopSignal() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.came and stop.interrupted
@@ -125,7 +126,7 @@ def test_ctrl_c_asks_for_a_stop_once_and_stops_at_once_the_second_time(capfd):
         with pytest.raises(KeyboardInterrupt):
             stop.end()
     assert "checkpoint is written" in capfd.readouterr().err
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 SIGLIP = VisionConfig("vit_base_patch16_siglip_384", {"depth": 1, "embed_dim": 24, "num_heads": 2}, image_size=32)

@@ -10,11 +10,13 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minigptv2.boxes import Box, plain, without_markup
+from minigptv2.boxes import Box, plain, stored_box, upright_box, without_markup
 from minigptv2.errors import UserError
+from minigptv2.images import image_header, upright_size
 
 OVER_EDGE = "a box that reaches over the edge of the picture, where it is cut off"
 _CHUNK = 1 << 20  # characters read at a time
@@ -379,6 +381,36 @@ def turn_of(
     frame = choice if choice != "auto" else tells or "stored"
     against = OTHER_FRAME.format(tells, frame) if tells and tells != frame else ""
     return (orientation if frame == "stored" else 1), against
+
+
+@dataclass(frozen=True)
+class Upright:
+    """How the boxes of an image are turned upright. size: of the upright image, in pixels of the annotations. against:
+    what speaks against it, as a kind of `Problems`, "" where nothing."""
+
+    turn: int
+    framed: tuple[int, int]
+    against: str = ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return upright_size(self.framed, self.turn)
+
+    def box(self, box: Box) -> Box:
+        return upright_box(box, self.framed, self.turn) if self.turn != 1 else box
+
+    def back(self, box: Box) -> Box:
+        """A box of the upright image in the frame of the annotations."""
+        return stored_box(box, self.framed, self.turn) if self.turn != 1 else box
+
+
+def upright(path: Path, size: tuple[int, int], given: bool, orientation: str) -> Upright:
+    """size: in the frame of the annotations. given: whether they say it. Reads the header of the image.
+
+    Raises Malformed where the size contradicts the image's, and UserError where its header cannot be read.
+    """
+    turn, against = turn_of(size if given else None, *image_header(path), orientation)
+    return Upright(turn, size, against)
 
 
 def reaches_over(numbers: Any, size: tuple[int, int], form: str = "xywh") -> bool:

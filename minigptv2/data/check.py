@@ -15,8 +15,8 @@ from pathlib import Path
 
 from minigptv2.boxes import Box
 from minigptv2.data import coco_detection, own
-from minigptv2.data.annotations import Malformed, find_image, read_json_lines
-from minigptv2.data.coco_json import CROWD, LISTS, CocoFile, CocoImage, upright
+from minigptv2.data.annotations import Malformed, Upright, find_image, read_json_lines, turn_of, upright
+from minigptv2.data.coco_json import CROWD, LISTS, CocoFile, CocoImage
 from minigptv2.data.dataset import Problems
 from minigptv2.data.turns import tokens_of
 from minigptv2.errors import UserError
@@ -75,7 +75,7 @@ def check(file: str | Path, images: str = "", quick: bool = False, orientation: 
     """
     file = Path(file)
     if file.suffix.lower() in (".jsonl", ".ndjson") or _first_line_is_a_record(file):
-        return _check_own(file, images, quick)
+        return _check_own(file, images, quick, orientation or "upright")
     return _check_coco(file, images, quick, orientation or "auto")
 
 
@@ -108,20 +108,30 @@ def _look(path: Path, quick: bool) -> tuple[tuple[int, int], int]:
 
 
 def _compared(
-    given: tuple[int, int], stored: tuple[int, int], orientation: int, where: str, problems: Problems
-) -> None:
-    """given: of the upright image, as a line says it."""
+    given: tuple[int, int], header: tuple[tuple[int, int], int], choice: str, needed: bool
+) -> tuple[str, str]:
+    """What is wrong with the size that a line gives, and both sizes; "" where nothing. header: of `image_header`.
+
+    Raises Malformed where the boxes would be of another frame, and boxes are there (needed).
+    """
+    stored, orientation = header
     real = upright_size(stored, orientation)
-    if given != real:
-        swapped = TURNED if real != stored else SWAPPED_SIZE
-        kind = swapped if given == real[::-1] else OTHER_SIZE
-        problems.add(kind, f"{where} {_by(given)}, upright {_by(real)}", dropped=False)
+    try:
+        turn, against = turn_of(given, stored, orientation, choice)
+    except Malformed:
+        turn, against = 1, SWAPPED_SIZE
+    kind = TURNED if against and choice == "upright" and real != stored else against
+    if kind and needed:
+        raise Malformed(kind)
+    if not kind and Upright(turn, given).size != real:
+        kind = OTHER_SIZE
+    return kind, f"{_by(given)}, upright {_by(real)}"
 
 
 # ---- JSON Lines ----
 
 
-def _check_own(file: Path, images: str, quick: bool) -> Report:
+def _check_own(file: Path, images: str, quick: bool, orientation: str) -> Report:
     from tqdm import tqdm
 
     folder = own.picture_folder(file, images)
@@ -132,9 +142,13 @@ def _check_own(file: Path, images: str, quick: bool) -> Report:
         path = find_image(folder, image)
         if path not in sizes:
             sizes[path] = _look(path, quick)
+        stored, turn = sizes[path]
         if given:
-            _compared(given, *sizes[path], image, report.problems)
-        return path, upright_size(*sizes[path])
+            kind, both = _compared(given, sizes[path], orientation, needed)
+            if kind:
+                report.problems.add(kind, f"{image} {both}", dropped=False)
+            return path, given
+        return path, upright_size(stored, turn) if orientation == "upright" else stored
 
     counts, longest = Counter(), 0
     read = own.entries_of(file, measure, report.problems)
@@ -152,8 +166,12 @@ def _check_own(file: Path, images: str, quick: bool) -> Report:
         longest = max(longest, sum(map(tokens_of, entry.talked)))
         counts["text"] += entry.image is None
         if entry.image is not None:
-            boxes = [Box(*box.xyxy, label) for label, found in entry.boxes.items() for box in found]
-            report.drawn.append((entry.image, entry.size, boxes))
+            boxes, size = [], upright_size(*sizes[entry.image])
+            if entry.boxes:
+                frame = own.frame_of(entry, orientation)
+                boxes = [Box(*frame.box(box).xyxy, label) for label, found in entry.boxes.items() for box in found]
+                size = frame.size
+            report.drawn.append((entry.image, size, boxes))
     report.counts = {
         "lines": lines, "pictures": len({path for path, _, _ in report.drawn}), "boxes": counts["boxes"],
         "labels": len(report.labels), "captions": counts["caption"], "captions with boxes": counts["grounding"],

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed
+from minigptv2.data.annotations import Malformed, upright
 from minigptv2.data.box_talk import TASKS, TOO_MANY, Things, exchanges, options_of, too_many
-from minigptv2.data.coco_json import CROWD, NO_BOX_LEFT, CocoFile, upright
+from minigptv2.data.coco_json import CROWD, NO_BOX_LEFT, CocoFile
 from minigptv2.data.layout import Layout, require_records
 from minigptv2.errors import UserError
 from minigptv2.sample import Exchange, Sample

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minigptv2.boxes import Box, stored_box, upright_box
+from minigptv2.boxes import Box
 from minigptv2.data.annotations import (
     ORIENTATIONS,
     OVER_EDGE,
@@ -31,7 +31,6 @@ from minigptv2.data.annotations import (
     one_of,
     reaches_over,
     read_json,
-    turn_of,
     words_of,
 )
 from minigptv2.data.annotations import field as field_of
@@ -444,36 +443,6 @@ class CocoFile:
             if reaches_over(xywh, image.size):
                 self._note(OVER_EDGE, where)
         return Thing(place, category, label, xywh, area, crowd, box)
-
-
-@dataclass(frozen=True)
-class Upright:
-    """How the boxes of an image are turned upright. size: of the upright image, in pixels of the annotations. against:
-    what speaks against it, as a kind of `Problems`, "" where nothing."""
-
-    turn: int
-    framed: tuple[int, int]
-    against: str = ""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return upright_size(self.framed, self.turn)
-
-    def box(self, box: Box) -> Box:
-        return upright_box(box, self.framed, self.turn) if self.turn != 1 else box
-
-    def back(self, box: Box) -> Box:
-        """A box of the upright image in the frame of the annotations."""
-        return stored_box(box, self.framed, self.turn) if self.turn != 1 else box
-
-
-def upright(path: Path, size: tuple[int, int], given: bool, orientation: str) -> Upright:
-    """size: in the frame of the annotations. given: whether they say it. Reads the header of the image.
-
-    Raises Malformed where the size contradicts the image's, and UserError where its header cannot be read.
-    """
-    turn, against = turn_of(size if given else None, *image_header(path), orientation)
-    return Upright(turn, size, against)
 
 
 _NONE: frozenset[str] = frozenset()

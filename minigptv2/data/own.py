@@ -11,7 +11,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from minigptv2.data import annotations, box_talk
 from minigptv2.data.annotations import (
     OVER_EDGE,
     Malformed,
+    Upright,
     box_of,
     find_image,
     label_of,
     name_of,
     reaches_over,
     read_json_lines,
+    upright,
 )
 from minigptv2.data.box_talk import Things
 from minigptv2.data.dataset import Problems
@@ -33,7 +35,7 @@ from minigptv2.data.layout import require_records
 from minigptv2.data.turns import IN_PARTS, parts_of, without_place
 from minigptv2.errors import UserError
 from minigptv2.files import is_dir
-from minigptv2.images import image_size
+from minigptv2.images import image_header, image_size
 from minigptv2.sample import Exchange, Phrase, Sample
 
 KEYS = ("image", "size", "id", "boxes", "absent", "caption", "grounding", "questions", "conversation")
@@ -50,7 +52,8 @@ Measure = Callable[[str, tuple[int, int] | None, bool], tuple[Path, tuple[int, i
 
 @dataclass
 class Entry:
-    """What one line says. image: None for text alone. boxes: label -> boxes, pixels of the upright picture, clipped.
+    """What one line says. image: None for text alone. size: width and height in the frame that its boxes belong to;
+    sized: whether the line says it. boxes: label -> boxes, pixels of that frame, clipped.
     incomplete: labels of which a box was left out. elsewhere: labels that have boxes on other lines of the same image.
     asked: independent exchanges that are no boxes' own. talked: one conversation, in parts that each are a record."""
 
@@ -58,6 +61,7 @@ class Entry:
     name: str
     image: Path | None = None
     size: tuple[int, int] = (0, 0)
+    sized: bool = False
     boxes: dict[str, list[Box]] = field(default_factory=dict)
     incomplete: set[str] = field(default_factory=set)
     elsewhere: set[str] = field(default_factory=set)
@@ -73,7 +77,8 @@ class Own:
     detection, refer, identify, caption, grounding, vqa, chat. exchanges: at most so many of a line's independent
     questions, chosen by the number of the record. closed: every thing of every label of the file is marked in every
     picture, so that the other labels are absent there. context: of the model, in tokens: a longer conversation, by
-    estimate, becomes several records.
+    estimate, becomes several records. orientation: what boxes and `size` belong to: "upright" the image turned upright
+    by EXIF, "stored" the image as it lies in the file, "auto" what `size` tells, else the stored one.
     """
 
     def __init__(
@@ -84,11 +89,14 @@ class Own:
         exchanges: int = 8,
         closed: bool = False,
         context: int = CONTEXT,
+        orientation: str = "upright",
     ):
+        self.orientation = annotations.one_of("orientation", orientation, annotations.ORIENTATIONS)
         self.problems = Problems()
         self.tasks, self.most = box_talk.options_of(tasks, TASKS, exchanges)
         self.name = Path(file).name
-        entries = list(entries_of(Path(file), measured_in(picture_folder(Path(file), images)), self.problems, context))
+        measure = measured_in(picture_folder(Path(file), images), self.orientation)
+        entries = list(entries_of(Path(file), measure, self.problems, context))
         settle(entries, self.problems)
         self.labels = sorted({label for entry in entries for label in entry.boxes}) if closed else []
         self.records: list[tuple[Entry, int | None]] = []  # and which part of the conversation it is
@@ -120,10 +128,15 @@ class Own:
         entry, part = self.records[index]
         key = f"{self.name} line {entry.line}"
         if part is None:
-            return Sample(entry.image, entry.size, tuple(self._asked(entry, index)), key, side_by_side=True)
-        if len(entry.talked) > 1:
-            key += f" part {part + 1}"
-        return Sample(entry.image, entry.size, entry.talked[part], key)
+            said = self._asked(entry, index)
+        else:
+            said = entry.talked[part]
+            key += f" part {part + 1}" if len(entry.talked) > 1 else ""
+        size = entry.size
+        if entry.boxes:
+            frame = frame_of(entry, self.orientation)
+            size, said = frame.size, [_turned(exchange, frame) for exchange in said]
+        return Sample(entry.image, size, tuple(said), key, side_by_side=part is None)
 
 
 def picture_folder(file: Path, images: str) -> Path:
@@ -132,15 +145,36 @@ def picture_folder(file: Path, images: str) -> Path:
     return Path(images) if images else file.parent
 
 
-def measured_in(folder: Path) -> Measure:
-    """Whether the picture is there; its size from the line, else, where boxes need it, from the picture's header."""
+def frame_of(entry: Entry, orientation: str) -> Upright:
+    """How the boxes of a line are turned upright. Raises UserError where the line's size is of the other frame."""
+    if not entry.sized and orientation == "upright":
+        return Upright(1, entry.size)
+    try:
+        frame = upright(entry.image, entry.size, entry.sized, orientation)
+        if frame.against:
+            raise Malformed(frame.against)
+        return frame
+    except Malformed as error:
+        raise UserError(
+            f"{entry.image} has {error}.", f"Its boxes are read as those of the image with orientation={orientation}.",
+            "Correct size and boxes of the line, or choose the option orientation: upright, stored or auto.",
+        ) from None  # fmt: skip
+
+
+def _turned(exchange: Exchange, frame: Upright) -> Exchange:
+    phrases = (replace(p, boxes=tuple(frame.box(box) for box in p.boxes)) for p in exchange.phrases)
+    return replace(exchange, phrases=tuple(phrases))
+
+
+def measured_in(folder: Path, orientation: str) -> Measure:
+    """Whether the image is there; its size from the line, else, where boxes need it, from the image's header."""
 
     def measure(image: str, given: tuple[int, int] | None, needed: bool) -> tuple[Path, tuple[int, int]]:
         path = find_image(folder, image)
         if given or not needed:
             return path, given or (0, 0)
         try:
-            return path, image_size(path)
+            return path, image_size(path) if orientation == "upright" else image_header(path)[0]
         except UserError as error:
             raise Malformed("a picture that cannot be read") from error
 
@@ -219,7 +253,9 @@ class _Line:
         self._known(row, KEYS)
         boxes = self._list("boxes")
         if "image" in row:
-            entry.image, entry.size = measure(name_of(row, "image"), _size(row), bool(boxes))
+            size = _size(row)
+            entry.sized = size is not None
+            entry.image, entry.size = measure(name_of(row, "image"), size, bool(boxes))
         elif any(row.get(key) for key in KEYS[3:-1]):
             raise Malformed("boxes, a caption or questions without a picture")
         for place, box in enumerate(boxes):

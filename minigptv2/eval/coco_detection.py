@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from minigptv2.boxes import Box
-from minigptv2.data.annotations import Malformed, one_of
-from minigptv2.data.coco_json import CocoFile, CocoImage, Id, Upright, upright
+from minigptv2.data.annotations import Malformed, Upright, one_of, upright
+from minigptv2.data.coco_json import CocoFile, CocoImage, Id
 from minigptv2.data.layout import Layout
 from minigptv2.errors import UserError
 from minigptv2.eval import metrics

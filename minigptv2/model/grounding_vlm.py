@@ -76,11 +76,15 @@ class GroundingVLM(nn.Module):
             raise ValueError(f"The rows have {int(places.sum())} places for visual tokens, but {given} were given.")
         return embedded if visual is None else embedded.masked_scatter(places, visual.to(embedded.dtype))
 
-    def forward(self, batch: Batch, tokens: float | None = None, guidance: float = 0.0) -> Losses:
+    def forward(
+        self, batch: Batch, tokens: float | None = None, guidance: float = 0.0, text_only: bool = False
+    ) -> Losses:
         """The losses of a batch.
 
         tokens: what they are divided by; the number of supervised tokens of the batch, unless the batch is one part of
-        a larger step. guidance: 0 to 1, see `attention.Supervision`. Nothing of the batch is changed.
+        a larger step. guidance: 0 to 1, see `attention.Supervision`. text_only: no row has a place for
+        the image of the batch; it passes through the same layers, as ZeRO-3 needs it, and changes nothing. Nothing of
+        the batch is changed.
         """
         visual, features = None, batch.features
         if features is None and batch.pixels is not None:
@@ -89,9 +93,10 @@ class GroundingVLM(nn.Module):
         if features is not None:
             visual = self.encode_images(None, features)
         supervision = Supervision(guidance)
-        losses = self.token_losses(batch, visual, supervision)
+        losses = self.token_losses(batch, None if text_only else visual, supervision)
         attention, weight = (losses.new_zeros(()) + total for total in supervision.summed())
-        return Losses(*(total / max(1, tokens or len(losses)) for total in (losses.sum(), attention, weight)))
+        answer = losses.sum() + 0 * visual.sum() if text_only else losses.sum()
+        return Losses(*(total / max(1, tokens or len(losses)) for total in (answer, attention, weight)))
 
     def token_losses(
         self, batch: Batch, visual: torch.Tensor | None, supervision: Supervision | None = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -152,20 +152,15 @@ class _Loss(nn.Module):
         self.model, self.device, self.settings = model, device, settings
 
     def forward(self, batch: Batch, tokens: float, guidance: float) -> tuple[torch.Tensor, ...]:
+        text_only = batch.pixels is None and batch.features is None
+        if text_only and self.settings.blank == "pixels":
+            size = self.model.config.vision.image_size
+            batch = replace(batch, pixels=torch.zeros(1, 3, size, size, device=self.device))
+        elif text_only:
+            tower = self.model.vision
+            batch = replace(batch, features=torch.zeros(1, tower.patches, tower.width, device=self.device))
         with autocast_in(self.device, self.settings.dtype):
-            if batch.pixels is not None or batch.features is not None:
-                return tuple(self.model(batch, tokens=tokens, guidance=guidance))
-            blank = self._blank()
-            answer, *others = self.model(batch, tokens=tokens, guidance=guidance)
-            return answer + 0 * blank.sum(), *others
-
-    def _blank(self) -> torch.Tensor:
-        """[1, V, D]: the visual tokens of a blank picture, or of blank features."""
-        model = self.model
-        if self.settings.blank == "pixels":
-            size = model.config.vision.image_size
-            return model.encode_images(torch.zeros(1, 3, size, size, device=self.device))
-        return model.encode_images(None, torch.zeros(1, model.vision.patches, model.vision.width, device=self.device))
+            return tuple(self.model(batch, tokens=tokens, guidance=guidance, text_only=text_only))
 
 
 class DeepSpeedEngine(Engine):
