@@ -606,9 +606,13 @@ def test_help_of_chat_lists_the_tags(capsys):
     assert all(task.tag in told and task.help in told for task in TASKS.values())
 
 
-@pytest.mark.parametrize(("name", "expected"), [
-    ("nothing.jpg", "The current folder has no such file."), ("https://x.org/a.jpg", "'https://x.org/a.jpg' is a web address"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("nothing.jpg", "The current folder has no such file."),
+        ("https://x.org/a.jpg", "'https://x.org/a.jpg' is a web address"),
+    ],
+)
 def test_the_path_is_shown_as_it_was_given(chat, name, expected):
     refused(chat(name, "hi"), expected)
 
