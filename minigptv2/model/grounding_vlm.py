@@ -93,19 +93,23 @@ class GroundingVLM(nn.Module):
         if features is not None:
             visual = self.encode_images(None, features)
         supervision = Supervision(guidance)
-        losses = self.token_losses(batch, None if text_only else visual, supervision)
+        losses = self.token_losses(batch, visual, supervision, text_only)
         attention, weight = (losses.new_zeros(()) + total for total in supervision.summed())
-        answer = losses.sum() + 0 * visual.sum() if text_only else losses.sum()
-        return Losses(*(total / max(1, tokens or len(losses)) for total in (answer, attention, weight)))
+        return Losses(*(total / max(1, tokens or len(losses)) for total in (losses.sum(), attention, weight)))
 
     def token_losses(
-        self, batch: Batch, visual: torch.Tensor | None, supervision: Supervision | None = None
-    ) -> torch.Tensor:
+        self, batch: Batch, visual: torch.Tensor | None, supervision: Supervision | None = None,
+        text_only: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
         """[supervised]: -log of the probability of every supervised token, row after row, given all before it.
 
         visual: [P, V, D] of all pictures of the batch, in order. supervision: gets the losses of supervised attention.
+        text_only: visual enters with weight 0, as part of the embeddings: then gradients flow through the same layers
+        as with an image, and ZeRO-3's processes move them in step.
         """
-        embedded = self.embed(batch.ids, visual)
+        embedded = self.embed(batch.ids, None if text_only else visual)
+        if text_only:
+            embedded = embedded + 0 * visual.to(embedded.dtype).sum()
         if batch.layout is None:
             visibility = {"attention_mask": attention_bias(attention_mask(batch.blocks), embedded.dtype)}
         else:

@@ -34,7 +34,8 @@ State = dict[str, torch.Tensor]
 class Settings:
     """dtype: of the products. accumulate: micro-batches of an optimizer step. clip: largest norm of all gradients
     together; 0: none. checkpointing: the language model's layers are computed again in the backward pass. blank: what a
-    row of text alone looks at where all processes must compute the same layers."""
+    row of text alone looks at where all processes must compute the same layers. attention: weight of the loss of
+    supervised attention."""
 
     dtype: torch.dtype
     optimizer: str
@@ -43,6 +44,7 @@ class Settings:
     clip: float = 1.0
     checkpointing: bool = False
     blank: Literal["pixels", "features"] = "pixels"
+    attention: float = 0.0
 
 
 class Engine:
@@ -64,12 +66,15 @@ class Engine:
     def set_rate(self, rate: float) -> None:
         set_learning_rate(self.optimizers, rate)
 
-    def losses(self, batch: Batch, tokens: float, guidance: float = 0.0) -> Losses:
-        """This micro-batch's share of the step's losses; tokens: supervised ones of the whole step, everywhere."""
+    def losses(self, batch: Batch, tokens: float, guidance: float = 0.0) -> tuple[torch.Tensor, Losses]:
+        """This micro-batch's share of the step's loss, for `backward`, and what it is made of, detached. tokens:
+        supervised ones of the whole step, everywhere."""
         if self.world.device.type == "cpu" and not self.settings.checkpointing:
-            return call_in(self.model, self.settings.dtype, batch, tokens=tokens, guidance=guidance)
-        with autocast_in(self.world.device, self.settings.dtype):
-            return self.model(batch, tokens=tokens, guidance=guidance)
+            losses = call_in(self.model, self.settings.dtype, batch, tokens=tokens, guidance=guidance)
+        else:
+            with autocast_in(self.world.device, self.settings.dtype):
+                losses = self.model(batch, tokens=tokens, guidance=guidance)
+        return _total(losses, self.settings), Losses(*(part.detach() for part in losses))
 
     def backward(self, loss: torch.Tensor) -> None:
         if loss.requires_grad:  # else the micro-batch has nothing to learn from
@@ -118,6 +123,10 @@ class Engine:
         return {n: t.detach().cpu() for n, t in state.items() if n not in self.trained and wanted(n)}
 
 
+def _total(losses: Losses, settings: Settings) -> torch.Tensor:
+    return losses.answer + settings.attention * losses.attention if settings.attention else losses.answer
+
+
 def _entries(states: State, name: str) -> State:
     """{"exp_avg/a.b": ...} and "a.b" -> {"exp_avg": ...}"""
     return {key.partition("/")[0]: value for key, value in states.items() if key.partition("/")[2] == name}
@@ -152,6 +161,7 @@ class _Loss(nn.Module):
         self.model, self.device, self.settings = model, device, settings
 
     def forward(self, batch: Batch, tokens: float, guidance: float) -> tuple[torch.Tensor, ...]:
+        """The loss, and the three parts of `Losses`, detached: DeepSpeed starts the backward pass from one output."""
         text_only = batch.pixels is None and batch.features is None
         if text_only and self.settings.blank == "pixels":
             size = self.model.config.vision.image_size
@@ -160,7 +170,8 @@ class _Loss(nn.Module):
             tower = self.model.vision
             batch = replace(batch, features=torch.zeros(1, tower.patches, tower.width, device=self.device))
         with autocast_in(self.device, self.settings.dtype):
-            return tuple(self.model(batch, tokens=tokens, guidance=guidance, text_only=text_only))
+            losses = self.model(batch, tokens=tokens, guidance=guidance, text_only=text_only)
+        return _total(losses, self.settings), *(part.detach() for part in losses)
 
 
 class DeepSpeedEngine(Engine):
@@ -206,8 +217,9 @@ class DeepSpeedEngine(Engine):
     def set_rate(self, rate: float) -> None:
         set_learning_rate([self.deep.optimizer], rate)
 
-    def losses(self, batch: Batch, tokens: float, guidance: float = 0.0) -> Losses:
-        return Losses(*self.deep(batch, tokens, guidance))
+    def losses(self, batch: Batch, tokens: float, guidance: float = 0.0) -> tuple[torch.Tensor, Losses]:
+        loss, *parts = self.deep(batch, tokens, guidance)
+        return loss, Losses(*parts)
 
     def backward(self, loss: torch.Tensor) -> None:
         self.deep.backward(loss * self.world.size, scale_wrt_gas=False)  # DeepSpeed takes the mean over processes

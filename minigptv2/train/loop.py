@@ -89,7 +89,7 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
     micro, accumulate = micros_of(recipe, world.size)
     settings = Settings(
         dtype, recipe.optimizer, recipe.weight_decay, accumulate, recipe.clip, recipe.gradient_checkpointing,
-        "pixels" if cache is None else "features",
+        "pixels" if cache is None else "features", recipe.attention,
     )  # fmt: skip
     model.train()
     model.vision.eval()
@@ -172,9 +172,9 @@ class Stage:
         guidance = max(0.0, 1 - progress.step / recipe.guided_steps) if recipe.guided_steps else 0.0
         found = []  # of each micro-batch: [3], its `Losses`
         for micro in micros:
-            losses = engine.losses(micro.on(world.device), tokens, guidance)
-            engine.backward(losses.answer + recipe.attention * losses.attention)
-            found.append(torch.stack(losses).detach())
+            loss, parts = engine.losses(micro.on(world.device), tokens, guidance)
+            engine.backward(loss)
+            found.append(torch.stack(parts))
         norm = engine.step()
         if not math.isfinite(norm):
             raise UserError(

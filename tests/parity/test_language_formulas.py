@@ -117,4 +117,4 @@ def test_the_loss_over_answers(ours):
     w = _weights(ours)
     expected = [answer_losses(r, v, w) for r, v in zip(rows, (visual[:1], visual[:0], visual[1:]))]
     _close(ours.token_losses(batch, visual), torch.stack(sum(expected, [])))
-    _close(ours(batch), torch.stack(sum(expected, [])).mean())
+    _close(ours(batch).answer, torch.stack(sum(expected, [])).mean())
