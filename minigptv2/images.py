@@ -92,8 +92,9 @@ def open_image(source: Any, at_least: int = 0, allow_urls: bool = False) -> Imag
     source = _read(source, allow_urls)
     if isinstance(source, str | os.PathLike):
         path_of(source, "image")
-        with _open_file(source) as file:
-            return _decode(file, os.fsdecode(source), at_least)
+        name = os.fsdecode(source)
+        with _open_file(name) as file:
+            return _decode(file, name, at_least)
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
         return _decode(io.BytesIO(data), f"The picture in {len(data)} bytes of data", at_least)

@@ -129,7 +129,7 @@ def test_side_by_side_is_as_each_alone(tiny_model, encoder, image):
         total += F.cross_entropy(alone[:-1], labels, ignore_index=IGNORED, reduction="sum").item()
         count += int((labels != IGNORED).sum())
     both.features = features
-    assert model(both).item() == pytest.approx(total / count, rel=1e-5)
+    assert model(both).answer.item() == pytest.approx(total / count, rel=1e-5)
 
 
 def test_a_packed_row_has_the_loss_and_gradients_of_the_rows_in_it(tiny_model, encoder):

@@ -130,7 +130,7 @@ def test_the_loss_is_the_same_with_and_without_a_cache(tiny_model, files, tmp_pa
         found = [next(micros) for _ in range(3)]
         assert all((m.batch.pixels is None) == (given is not None) for m in found if m.batch.ids.min() < 0)
         with torch.no_grad():
-            losses.append([call_in(network, dtype, m.on("cpu")).item() for m in found])
+            losses.append([call_in(network, dtype, m.on("cpu")).answer.item() for m in found])
         failures.append([f.split(":")[0] for m in found for f in m.failures])
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
     assert failures[0] == failures[1] != []

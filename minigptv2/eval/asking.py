@@ -75,15 +75,15 @@ def _answers(
     model: MiniGPTv2, items: Sequence[Item], seen: dict[str, Seen | None], max_new_tokens: int,
     unasked: dict[int, Unasked],
 ) -> list[Prediction]:  # fmt: skip
-    """The answers to these items at once; one by one where the model refuses one of them, which goes to `unasked`."""
-    try:
-        answers = model.chat_batch([(seen[i.picture], i.instruction) for i in items], max_new_tokens)
-    except UserError as error:
-        if len(items) > 1:
-            return [p for item in items for p in _answers(model, [item], seen, max_new_tokens, unasked)]
-        unasked[items[0].index] = Unasked(BAD_QUESTION, f"row {items[0].index}: {error.given}")
-        return []
-    return [Prediction(i.index, a.text, a.ended, tuple(b.score for b in a.boxes)) for i, a in zip(items, answers)]
+    """The answers to these items at once; what the model refuses goes to `unasked`."""
+    answers = model.chat_batch([(seen[i.picture], i.instruction) for i in items], max_new_tokens, errors="return")
+    out = []
+    for item, answer in zip(items, answers):
+        if isinstance(answer, UserError):
+            unasked[item.index] = Unasked(BAD_QUESTION, f"row {item.index}: {answer.given}")
+        else:
+            out.append(Prediction(item.index, answer.text, answer.ended, tuple(b.score for b in answer.boxes)))
+    return out
 
 
 def rank(model: MiniGPTv2, item: Item, picture: Seen | None, batch: int) -> Prediction:
@@ -92,7 +92,9 @@ def rank(model: MiniGPTv2, item: Item, picture: Seen | None, batch: int) -> Pred
     means: list[float] = []
     for start in range(0, len(item.candidates), batch):
         mine = item.candidates[start : start + batch]
-        for tokens in model.logprobs_batch([(picture, item.instruction, c) for c in mine]):
+        for tokens in model.logprobs_batch([(picture, item.instruction, c) for c in mine], errors="return"):
+            if isinstance(tokens, UserError):
+                raise tokens
             means.append(sum(t.logprob for t in tokens) / len(tokens))
     return Prediction(item.index, item.candidates[means.index(max(means))], logprobs=tuple(means))
 
