@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -516,14 +516,15 @@ def _items(given: Any, name: str, call: str) -> list:
 
     if isinstance(given, np.ndarray) and given.dtype.kind in "OU":  # a table
         given = given.tolist()
-    one = isinstance(given, (str, bytes, bytearray, memoryview, os.PathLike, Mapping, AbstractSet))
+    unordered = isinstance(given, AbstractSet) and not isinstance(given, MappingView)
+    one = unordered or isinstance(given, (str, bytes, bytearray, memoryview, os.PathLike, Mapping))
     one = one or hasattr(given, "read") or ((isinstance(given, np.ndarray) or is_tensor(given)) and given.ndim < 4)
     try:
         things = iter(() if one else given)
     except TypeError:
         one = True
     if one:
-        raise UserError(f"{name} is {shown(given)}.", "It must be a list, or another iterable.", f"Try {call}.")
+        raise UserError(f"{name} is {shown(given)}.", "It must be a list, or an iterable in order.", f"Try {call}.")
     return list(things)
 
 

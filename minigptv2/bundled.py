@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from minigptv2.errors import UserError
-from minigptv2.files import is_dir, is_file, path_of
+from minigptv2.files import is_dir, is_file, path_of, refuse_device
 
 _PACKAGE = Path(__file__).parent
 BUNDLED = _PACKAGE / "weights"
@@ -38,6 +38,7 @@ def find_recipe(command: Literal["train", "eval"], given: str | os.PathLike) -> 
     name = path.as_posix().removeprefix(f"{command}_configs/").removesuffix(".yaml")
     if name in known:
         return known[name]
+    refuse_device(path)
     if os.path.exists(path):  # a pipe; a folder, which its reader refuses
         return path
     near = difflib.get_close_matches(name, known, 3) or difflib.get_close_matches(path.stem, known, 3)
@@ -54,6 +55,13 @@ def find_deepspeed(given: str, recipe: Path) -> str:
     name = Path(given).name
     places = (Path(given), recipe.parent / "deepspeed" / name, configs_of("train") / "deepspeed" / name)
     return str(next(filter(is_file, places), given))
+
+
+def document(name: str, otherwise: str) -> str:
+    """A document of the repository by its path there, where it lies beside the package, as in a checkout; `otherwise`,
+    such as a web page that says the same, where the package was installed without it."""
+    file = _PACKAGE.parent / name
+    return str(file) if is_file(file) else otherwise
 
 
 def model_folder(given: str | os.PathLike, what: str = "model folder") -> Path:

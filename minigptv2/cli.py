@@ -426,6 +426,7 @@ def _eval(args: argparse.Namespace) -> int:
 def _bench_arguments(parser: Parser) -> None:
     parser.add_argument("what", choices=tuple(BENCHES), help="; ".join(f"{k}: {v.help}" for k, v in BENCHES.items()))
     parser.add_argument("--model", metavar="FOLDER", help="a saved model (default: the small one that comes along)")
+    parser.add_argument("--base", metavar="FOLDER", help="of a model that holds only what was trained: the one before")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--dtype", help="float32 or bfloat16; for eval also float16 (default: as they choose)")
     parser.add_argument("--pictures", type=_whole_number(1), metavar="N",
@@ -439,23 +440,23 @@ def _bench(args: argparse.Namespace) -> None:
 def _bench_eval(args: argparse.Namespace) -> None:
     from minigptv2.eval.speed import run
 
-    run(args.model, args.device, args.dtype, args.pictures or 40)
+    run(args.model, args.device, args.dtype, args.pictures or 40, args.base)
 
 
 def _bench_train(args: argparse.Namespace) -> None:
     from functools import partial
-    from pathlib import Path
 
-    from minigptv2.api import BUNDLED
+    from minigptv2.bundled import model_folder
     from minigptv2.train.bench import bench_cache, bench_data, bench_loop, bench_packing, dtype_of
     from minigptv2.train.launch import choose_device
 
     device, dtype = str(choose_device(args.device or "")), dtype_of(args.dtype)
-    model, count = Path(args.model or BUNDLED), args.pictures or 24
+    model, count = model_folder(args.model or "bundled"), args.pictures or 24
     print("| ours against the plain way | samples/s | plain | ratio |\n|---|---|---|---|")
+    base = None if args.base is None else model_folder(args.base, "base")
     steps = (partial(bench, device=device, dtype=dtype) for bench in (bench_cache, bench_packing, bench_loop))
     for measure in (bench_data, *steps):
-        found = measure(model, count)
+        found = measure(model, count, base=base)
         print(f"| {found.what} | {found.rate:.2f} | {found.plain:.2f} | {found.ratio:.3f} |", flush=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import sys
 import time
 from collections.abc import Collection, Iterator
@@ -43,6 +44,15 @@ def is_dir(path: str | os.PathLike) -> bool:
         return False
 
 
+def refuse_device(path: str | os.PathLike) -> None:
+    """Raise UserError for a device, such as /dev/zero, which may be read without end. A pipe is read as a file is; what
+    is not there is left to its opening."""
+    with suppress(OSError, ValueError):
+        kind = os.stat(path).st_mode
+        if stat.S_ISCHR(kind) or stat.S_ISBLK(kind):
+            raise UserError(f"{path} is a device.", "An ordinary file, or a pipe, is read here.", "Check the path.")
+
+
 def path_of(given: Any, what: str) -> Path:
     """A path as a user gave it. what: names it in the error, such as "image".
 
@@ -64,8 +74,8 @@ def path_of(given: Any, what: str) -> Path:
 
 
 def shown(given: Any, most: int = 80) -> str:
-    """Any value for an error message: quoted, with escapes for what cannot be printed, cut to about `most` letters."""
-    text = ascii(given) if not isinstance(given, str) or not given.isprintable() else repr(given)
+    """Any value for an error message: one line, quoted, what cannot be printed in escapes, cut to `most` letters."""
+    text = " ".join(ascii(given).split()) if not isinstance(given, str) or not given.isprintable() else repr(given)
     return text if len(text) <= most else f"{text[: most - 20]}...{text[-10:]} ({len(text)} letters)"
 
 

@@ -396,6 +396,10 @@ def _pillow_errors_told(name: str) -> Iterator[None]:
             "Open it in a picture viewer to see what it is, and save it as PNG or JPEG.",
         ) from error  # fmt: skip
     except _CORRUPT as error:
+        if isinstance(error, ValueError) and re.search(r"closed (image|file)", str(error)):
+            raise UserError(
+                f"{name} is closed.", f"Pillow says: {_reason(error)}.", "Give it before it is closed, or its path."
+            ) from error
         raise UserError(
             f"{name} is damaged or cut short.", f"Pillow says: {_reason(error)}.",
             "Copy or download it again, or save it anew from a picture viewer.",

@@ -410,6 +410,18 @@ def test_what_see_gave_is_an_image_everywhere(tiny_model, tiny_folder, picture):
         MiniGPTv2.from_pretrained(tiny_folder, device="cpu").chat(seen, "hi")
 
 
+def test_the_views_of_a_dict_are_a_batch(tiny_model, picture):
+    asked = {picture: "[caption]"}
+    assert tiny_model.chat_batch(asked.items(), 2) == tiny_model.chat_batch([(picture, "[caption]")], 2)
+    assert len(tiny_model.see(asked.keys())) == len(tiny_model.see(list(asked))) == 1
+
+
+def test_an_error_about_an_array_has_three_lines(tiny_model):
+    with pytest.raises(UserError) as told:
+        tiny_model.chat_batch((np.zeros((600, 800, 3), np.uint8), "[caption]"))
+    assert len(str(told.value).splitlines()) == 3
+
+
 def test_files_and_tensors_are_images(tiny_model, picture):
     data, array = picture.read_bytes(), np.array(Image.open(picture).convert("RGB"))
     with picture.open("rb") as file:

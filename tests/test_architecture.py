@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": {"errors", "files", "web_image"},
     "web_image": {"errors", "files"},
     "encode": {"boxes", "conversation", "errors", "sample"},
-    "data": {"boxes", "drawing", "errors", "files", "images", "sample", "tasks"},
+    "data": {"boxes", "bundled", "drawing", "errors", "files", "images", "sample", "tasks"},
     "model": {"boxes", "config", "encode", "errors", "files"},
     "train": {"boxes", "bundled", "config", "conversation", "data", "encode", "errors", "files", "images", "model",
               "sample", "tasks"},

@@ -62,9 +62,10 @@ def test_the_command_gives_its_options_to_every_bench(tiny_folder, monkeypatch, 
         monkeypatch.setattr(bench, name, measure(name))
     given = ["--model", str(tiny_folder), "--device", "cpu", "--dtype", "bfloat16", "--pictures", "3"]
     assert cli.main(["bench", "train", *given]) == 0
-    steps = {"device": "cpu", "dtype": torch.bfloat16}
+    steps = {"device": "cpu", "dtype": torch.bfloat16, "base": None}
     assert [(n, c, o) for n, _, c, o in seen] == [
-        ("bench_data", 3, {}), ("bench_cache", 3, steps), ("bench_packing", 3, steps), ("bench_loop", 3, steps),
+        ("bench_data", 3, {"base": None}), ("bench_cache", 3, steps), ("bench_packing", 3, steps),
+        ("bench_loop", 3, steps),
     ]  # fmt: skip
     assert capsys.readouterr().out.count("2.000") == 4
     assert cli.main(["bench", "train", "--dtype", "float16"]) == 2

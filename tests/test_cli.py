@@ -269,6 +269,17 @@ def test_paths_that_are_none(capsys, picture, monkeypatch, tmp_path, line, odd):
     assert max(map(len, err.splitlines())) < 1500
 
 
+@pytest.mark.skipif(not Path("/dev/zero").is_char_device(), reason="a system without such devices")
+@pytest.mark.parametrize("line", [
+    "convert DEV --eva DEV --llama x --out x", "train DEV", "train stage3 --smoke deepspeed=DEV", "eval DEV",
+    "eval scenes count=1 --rescore DEV", "data check DEV", "show coco_detection file=DEV", "chat DEV hi", "info DEV",
+])  # fmt: skip
+def test_a_device_is_not_read_without_end(capsys, tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    code = cli.main(line.replace("DEV", "/dev/zero").split())
+    refused((code, *capsys.readouterr()))
+
+
 def _from_pretrained_of(line: str):
     real = api.MiniGPTv2.from_pretrained
     return real if "--model" in line else lambda *_: pytest.fail("the model was opened")

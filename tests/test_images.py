@@ -513,3 +513,16 @@ def test_what_is_passed_over_is_counted(tmp_path):
     others = Counter()
     assert [p.name for p in find_pictures(tmp_path, others)] == ["a.jfif", "gone.png"]
     assert others == {".heic": 2, ".txt": 1, "hidden": 1, "without a suffix": 1, "a folder": 1}
+
+
+def test_a_closed_image_is_told_as_that(tmp_path):
+    file = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(file)
+    image, opened = Image.open(file), open(file, "rb")
+    of_file = Image.open(opened)
+    image.close()
+    opened.close()
+    for closed in (image, of_file):
+        with pytest.raises(UserError, match="is closed") as told:
+            open_image(closed)
+        assert "download" not in told.value.advice

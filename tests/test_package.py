@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from minigptv2 import __version__, cli
+from minigptv2 import __version__, bundled, cli
 from minigptv2.bundled import BUNDLED, find_deepspeed, find_recipe, model_folder, recipes_of
+from minigptv2.data.dataset import open_dataset
 from minigptv2.errors import UserError
+from minigptv2.eval import speed
 from minigptv2.model.checkpoint import load_folder
+from minigptv2.train import bench
 from minigptv2.train.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -196,3 +199,23 @@ def test_training_and_asking_take_the_bundled_model_by_name(tmp_path, monkeypatc
     assert cli.main([*words, "--model", "own/model", "--base", "bundled"]) == 0
     assert cli.main(["info", "bundled"]) == 0
     assert cli.main(["eval", "scenes", "model=bundled", "count=1", "limit=2", "device=cpu"]) == 0
+    monkeypatch.setattr(speed, "EXPRESSIONS", {2: 1})
+    measure = ["--device", "cpu", "--pictures", "1"]
+    assert cli.main(["bench", "eval", "--model", "own/model", "--base", "bundled", *measure]) == 0
+    assert bench._open(Path("own/model"), base=model_folder("bundled"))
+
+
+@pytest.mark.parametrize(("name", "options", "card"), [
+    ("refcoco", {"root": "nowhere"}, "refcoco"), ("refcoco", {"root": "."}, "refcoco"),
+    ("vsr", {"root": "."}, "vsr"), ("visual_genome", {"root": "."}, "visual_genome"),
+    ("flickr30k", {"root": "."}, "flickr30k"),
+])  # fmt: skip
+def test_an_error_names_a_document_only_where_it_lies(name, options, card, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as told:
+        open_dataset(name, options)
+    assert str(ROOT / "datasets" / f"{card}.md") in told.value.advice
+    monkeypatch.setattr(bundled, "_PACKAGE", tmp_path / "minigptv2")  # as where it was installed
+    with pytest.raises(UserError) as told:
+        open_dataset(name, options)
+    assert "datasets/" not in told.value.advice and "https://" in told.value.advice

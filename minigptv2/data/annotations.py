@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from minigptv2.boxes import Box, plain, stored_box, upright_box, without_markup
 from minigptv2.errors import UserError
+from minigptv2.files import refuse_device
 from minigptv2.images import image_header, upright_size
 
 OVER_EDGE = "a box that reaches over the edge of the picture, where it is cut off"
@@ -42,6 +43,7 @@ class NotThere(Malformed):
 
 def open_text(path: Path):
     """An annotation file as text in UTF-8, with or without a byte order mark. Raises UserError."""
+    refuse_device(path)
     try:
         return path.open(encoding="utf-8-sig")
     except (OSError, ValueError) as error:

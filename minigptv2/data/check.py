@@ -20,7 +20,7 @@ from minigptv2.data.coco_json import CROWD, LISTS, CocoFile, CocoImage
 from minigptv2.data.dataset import Problems
 from minigptv2.data.turns import tokens_of
 from minigptv2.errors import UserError
-from minigptv2.files import is_file
+from minigptv2.files import is_file, refuse_device
 from minigptv2.images import image_header, upright_size
 
 CELL, BAND = 400, 20  # pixels of a picture's place in the sheet, and of the line with its name
@@ -81,6 +81,7 @@ def check(file: str | Path, images: str = "", quick: bool = False, orientation: 
 
 def _first_line_is_a_record(file: Path) -> bool:
     """Whether a file begins with a line that is an object by itself, and not one of COCO's."""
+    refuse_device(file)
     try:
         with file.open("rb") as lines:
             first = next((line for line in lines if line.strip()), b"")

@@ -141,7 +141,7 @@ def open_dataset(name: str, options: dict[str, Any]) -> Dataset:
 
     Raises UserError for an unknown name or option, with the nearest known one, and what the reader itself raises.
     """
-    reader = named_class("data set", name, DATASETS, "See datasets/ for what each is.")
+    reader = named_class("data set", name, DATASETS, "Choose one of these.")
     parameters = inspect.signature(reader).parameters
     known = list(parameters)
     for option, value in options.items():

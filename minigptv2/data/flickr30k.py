@@ -13,6 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from minigptv2.boxes import Box, plain
+from minigptv2.bundled import document
 from minigptv2.data.annotations import Malformed, box_of, one_of, size_of
 from minigptv2.data.coco_pictures import missing
 from minigptv2.data.dataset import Problems
@@ -129,7 +130,7 @@ def _names(folder: Path, split: str) -> list[str]:
     if not is_dir(folder / "Sentences") or not is_dir(folder / "Annotations"):
         raise UserError(
             f"{folder} has no folders Sentences and Annotations.", "They hold the captions and the boxes.",
-            "Unpack annotations.zip there; see datasets/flickr30k.md for the layout.",
+            f"Unpack annotations.zip there; see {document('datasets/flickr30k.md', PAGE)} for the layout.",
         )  # fmt: skip
     if split == "all":
         return sorted((f.stem for f in (folder / "Sentences").glob("*.txt")), key=lambda n: (len(n), n))

@@ -93,8 +93,8 @@ def require(root: str | os.PathLike, layout: Layout, split: str, page: str) -> l
         raise UserError(f"There is no folder {root}.", "`root` is the folder of the data set.", f"See {page}.")
     if lost := missing(root, layout[split]):
         raise UserError(
-            f"{root} has no {', no '.join(lost)}.", f"The split {split!r} needs them; datasets/ shows the layout.",
-            f"Get them from {page}; datasets/prepare.py says what is missing.",
+            f"{root} has no {', no '.join(lost)}.", f"The split {split!r} needs them.",
+            f"Get them from {page}.",
         )  # fmt: skip
     return [path for place in layout[split] if (path := find(root, place)) is not None]
 

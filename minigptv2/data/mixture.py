@@ -193,7 +193,7 @@ def open_mixture(data: DataConfig, seed: int, samples_per_step: int) -> tuple[li
     if not data.sources:
         raise UserError(
             "data.sources is empty.", "It lists what is trained on: name, weight and options of each source.",
-            "See train_configs/.",
+            "minigptv2 train --help lists recipes to copy from.",
         )  # fmt: skip
     opened: dict[str, Dataset] = {}
     for source in data.sources:

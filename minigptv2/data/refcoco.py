@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minigptv2.boxes import Box
+from minigptv2.bundled import document
 from minigptv2.data.annotations import Malformed, box_of, damaged, field, one_of, phrase_of, read_json, size_of
 from minigptv2.data.coco_pictures import CocoPictures, missing
 from minigptv2.data.dataset import Problems
@@ -198,13 +199,13 @@ def _nothing_there(root: Path, name: str, split: str, by: str) -> UserError:
         return UserError(
             f"{root} is no folder.",
             "`root` is the folder of the annotation.",
-            "See datasets/refcoco.md for its layout.",
+            f"See {document('datasets/refcoco.md', PAGE)} for its layout.",
         )
     there = sorted(f.name for f in (*root.glob("*.json"), *root.rglob("refs(*).p")))
     return UserError(
         f"{root} holds neither {name}_{split}.json nor refs({by}).p.",
         f"Annotation files found there: {', '.join(there[:12]) or 'none'}.",
-        "Choose a `split` and a `by` that are there, or see datasets/refcoco.md for the layout.",
+        f"Choose a `split` and a `by` that are there, or see {document('datasets/refcoco.md', PAGE)} for the layout.",
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from minigptv2.boxes import Box
+from minigptv2.bundled import document
 from minigptv2.data.annotations import (
     Malformed,
     box_of,
@@ -60,7 +61,7 @@ class VisualGenome:
             if not is_file(file):
                 raise UserError(
                     f"{file} is not there.", f"The regions need {REGIONS} and {PICTURES}.",
-                    "See datasets/visual_genome.md for the layout.",
+                    f"See {document('datasets/visual_genome.md', PAGE)} for the layout.",
                 )  # fmt: skip
         self.images = Path(images or root)
         self._read_pictures(files[1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from minigptv2.bundled import document
 from minigptv2.data.annotations import Malformed, field, one_of, read_json_lines, words_of
 from minigptv2.data.coco_pictures import CocoPictures, missing
 from minigptv2.data.dataset import Problems
@@ -52,7 +53,7 @@ class VSR:
         if self.file is None:
             raise UserError(
                 f"{root} holds no {kind}/{split}.jsonl.", f"Looked for {', '.join(map(str, files))}.",
-                "See datasets/vsr.md for the layout.",
+                f"See {document('datasets/vsr.md', PAGE)} for the layout.",
             )  # fmt: skip
         pictures = CocoPictures(images or root)
         self.records: list[tuple[int, Path, str, bool, str]] = []

@@ -20,7 +20,7 @@ from typing import Any
 
 from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import Benchmark, Item, Prediction
-from minigptv2.files import whole
+from minigptv2.files import refuse_device, whole
 
 LOCK = ".lock"  # a file in the output's folder, held by the run that writes there
 _ENDINGS = ("stop", "length")
@@ -180,6 +180,7 @@ def one_run(folder: Path) -> Iterator[None]:
 def read_text(path: Path) -> str:
     """A file of answers as text. Raises UserError where it cannot be read, is not UTF-8, or holds nothing."""
     advice = "Give a file of answers in UTF-8."
+    refuse_device(path)
     try:
         data = path.read_bytes()
         if data.startswith(_UTF_16):

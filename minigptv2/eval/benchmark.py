@@ -256,4 +256,4 @@ def options_of(name: str) -> dict[str, Any]:
 
 
 def _kind(name: str) -> Callable[..., Benchmark]:
-    return named_class("benchmark", name, BENCHMARKS, "See eval_configs/ for examples.")
+    return named_class("benchmark", name, BENCHMARKS, "minigptv2 eval --help lists recipes.")

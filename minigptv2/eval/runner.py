@@ -133,7 +133,7 @@ def _runs(given: dict[str, Any], where: str, smoke: bool) -> list[_Run]:
         several = [{}]
     if not isinstance(several, list) or not several or not all(isinstance(r, dict) for r in several):
         raise UserError(
-            f"{where}.runs is {several!r}.", "It is a list of benchmarks, each a mapping.", "See eval_configs/all.yaml."
+            f"{where}.runs is {several!r}.", "It is a list of benchmarks, each a mapping.", "The recipe all has one."
         )
     if len(several) > 1 and any(given.get(key) for key in ("rescore", "export_coco", "export_lmms")):
         raise UserError(

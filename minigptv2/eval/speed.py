@@ -21,11 +21,13 @@ EXPRESSIONS = {
 PLAIN_BATCH, BATCH, MAX_NEW_TOKENS = 10, 64, 50
 
 
-def run(model: str | None, device: str | None, dtype: str | None, pictures: int) -> dict[str, float]:
+def run(
+    model: str | None, device: str | None, dtype: str | None, pictures: int, base: str | None = None
+) -> dict[str, float]:
     """Measure and print both; expressions a second by way, and the share of equal answers."""
     from minigptv2.api import MiniGPTv2
 
-    opened = MiniGPTv2.from_pretrained(model, device, dtype)
+    opened = MiniGPTv2.from_pretrained(model, device, dtype, base=base)
     items = questions(pictures, opened.config.vision.image_size)
     kept: list[Prediction] = []
     few = items[: 2 * PLAIN_BATCH]  # what is slow the first time only

@@ -21,6 +21,7 @@ from minigptv2.boxes import Coding
 from minigptv2.config import LanguageConfig, LoraConfig, ModelConfig, VisionConfig, from_dict
 from minigptv2.encode import Tokenizer
 from minigptv2.errors import UserError
+from minigptv2.files import is_file, refuse_device
 from minigptv2.model.checkpoint import CONFIG, TOKENIZER, check_target, save_folder
 from minigptv2.model.grounding_vlm import GroundingVLM
 from minigptv2.model.language import merge_lora
@@ -247,9 +248,9 @@ def _merge(shapes: Mapping[str, Shape], width: int) -> int:
 
 def _open_llama(folder: Path) -> Tensors:
     for name, opener in _LLAMA_FILES:
-        if (folder / name).is_file():
+        if is_file(folder / name):
             return opener(folder / name)
-    own = any((folder / name).exists() for name in ("params.json", "consolidated.00.pth"))
+    own = any(is_file(folder / name) for name in ("params.json", "consolidated.00.pth"))
     raise UserError(
         f"{folder} holds Meta's own files." if own else f"{folder} has no weights.",
         "A Llama folder holds config.json, tokenizer.model, and model.safetensors or pytorch_model.bin, whole or in "
@@ -260,6 +261,7 @@ def _open_llama(folder: Path) -> Tensors:
 
 def _language_config(file: Path, shapes: Mapping[str, Shape]) -> tuple[LanguageConfig, list[str]]:
     """The sizes of config.json, held against the tensors, and what looks doubtful about it."""
+    refuse_device(file)
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(data, dict):
@@ -369,6 +371,7 @@ def _refuse_other_sizes(file: Path, config: LanguageConfig, shapes: Mapping[str,
 
 
 def _open_tokenizer(file: Path, config: LanguageConfig) -> Tokenizer:
+    refuse_device(file)
     try:
         tokenizer = Tokenizer.load(file)
     except (RuntimeError, ValueError, OSError) as error:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from minigptv2.errors import UserError
+from minigptv2.files import is_file
 
 Shape = tuple[int, ...]
 _ZIP = b"PK\x03\x04"  # how a file of torch.save begins since torch 1.6; older ones cannot be mapped
@@ -154,7 +155,7 @@ class Tensors(Mapping[str, torch.Tensor]):
 
 def open_file(file: Path, key: str = "") -> Tensors:
     """The tensors of one file. Raises UserError where it does not exist or is damaged."""
-    if not file.is_file():
+    if not is_file(file):
         raise UserError(f"{file} is no file.", "A file of weights was expected.", "Check the path.")
     return Tensors(file, [Safetensors(file) if file.suffix == ".safetensors" else Pickled(file, key)])
 
@@ -172,7 +173,7 @@ def open_shards(index: Path) -> Tensors:
             f"{index} cannot be read: {type(error).__name__}: {error}", "It must say which tensor is in which shard.",
             "Copy it again.",
         ) from None  # fmt: skip
-    missing = [s for s in shards if not (folder / s).is_file()]
+    missing = [s for s in shards if not is_file(folder / s)]
     if missing:
         raise UserError(
             f"{folder} lacks {', '.join(missing[:3])}.", f"{index.name} names {len(shards)} shards; all must be there.",

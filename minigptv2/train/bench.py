@@ -61,11 +61,12 @@ class Compared:
         return self.rate / self.plain
 
 
-def bench_data(model: Path, pictures: int = 16, rounds: int = 3) -> Compared:
+def bench_data(model: Path, pictures: int = 16, rounds: int = 3, base: Path | None = None) -> Compared:
     """Samples a second of one core, from JPEGs of 1.2 to 6 megapixels to a normalised batch: the stream with
     fast_decode against a loader of plain PIL and torchvision. model: a folder; its tokenizer and picture size are used.
+    base, here and below: the model that it was trained from, where it holds only what was trained.
     """
-    network, encoder, coding = _open(model)
+    network, encoder, coding = _open(model, base=base)
     size = network.config.vision.image_size
     with tempfile.TemporaryDirectory() as folder:
         photos = _Photos(Path(folder), pictures)
@@ -79,12 +80,12 @@ def bench_data(model: Path, pictures: int = 16, rounds: int = 3) -> Compared:
 
 def bench_cache(
     model: Path, scenes: int = 24, rounds: int = 3, device: str = "cpu", dtype: torch.dtype | None = None,
-    exchanges: int = 10,
+    exchanges: int = 10, base: Path | None = None,
 ) -> Compared:  # fmt: skip
     """Training samples a second with the features of the tower from a cache, against drawing and encoding the scenes at
     every step. exchanges: questions about each; the fewer, the larger the tower's part. The cache is built before the
     clock runs."""
-    network, encoder, coding = _open(model, device)
+    network, encoder, coding = _open(model, device, base)
     with tempfile.TemporaryDirectory() as folder:
         source = [Scenes(scenes, exchanges=exchanges, side=network.config.vision.image_size, things=f"{folder}/things")]
         cache = build_cache(CacheConfig(f"{folder}/cache"), network.vision, source, device=device, dtype=dtype)
@@ -96,11 +97,12 @@ def bench_cache(
 
 
 def bench_packing(
-    model: Path, scenes: int = 24, rounds: int = 3, device: str = "cpu", dtype: torch.dtype | None = None
-) -> Compared:
+    model: Path, scenes: int = 24, rounds: int = 3, device: str = "cpu", dtype: torch.dtype | None = None,
+    base: Path | None = None,
+) -> Compared:  # fmt: skip
     """Training samples a second with packed rows against padded ones, both with cached features: scenes with ten
     questions each, a quarter of them conversations."""
-    network, encoder, coding = _open(model, device)
+    network, encoder, coding = _open(model, device, base)
     with tempfile.TemporaryDirectory() as folder:
         size = network.config.vision.image_size
         source = [Scenes(scenes, exchanges=10, dialogues=0.25, side=size, things=f"{folder}/things")]
@@ -112,11 +114,12 @@ def bench_packing(
 
 
 def bench_loop(
-    model: Path, scenes: int = 24, rounds: int = 9, device: str = "cpu", dtype: torch.dtype | None = None
-) -> Compared:
+    model: Path, scenes: int = 24, rounds: int = 9, device: str = "cpu", dtype: torch.dtype | None = None,
+    base: Path | None = None,
+) -> Compared:  # fmt: skip
     """Samples a second of training steps: the whole step of the loop against forward, backward and update alone, on the
     same batches, that lie on the device already."""
-    (network, encoder, coding), (other, *_) = _open(model, device), _open(model, device)
+    (network, encoder, coding), (other, *_) = _open(model, device, base), _open(model, device, base)
     stream = _stream([Scenes(scenes)], encoder, coding, network.config.vision.image_size)
     micros = [next(stream) for _ in range(max(1, scenes // BATCH))]
     step = _trainer(network, device, dtype)
@@ -174,8 +177,10 @@ def _turns(ours: Callable, plain: Callable, rounds: int, device: str = "cpu") ->
     return BATCH / ours_spent, BATCH / plain_spent
 
 
-def _open(folder: Path, device: str = "cpu") -> tuple[GroundingVLM, Encoder, Coding]:
-    network, tokenizer = load_folder(folder)
+def _open(
+    folder: Path, device: str = "cpu", base: Path | None = None
+) -> tuple[GroundingVLM, Encoder, Coding]:
+    network, tokenizer = load_folder(folder, base=base)
     config = network.config
     encoder = Encoder(tokenizer, config.prompt, network.image_tokens, config.language.max_position_embeddings)
     return network.to(device), encoder, config.box_coding

@@ -18,8 +18,10 @@ from typing import Literal
 import torch
 from torch import nn
 
+from minigptv2.bundled import configs_of
 from minigptv2.encode import Batch
 from minigptv2.errors import UserError
+from minigptv2.files import refuse_device
 from minigptv2.model.grounding_vlm import GroundingVLM, Losses
 from minigptv2.train.launch import World
 from minigptv2.train.optim import build_optimizers, set_learning_rate
@@ -327,12 +329,14 @@ _RECIPES_OWN = (
 
 def read_deepspeed(file: Path) -> dict:
     """The JSON file of a run under DeepSpeed. Raises UserError where it is none, or says what the recipe has to say."""
+    known = ", ".join(sorted(f.name for f in (configs_of("train") / "deepspeed").glob("*.json")))
+    refuse_device(file)
     try:
         config = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"deepspeed is {str(file)!r}, which cannot be read: {error}", "It must be a JSON file of DeepSpeed's.",
-            "See train_configs/deepspeed/.",
+            f"Those that come along: {known}.",
         ) from None  # fmt: skip
     double = [key for key in _RECIPES_OWN if key in config]
     if double:
