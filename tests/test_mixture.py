@@ -1,7 +1,9 @@
 """The mixture: every record once an epoch, sources by weight, a function of the position alone; scenes as a source."""
 
+import io
 import json
 import random
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -281,3 +283,26 @@ def test_notes_are_told_and_not_judged():
     assert list(problems.shares(3)) == [("records", 1, 4)]
     problems.saw(10, "boxes")
     assert list(problems.shares(3)) == [("records", 1, 4), ("boxes", 1, 10)]
+
+
+def test_what_shards_lack_is_judged_and_what_options_leave_out_is_not(tmp_path):
+    def write(name: str, captions: int) -> str:
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for i in range(20):
+                parts = {"jpg": b"x"} | ({"txt": b"a red ball"} if i < captions else {})
+                for suffix, data in parts.items():
+                    member = tarfile.TarInfo(f"{i:03}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+        return str(tmp_path / name)
+
+    lacking = SourceConfig("laion", 1.0, {"shards": write("a.tar", 5)})
+    with pytest.raises(UserError, match="15 of 20 records of the source 'laion' cannot be used"):
+        open_mixture(DataConfig([lacking]), 1, 1)
+    (again,) = open_mixture(DataConfig([lacking], max_bad_share=1.0), 1, 1)[0]  # from the index
+    assert again.problems.dropped["records"] == 15
+    short = SourceConfig("laion", 1.0, {"shards": write("b.tar", 20), "without": "blue|green"})
+    assert len(open_mixture(DataConfig([short]), 1, 1)[0][0]) == 20
+    filtered = {"shards": write("c.tar", 20), "least": {"similarity": 0.3}}
+    with pytest.raises(UserError, match="no number 'similarity'"):
+        open_mixture(DataConfig([SourceConfig("laion", 1.0, filtered)]), 1, 1)

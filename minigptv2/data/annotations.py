@@ -37,6 +37,10 @@ class Malformed(ValueError):
     """One record that cannot be used; its text is the kind, as `Problems.add` takes it."""
 
 
+class Unwanted(Malformed):
+    """A good record that an option of the reader leaves out."""
+
+
 class NotThere(Malformed):
     """A record whose image is named well, and is not on the disk."""
 

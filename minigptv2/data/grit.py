@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.boxes import Box, plain
-from minigptv2.data.annotations import Malformed, box_of, field, one_of, size_of
+from minigptv2.data.annotations import Malformed, Unwanted, box_of, field, one_of, size_of
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout
 from minigptv2.data.shards import LAYOUT_OF_SHARDS, OPTIONS_OF_SHARDS, Record, Shards, changed
@@ -93,7 +93,7 @@ class Grit:
             elif len(boxes) == times[words] == 1:
                 exchanges.append(Exchange("refer", (Phrase(words, tuple(boxes)),)))
         if not exchanges:
-            raise Malformed("no expression for one box")
+            raise Unwanted("no expression for one box")
         return size, tuple(exchanges)
 
     def _spans(

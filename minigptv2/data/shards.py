@@ -25,7 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from minigptv2.data.annotations import Malformed, find_image
+from minigptv2.data.annotations import Malformed, Unwanted, find_image
 from minigptv2.data.dataset import Problems
 from minigptv2.errors import UserError
 from minigptv2.files import whole
@@ -40,7 +40,7 @@ except ImportError:  # not on Windows: several processes then make the same inde
 LAYOUT_OF_SHARDS = {"shards": (("*.tar", "*.parquet"),)}
 OPTIONS_OF_SHARDS = {"shards": {"shards": "{place}", "images": ""}}
 
-FORMAT = 2  # of the index; another one is made anew
+FORMAT = 3  # of the index; another one is made anew
 _BLOCK = 512  # bytes of a tar's header, and what everything in it is aligned to
 _TAR, _PARQUET = struct.Struct("<6I"), struct.Struct("<2I")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
@@ -154,6 +154,7 @@ class Shards:
                 self.problems.counts[kind] += count
                 kept = self.problems.examples.setdefault(kind, [])
                 kept += examples[: _EXAMPLES - len(kept)]
+            self.problems.dropped.update(head["dropped"])
             if head["count"]:
                 self._shards.append((shard, file, begin))
                 self._starts.append(self._starts[-1] + head["count"])
@@ -235,14 +236,15 @@ class Shards:
             for row, name in (_parquet_rows if form is _PARQUET else _tar_rows)(shard, problems):
                 try:
                     for kind in judge(_pictured(self._record(shard, row))):
-                        problems.add(kind, f"{Path(shard).name} {name}")
+                        problems.add(kind, f"{Path(shard).name} {name}", dropped=False)
                 except Malformed as error:
-                    problems.add(str(error), f"{Path(shard).name} {name}")
+                    problems.add(str(error), f"{Path(shard).name} {name}", not isinstance(error, Unwanted))
                 else:
                     rows += form.pack(*row)
                     count += 1
             told = {kind: (n, problems.examples[kind]) for kind, n in problems.counts.items()}
-            head = json.dumps({"of": of, "count": count, "problems": told}).encode() + b"\n"
+            head = {"of": of, "count": count, "problems": told, "dropped": problems.dropped}
+            head = json.dumps(head).encode() + b"\n"
             file = self._index_file(shard)
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -373,7 +375,7 @@ def _tar_rows(shard: str, problems: Problems) -> Iterator[tuple[tuple[int, ...],
     for member in _members(shard, problems):
         folder, _, file = member.name.rpartition("/")
         if file.startswith("."):
-            problems.add("a hidden file, as macOS leaves them in archives", f"{name} {member.name}")
+            problems.add("a hidden file, as macOS leaves them in archives", f"{name} {member.name}", dropped=False)
             continue
         stem, dot, suffix = file.rpartition(".")
         sample = folder, file.partition(".")[0]
@@ -416,7 +418,7 @@ def _joined(first: str, same: dict[str, _Row], problems: Problems, where: str) -
             if row[2 * place] and not base[2 * place]:
                 base[part] = row[part]
             elif row[2 * place]:
-                problems.add("a further member of a sample that has one of its kind", f"{where} {stem}")
+                problems.add("a further member of a sample that has one of its kind", f"{where} {stem}", dropped=False)
     return {**whole, first: base}
 
 

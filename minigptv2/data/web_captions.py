@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, words_of
+from minigptv2.data.annotations import Malformed, Unwanted, words_of
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout
 from minigptv2.data.shards import LAYOUT_OF_SHARDS, OPTIONS_OF_SHARDS, Record, Shards, changed
@@ -87,15 +87,15 @@ class WebCaptions:
         caption = self._caption(record)
         count = len(caption.split())
         if count < self.least_words:
-            raise Malformed(f"a caption of fewer than {self.least_words} words")
+            raise Unwanted(f"a caption of fewer than {self.least_words} words")
         if count > self.most_words:
-            raise Malformed(f"a caption of more than {self.most_words} words")
+            raise Unwanted(f"a caption of more than {self.most_words} words")
         if self.without and self.without.search(caption):
-            raise Malformed("a caption that `without` leaves out")
+            raise Unwanted("a caption that `without` leaves out")
         for name, least in self.least.items():
             value = record.fields.get(name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise Malformed(f"no number {name!r}")
             if not value >= least:
-                raise Malformed(f"{name!r} under {least}")
+                raise Unwanted(f"{name!r} under {least}")
         return ()

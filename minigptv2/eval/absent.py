@@ -49,7 +49,9 @@ class AbsentPhrases:
             absent = set(coco.absent(image))
             likely = [kind for kind, _ in beside.most_common() if kinds[kind] in absent][:LIKELY]
             if not likely:
-                continue  # nothing of the file is surely not in the image
+                kind = "an image of which no kind of the file is surely absent"
+                self.problems.add(kind, str(image.path), dropped=False)
+                continue
             name = kinds[random.Random(f"{self.seed}/{image.number}").choice(likely)]
             text = instruction_text(Exchange("refer", (Phrase(name),)), (0, 0), "floor", None)
             size = self.data.frame(image).size
