@@ -35,8 +35,7 @@ class Supervision:
     def summed(self) -> tuple[torch.Tensor | float, torch.Tensor | float]:
         """The losses summed over all queries by their weights, each a mean over its heads; and the sum of the weights.
         """
-        pairs = list(self.losses)
-        return sum((m.mean(1) * w).sum() for m, w in pairs), sum(w.sum() for _, w in pairs)
+        return sum((m.mean(1) * w).sum() for m, w in self.losses), sum(w.sum() for _, w in self.losses)
 
 
 @torch.compiler.disable  # group counts differ from step to step: each would be compiled anew
