@@ -76,6 +76,20 @@ class Engine:
                 losses = self.model(batch, tokens=tokens, guidance=guidance)
         return _total(losses, self.settings), Losses(*(part.detach() for part in losses))
 
+    def readings(self, sums: list[float]) -> dict[str, float]:
+        """What the log says of a step: "loss" and more. sums: the parts that `losses` gave, over its micro-batches."""
+        answer, attention, weight = sums
+        return {"loss": answer, **({"missed": attention / weight} if weight else {})}
+
+    def buffers(self) -> State:
+        """What training changes of the model beside the trained weights, by name; it belongs into a checkpoint."""
+        return {}
+
+    def fits(self, weights: State) -> bool:
+        """Whether a checkpoint's weights are of this model, which then can take them."""
+        own = {n: list(getattr(p, "ds_shape", p.shape)) for n, p in (self.trained | self.buffers()).items()}
+        return own == {n: list(t.shape) for n, t in weights.items()}
+
     def backward(self, loss: torch.Tensor) -> None:
         if loss.requires_grad:  # else the micro-batch has nothing to learn from
             loss.backward()
@@ -91,9 +105,9 @@ class Engine:
         return float(norm)
 
     def gather(self) -> tuple[State, State]:
-        """The trained weights by name and the optimizers' state by "entry/name", whole, on the CPU; all processes call
-        it, and the first one gets them."""
-        weights = {name: p.detach().cpu() for name, p in self.trained.items()}
+        """The trained weights and buffers by name and the optimizers' state by "entry/name", whole, on the CPU; all
+        processes call it, and the first one gets them."""
+        weights = {name: p.detach().cpu() for name, p in (self.trained | self.buffers()).items()}
         names = {id(p): name for name, p in self.trained.items()}
         states = {
             f"{entry}/{names[id(p)]}": value.detach().cpu()
@@ -105,15 +119,15 @@ class Engine:
     def put(self, weights: State, states: State) -> None:
         """What `gather` gave, back in its places, in every process."""
         with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(weights[name])
+            for name, tensor in (self.trained | self.buffers()).items():
+                tensor.copy_(weights[name])
         of = {id(p): name for name, p in self.trained.items()}
         for optimizer in self.optimizers:
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 found = _entries(states, of[id(parameter)])
                 if found:
                     optimizer.state[parameter] = {
-                        entry: value if entry == "step" else value.to(parameter.device)
+                        entry: value if entry == "step" else _laid_out_as(parameter, value)
                         for entry, value in found.items()
                     }  # fmt: skip
 
@@ -125,6 +139,13 @@ class Engine:
 
 def _total(losses: Losses, settings: Settings) -> torch.Tensor:
     return losses.answer + settings.attention * losses.attention if settings.attention else losses.answer
+
+
+def _laid_out_as(parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+    """The value on the parameter's device and, where it has its shape, with its strides: sums keep their order."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _entries(states: State, name: str) -> State:
