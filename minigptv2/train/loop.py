@@ -37,7 +37,8 @@ from minigptv2.train.backbone import (
 )
 from minigptv2.train.begin import begin, choose_trained, settle
 from minigptv2.train.checkpoints import Progress, has_checkpoint, load_checkpoint, save_checkpoint
-from minigptv2.train.engine import Engine, Settings, open_engine, read_deepspeed, zero_stage
+from minigptv2.train.deepspeed import open_engine, read_deepspeed, zero_stage
+from minigptv2.train.engine import Engine, Settings
 from minigptv2.train.feature_cache import FeatureCache, build_cache
 from minigptv2.train.identity import FILE as RUN
 from minigptv2.train.identity import Identity, identity_of, take_up
