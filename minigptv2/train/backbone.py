@@ -6,13 +6,14 @@ lies, as a distribution over the 101 numbers that box text uses. Afterwards the 
 Shapes: B pictures, N = G x G patches in raster order, C channels of the tower.
 """
 
-import json
-import sys
-import time
+from __future__ import annotations
+
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,15 +28,15 @@ from minigptv2.files import whole
 from minigptv2.images import to_pixels
 from minigptv2.model.checkpoint import WEIGHTS as MODEL
 from minigptv2.model.vision import VisionTower
-from minigptv2.train.identity import identity_of, take_up
-from minigptv2.train.launch import STOPPED, StopSignal, choose_device, heed_parent_only
-from minigptv2.train.optim import build_optimizers, learning_rate, set_learning_rate
-from minigptv2.train.precision import best_dtype, call_in
+from minigptv2.train.engine import Engine, Settings, State
+from minigptv2.train.launch import World, heed_parent_only
+from minigptv2.train.precision import call_in
 from minigptv2.train.recipe import Phase, Recipe
 
 KIND_IDS = {kind: i + 1 for i, kind in enumerate(KINDS)}  # 0 is the ground
 COLOR_IDS = {color: i for i, color in enumerate(COLORS)}
 WEIGHTS = "backbone.safetensors"
+_TABLE = "tower.trunk.pos_embed"
 LEAST_SHARE = 0.12  # of a patch that a thing must fill to be the patch's thing
 
 
@@ -67,41 +68,170 @@ class SceneViews(torch.utils.data.IterableDataset):
     mirrored.
 
     Boxes are relative to the whole picture. place: row and column in its grid of the scene's first patch: (0, 0), or,
-    where scenes are windows of it, anywhere. patch: pixels of a side.
+    where scenes are windows of it, anywhere. patch: pixels of a side. start: number of the first scene.
     """
 
     def __init__(self, seed: int, phase: Phase, patch: int, start: int = 0, keep: int = 256):
         self.seed, self.phase, self.patch, self.start, self.keep = seed, phase, patch, start, keep
-        self.grid = phase.image_size // patch
 
-    def __iter__(self):
-        phase, whole = self.phase, self.phase.whole
-        places = (whole - phase.image_size) // self.patch + 1  # of a row, and of a column
+    def first_state(self, worker: int) -> dict[str, Any]:
+        """Where the stream of this worker begins."""
+        rng = np.random.default_rng((self.seed, self.start, worker))
+        return {"rng": rng.bit_generator.state, "number": self.start + worker, "kept": []}
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         worker = torch.utils.data.get_worker_info()
         index, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        rng = np.random.default_rng((self.seed, self.start, index))
-        kept: list[tuple[torch.Tensor, DenseTargets]] = []
-        number = self.start + index
-        while True:
-            if len(kept) < self.keep // 8 or rng.random() < 1 / phase.views:
-                crowded = rng.random() < phase.crowded
-                scene = draw_scene((self.seed, number), phase.image_size, phase.most, whole / phase.image_size, crowded)
-                number += stride
-                if not scene.things:
-                    continue
-                item = torch.from_numpy(np.array(scene.image)), dense_targets(scene, self.grid)
-                if len(kept) < self.keep:
-                    kept.append(item)
-                else:
-                    kept[int(rng.integers(self.keep))] = item
+        return _Views(self, self.first_state(index), stride)
+
+
+class _Views:
+    """One worker's views from a state on; what was kept before it is drawn again where it is seen again."""
+
+    def __init__(self, of: SceneViews, state: dict[str, Any], stride: int):
+        self.of, self.stride, self.grid = of, stride, of.phase.image_size // of.patch
+        self.rng = np.random.default_rng()
+        self.rng.bit_generator.state = state["rng"]
+        self.number, self.kept = state["number"], list(state["kept"])  # the next scene; those to be seen again
+        self.drawn: dict[int, tuple[torch.Tensor, DenseTargets] | None] = {}
+
+    def state(self) -> dict[str, Any]:
+        """JSON: the views after the last one depend on nothing else."""
+        return {"rng": self.rng.bit_generator.state, "number": self.number, "kept": list(self.kept)}
+
+    def __iter__(self) -> _Views:
+        return self
+
+    def __next__(self) -> tuple[torch.Tensor, ...]:
+        phase, whole, rng = self.of.phase, self.of.phase.whole, self.rng
+        places = (whole - phase.image_size) // self.of.patch + 1  # of a row, and of a column
+        image, targets = self._item()
+        if rng.random() < 0.5:
+            image, targets = image.flip(1), _mirrored(targets, self.grid)
+        place = torch.from_numpy(rng.integers(places, size=2))
+        box = targets.box * (phase.image_size / whole) + place.flip(0).repeat(2) * (self.of.patch / whole)
+        return image, targets.kind, targets.color, box, place
+
+    def _item(self) -> tuple[torch.Tensor, DenseTargets]:
+        """A new scene, or one that was kept."""
+        keep, rng = self.of.keep, self.rng
+        while len(self.kept) < keep // 8 or rng.random() < 1 / self.of.phase.views:
+            scene = (self.number, rng.random() < self.of.phase.crowded)
+            self.number += self.stride
+            item = self._draw(*scene)
+            if item is None:
+                continue
+            if len(self.kept) < keep:
+                self.kept.append(scene)
             else:
-                item = kept[int(rng.integers(len(kept)))]
-            image, targets = item
-            if rng.random() < 0.5:
-                image, targets = image.flip(1), _mirrored(targets, self.grid)
-            place = torch.from_numpy(rng.integers(places, size=2))
-            box = targets.box * (phase.image_size / whole) + place.flip(0).repeat(2) * (self.patch / whole)
-            yield image, targets.kind, targets.color, box, place
+                place = int(rng.integers(keep))
+                self.drawn.pop(self.kept[place][0], None)
+                self.kept[place] = scene
+            self.drawn[scene[0]] = item
+            return item
+        number, crowded = self.kept[int(rng.integers(len(self.kept)))]
+        if number not in self.drawn:
+            self.drawn[number] = self._draw(number, crowded)
+        return self.drawn[number]
+
+    def _draw(self, number: int, crowded: bool) -> tuple[torch.Tensor, DenseTargets] | None:
+        """The image, [H, W, 3] uint8, and its targets; None for a scene without things."""
+        phase = self.of.phase
+        zoom = phase.whole / phase.image_size
+        scene = draw_scene((self.of.seed, number), phase.image_size, phase.most, zoom, crowded)
+        if not scene.things:
+            return None
+        return torch.from_numpy(np.array(scene.image)), dense_targets(scene, self.grid)
+
+
+@dataclass
+class DenseBatch:
+    """What a step takes, as `stream.Micro` is for a stage. images: [B, H, W, 3] uint8, of `on(device)`'s [B, 3, H, W]
+    float32. kind, color: [B, N]; box: [B, N, 4]; places: [B, 2]. samples: scenes. supervised: patches."""
+
+    phase: Phase
+    images: torch.Tensor
+    kind: torch.Tensor
+    color: torch.Tensor
+    box: torch.Tensor
+    places: torch.Tensor
+    failures: tuple[str, ...] = ()
+    dropped_turns: int = 0
+
+    @property
+    def samples(self) -> int:
+        return len(self.images)
+
+    @property
+    def supervised(self) -> int:
+        return self.kind.numel()
+
+    def on(self, device: torch.device | str) -> DenseBatch:
+        moved = (t.to(device) for t in (self.images, self.kind, self.color, self.box, self.places))
+        images, *targets = moved
+        return DenseBatch(self.phase, to_pixels(images), *targets)
+
+
+class _Batches(torch.utils.data.IterableDataset):
+    """Of each worker: (batch of views, the worker's state after it). states: where each worker begins."""
+
+    def __init__(self, views: SceneViews, states: list[dict[str, Any]]):
+        self.views, self.states = views, states
+
+    def __iter__(self) -> Iterator[tuple[list[torch.Tensor], dict[str, Any]]]:
+        worker = torch.utils.data.get_worker_info()
+        views = _Views(self.views, self.states[worker.id if worker else 0], len(self.states))
+        while True:
+            batch = torch.utils.data.default_collate([next(views) for _ in range(self.views.phase.batch)])
+            yield batch, views.state()
+
+
+class SceneStream:
+    """The batches of all phases, one after the other. A run that goes on gets the batches that it would have got, as
+    long as `workers` is the same. step, samples: done before; saved: what `state` gave then. said: for the user."""
+
+    def __init__(self, recipe: Recipe, patch: int, step: int = 0, samples: int = 0, saved: dict | None = None):
+        self.recipe, self.patch, self.step, self.samples = recipe, patch, step, samples
+        self.ends = list(accumulate(phase.steps for phase in recipe.phases))
+        self.said: list[str] = []
+        self._index, self._states, self._batches = -1, [], None
+        if saved and step < self.ends[-1] and saved["phase"] == bisect_right(self.ends, step):
+            if len(saved["workers"]) == max(1, recipe.workers):
+                self._open(saved["phase"], saved["workers"])
+            else:
+                self.said.append(
+                    f"workers was {len(saved['workers'])} and is {recipe.workers}: the scenes to come are others"
+                )
+
+    def __iter__(self) -> SceneStream:
+        return self
+
+    def __next__(self) -> DenseBatch:
+        index = bisect_right(self.ends, self.step)
+        if index != self._index:
+            self._open(index)
+        batch, state = next(self._batches)
+        self._states = [*self._states[1:], state]
+        self.step += 1
+        self.samples += len(batch[0])
+        return DenseBatch(self.recipe.phases[index], *batch)
+
+    def state(self) -> dict[str, Any]:
+        """JSON: of each worker, the one whose turn is next first."""
+        return {"phase": self._index, "workers": self._states}
+
+    def _open(self, index: int, states: list[dict[str, Any]] | None = None) -> None:
+        workers = self.recipe.workers
+        views = SceneViews(self.recipe.seed, self.recipe.phases[index], self.patch, self.samples)
+        self._index = index
+        self._states = states or [views.first_state(worker) for worker in range(max(1, workers))]
+        self._batches = iter(
+            torch.utils.data.DataLoader(
+                _Batches(views, self._states), batch_size=None, num_workers=workers,
+                prefetch_factor=4 if workers else None, worker_init_fn=heed_parent_only,
+                generator=torch.Generator(),  # else opening it would draw from the model's generator
+            )
+        )  # fmt: skip
 
 
 def _mirrored(targets: DenseTargets, grid: int) -> DenseTargets:
@@ -154,135 +284,101 @@ def dense_loss(outputs, kind, color, box, phase: Phase) -> tuple[torch.Tensor, d
     return thing_loss + phase.kinds * kind_loss + color_loss + phase.boxes * box_loss, readings
 
 
-def pretrain(recipe: Recipe) -> Path | None:
-    """Train the tower; recipe.output gets the weights, log.jsonl and a checkpoint that a second call resumes.
+class DenseReadings(NamedTuple):
+    """The loss of a batch and its readings, as `dense_loss` gives them; no dimensions."""
 
-    None where SIGTERM stopped the run before its end. The checkpoint is then written, too. Ctrl-C ends it likewise, and
-    raises KeyboardInterrupt.
-    """
-    with StopSignal() as stop:
-        done = _pretrain(recipe, stop)
-        if done is None:
-            stop.end()
-        return done
+    loss: torch.Tensor
+    thing: torch.Tensor
+    kind: torch.Tensor
+    color: torch.Tensor
+    box: torch.Tensor
+    thing_right: torch.Tensor
+    kind_right: torch.Tensor
+    color_right: torch.Tensor
+    box_error: torch.Tensor
 
 
-def _pretrain(recipe: Recipe, stop: StopSignal) -> Path | None:
+class DenseEngine(Engine):
+    """For a `DenseModel`. A batch of a phase with another size of the whole picture resizes the table of positions; the
+    optimizer goes on, but for its state of that table."""
+
+    def __init__(self, model: DenseModel, world: World, settings: Settings, phases: list[Phase]):
+        super().__init__(model, world, settings)
+        self.phases = phases
+        self._resize(phases[0].whole)
+
+    def losses(self, batch: DenseBatch, tokens: float, guidance: float = 0.0) -> tuple[torch.Tensor, DenseReadings]:
+        phase = batch.phase
+        if self.model.tower.config.image_size != phase.whole:
+            self._resize(phase.whole)
+        places = batch.places if phase.frame else None
+        outputs = call_in(self.model, self.settings.dtype, batch.images, places)
+        loss, readings = dense_loss(outputs, batch.kind, batch.color, batch.box, phase)
+        return loss, DenseReadings(loss.detach(), **{name: value.detach() for name, value in readings.items()})
+
+    def readings(self, sums: list[float]) -> dict[str, float]:
+        return dict(zip(DenseReadings._fields, sums))
+
+    def buffers(self) -> State:
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name not in self.trained}
+
+    def fits(self, weights: State) -> bool:
+        """The table of positions may be that of any phase, and is resized to it."""
+        table = weights.get(_TABLE)
+        for size in {phase.whole for phase in self.phases} if table is not None else ():
+            if (size // patch_of(self.model.tower)) ** 2 + 1 == table.shape[1]:
+                self._resize(size)
+        return super().fits(weights)
+
+    def _resize(self, size: int) -> None:
+        old = self.trained[_TABLE]
+        self.model.tower.resize(size)
+        new = self.model.tower.trunk.pos_embed
+        self.trained[_TABLE] = new
+        for optimizer in self.optimizers:
+            optimizer.state.pop(old, None)
+            for group in optimizer.param_groups:
+                group["params"] = [new if p is old else p for p in group["params"]]
+
+
+def patch_of(tower: VisionTower) -> int:
+    """Pixels of a side of a patch."""
+    return tower.config.image_size // tower.trunk.patch_embed.grid_size[0]
+
+
+def build_dense(recipe: Recipe, device: torch.device) -> DenseModel:
+    """The model that the recipe begins with. Raises UserError where its phases do not divide into patches."""
     import timm.layers
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-    from tqdm import tqdm
 
     timm.layers.set_fused_attn(False)  # on a CPU the fused backward is several times slower than plain products
-    phases, output = recipe.phases, Path(recipe.output)
-    output.mkdir(parents=True, exist_ok=True)
-    device = choose_device(recipe.device)
-    dtype = best_dtype(device)
     tower = VisionTower(recipe.model.vision)
-    patch = tower.config.image_size // tower.trunk.patch_embed.grid_size[0]
-    for phase in phases:
+    patch = patch_of(tower)
+    for phase in recipe.phases:
         if not 0 < phase.image_size <= phase.whole or phase.image_size % patch or phase.whole % patch:
             raise UserError(
                 f"A phase has image_size {phase.image_size} and frame {phase.frame}.",
                 f"Both are multiples of {patch}, a patch of this tower, and a frame is no smaller than what it frames.",
                 "Correct them in the recipe.",
             )  # fmt: skip
-    total = sum(p.steps for p in phases)
     model = DenseModel(tower)
     if recipe.init:
         _fill(model, Path(recipe.init))
-    model.to(device, memory_format=torch.channels_last)  # convolutions: a fifth more steps
-    tower.resize(phases[0].whole)
-    optimizers = build_optimizers(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
-    step, scenes = 0, 0
-    checkpoint = output / "checkpoint.pt"
-    identity = identity_of(recipe)
-    told = take_up(output, identity, checkpoint.exists() or (output / WEIGHTS).exists())
-    ends = list(accumulate(p.steps for p in phases))
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        step, scenes = saved["step"], saved["scenes"]
-        tower.resize(phases[bisect_right(ends, max(0, step - 1))].whole)
-        optimizers = build_optimizers(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
-        try:
-            model.load_state_dict(saved["model"])
-            for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
-        except (RuntimeError, ValueError) as error:
-            raise UserError(
-                f"{checkpoint} was written by another recipe: {' '.join(str(error).split())[:200]}",
-                "A run goes on with the model, phases and optimizer that it began with.",
-                "Choose another folder with output=..., or delete this one to begin anew.",
-            ) from error  # fmt: skip
-    for words in told:
-        print(words, file=sys.stderr)
-    if step >= total:
-        print(f"{output} is finished after step {step}: nothing was changed", file=sys.stderr)
-        return output
-    identity.save(output)
-    bar = tqdm(total=total, initial=step, desc="backbone", smoothing=0.05)
-    log = open(output / "log.jsonl", "a")
-    while step < total:
-        phase_index = bisect_right(ends, step)
-        phase = phases[phase_index]
-        if tower.trunk.patch_embed.img_size[0] != phase.whole:
-            tower.resize(phase.whole)
-            optimizers = build_optimizers(model, recipe.optimizer, recipe.lr, recipe.weight_decay)
-        views = SceneViews(recipe.seed, phase, patch, scenes)
-        batches = iter(
-            torch.utils.data.DataLoader(
-                views,
-                phase.batch,
-                num_workers=recipe.workers,
-                prefetch_factor=4 if recipe.workers else None,
-                worker_init_fn=heed_parent_only,
-            )
-        )
-        while step < ends[phase_index]:
-            rate = learning_rate(step, total, recipe.lr, recipe.lowest_lr, recipe.warmup)
-            set_learning_rate(optimizers, rate)
-            waited = time.perf_counter()
-            images, kind, color, box, places = (t.to(device) for t in next(batches))
-            waited = time.perf_counter() - waited
-            model.train()
-            outputs = call_in(model, dtype, to_pixels(images), places if phase.frame else None)
-            loss, readings = dense_loss(outputs, kind, color, box, phase)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            step, scenes = step + 1, scenes + phase.batch
-            bar.update()
-            if step % recipe.log_every == 0:
-                row = {"step": step, "loss": loss, **readings, "norm": norm, "lr": rate, "wait": waited}
-                row = {k: round(float(v), 5) for k, v in row.items()} | {"time": round(time.time())}
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-                bar.set_postfix(
-                    {
-                        k: f"{row[k]:.3g}"
-                        for k in ("loss", "thing_right", "kind_right", "color_right", "box_error", "wait")
-                    }
-                )
-            if step % recipe.save_every == 0 or step == total or stop.came:
-                state = {"step": step, "scenes": scenes, "model": model.state_dict(),
-                         "optimizers": [o.state_dict() for o in optimizers]}  # fmt: skip
-                try:
-                    with whole(checkpoint) as new:
-                        torch.save(state, new)
-                    with whole(output / WEIGHTS) as new:
-                        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, new)
-                except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them, whoever writes
-                    raise UserError(
-                        f"The checkpoint of step {step} cannot be written: {' '.join(str(error).split())[:200]}",
-                        f"A checkpoint needs room in {output}, beside the one before.",
-                        "Make room and run the same command again: it goes on from the checkpoint before.",
-                    ) from error  # fmt: skip
-            if stop.came and step < total:
-                bar.write(STOPPED.format(step))
-                return None
-    return output
+    return model.to(device, memory_format=torch.channels_last).train()  # convolutions: a fifth more steps
+
+
+def save_weights(model: DenseModel, output: Path) -> None:
+    """Write what a stage or another backbone begins from: output/backbone.safetensors."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        with whole(output / WEIGHTS) as new:
+            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, new)
+    except (OSError, SafetensorError) as error:  # a full disk is either of them
+        raise UserError(
+            f"{output / WEIGHTS} cannot be written: {error}", "The weights need room on the disk.",
+            "Make room and run the same command again: it goes on from the last checkpoint.",
+        ) from error  # fmt: skip
 
 
 def _fill(model: DenseModel, folder: Path) -> None:
@@ -302,6 +398,6 @@ def _fill(model: DenseModel, folder: Path) -> None:
             f"{folder} holds neither {WEIGHTS} nor {MODEL}.",
             "init is the output folder of a backbone run or a model folder.", "Leave init away to begin from nothing.",
         )  # fmt: skip
-    grid = round((found["tower.trunk.pos_embed"].shape[1] - 1) ** 0.5)
+    grid = round((found[_TABLE].shape[1] - 1) ** 0.5)
     model.tower.resize(grid * model.tower.config.image_size // model.tower.trunk.patch_embed.grid_size[0])
     model.load_state_dict(found)

@@ -1,7 +1,7 @@
 """A run's checkpoints: folders that are there whole or not at all, and that no other program's code runs on reading.
 
     output/checkpoints/step-00000250/
-        weights.safetensors     the trained weights, float32
+        weights.safetensors     the trained weights, float32, and batch norms' statistics where these are trained, too
         optimizer.safetensors   the optimizer's state of each, as "entry/name"
         random.safetensors      the state of every process's random numbers, as "kind/rank"
         progress.json           what `Progress` holds
@@ -15,9 +15,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +36,8 @@ _CHECKSUMS, _PROGRESS = "checksums.json", "progress.json"
 class Progress:
     """step: optimizer steps done. samples: taken from the mixture by all processes, its position. tokens: supervised
     ones among them. failures: records that could not be used. dropped_turns: turns of long conversations that the
-    context had no room for. world: processes that wrote it. batch: samples a step."""
+    context had no room for. world: processes that wrote it. batch: samples a step. stream: what the stream of samples
+    needs beside its position to go on; empty where that is all."""
 
     step: int = 0
     samples: int = 0
@@ -44,6 +46,7 @@ class Progress:
     dropped_turns: int = 0
     world: int = 1
     batch: int = 0
+    stream: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(output: Path, engine: Engine, progress: Progress, keep: int) -> None:
@@ -84,8 +87,7 @@ def load_checkpoint(output: Path, engine: Engine) -> tuple[Progress, list[str]]:
     folder = output / "checkpoints" / name
     weights, optimizer, random = (_read(folder / f"{n}.safetensors") for n in ("weights", "optimizer", "random"))
     progress = from_dict(Progress, json.loads((folder / _PROGRESS).read_text()), str(folder / _PROGRESS))
-    shapes = {n: list(getattr(p, "ds_shape", p.shape)) for n, p in engine.trained.items()}
-    if shapes != {n: list(t.shape) for n, t in weights.items()}:
+    if not engine.fits(weights):
         raise UserError(
             f"{folder} is of another model or trains other weights.",
             "A run resumes with the recipe that it began with.",

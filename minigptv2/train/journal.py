@@ -68,19 +68,20 @@ class Journal:
             self._bar.update()
 
     def step(
-        self, step: int, loss: float, norm: float, rate: float, failures: int, dropped_turns: int = 0,
-        missed: float | None = None,
+        self, step: int, readings: dict[str, float], norm: float, rate: float, failures: int, dropped_turns: int = 0
     ) -> None:  # fmt: skip
-        """A row of the log: the loss of this step's answers, speeds since the row before. failures, dropped_turns:
-        since the run began, records that could not be used and turns that the context had no room for. missed: by
-        supervised attention, the mean of -log of the weight on what should be looked at, each token as it counts."""
+        """A row of the log: this step's readings, as `Engine.readings` gives them, speeds since the row before.
+        failures, dropped_turns: since the run began, records that could not be used and turns that the context had no
+        room for. Of a stage's readings, loss is that of its answers; missed is, by supervised attention, the mean of
+        -log of the weight on what should be looked at, each token as it counts."""
+        loss = readings["loss"]
         now = time.perf_counter()
         spent = now - self._began
         row = {
             "step": step, "loss": loss, "norm": norm, "lr": rate, "samples_per_s": self._samples / spent,
             "tokens_per_s": self._tokens / spent, "wait_share": self._waited / spent, "memory_gb": self._memory(),
             "failures": failures, "dropped_turns": dropped_turns,
-            **({} if missed is None else {"missed": missed}),
+            **{name: value for name, value in readings.items() if name != "loss"},
         }  # fmt: skip
         self._began, self._waited, self._samples, self._tokens = now, 0.0, 0, 0
         if not self.quiet:

@@ -1,4 +1,4 @@
-"""The training loop of all stages, on one process or many: one recipe in, one model folder out.
+"""The training loop of the backbone and all stages, on one process or many: one recipe in, one model folder out.
 
 `minigptv2 train CONFIG`, also under `torchrun` and `deepspeed`. A run that was stopped or killed goes on where its last
 checkpoint was when the same command is given again.
@@ -11,10 +11,11 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,10 +26,19 @@ from minigptv2.files import LOCK, is_file, locked, whole
 from minigptv2.model.checkpoint import CONFIG, save_trained
 from minigptv2.model.quantize import check_quantization
 from minigptv2.train.attention_targets import Targets
-from minigptv2.train.backbone import pretrain
+from minigptv2.train.backbone import (
+    WEIGHTS,
+    DenseBatch,
+    DenseEngine,
+    SceneStream,
+    build_dense,
+    patch_of,
+    save_weights,
+)
 from minigptv2.train.begin import begin, choose_trained, settle
 from minigptv2.train.checkpoints import Progress, has_checkpoint, load_checkpoint, save_checkpoint
-from minigptv2.train.engine import Engine, Settings, open_engine, read_deepspeed, zero_stage
+from minigptv2.train.deepspeed import open_engine, read_deepspeed, zero_stage
+from minigptv2.train.engine import Engine, Settings
 from minigptv2.train.feature_cache import FeatureCache, build_cache
 from minigptv2.train.identity import FILE as RUN
 from minigptv2.train.identity import Identity, identity_of, take_up
@@ -40,6 +50,7 @@ from minigptv2.train.reading import Reading
 from minigptv2.train.recipe import Recipe, micros_of, read_recipe
 from minigptv2.train.stream import Micro, open_stream
 
+_OLD_CHECKPOINT = "checkpoint.pt"  # of a backbone, pickled
 _RANKS_APART = 1_000_003  # between the seeds of two processes' dropout
 
 
@@ -64,7 +75,7 @@ def run(config: str | Path, overrides: list[str] = (), smoke: bool = False) -> P
                 f"A backbone was given to {world.size} processes.", "The backbone is trained by one.",
                 "Run minigptv2 train without torchrun or deepspeed.",
             )  # fmt: skip
-        return pretrain(recipe)
+        return pretrain(recipe, world)
 
 
 def train_stage(recipe: Recipe, world: World) -> Path | None:
@@ -77,7 +88,7 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
     model, tokenizer, kept_in = begin(recipe, world, begun)
     _check_save(recipe, kept_in)
     choose_trained(model, recipe)
-    dtype = getattr(torch, recipe.precision) if recipe.precision else best_dtype(world.device)
+    dtype = _dtype(recipe, world)
     if recipe.quantize:
         check_quantization(recipe.quantize, world.device, dtype)
     encoder = Encoder(tokenizer, model.config.prompt, model.image_tokens, model.config.language.max_position_embeddings)
@@ -128,17 +139,61 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
     return model_folder
 
 
+def pretrain(recipe: Recipe, world: World) -> Path | None:
+    """Train the vision tower on drawn scenes (`train/backbone.py`); recipe.output gets its weights.
+
+    None where SIGTERM stopped the run before its end. Its checkpoint and weights are then written, too. Ctrl-C ends it
+    likewise, and raises KeyboardInterrupt.
+    """
+    output, steps = Path(recipe.output), sum(phase.steps for phase in recipe.phases)
+    output.mkdir(parents=True, exist_ok=True)
+    begun = has_checkpoint(output) or is_file(output / WEIGHTS)
+    if is_file(output / _OLD_CHECKPOINT) and not has_checkpoint(output):
+        raise UserError(
+            f"{output / _OLD_CHECKPOINT} is the checkpoint of an older version, which cannot be resumed.",
+            f"Checkpoints are folders in {output / 'checkpoints'} now. {WEIGHTS} beside it is still read.",
+            f"Give another output=..., and init={output} to begin with these weights.",
+        )
+    model = build_dense(recipe, world.device)
+    identity, compared = _compared(recipe, begun)
+    settings = Settings(_dtype(recipe, world), recipe.optimizer, recipe.weight_decay, clip=recipe.clip)
+    engine = DenseEngine(model, world, settings, recipe.phases)
+    progress, said = load_checkpoint(output, engine)
+    if progress.step >= steps and is_file(output / WEIGHTS) and (
+        identity.finished == progress.step or not is_file(output / RUN)
+    ):  # fmt: skip
+        for words in (*compared, f"{output} is finished after step {progress.step}: nothing was changed"):
+            print(words, file=sys.stderr)
+        return output
+    identity.save(output)
+    recipe = replace(recipe, max_steps=steps, check_every=0)  # it reads answers, which a backbone has none of
+    stream = SceneStream(recipe, patch_of(model.tower), progress.step, progress.samples, progress.stream)
+    with StopSignal() as stop, Journal(recipe, world, progress.step) as journal:
+        for words in (*compared, *said, *stream.said):
+            journal.say(words)
+        ended = Stage(recipe, engine, stream, progress, journal, stop, stream_state=stream.state).train()
+    save_weights(model, output)
+    if not ended:
+        stop.end()
+        return None
+    identity.finished = progress.step
+    identity.save(output)
+    return output
+
+
 @dataclass
 class Stage:
-    """A stage with everything at hand: what is left is to take its steps."""
+    """A stage, or the backbone, with everything at hand: what is left is to take its steps. stream_state: gives what a
+    checkpoint keeps of the stream beside its position."""
 
     recipe: Recipe
     engine: Engine
-    stream: Iterator[Micro]
+    stream: Iterator[Micro | DenseBatch]
     progress: Progress
     journal: Journal
     stop: StopSignal
     reading: Reading | None = None
+    stream_state: Callable[[], dict[str, Any]] = dict
 
     def train(self) -> bool:
         """Take all steps that are left; False where SIGTERM or Ctrl-C came first. A checkpoint is then written, too."""
@@ -150,6 +205,7 @@ class Stage:
             if recipe.check_every and progress.step % recipe.check_every == 0:
                 self.journal.readings(progress.step, self.reading.read())
             if due or stopping:
+                progress.stream = self.stream_state()
                 save_checkpoint(Path(recipe.output), self.engine, progress, recipe.keep)
         if progress.step < recipe.max_steps:
             self.journal.say(STOPPED.format(progress.step))
@@ -170,7 +226,7 @@ class Stage:
         engine.set_rate(rate)
         logged = (progress.step + 1) % recipe.log_every == 0
         guidance = max(0.0, 1 - progress.step / recipe.guided_steps) if recipe.guided_steps else 0.0
-        found = []  # of each micro-batch: [3], its `Losses`
+        found = []  # of each micro-batch: what its loss is made of, such as `Losses`, as one vector
         for micro in micros:
             loss, parts = engine.losses(micro.on(world.device), tokens, guidance)
             engine.backward(loss)
@@ -193,12 +249,11 @@ class Stage:
                 "log.jsonl counts them as dropped_turns"
             )
         progress.dropped_turns += int(dropped_turns)
-        progress.world, progress.batch = world.size, recipe.batch
+        progress.world, progress.batch = world.size, int(samples)
         self.journal.count(samples, tokens, waited)
         if logged:
-            answer, attention, weight = world.sums(torch.stack(found).sum(0).tolist())
-            missed = attention / weight if weight else None
-            self.journal.step(progress.step, answer, norm, rate, progress.failures, progress.dropped_turns, missed)
+            readings = engine.readings(world.sums(torch.stack(found).sum(0).tolist()))
+            self.journal.step(progress.step, readings, norm, rate, progress.failures, progress.dropped_turns)
         return bool(stopping)
 
 
@@ -217,6 +272,11 @@ def _empty(output: Path) -> None:
 def _compared(recipe: Recipe, begun: bool) -> tuple[Identity, list[str]]:
     identity = identity_of(recipe)
     return identity, take_up(Path(recipe.output), identity, begun)
+
+
+def _dtype(recipe: Recipe, world: World) -> torch.dtype:
+    """Of the products."""
+    return getattr(torch, recipe.precision) if recipe.precision else best_dtype(world.device)
 
 
 def _saved(folder: Path, identity: Identity, step: int) -> bool:

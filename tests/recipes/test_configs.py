@@ -10,7 +10,7 @@ import pytest
 from minigptv2 import cli
 from minigptv2.data.dataset import DATASETS
 from minigptv2.errors import UserError
-from minigptv2.train.engine import read_deepspeed
+from minigptv2.train.deepspeed import read_deepspeed
 from minigptv2.train.recipe import micros_of, read_recipe
 
 CONFIGS = Path(__file__).parents[2] / "train_configs"
