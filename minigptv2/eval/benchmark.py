@@ -11,7 +11,6 @@ answers; a benchmark never touches the model, so answers of any source can be sc
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 from minigptv2.boxes import Box
 from minigptv2.data.dataset import Problems, named_class
-from minigptv2.errors import UserError
+from minigptv2.errors import UserError, unknown
 
 Scoring = Literal["strict", "compat"]
 Decode = Literal["floor", "center"]
@@ -229,11 +228,9 @@ def open_benchmark(name: str, options: dict[str, Any], beside: Sequence[str] = (
     kind, known = _kind(name), options_of(name)
     for option in options:
         if option not in known:
-            near = difflib.get_close_matches(str(option), [*known, *beside], 1)
-            raise UserError(
-                f"The benchmark {name!r} has no option {option!r}.", f"Its options: {', '.join([*known, *beside])}.",
-                f"Did you mean {near[0]}?" if near else "Remove it.",
-            )  # fmt: skip
+            allowed = f"Its options: {', '.join([*known, *beside])}."
+            told = f"The benchmark {name!r} has no option {option!r}."
+            raise unknown(told, option, [*known, *beside], "Remove it.", allowed)
         if not isinstance(options[option], (str, int)):
             raise UserError(f"{option} is {options[option]!r}.", "It must be a text or a whole number.", "Correct it.")
         default = known[option]
