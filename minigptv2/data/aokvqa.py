@@ -7,11 +7,10 @@
 
 from __future__ import annotations
 
-from minigptv2.data.annotations import Malformed, damaged, field, read_json, words_of
+from minigptv2.data.annotations import Malformed, by_frequency, damaged, field, read_json, strings, words_of
 from minigptv2.data.coco_pictures import CocoPictures
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout, require, require_records
-from minigptv2.data.vqav2 import by_frequency
 from minigptv2.sample import Exchange, Sample
 
 PAGE = "https://allenai.org/project/a-okvqa/home"
@@ -66,11 +65,3 @@ class AOkVqa:
             first = Exchange("vqa", question=exchange.question, answer=exchange.references[0], choices=exchange.choices)
             said = first, Exchange("chat", question=WHY, references=reasons)
         return Sample(self.pictures.find(picture), (0, 0), said, f"{self.name} question {number}")
-
-
-def strings(row, name: str) -> tuple[str, ...]:
-    """A list of strings under a key. Raises Malformed."""
-    values = field(row, name, list)
-    if not all(isinstance(value, str) for value in values):
-        raise Malformed(f"a {name!r} of the wrong type")
-    return tuple(values)

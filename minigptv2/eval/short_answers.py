@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from minigptv2.data.annotations import NotThere, find_image
+from minigptv2.data.annotations import Malformed, NotThere, Row, find_image
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout, Place, find
 from minigptv2.errors import UserError
@@ -30,6 +29,22 @@ class ShortAnswers(ABC):
         """Count a row that cannot be asked. number: from 0."""
         self.problems.add(str(kind), where)
         self.excluded[number] = str(kind)
+
+    def usable(
+        self, rows: Iterable[Row], images: Callable[[Row], Path], where: Callable[[Row], str] | None = None
+    ) -> Iterator[tuple[Row, Path]]:
+        """The rows that can be asked, each with its image's path; the others are counted. images: may raise Malformed.
+        where: the place of a row in words, else its number in the first file."""
+        for row in rows:
+            try:
+                if row.problem:
+                    raise Malformed(row.problem)
+                path = images(row)
+            except Malformed as error:
+                place = where(row) if where else f"{self.files[0].name} row {row.number}"
+                self.leave_out(row.number, error, place)
+                continue
+            yield row, path
 
     def items(self) -> list[Item]:
         return list(self.rows)
@@ -110,11 +125,3 @@ def image_path(folder: Path, name: str) -> Path:
 
 def _is_folder(place: Place) -> bool:
     return (place if isinstance(place, str) else place[0]).endswith("/")
-
-
-def unique(seen: set, key: Any) -> bool:
-    """Whether this key comes for the first time."""
-    if key in seen:
-        return False
-    seen.add(key)
-    return True
