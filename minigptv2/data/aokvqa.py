@@ -24,8 +24,7 @@ class AOkVqa:
     """One record a question. Its references are the ten direct answers; the test split has none.
 
     root: holds the JSON files. images: holds COCO's pictures, where that is not root. rationale: a second turn asks
-    why; since the reasons belong to one answer, the answer is then the most common one. choices: of every question,
-    for ranking.
+    why; since the reasons belong to one answer, the answer is then the most common one.
     """
 
     def __init__(self, root: str, split: str = "train", images: str = "", rationale: bool = False):
@@ -52,7 +51,7 @@ class AOkVqa:
             raise Malformed("a question without an answer")
         if picture not in self.pictures:
             raise Malformed("a picture that is not on the disk")
-        exchange = Exchange("vqa", question=question, references=answers, choices=strings(row, "choices"))
+        exchange = Exchange("vqa", question=question, references=answers)
         return picture, str(row.get("question_id", "")), exchange, reasons
 
     def __len__(self) -> int:
@@ -62,6 +61,6 @@ class AOkVqa:
         picture, number, exchange, reasons = self.rows[index]
         said = (exchange,)
         if reasons:
-            first = Exchange("vqa", question=exchange.question, answer=exchange.references[0], choices=exchange.choices)
+            first = Exchange("vqa", question=exchange.question, answer=exchange.references[0])
             said = first, Exchange("chat", question=WHY, references=reasons)
         return Sample(self.pictures.find(picture), (0, 0), said, f"{self.name} question {number}")

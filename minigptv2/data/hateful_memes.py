@@ -46,7 +46,7 @@ class HatefulMemes:
 
     def __getitem__(self, index: int) -> Sample:
         number, picture, words, answer = self.rows[index]
-        exchange = Exchange("chat", question=words, answer=answer, choices=CHOICES)
+        exchange = Exchange("chat", question=words, answer=answer)
         return Sample(self.root / picture, (0, 0), (exchange,), f"{self.name} line {number}")
 
 

@@ -43,8 +43,7 @@ class IconQa:
             except Malformed as error:
                 self.problems.add(str(error), f"{split} {row.key}")
                 continue
-            exchange = Exchange("vqa", question=row.question, answer=row.answers[0], choices=row.choices)
-            self.rows.append((row.key, exchange))
+            self.rows.append((row.key, Exchange("vqa", question=row.question, answer=row.answers[0])))
         require_records(len(self.rows), self.folder, self.problems)
 
     def __len__(self) -> int:
