@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from minigptv2.data import gqa
-from minigptv2.eval.benchmark import Item, Rules, minigpt_v2
-from minigptv2.eval.short_answers import ShortAnswers, annotation_files, image_path, picture_folder
+from minigptv2.eval.benchmark import Item, Rules, annotation_files, image_path, minigpt_v2, picture_folder
+from minigptv2.eval.short_answers import ShortAnswers
 from minigptv2.tasks import EVALUATION
 
 

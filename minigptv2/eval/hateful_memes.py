@@ -13,8 +13,8 @@ from pathlib import Path
 
 from minigptv2.data.hateful_memes import CHOICES, LAYOUT, PAGE, read_rows
 from minigptv2.eval import metrics
-from minigptv2.eval.benchmark import Item, Prediction, Rules, Scored, minigpt_v2
-from minigptv2.eval.short_answers import ShortAnswers, annotation_files, cleaned, image_path
+from minigptv2.eval.benchmark import Item, Prediction, Rules, Scored, annotation_files, cleaned, image_path, minigpt_v2
+from minigptv2.eval.short_answers import ShortAnswers
 from minigptv2.tasks import EVALUATION
 
 _WORD = re.compile(rf"\b({'|'.join(CHOICES)})\b")

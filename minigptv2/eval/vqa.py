@@ -9,8 +9,8 @@ from minigptv2.data import okvqa, vizwiz, vqav2
 from minigptv2.data.coco_pictures import CocoPictures
 from minigptv2.errors import UserError
 from minigptv2.eval import metrics
-from minigptv2.eval.benchmark import Item, Rules, minigpt_v2
-from minigptv2.eval.short_answers import ShortAnswers, annotation_files, image_path, picture_folder
+from minigptv2.eval.benchmark import Item, Rules, annotation_files, image_path, minigpt_v2, picture_folder
+from minigptv2.eval.short_answers import ShortAnswers
 from minigptv2.tasks import EVALUATION
 
 _PAPER = "arXiv 2310.09478v1"
