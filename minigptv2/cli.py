@@ -8,7 +8,6 @@ read the output is gone, 143 SIGTERM stopped a training run.
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import logging
 import os
@@ -20,7 +19,7 @@ from typing import Literal, NoReturn, TextIO
 
 from minigptv2 import __version__
 from minigptv2.bundled import configs_of, summaries
-from minigptv2.errors import UserError
+from minigptv2.errors import UserError, unknown
 from minigptv2.terminal import print_error, task_lines
 
 _BAD_INPUT, _INTERRUPTED, _PIPE_CLOSED, _STOPPED = 2, 130, 141, 143
@@ -46,10 +45,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         options = [o for action in self._actions for o in action.option_strings]
         wrong = next((w for w in message.split() if w.startswith("-") and w not in options), "")
-        near = difflib.get_close_matches(wrong, options, 1)
         usage = " ".join(self.format_usage().split())
-        advice = f"Did you mean {near[0]}?" if near else f"Run {self.prog} --help."
-        raise UserError(message[0].upper() + message[1:] + ".", usage[0].upper() + usage[1:], advice)
+        told = message[0].upper() + message[1:] + "."
+        raise unknown(told, wrong, options, f"Run {self.prog} --help.", usage[0].upper() + usage[1:])
 
 
 @dataclass(frozen=True)
@@ -163,10 +161,9 @@ def _run(argv: list[str]) -> int:
         return _without_command(argv)
     name, *rest = argv
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        raise UserError(
-            f"The command {name!r} is unknown.", f"Known commands: {', '.join(COMMANDS)}.",
-            f"Did you mean minigptv2 {near[0]}?" if near else "Run minigptv2 --help.",
+        raise unknown(
+            f"The command {name!r} is unknown.", name, COMMANDS, "Run minigptv2 --help.",
+            f"Known commands: {', '.join(COMMANDS)}.", "minigptv2 {}",
         )  # fmt: skip
     command = COMMANDS[name]
     parser = Parser(name, command.description or command.help)

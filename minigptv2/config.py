@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from minigptv2.boxes import Coding
 from minigptv2.conversation import Prompt
-from minigptv2.errors import UserError
+from minigptv2.errors import UserError, unknown
 
 T = TypeVar("T")
 
@@ -101,11 +100,8 @@ def from_dict(kind: type[T], data: dict[str, Any], where: str = "") -> T:
     known = [f.name for f in dataclasses.fields(kind)]
     for key in data:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            raise UserError(
-                f"{_path(where, key)} is not a known key.", f"Known here: {', '.join(known)}.",
-                f"Did you mean {near[0]}?" if near else "Remove it.",
-            )  # fmt: skip
+            told, allowed = f"{_path(where, key)} is not a known key.", f"Known here: {', '.join(known)}."
+            raise unknown(told, key, known, "Remove it.", allowed)
     values = {key: _value(hints[key], value, _path(where, key)) for key, value in data.items()}
     missing = [
         f.name for f in dataclasses.fields(kind)

@@ -27,8 +27,7 @@ class Exchange:
     question: of [vqa] and free conversation; else empty, or the user's own wording. answer: the words of it, where
     they do not follow from the phrases; in a grounded caption each `{}` is the place of the next phrase. references:
     what several people answered, the most common first, where there is no one `answer`. verbatim: question and answer
-    are used as they are: a user's words, and what the model said to them. choices: the answers of which one is right,
-    where there is such a list: for ranking, never in the words of the question.
+    are used as they are: a user's words, and what the model said to them.
     """
 
     task: str
@@ -37,7 +36,6 @@ class Exchange:
     answer: str = ""
     references: tuple[str, ...] = ()
     verbatim: bool = False
-    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

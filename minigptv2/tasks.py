@@ -3,13 +3,12 @@
 Source: MiniGPT-v2 (arXiv 2310.09478) section 2, "task identifiers". Pure Python: no tensors, no tokenizer.
 """
 
-import difflib
 import random
 import re
 from dataclasses import dataclass
 
 from minigptv2.boxes import Coding, format_boxes, format_phrase, parse
-from minigptv2.errors import UserError
+from minigptv2.errors import UserError, unknown
 from minigptv2.sample import Exchange, Phrase, Picture, Sample, Turn
 
 
@@ -87,10 +86,9 @@ def split_tag(instruction: str) -> tuple[str, str]:
         return "chat", instruction.strip()
     name, words = match[1].lower(), instruction[match.end() :].strip()
     if name not in TASKS or not TASKS[name].tag:
-        near = difflib.get_close_matches(name, [k for k, t in TASKS.items() if t.tag], 1)
-        raise UserError(
-            f"The task tag [{match[1]}] is unknown.", f"Known tags: {known_tags()}.",
-            f"Did you mean [{near[0]}]?" if near else "Leave the tag away to ask a free question.",
+        raise unknown(
+            f"The task tag [{match[1]}] is unknown.", name, [k for k, t in TASKS.items() if t.tag],
+            "Leave the tag away to ask a free question.", f"Known tags: {known_tags()}.", "[{}]",
         )  # fmt: skip
     if name == "identify":
         _check_identify(words)

@@ -5,7 +5,6 @@ Standard output holds answers and nothing else; progress, notes and errors go to
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigptv2.errors import UserError
+from minigptv2.errors import UserError, unknown
 from minigptv2.files import is_dir, numbered, shortened
 from minigptv2.tasks import TASKS, known_tags, question_of, split_tag
 
@@ -416,10 +415,9 @@ class Session:
     def _command(self, line: str) -> None:
         name, _, rest = line.partition(" ")
         if name not in self.commands:
-            near = difflib.get_close_matches(name, self.commands, 1)
-            raise UserError(
-                f"The command {name} is unknown.", f"Known commands: {' '.join(self.commands)}.",
-                f"Did you mean {near[0]}?" if near else "A question does not begin with a slash.",
+            raise unknown(
+                f"The command {name} is unknown.", name, self.commands, "A question does not begin with a slash.",
+                f"Known commands: {' '.join(self.commands)}.",
             )  # fmt: skip
         self.commands[name][2](rest.strip())
 
@@ -427,10 +425,9 @@ class Session:
         name = name.strip("[] ").lower()
         tagged = [k for k, t in TASKS.items() if t.tag]
         if name and name != "none" and name not in tagged:
-            near = difflib.get_close_matches(name, tagged, 1)
-            raise UserError(
-                f"The task {name!r} is unknown.", f"Known tasks: {known_tags()}, or none.",
-                f"Did you mean /task {near[0]}?" if near else "Try /task refer.",
+            raise unknown(
+                f"The task {name!r} is unknown.", name, tagged, "Try /task refer.",
+                f"Known tasks: {known_tags()}, or none.", "/task {}",
             )  # fmt: skip
         if name:
             self.task = "" if name == "none" else name

@@ -153,6 +153,8 @@ def test_no_picture_is_opened(opened, monkeypatch):
 
 def test_pictures_that_are_not_there_are_named_and_their_rows_kept(opened):
     for dataset in opened:
+        if not hasattr(dataset, "missing_pictures"):  # of shards: such records are left out and counted
+            continue
         lost = dataset.missing_pictures()
         held = {dataset[i].image for i in range(len(dataset)) if isinstance(dataset[i].image, Path)}
         assert set(lost) == held and lost == sorted(held)

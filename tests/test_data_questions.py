@@ -8,6 +8,7 @@ import pytest
 from minigptv2.data import annotations
 from minigptv2.data.dataset import open_dataset
 from minigptv2.errors import UserError
+from minigptv2.eval.benchmark import open_benchmark
 from minigptv2.tasks import render
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -50,6 +51,23 @@ def test_gqa_on_genuine_questions(tmp_path, monkeypatch, chunk):
         assert (exchange.task, exchange.question, exchange.answer) == ("vqa", row["question"], row["answer"])
         assert sample.image == tmp_path / "images" / f"{row['imageId']}.jpg"
         assert sample.key == f"val_balanced_questions.json question {number}"
+
+
+def test_gqa_reads_the_flat_list_of_the_published_evaluation(tmp_path):
+    rows = [{"image": "n7.jpg", "question": "which?", "answer": "left"}, {"image": "n7.jpg", "question": "why?"}]
+    data = opened("gqa", tmp_path, {"images/n7.jpg": None, "val_balanced_questions.json": rows}, split="val")
+    assert len(data) == 1 and data[0].exchanges[0].answer == "left"
+    assert data[0].image == tmp_path / "images" / "n7.jpg"
+    assert data.problems.counts == {"no 'answer'": 1}
+
+
+def test_gqa_in_another_encoding_is_told(tmp_path):
+    opened_files = {"images/7.jpg": None, "val_balanced_questions.json": []}
+    with pytest.raises(UserError, match="gives no record"):
+        opened("gqa", tmp_path, opened_files, split="val")
+    (tmp_path / "val_balanced_questions.json").write_bytes("{}".encode("utf-16"))
+    with pytest.raises(UserError, match="UTF-16"):
+        opened("gqa", tmp_path, {}, split="val")
 
 
 def test_gqa_counts_what_is_wrong_and_has_no_test_answers(tmp_path):
@@ -133,7 +151,6 @@ def test_aokvqa(tmp_path):
     files = {"aokvqa_v1p0_train.json": [A_OKVQA], "train2017/000000299207.jpg": None}
     (exchange,) = opened("aokvqa", tmp_path, files)[0].exchanges
     assert exchange.references == ("taxi",) * 5 + ("bus",) * 3 + ("ride",) * 2
-    assert exchange.choices == ("skateboarder", "train", "delivery", "cab")
     sample = opened("aokvqa", tmp_path, {}, rationale=True)[0]
     assert said(sample) == ["[vqa] What is the man by the bags awaiting?", "taxi", "Why?", "He has bags."]
     assert not sample.side_by_side
@@ -201,7 +218,6 @@ def test_iconqa(tmp_path):
     }  # fmt: skip
     data = opened("iconqa", tmp_path, files)
     assert [data[i].exchanges[0].answer for i in range(len(data))] == ["6:00", "12:05"]
-    assert data[1].exchanges[0].choices == ("6:00", "12:05")
     assert data[1].image == tmp_path / place / "10" / "image.png"
     assert data.problems.counts == {
         "an 'answer' that is none of the choices": 1, "a picture that is not on the disk": 1,
@@ -211,15 +227,32 @@ def test_iconqa(tmp_path):
 
 def test_hateful_memes(tmp_path):
     row = {"id": 8291, "img": "img/08291.png", "label": 1, "text": "some words"}
-    lines = [row, {**row, "label": 2}, {**row, "img": "../08291.png"}, {**row, "label": 0}]
+    others = [{"label": 2}, {"img": "../08291.png"}, {"label": 0}]
+    lines = [row, *({**row, "id": number, **other} for number, other in enumerate(others))]
     text = "\n".join(map(json.dumps, lines)) + "\nnot json\n"
     data = opened("hateful_memes", tmp_path, {"dev.jsonl": text, "img/08291.png": None})
     assert [data[i].exchanges[0].answer for i in range(len(data))] == ["yes", "no"]
-    assert data[0].exchanges[0].choices == ("no", "yes")
     assert data[1].key == "dev.jsonl line 4"
     assert data.problems.counts == {
-        "a 'label' that is neither 0 nor 1": 1, "a picture that is not on the disk": 1, "a line that is no JSON": 1,
+        "a 'label' other than 0 and 1": 1, "a picture that is not on the disk": 1, "a line that is no JSON": 1,
     }  # fmt: skip
+
+
+def test_what_is_left_out_is_the_same_for_training_and_evaluation(tmp_path):
+    """The same questions stand twice, each annotation a second time."""
+    question = {"image_id": 7, "question": "why?", "question_id": 70}
+    annotation = {"question_id": 70, "answers": [{"answer": "so"}]}
+    other = {**annotation, "answers": [{"answer": "not so"}]}
+    root = {
+        "OpenEnded_mscoco_val2014_questions.json": {"questions": [question, question, {**question, "question_id": 71}]},
+        "mscoco_val2014_annotations.json": {"annotations": [annotation, other]}, "000000000007.jpg": None,
+    }  # fmt: skip
+    data = opened("okvqa", tmp_path, root, split="val")
+    benchmark = open_benchmark("okvqa", {"root": str(tmp_path)})
+    assert [data[i].exchanges[0].references for i in range(len(data))] == [("so",)]
+    assert [item.truth[0] for item in benchmark.items()] == [("so",)]
+    assert data.problems.counts == benchmark.problems.counts and len(data.problems.counts) == 3
+    assert set(benchmark.excluded) == {1, 2}
 
 
 # ---- names of images ----

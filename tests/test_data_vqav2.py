@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from minigptv2.data.annotations import by_frequency
 from minigptv2.data.coco_pictures import CocoPictures
 from minigptv2.data.dataset import open_dataset
-from minigptv2.data.vqav2 import by_frequency
 from minigptv2.errors import UserError
 from minigptv2.tasks import render
 

@@ -9,10 +9,12 @@ import errno
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from sys import intern
+from typing import Any, NamedTuple, TypeVar
 
 from minigptv2.boxes import Box, plain, stored_box, upright_box, without_markup
 from minigptv2.errors import UserError
@@ -31,6 +33,7 @@ _TO_OPEN = {
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\\w")
 _SHARE = 1.001  # the most of a box in shares of the image's sides, rounding included
 T = TypeVar("T")
+P = TypeVar("P", int, str)  # what names an image
 
 
 class Malformed(ValueError):
@@ -43,6 +46,25 @@ class Unwanted(Malformed):
 
 class NotThere(Malformed):
     """A record whose image is named well, and is not on the disk."""
+
+
+class Row(NamedTuple):
+    """A question of an annotation file as it is written, before its image is looked for.
+
+    number: of the row, from 0. key: what the file calls the question. image: the file's name, or the number of COCO's
+    image. answers: all of them as they are written. choices: the answers of which one is right. kind: the type of
+    answer that the file names. problem: why the row cannot be used, and then only number and key are filled: a reader
+    leaves the row out, a benchmark counts it as excluded.
+    """
+
+    number: int
+    key: str = ""
+    image: str | int = ""
+    question: str = ""
+    answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    kind: str = ""
+    problem: str = ""
 
 
 def open_text(path: Path):
@@ -113,6 +135,17 @@ def items_of(path: Path) -> Iterator[Any]:
     """
 
     return _pieces(path, "[]", "list", lambda decoder, text, at: decoder.raw_decode(text, at))
+
+
+def is_list(path: Path) -> bool:
+    """Whether a JSON file is one list, by its first character. Raises UserError where it is no text in UTF-8."""
+    with open_text(path) as file:
+        try:
+            while (first := file.read(1)) and first in _SPACE:
+                pass
+        except ValueError as error:
+            raise damaged(path, error) from error
+    return first == "["
 
 
 def members_of(path: Path) -> Iterator[tuple[str, Any]]:
@@ -432,3 +465,56 @@ def one_of(option: str, given: str, allowed: tuple[str, ...]) -> str:
     if given not in allowed:
         raise UserError(f"The option {option} is {given!r}.", f"Allowed: {', '.join(allowed)}.", "Choose one of them.")
     return given
+
+
+def rows_of(file: Path, key: str) -> list:
+    """The list that a JSON file holds under a key."""
+    content = read_json(file)
+    if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        raise damaged(file, f"it has no list {key!r}")
+    return content[key]
+
+
+def strings(row, name: str) -> tuple[str, ...]:
+    """A list of strings under a key. Raises Malformed."""
+    values = field(row, name, list)
+    if not all(isinstance(value, str) for value in values):
+        raise Malformed(f"a {name!r} of the wrong type")
+    return tuple(values)
+
+
+def answers_of(row: Any) -> tuple[str, ...]:
+    """The words of a row's answers, each as it is written, empty ones too. Raises Malformed where there are none."""
+    answers = tuple(intern(field(answer, "answer", str)) for answer in field(row, "answers", list))
+    if not answers:
+        raise Malformed("no answer")
+    return answers
+
+
+def by_frequency(answers: Iterable[str]) -> tuple[str, ...]:
+    """All answers that are not empty, with repetition, the most common first; of equal count, the first given."""
+    counts = Counter(intern(words) for answer in answers if (words := " ".join(answer.split())))
+    return tuple(answer for answer, count in counts.most_common() for _ in range(count))
+
+
+def records_of(captions: Mapping[P, list[str]], apart: bool) -> list[tuple[P, tuple[str, ...]]]:
+    """(image, its captions), a record an image; apart: a record a caption."""
+    return [
+        record
+        for picture, words in captions.items()
+        for record in ([(picture, (w,)) for w in words] if apart else [(picture, tuple(words))])
+    ]
+
+
+def optional_text(row: dict, name: str) -> str:
+    """row[name] where it is text, else "": of a key that need not be there."""
+    value = row.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def unique(seen: set, key: Any) -> bool:
+    """Whether this key comes for the first time."""
+    if key in seen:
+        return False
+    seen.add(key)
+    return True

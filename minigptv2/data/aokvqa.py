@@ -7,11 +7,10 @@
 
 from __future__ import annotations
 
-from minigptv2.data.annotations import Malformed, damaged, field, read_json, words_of
+from minigptv2.data.annotations import Malformed, by_frequency, damaged, field, read_json, strings, words_of
 from minigptv2.data.coco_pictures import CocoPictures
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout, require, require_records
-from minigptv2.data.vqav2 import by_frequency
 from minigptv2.sample import Exchange, Sample
 
 PAGE = "https://allenai.org/project/a-okvqa/home"
@@ -25,8 +24,7 @@ class AOkVqa:
     """One record a question. Its references are the ten direct answers; the test split has none.
 
     root: holds the JSON files. images: holds COCO's pictures, where that is not root. rationale: a second turn asks
-    why; since the reasons belong to one answer, the answer is then the most common one. choices: of every question,
-    for ranking.
+    why; since the reasons belong to one answer, the answer is then the most common one.
     """
 
     def __init__(self, root: str, split: str = "train", images: str = "", rationale: bool = False):
@@ -53,7 +51,7 @@ class AOkVqa:
             raise Malformed("a question without an answer")
         if picture not in self.pictures:
             raise Malformed("a picture that is not on the disk")
-        exchange = Exchange("vqa", question=question, references=answers, choices=strings(row, "choices"))
+        exchange = Exchange("vqa", question=question, references=answers)
         return picture, str(row.get("question_id", "")), exchange, reasons
 
     def __len__(self) -> int:
@@ -63,14 +61,6 @@ class AOkVqa:
         picture, number, exchange, reasons = self.rows[index]
         said = (exchange,)
         if reasons:
-            first = Exchange("vqa", question=exchange.question, answer=exchange.references[0], choices=exchange.choices)
+            first = Exchange("vqa", question=exchange.question, answer=exchange.references[0])
             said = first, Exchange("chat", question=WHY, references=reasons)
         return Sample(self.pictures.find(picture), (0, 0), said, f"{self.name} question {number}")
-
-
-def strings(row, name: str) -> tuple[str, ...]:
-    """A list of strings under a key. Raises Malformed."""
-    values = field(row, name, list)
-    if not all(isinstance(value, str) for value in values):
-        raise Malformed(f"a {name!r} of the wrong type")
-    return tuple(values)

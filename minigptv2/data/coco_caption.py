@@ -8,15 +8,13 @@ Two forms are read. Karpathy's splits, which captioning is trained and measured 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
-from minigptv2.data.annotations import Malformed, field, one_of, words_of
+from minigptv2.data.annotations import Malformed, field, one_of, records_of, rows_of, words_of
 from minigptv2.data.coco_pictures import CocoPictures
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout, require, require_records
-from minigptv2.data.vqav2 import rows_of
 from minigptv2.sample import Exchange, Sample
 
 PAGE = "https://cocodataset.org/#download"
@@ -36,16 +34,6 @@ DOWNLOADS = {
 }
 PARTS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}  # of Karpathy's splits
 PER = ("caption", "picture")
-P = TypeVar("P", int, str)  # what names a picture
-
-
-def records_of(captions: Mapping[P, list[str]], apart: bool) -> list[tuple[P, tuple[str, ...]]]:
-    """(picture, its captions), a record a picture; apart: a record a caption."""
-    return [
-        record
-        for picture, words in captions.items()
-        for record in ([(picture, (w,)) for w in words] if apart else [(picture, tuple(words))])
-    ]
 
 
 class CocoCaption:

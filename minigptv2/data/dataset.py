@@ -6,14 +6,13 @@ needs no change here.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from minigptv2.errors import UserError
+from minigptv2.errors import UserError, unknown
 from minigptv2.sample import Sample
 
 DATASETS: dict[str, str] = {
@@ -120,12 +119,8 @@ def named_class(what: str, name: str, known: Mapping[str, str], advice: str) -> 
     Raises UserError for an unknown name, with the nearest known one, and for what cannot be imported.
     """
     if ":" not in name and name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        raise UserError(
-            f"The {what} {name!r} is unknown.",
-            f"Known: {', '.join(known)}; or your own, as my_package.module:Class.",
-            f"Did you mean {near[0]}?" if near else advice,
-        )  # fmt: skip
+        allowed = f"Known: {', '.join(known)}; or your own, as my_package.module:Class."
+        raise unknown(f"The {what} {name!r} is unknown.", name, known, advice, allowed)
     module, _, attribute = (known.get(name) or name).partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -146,11 +141,8 @@ def open_dataset(name: str, options: dict[str, Any]) -> Dataset:
     known = list(parameters)
     for option, value in options.items():
         if option not in known:
-            near = difflib.get_close_matches(option, known, 1)
-            raise UserError(
-                f"The data set {name!r} has no option {option!r}.", f"Its options: {', '.join(known)}.",
-                f"Did you mean {near[0]}?" if near else "Remove it.",
-            )  # fmt: skip
+            told, allowed = f"The data set {name!r} has no option {option!r}.", f"Its options: {', '.join(known)}."
+            raise unknown(told, option, known, "Remove it.", allowed)
         hint = parameters[option].annotation
         kind = _KINDS.get(hint if isinstance(hint, str) else getattr(hint, "__name__", ""))
         if kind is not None and type(value) is not kind[0]:

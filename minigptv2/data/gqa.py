@@ -4,14 +4,17 @@ The balanced questions are one object of a gigabyte, question number -> question
 
     "142457": {"question": "On which side is the shelf, the right or the left?", "imageId": "2320168", "answer": "left",
                "fullAnswer": "The shelf is on the left of the image.", "isBalanced": true, ...}
+
+The flat list of the published evaluation is read, too: [{"image": "n161313.jpg", "question": "...", "answer": "..."}].
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from sys import intern
 
-from minigptv2.data.annotations import Malformed, members_of, name_of, words_of
+from minigptv2.data.annotations import Malformed, Row, is_list, items_of, members_of, name_of, words_of
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout, image_in, names_in, require, require_records
 from minigptv2.sample import Exchange, Sample
@@ -36,15 +39,15 @@ class Gqa:
         file, folder = require(root, LAYOUT, split, PAGE)
         self.folder, self.name, there = folder, file.name, names_in(folder)
         self.rows: list[tuple[str, str, str, str]] = []  # picture, question's number, its words, answer
-        for number, row in members_of(file):
+        for row in read_rows(file, answered=split != "test"):
             try:
-                picture, question = f"{name_of(row, 'imageId')}.jpg", words_of(row, "question")
-                answer = "" if split == "test" else intern(words_of(row, "answer"))
-                picture = intern(image_in(folder, there, picture))
+                if row.problem:
+                    raise Malformed(row.problem)
+                image = intern(image_in(folder, there, str(row.image)))
             except Malformed as error:
-                self.problems.add(str(error), f"{self.name} question {number}")
+                self.problems.add(str(error), f"{self.name} question {row.key or row.number}")
                 continue
-            self.rows.append((picture, number, question, answer))
+            self.rows.append((image, row.key or str(row.number), row.question, intern("".join(row.answers))))
         require_records(len(self.rows), file, self.problems)
 
     def __len__(self) -> int:
@@ -54,3 +57,16 @@ class Gqa:
         picture, number, question, answer = self.rows[index]
         exchange = Exchange("vqa", question=question, answer=answer)
         return Sample(Path(self.folder, picture), (0, 0), (exchange,), f"{self.name} question {number}")
+
+
+def read_rows(file: Path, answered: bool = True) -> Iterator[Row]:
+    """Each question of a file, as `Row` says. answered: whether it has answers. Raises UserError for a damaged file."""
+    rows = (("", row) for row in items_of(file)) if is_list(file) else members_of(file)
+    for number, (key, row) in enumerate(rows):
+        try:
+            words, answers = words_of(row, "question"), (words_of(row, "answer"),) if answered else ()
+            image = name_of(row, "image") if "image" in row else f"{name_of(row, 'imageId')}.jpg"
+        except Malformed as error:
+            yield Row(number, key, problem=str(error))
+            continue
+        yield Row(number, key, image, words, answers)

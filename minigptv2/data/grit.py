@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from minigptv2.boxes import Box, plain
@@ -64,10 +63,6 @@ class Grit:
         except Malformed as error:
             raise changed(record.key, error) from error
         return Sample(record.image, size, exchanges, f"grit {record.key}", self.task != "grounding")
-
-    def missing_pictures(self) -> list[Path]:
-        """None: pictures that are not there are counted in `problems` and their records left out."""
-        return []
 
     def _judge(self, record: Record) -> Iterable[str]:
         wrong: list[str] = []

@@ -6,9 +6,10 @@ Card: datasets/hateful_memes.md.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, field, name_of, read_json_lines, words_of
+from minigptv2.data.annotations import Malformed, Row, field, name_of, read_json_lines, unique, words_of
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout, image_in, names_in, require, require_records
 from minigptv2.sample import Exchange, Sample
@@ -28,25 +29,40 @@ class HatefulMemes:
         self.problems = Problems()
         file, folder = require(root, LAYOUT, split, PAGE)
         self.root, self.name, there = Path(root), file.name, {f"img/{name}" for name in names_in(folder)}
-        self.rows: list[tuple[int, str, str, int]] = []  # line from 1, picture, words, label
-        for number, row in read_json_lines(file):
+        self.rows: list[tuple[int, str, str, str]] = []  # line from 1, image, words, answer
+        for row in read_rows(file):
             try:
-                if isinstance(row, Malformed):
-                    raise row
-                picture, words, label = name_of(row, "img"), words_of(row, "text"), field(row, "label", int)
-                if label not in (0, 1):
-                    raise Malformed("a 'label' that is neither 0 nor 1")
-                picture = image_in(self.root, there, picture)
+                if row.problem:
+                    raise Malformed(row.problem)
+                image = image_in(self.root, there, str(row.image))
             except Malformed as error:
-                self.problems.add(str(error), f"{self.name} line {number + 1}")
+                self.problems.add(str(error), f"{self.name} line {row.number + 1}")
                 continue
-            self.rows.append((number + 1, picture, words, label))
+            self.rows.append((row.number + 1, image, row.question, row.answers[0]))
         require_records(len(self.rows), file, self.problems)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        number, picture, words, label = self.rows[index]
-        exchange = Exchange("chat", question=words, answer=CHOICES[label], choices=CHOICES)
+        number, picture, words, answer = self.rows[index]
+        exchange = Exchange("chat", question=words, answer=answer)
         return Sample(self.root / picture, (0, 0), (exchange,), f"{self.name} line {number}")
+
+
+def read_rows(file: Path) -> Iterator[Row]:
+    """Each line of a file, as `Row` says. image: its name below the data set's folder."""
+    seen: set[int | str] = set()
+    for number, row in read_json_lines(file):
+        try:
+            if isinstance(row, Malformed):
+                raise row
+            name, words, label = name_of(row, "img"), words_of(row, "text"), field(row, "label", int)
+            if label not in (0, 1):
+                raise Malformed("a 'label' other than 0 and 1")
+            if "id" in row and not unique(seen, field(row, "id", (int, str))):
+                raise Malformed("a second row of the same 'id'")
+        except Malformed as error:
+            yield Row(number, problem=str(error))
+            continue
+        yield Row(number, str(row.get("id", "")), name, words, (CHOICES[label],), CHOICES)

@@ -8,10 +8,10 @@ A folder a question, with `image.png` and `data.json`:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, field, find_image, read_json, words_of
-from minigptv2.data.aokvqa import strings
+from minigptv2.data.annotations import Malformed, Row, field, find_image, read_json, strings, words_of
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout, names_in, require, require_records
 from minigptv2.errors import UserError
@@ -35,14 +35,15 @@ class IconQa:
         (self.folder,) = require(root, LAYOUT, split, PAGE)
         self.split = split
         self.rows: list[tuple[str, Exchange]] = []  # folder, what was asked
-        for name in sorted(names_in(self.folder), key=lambda n: (len(n), n)):
-            folder = Path(self.folder, name)
-            if not is_dir(folder):
-                continue
+        for row in read_rows(self.folder):
             try:
-                self.rows.append((name, _exchange(folder)))
+                if row.problem:
+                    raise Malformed(row.problem)
+                find_image(self.folder / row.key, "image.png")
             except Malformed as error:
-                self.problems.add(str(error), f"{split} {name}")
+                self.problems.add(str(error), f"{split} {row.key}")
+                continue
+            self.rows.append((row.key, Exchange("vqa", question=row.question, answer=row.answers[0])))
         require_records(len(self.rows), self.folder, self.problems)
 
     def __len__(self) -> int:
@@ -53,13 +54,25 @@ class IconQa:
         return Sample(Path(self.folder, name, "image.png"), (0, 0), (exchange,), f"iconqa {self.split} {name}")
 
 
-def _exchange(folder: Path) -> Exchange:
+def read_rows(folder: Path) -> Iterator[Row]:
+    """Each question's folder in the order of their numbers, as `Row` says; key: its name. image: below `folder`."""
+    names = sorted(names_in(folder), key=lambda name: (len(name), name))
+    for number, name in enumerate(name for name in names if is_dir(folder / name)):
+        try:
+            row = _read(folder / name / "data.json")
+            choices, answer, words = strings(row, "choices"), field(row, "answer", int), words_of(row, "question")
+            if not choices or not all(choice.strip() for choice in choices):
+                raise Malformed("a 'choices' that is no list of words")
+            if not 0 <= answer < len(choices):
+                raise Malformed("an 'answer' that is none of the choices")
+        except Malformed as error:
+            yield Row(number, name, problem=str(error))
+            continue
+        yield Row(number, name, f"{name}/image.png", words, (choices[answer],), choices)
+
+
+def _read(file: Path) -> object:
     try:
-        row = read_json(folder / "data.json")
+        return read_json(file)
     except UserError as error:
         raise Malformed("a data.json that cannot be read") from error
-    choices, answer = strings(row, "choices"), field(row, "answer", int)
-    if not 0 <= answer < len(choices):
-        raise Malformed("an 'answer' that is none of the choices")
-    find_image(folder, "image.png")
-    return Exchange("vqa", question=words_of(row, "question"), answer=choices[answer], choices=choices)

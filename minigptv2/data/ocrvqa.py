@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, field, members_of
-from minigptv2.data.aokvqa import strings
+from minigptv2.data.annotations import Malformed, field, members_of, strings
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout, names_in, require, require_records
 from minigptv2.sample import Exchange, Sample

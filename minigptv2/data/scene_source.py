@@ -8,7 +8,6 @@ Source: drawn by `scenes.py`, asked by `scene_talk.py`; no files, no licence to 
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from minigptv2.boxes import Box
 from minigptv2.data.dataset import Problems
 from minigptv2.data.scene_talk import Talk, exchanges, named
 from minigptv2.data.scenes import Scene, Thing, draw_scene
-from minigptv2.errors import UserError
+from minigptv2.errors import UserError, unknown
 from minigptv2.files import whole
 from minigptv2.sample import Sample
 
@@ -186,11 +185,7 @@ def _checked_tasks(tasks: dict[str, float] | None) -> dict[str, float]:
         return dict.fromkeys(TASKS, 1.0)
     for name, share in tasks.items():
         if name not in TASKS:
-            near = difflib.get_close_matches(str(name), TASKS, 1)
-            raise UserError(
-                f"The task {name!r} of scenes is unknown.", f"Known: {', '.join(TASKS)}.",
-                f"Did you mean {near[0]}?" if near else "Remove it.",
-            )  # fmt: skip
+            raise unknown(f"The task {name!r} of scenes is unknown.", name, TASKS, "Remove it.")
         if not isinstance(share, int | float) or isinstance(share, bool) or not share >= 0:
             raise UserError(
                 f"The task {name} of scenes has share {share!r}.", "It is a number, 0 or more.", "Correct it."

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, name_of, words_of
-from minigptv2.data.coco_caption import records_of
+from minigptv2.data.annotations import Malformed, name_of, records_of, rows_of, words_of
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout, image_in, names_in, require, require_records
-from minigptv2.data.vqav2 import rows_of
 from minigptv2.sample import Exchange, Sample
 
 PAGE = "https://textvqa.org/textcaps/dataset/"

@@ -6,12 +6,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, damaged, name_of, read_json, words_of
+from minigptv2.data.annotations import (
+    Malformed,
+    Row,
+    answers_of,
+    by_frequency,
+    damaged,
+    name_of,
+    optional_text,
+    read_json,
+    words_of,
+)  # fmt: skip
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout, image_in, names_in, require, require_records
-from minigptv2.data.vqav2 import answers_of, by_frequency
 from minigptv2.sample import Exchange, Sample
 
 PAGE = "https://vizwiz.org/tasks-and-datasets/vqa/"
@@ -33,21 +43,17 @@ class VizWiz:
         self.problems = Problems()
         file, self.folder = require(root, LAYOUT, split, PAGE)
         self.name, there = file.name, names_in(self.folder)
-        content = read_json(file)
-        if not isinstance(content, list):
-            raise damaged(file, "it is no list of questions")
-        self.rows: list[tuple[int, str, str, tuple[str, ...]]] = []  # row, picture, question, answers
-        for place, row in enumerate(content):
+        self.rows: list[tuple[int, str, str, tuple[str, ...]]] = []  # row, image, question, answers
+        for row in read_rows(file, answered=split != "test"):
+            answers = by_frequency(row.answers)
             try:
-                picture, question = name_of(row, "image"), words_of(row, "question")
-                answers = () if split == "test" else by_frequency(answers_of(row))
-                if split != "test" and not answers:
-                    raise Malformed("a question without an answer")
-                picture = image_in(self.folder, there, picture)
+                if row.problem or split != "test" and not answers:
+                    raise Malformed(row.problem or "a question without an answer")
+                image = image_in(self.folder, there, str(row.image))
             except Malformed as error:
-                self.problems.add(str(error), f"{self.name} row {place}")
+                self.problems.add(str(error), f"{self.name} row {row.number}")
                 continue
-            self.rows.append((place, picture, question, answers))
+            self.rows.append((row.number, image, row.question, answers))
         require_records(len(self.rows), file, self.problems)
 
     def __len__(self) -> int:
@@ -57,3 +63,18 @@ class VizWiz:
         place, picture, question, answers = self.rows[index]
         exchange = Exchange("vqa", question=question, references=answers)
         return Sample(Path(self.folder, picture), (0, 0), (exchange,), f"{self.name} row {place}")
+
+
+def read_rows(file: Path, answered: bool = True) -> Iterator[Row]:
+    """Each question of a file, as `Row` says; key and image are the image's name. answered: whether it has answers."""
+    content = read_json(file)
+    if not isinstance(content, list):
+        raise damaged(file, "it is no list of questions")
+    for place, row in enumerate(content):
+        try:
+            name, words = name_of(row, "image"), words_of(row, "question")
+            answers = answers_of(row) if answered else ()
+        except Malformed as error:
+            yield Row(place, problem=str(error))
+            continue
+        yield Row(place, name, name, words, answers, kind=optional_text(row, "answer_type"))

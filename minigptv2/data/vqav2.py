@@ -8,12 +8,20 @@ A question and its annotation, from two files:
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from sys import intern
 
-from minigptv2.data.annotations import Malformed, damaged, field, read_json, words_of
+from minigptv2.data.annotations import (
+    Malformed,
+    Row,
+    answers_of,
+    by_frequency,
+    field,
+    optional_text,
+    rows_of,
+    unique,
+    words_of,
+)  # fmt: skip
 from minigptv2.data.coco_pictures import CocoPictures
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout, require, require_records
@@ -33,6 +41,7 @@ DOWNLOADS = {
     f"{_FILES}Questions_Val_mscoco.zip": "", f"{_FILES}Annotations_Val_mscoco.zip": "",
     f"{_FILES}Questions_Test_mscoco.zip": "",
 }  # fmt: skip
+NO_ANSWER = "a question without an answer"
 
 
 class VqaV2:
@@ -48,20 +57,17 @@ class VqaV2:
         files = require(root, self.layout, split, self.page)
         self.pictures = CocoPictures(images or root)
         self.name = files[0].name
-        answers = None if len(files) == 1 else _answers(files[1], self.problems)
-        self.rows: list[tuple[int, int, str, tuple[str, ...]]] = []  # picture, question, its words, its answers
-        for place, row in enumerate(rows_of(files[0], "questions")):
-            try:
-                picture, number = field(row, "image_id", int), field(row, "question_id", int)
-                words = words_of(row, "question")
-                if answers is not None and not answers.get(number):
-                    raise Malformed("a question without an answer")
-                if picture not in self.pictures:
-                    raise Malformed("a picture that is not on the disk")
-            except Malformed as error:
-                self.problems.add(str(error), f"{self.name} row {place}")
-                continue
-            self.rows.append((picture, number, words, answers[number] if answers else ()))
+        self.rows: list[tuple[int, str, str, tuple[str, ...]]] = []  # image, question, its words, its answers
+        for row in read_rows(files[0], files[1] if len(files) > 1 else None, self.problems):
+            answers, problem = by_frequency(row.answers), row.problem
+            if not problem and len(files) > 1 and not answers:
+                problem = NO_ANSWER
+            if not problem and row.image not in self.pictures:
+                problem = "a picture that is not on the disk"
+            if problem:
+                self.problems.add(problem, f"{self.name} row {row.number}")
+            else:
+                self.rows.append((row.image, row.key, row.question, answers))
         require_records(len(self.rows), files[0], self.problems)
 
     def __len__(self) -> int:
@@ -73,32 +79,35 @@ class VqaV2:
         return Sample(self.pictures.find(picture), (0, 0), (exchange,), f"{self.name} question {number}")
 
 
-def rows_of(file: Path, key: str) -> list:
-    """The list that a JSON file holds under a key."""
-    content = read_json(file)
-    if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        raise damaged(file, f"it has no list {key!r}")
-    return content[key]
+def read_rows(questions: Path, annotations: Path | None, problems: Problems) -> Iterator[Row]:
+    """Each question with its answers; without a file of annotations, without them. problems: counts annotations that
+    cannot be read, whose questions have no answer then."""
+    answers = {} if annotations is None else _answers(annotations, problems)
+    seen: set[int] = set()
+    for place, row in enumerate(rows_of(questions, "questions")):
+        try:
+            number, image = field(row, "question_id", int), field(row, "image_id", int)
+            words = words_of(row, "question")
+            if not unique(seen, number):
+                raise Malformed("a second question of the same 'question_id'")
+            if annotations is not None and number not in answers:
+                raise Malformed(NO_ANSWER)
+        except Malformed as error:
+            yield Row(place, problem=str(error))
+            continue
+        given, kind = answers.get(number, ((), ""))
+        yield Row(place, str(number), image, words, given, kind=kind)
 
 
-def _answers(file: Path, problems: Problems) -> dict[int, tuple[str, ...]]:
-    """Question number -> its answers."""
-    found = {}
+def _answers(file: Path, problems: Problems) -> dict[int, tuple[tuple[str, ...], str]]:
+    """Number of the question -> its answers and their kind."""
+    found: dict[int, tuple[tuple[str, ...], str]] = {}
     for place, row in enumerate(rows_of(file, "annotations")):
         try:
-            found[field(row, "question_id", int)] = by_frequency(answers_of(row))
+            number = field(row, "question_id", int)
+            if number in found:
+                raise Malformed("a second annotation of the same 'question_id'")
+            found[number] = answers_of(row), optional_text(row, "answer_type")
         except Malformed as error:
             problems.add(f"an annotation with {error}", f"{file.name} row {place}", dropped=False)
     return found
-
-
-def answers_of(row: dict) -> Iterator[str]:
-    """The words of a row's answers. Raises Malformed."""
-    for answer in field(row, "answers", list):
-        yield field(answer, "answer", str)
-
-
-def by_frequency(answers: Iterable[str]) -> tuple[str, ...]:
-    """All answers that are not empty, with repetition, the most common first; of equal count, the first given."""
-    counts = Counter(intern(words) for answer in answers if (words := " ".join(answer.split())))
-    return tuple(answer for answer, count in counts.most_common() for _ in range(count))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from minigptv2.data.annotations import Malformed, Unwanted, words_of
 from minigptv2.data.dataset import Problems
@@ -72,10 +71,6 @@ class WebCaptions:
         except Malformed as error:
             raise changed(record.key, error) from error
         return Sample(record.image, (0, 0), (exchange,), record.key)
-
-    def missing_pictures(self) -> list[Path]:
-        """None: pictures that are not there are counted in `problems` and their records left out."""
-        return []
 
     def _caption(self, record: Record) -> str:
         """Words with single spaces between them. Raises Malformed."""

@@ -11,7 +11,6 @@ answers; a benchmark never touches the model, so answers of any source can be sc
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +18,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from minigptv2.boxes import Box
+from minigptv2.data.annotations import NotThere, find_image
 from minigptv2.data.dataset import Problems, named_class
-from minigptv2.errors import UserError
+from minigptv2.data.layout import Layout, Place, find
+from minigptv2.errors import UserError, unknown
+from minigptv2.files import is_dir, is_file
 
 Scoring = Literal["strict", "compat"]
 Decode = Literal["floor", "center"]
@@ -229,11 +231,9 @@ def open_benchmark(name: str, options: dict[str, Any], beside: Sequence[str] = (
     kind, known = _kind(name), options_of(name)
     for option in options:
         if option not in known:
-            near = difflib.get_close_matches(str(option), [*known, *beside], 1)
-            raise UserError(
-                f"The benchmark {name!r} has no option {option!r}.", f"Its options: {', '.join([*known, *beside])}.",
-                f"Did you mean {near[0]}?" if near else "Remove it.",
-            )  # fmt: skip
+            allowed = f"Its options: {', '.join([*known, *beside])}."
+            told = f"The benchmark {name!r} has no option {option!r}."
+            raise unknown(told, option, [*known, *beside], "Remove it.", allowed)
         if not isinstance(options[option], (str, int)):
             raise UserError(f"{option} is {options[option]!r}.", "It must be a text or a whole number.", "Correct it.")
         default = known[option]
@@ -257,3 +257,48 @@ def options_of(name: str) -> dict[str, Any]:
 
 def _kind(name: str) -> Callable[..., Benchmark]:
     return named_class("benchmark", name, BENCHMARKS, "minigptv2 eval --help lists recipes.")
+
+
+def cleaned(text: str) -> str:
+    """Without the unknown-token mark, which the published evaluation takes out too, and without outer space."""
+    return text.replace("<unk>", "").strip()
+
+
+def annotation_files(root: str, layout: Layout, split: str, page: str, given: Sequence[str] = ()) -> list[Path]:
+    """The annotation files of a split below root, without its folders of pictures; or those that are given by name.
+
+    Raises UserError that names what is not there.
+    """
+    if any(given):
+        paths = [Path(root, name) for name in given if name]
+        for path in paths:
+            if not is_file(path):
+                raise UserError(f"{path} does not exist.", "It was named as an annotation file.", "Check its name.")
+        return paths
+    if split not in layout:
+        raise UserError(f"The split is {split!r}.", f"Known: {', '.join(layout)}.", "Choose one of them.")
+    places = [place for place in layout[split] if not _is_folder(place)]
+    lost = [place for place in places if find(root, place) is None]
+    if lost:
+        names = ", ".join(place if isinstance(place, str) else " or ".join(place) for place in lost)
+        raise UserError(f"{root} has no {names}.", f"The split {split!r} needs it.", f"Get it from {page}.")
+    return [path for place in places if (path := find(root, place)) is not None]
+
+
+def picture_folder(root: str, images: str, *names: str) -> Path:
+    """The folder of pictures: `images` where it is given, else the first of these names below root, else root."""
+    if images:
+        return Path(images)
+    return next((Path(root, n) for n in names if is_dir(Path(root, n))), Path(root))
+
+
+def image_path(folder: Path, name: str) -> Path:
+    """Where the image of this name lies below the folder, or is expected. Raises Malformed for what can be no path."""
+    try:
+        return find_image(folder, name)
+    except NotThere:
+        return folder / name
+
+
+def _is_folder(place: Place) -> bool:
+    return (place if isinstance(place, str) else place[0]).endswith("/")

@@ -16,8 +16,17 @@ from minigptv2.data.coco_caption import LAYOUT, PAGE, PARTS
 from minigptv2.data.coco_pictures import CocoPictures
 from minigptv2.data.dataset import Problems
 from minigptv2.eval import metrics
-from minigptv2.eval.benchmark import Case, Item, Prediction, Published, Rules, Scored
-from minigptv2.eval.short_answers import annotation_files, cleaned, image_path
+from minigptv2.eval.benchmark import (
+    Case,
+    Item,
+    Prediction,
+    Published,
+    Rules,
+    Scored,
+    annotation_files,
+    cleaned,
+    image_path,
+)
 from minigptv2.tasks import EVALUATION
 
 _COCO_NAME = re.compile(r"(?:COCO_\w+2\d{3}_)?(\d{12})\.jpg")

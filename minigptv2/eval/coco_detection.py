@@ -16,9 +16,8 @@ from minigptv2.data.coco_json import CocoFile, CocoImage, Id
 from minigptv2.data.layout import Layout
 from minigptv2.errors import UserError
 from minigptv2.eval import metrics
-from minigptv2.eval.benchmark import Case, Item, Prediction, Published, Rules, Scored
+from minigptv2.eval.benchmark import Case, Item, Prediction, Published, Rules, Scored, annotation_files
 from minigptv2.eval.refcoco import answer_boxes
-from minigptv2.eval.short_answers import annotation_files
 from minigptv2.sample import Exchange, Phrase
 from minigptv2.tasks import instruction_text
 

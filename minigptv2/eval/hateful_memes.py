@@ -11,11 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, field, name_of, read_json_lines, words_of
-from minigptv2.data.hateful_memes import CHOICES, LAYOUT, PAGE
+from minigptv2.data.hateful_memes import CHOICES, LAYOUT, PAGE, read_rows
 from minigptv2.eval import metrics
-from minigptv2.eval.benchmark import Item, Prediction, Rules, Scored, minigpt_v2
-from minigptv2.eval.short_answers import ShortAnswers, annotation_files, cleaned, image_path, unique
+from minigptv2.eval.benchmark import Item, Prediction, Rules, Scored, annotation_files, cleaned, image_path, minigpt_v2
+from minigptv2.eval.short_answers import ShortAnswers
 from minigptv2.tasks import EVALUATION
 
 _WORD = re.compile(rf"\b({'|'.join(CHOICES)})\b")
@@ -31,22 +30,13 @@ class HatefulMemes(ShortAnswers):
         super().__init__(f"hateful_memes {split}", (file,))
         if split == "dev":
             self.published = {"accuracy": minigpt_v2(58.2, 59.5, "arXiv 2310.09478v1")}
-        seen: set[int | str] = set()
-        for number, row in read_json_lines(file):
-            try:
-                if isinstance(row, Malformed):
-                    raise row
-                name, words, label = name_of(row, "img"), words_of(row, "text"), field(row, "label", int)
-                if label not in (0, 1):
-                    raise Malformed("a 'label' other than 0 and 1")
-                if "id" in row and not unique(seen, field(row, "id", (int, str))):
-                    raise Malformed("a second row of the same 'id'")
-                image = image_path(Path(images or root), name)
-            except Malformed as error:
-                self.leave_out(number, error, f"{file.name} line {number + 1}")
-                continue
-            asked = EVALUATION["hateful_memes"].replace("{}", words)
-            self.rows.append(Item(number, image, (0, 0), asked, name, CHOICES[label], CHOICES, words))
+        folder = Path(images or root)
+        rows, where = read_rows(file), lambda row: f"{file.name} line {row.number + 1}"
+        for row, image in self.usable(rows, lambda row: image_path(folder, str(row.image)), where):
+            asked = EVALUATION["hateful_memes"].replace("{}", row.question)
+            self.rows.append(
+                Item(row.number, image, (0, 0), asked, row.image, row.answers[0], row.choices, words=row.question)
+            )
 
     def judge(self, item: Item, answer: str, rules: Rules) -> dict[str, float] | None:
         said = _yes_or_no(answer)

@@ -12,11 +12,11 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, field, one_of, read_json_lines, words_of
+from minigptv2.data.annotations import Malformed, field, one_of, read_json_lines, unique, words_of
 from minigptv2.data.coco_pictures import CocoPictures
 from minigptv2.errors import UserError
-from minigptv2.eval.benchmark import Item, Prediction, Rules, Scored
-from minigptv2.eval.short_answers import ShortAnswers, cleaned, unique
+from minigptv2.eval.benchmark import Item, Prediction, Rules, Scored, cleaned
+from minigptv2.eval.short_answers import ShortAnswers
 from minigptv2.tasks import EVALUATION
 
 SPLITS = ("random", "popular", "adversarial")

@@ -6,13 +6,11 @@ A row is a question of the questions file, counted from 0 (VizWiz: of its one fi
 from __future__ import annotations
 
 from minigptv2.data import okvqa, vizwiz, vqav2
-from minigptv2.data.annotations import Malformed, damaged, field, name_of, read_json, words_of
 from minigptv2.data.coco_pictures import CocoPictures
-from minigptv2.data.vqav2 import rows_of
 from minigptv2.errors import UserError
 from minigptv2.eval import metrics
-from minigptv2.eval.benchmark import Item, Rules, minigpt_v2
-from minigptv2.eval.short_answers import ShortAnswers, annotation_files, image_path, picture_folder, unique
+from minigptv2.eval.benchmark import Item, Rules, annotation_files, image_path, minigpt_v2, picture_folder
+from minigptv2.eval.short_answers import ShortAnswers
 from minigptv2.tasks import EVALUATION
 
 _PAPER = "arXiv 2310.09478v1"
@@ -54,35 +52,12 @@ class VqaV2(_TenAnswers):
             )
         name = split if not questions else questions.removesuffix(".json")
         super().__init__(f"{self.prompt} {name}", files)
-        answers, pictures, seen = self._answers(files[1]), CocoPictures(images or root), set()
-        for place, row in enumerate(rows_of(files[0], "questions")):
-            try:
-                number, picture, words = field(row, "question_id", int), field(row, "image_id", int), _words(row)
-                if not unique(seen, number):
-                    raise Malformed("a second question of the same 'question_id'")
-                if number not in answers:
-                    raise Malformed("a question without an answer")
-            except Malformed as error:
-                self.leave_out(place, error, f"{files[0].name} row {place}")
-                continue
-            path = pictures.find(picture)
-            asked = EVALUATION[self.prompt].replace("{}", words)
-            self.rows.append(
-                Item(place, path, (0, 0), asked, str(path), answers[number], words=words, key=str(number))
-            )
-
-    def _answers(self, file) -> dict[int, tuple[tuple[str, ...], str]]:
-        """Question number -> all answers as they are written, and the kind of answer."""
-        found = {}
-        for place, row in enumerate(rows_of(file, "annotations")):
-            try:
-                number = field(row, "question_id", int)
-                if number in found:
-                    raise Malformed("a second annotation of the same 'question_id'")
-                found[number] = _given(row), row.get("answer_type") if isinstance(row.get("answer_type"), str) else ""
-            except Malformed as error:
-                self.problems.add(f"an annotation with {error}", f"{file.name} row {place}")
-        return found
+        pictures = CocoPictures(images or root)
+        rows = vqav2.read_rows(files[0], files[1], self.problems)
+        for row, path in self.usable(rows, lambda row: pictures.find(row.image)):
+            asked = EVALUATION[self.prompt].replace("{}", row.question)
+            truth = row.answers, row.kind
+            self.rows.append(Item(row.number, path, (0, 0), asked, str(path), truth, words=row.question, key=row.key))
 
 
 class OkVqa(VqaV2):
@@ -102,28 +77,7 @@ class VizWiz(_TenAnswers):
         (file,) = annotation_files(root, vizwiz.LAYOUT, split, vizwiz.PAGE)
         super().__init__(f"vizwiz {split}", (file,))
         self.published = {"accuracy": minigpt_v2(30.3, 42.4, _PAPER)} if split == "val" else {}
-        folder, rows = picture_folder(root, images, split), read_json(file)
-        if not isinstance(rows, list):
-            raise damaged(file, "it is no list of questions")
-        for place, row in enumerate(rows):
-            try:
-                name, words, answers = name_of(row, "image"), _words(row), _given(row)
-                image = image_path(folder, name)
-                kind = row.get("answer_type") if isinstance(row.get("answer_type"), str) else ""
-            except Malformed as error:
-                self.leave_out(place, error, f"{file.name} row {place}")
-                continue
-            asked = EVALUATION["vizwiz"].replace("{}", words)
-            self.rows.append(Item(place, image, (0, 0), asked, name, (answers, kind), words=words, key=name))
-
-
-def _words(row: dict) -> str:
-    return words_of(row, "question")
-
-
-def _given(row: dict) -> tuple[str, ...]:
-    """All answers as they are written: the official accuracy counts each, empty ones too."""
-    answers = tuple(field(answer, "answer", str) for answer in field(row, "answers", list))
-    if not answers:
-        raise Malformed("no answer")
-    return answers
+        folder = picture_folder(root, images, split)
+        for row, image in self.usable(vizwiz.read_rows(file), lambda row: image_path(folder, str(row.image))):
+            asked, truth = EVALUATION["vizwiz"].replace("{}", row.question), (row.answers, row.kind)
+            self.rows.append(Item(row.number, image, (0, 0), asked, row.key, truth, words=row.question, key=row.key))

@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 from torch import nn
 
-from minigptv2.bundled import configs_of
 from minigptv2.encode import Batch
 from minigptv2.model.grounding_vlm import GroundingVLM, Losses
 from minigptv2.train.launch import World
