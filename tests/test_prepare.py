@@ -300,7 +300,8 @@ def test_the_card_of_a_data_set(name):
     (use,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (source,) = yaml.safe_load(use)
     assert source["name"] == name
-    with pytest.raises(UserError, match="no |not there|cannot be opened|neither") as error:  # the options are known; the files are not there
+    # the options are known; the files are not there
+    with pytest.raises(UserError, match="no |not there|cannot be opened|neither") as error:
         open_dataset(name, source["options"])
     assert "has no option" not in str(error.value)
     tree = text.split("```text\n")[1].split("```")[0]
