@@ -7,7 +7,7 @@ ARGS ?=
 PROCESSES ?= 2
 STAGE = OMP_NUM_THREADS=1 .venv/bin/torchrun --standalone --nproc-per-node $(PROCESSES) -m minigptv2 train
 
-.PHONY: help demo test lint model
+.PHONY: help demo test check lint model
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -19,6 +19,14 @@ demo: .venv/.demo  ## ask the bundled model about a picture and draw the box (th
 
 test: .venv/.dev  ## run the whole test suite (ARGS="-k boxes" for a part of it)
 	@.venv/bin/python -m pytest $(ARGS)
+
+# two processes, about as long as each other: the tests of files test_[e-z]*, and the rest
+check: .venv/.dev  ## lint and the fast tests, in under two minutes on two cores
+	@.venv/bin/ruff check .
+	@export OMP_NUM_THREADS=1; \
+	  .venv/bin/python -m pytest -q -m "not slow" tests/test_[e-z]*.py & first=$$!; \
+	  .venv/bin/python -m pytest -q -m "not slow" tests/test_[a-d]*.py tests/parity tests/recipes; second=$$?; \
+	  wait $$first && test $$second -eq 0
 
 lint: .venv/.dev  ## check the code with ruff
 	@.venv/bin/ruff check .

@@ -2,6 +2,7 @@
 
 import random
 import socket
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,14 @@ def picture(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("pictures") / "scene.png"
     draw_scene(5).image.resize((640, 400)).save(file)
     return file
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many tests were skipped, and why: by reason, so that a clone that lacks something says so."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if not skipped:
+        return
+    reasons = Counter(report.longrepr[2] if isinstance(report.longrepr, tuple) else "" for report in skipped)
+    terminalreporter.section(f"{len(skipped)} skipped")
+    for reason, count in reasons.most_common():
+        terminalreporter.line(f"{count:4} x {reason.removeprefix('Skipped: ')}")

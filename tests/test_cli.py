@@ -150,6 +150,7 @@ def test_bad_usage(capsys, words, advice):
     refused((cli.main(words), *capsys.readouterr()), advice)
 
 
+@pytest.mark.slow
 def test_the_program_shows_our_output_alone(tiny_folder, picture, tmp_path):
     done = program("chat", picture, "--json", "what is this?", "--model", tiny_folder, "--max-new-tokens", 3,
                    "--save", tmp_path / "out.png")  # fmt: skip
@@ -158,6 +159,7 @@ def test_the_program_shows_our_output_alone(tiny_folder, picture, tmp_path):
     assert done.stderr.decode() == f"saved {tmp_path / 'out.png'}\n"
 
 
+@pytest.mark.slow
 def test_the_program_converses_through_a_pipe(tiny_folder, picture):
     done = program(
         "chat", picture, "--model", tiny_folder, "--max-new-tokens", 3, stdin="hello\n[nope] \xff\n".encode("latin-1")
@@ -206,6 +208,7 @@ def test_a_run_that_sigterm_stopped_has_an_exit_code_of_its_own(monkeypatch, cap
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", [False, True])
 @pytest.mark.parametrize("words", [["info"], ["chat", "--help"]])
 def test_standard_output_on_a_full_disk(tiny_folder, words, unbuffered):
@@ -217,6 +220,7 @@ def test_standard_output_on_a_full_disk(tiny_folder, words, unbuffered):
     refused((done.returncode, "", done.stderr), "Standard output cannot be written", "No space left")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("closed", "code"), [("<&-", 0), (">&-", 2), ("2>&-", 0), ("<&- >&- 2>&-", 2)])
 def test_standard_streams_that_are_closed(tiny_folder, closed, code):
     line = f'"$0" -m minigptv2 info "$1" {closed}'
@@ -233,6 +237,7 @@ def test_standard_output_that_is_none(monkeypatch, capsys):
     assert "Standard output is closed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_terminal_that_knows_no_umlauts(tiny_folder, picture, tmp_path):
     name = tmp_path / "grün\udcff.png"
     shutil.copy(picture, name)

@@ -1,5 +1,6 @@
 """Configs: typed, nested, overridden; what is wrong in them is told."""
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import get_args
 
@@ -94,9 +95,8 @@ def test_overrides(tmp_path):
 def test_wrong_overrides_are_told(tmp_path, override):
     file = tmp_path / "c.yaml"
     file.write_text("rate: 1\n")
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=re.escape(override)):
         read_yaml(file, [override])
-    assert override in caught.value.given
 
 
 @pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe\xfa", b"- 1", b"", b"!!python/object/apply:os.getcwd []"])

@@ -14,17 +14,13 @@ from minigptv2.images import open_image
 from minigptv2.sample import Picture
 from minigptv2.tasks import render
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-MICRO = SHARED / "coco_text_micro"
-CAPTIONS = SHARED / "emma_fixtures" / "storage" / "fixtures" / "coco_captions_train.json"
-genuine = pytest.mark.skipif(not MICRO.is_dir(), reason="the genuine fragments are not here")
+MICRO = Path(__file__).parent / "data" / "coco_text"
 
 
 # ---- COCO captions ----
 
 
-@genuine
-def test_official_captions_of_genuine_pictures(tmp_path):
+def test_official_captions_on_genuine_rows(tmp_path):
     text = (MICRO / "captions.json").read_text()
     given = json.loads(text)["annotations"]
     files = {"annotations/captions_train2017.json": text, "annotations/captions_val2017.json": text}
@@ -46,10 +42,10 @@ def test_official_captions_of_genuine_pictures(tmp_path):
     assert chosen == set(of_first)
 
 
-@genuine
 def test_captions_whose_pictures_are_missing(tmp_path):
-    files = {"captions_train2014.json": CAPTIONS.read_text(), "train2014/COCO_train2014_000000000009.jpg": None}
-    with pytest.raises(UserError, match="49 x a picture that is not on the disk"):
+    text = (MICRO / "captions.json").read_text()
+    files = {"captions_train2014.json": text, "train2014/COCO_train2014_000000000009.jpg": None}
+    with pytest.raises(UserError, match="53 x a picture that is not on the disk"):
         opened("coco_caption", tmp_path, files, split="train2014")
 
 

@@ -18,8 +18,7 @@ from minigptv2.eval.benchmark import BENCHMARKS, Rules, open_benchmark, options_
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "eval_configs"
-SHARED = ROOT.parent / "shared" / "data"
-needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the data sets")
+DATA = ROOT / "tests" / "data"
 
 
 def score(tmp_path, config: str, answers: list, *overrides: str, **options) -> dict:
@@ -122,12 +121,10 @@ def test_rows_that_are_wrong_are_left_out_by_name_and_keep_their_numbers(tmp_pat
     assert any("row 1" in line for line in found["problems"]) and any("row 2" in line for line in found["problems"])
 
 
-@needs_data
-@pytest.mark.parametrize("dataset", ["refcoco", "refcoco+", "refcocog"])
-def test_the_published_annotation_scored_with_its_own_boxes(tmp_path, dataset):
+def test_genuine_annotations_scored_with_their_own_boxes(tmp_path):
     """FACTS of the coding: cutting to hundredths reaches at best a mean IoU of .949 on RefCOCO, .970 decoded at the
     centre; acc@0.5 is 1 in both."""
-    root = SHARED / "refcoco_minigptv2"
+    root, dataset = DATA / "refcocog", "refcocog"
     rows = json.loads((root / f"{dataset}_val.json").read_text())
     benchmark = open_benchmark("refcoco", {"root": str(root), "dataset": dataset})
     items = benchmark.items()
@@ -136,8 +133,7 @@ def test_the_published_annotation_scored_with_its_own_boxes(tmp_path, dataset):
     for decode in ("floor", "center"):
         found = score(tmp_path, "refcoco", answers, f"root={root}", f"dataset={dataset}", f"decode={decode}")
         assert (found["total"], found["invalid"], found["acc@0.5"]) == (len(rows), 0, 1)
-        if dataset == "refcoco":
-            assert found["mean IoU"] == pytest.approx({"floor": 0.949, "center": 0.972}[decode], abs=2e-3)
+        assert found["mean IoU"] == pytest.approx({"floor": 0.949, "center": 0.972}[decode], abs=2e-3)
 
 
 # ---- answers files ----
@@ -197,8 +193,8 @@ def test_every_benchmark_can_be_imported_and_tells_its_options():
 
 # ---- answers to and from other programs ----
 
-REAL = [f"root={SHARED / 'refcoco_micro'}", f"images={SHARED / 'refcoco_micro' / 'images'}"]
-INSTANCES = SHARED / "tinycoco" / "tests" / "data" / "tinycoco" / "annotations" / "instances_val2017.json"
+REAL = [f"root={DATA / 'refcocog'}", "dataset=refcocog"]
+INSTANCES = DATA / "coco" / "annotations" / "instances_val2017.json"
 TINY = [f"root={INSTANCES.parents[1]}"]
 
 
@@ -210,9 +206,8 @@ def again(tmp_path, config: str, file: Path, *overrides: str) -> dict:
     return {name: f.value for name, f in report.figures.items()} | {"report": report}
 
 
-@needs_data
 def test_exported_expressions_give_the_same_figures(tmp_path):
-    """Right boxes, moved ones, a malformed one and a missing one, of the pictures of refcoco_micro."""
+    """Right boxes, moved ones, a malformed one and a missing one."""
     items = open_benchmark("refcoco", dict(o.split("=") for o in REAL)).items()
     moved = [Box(*(v + 9 * (i.index % 4) for v in i.truth.xyxy)) for i in items]
     answers = [format_box(box, *i.size, "floor") for box, i in zip(moved, items)]
@@ -227,7 +222,7 @@ def test_exported_expressions_give_the_same_figures(tmp_path):
     assert again(tmp_path, "refcoco", file, *REAL, "limit=4")["report"].total == 4
 
 
-@needs_data
+@pytest.mark.slow
 def test_exported_detections_give_the_same_figures(tmp_path):
     """Every second thing found, with scores; a kind in other letters, one that is none, and a box without a name."""
     items = open_benchmark("coco_detection", dict(o.split("=") for o in TINY)).items()
@@ -265,7 +260,7 @@ def test_boxes_of_another_program_are_scored_as_they_are(tmp_path, flat):
     assert found["report"].problems == [f"{file}: 2 x a line that fits no question: line 4, line 6"]
 
 
-@needs_data
+@pytest.mark.slow
 def test_the_truth_as_detections_of_another_program_is_perfect(tmp_path):
     """Text in hundredths cannot reach it. Detections of strange pictures and categories are told."""
     data = json.loads(INSTANCES.read_text())
@@ -434,6 +429,7 @@ def test_missing_pictures_are_an_error_or_a_count(drawn, tiny_folder, tmp_path, 
     assert "| pictures not on disk | 1 |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same(drawn, tiny_folder, straight, tmp_path):
     """Under torchrun's own variables: each row is answered once, as by one process, and the first process reports."""
     command = [sys.executable, "-m", "minigptv2", "eval", str(CONFIGS / "refcoco.yaml"), f"root={drawn}",
@@ -466,6 +462,7 @@ def _free_port() -> int:
         return listening.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_leaves_answers_to_go_on_with(drawn, tiny_folder, straight, tmp_path):
     command = [sys.executable, "-m", "minigptv2", "eval", str(CONFIGS / "refcoco.yaml"), f"root={drawn}",
                f"model={tiny_folder}", f"output={tmp_path}", "device=cpu", "batch=1"]  # fmt: skip

@@ -338,6 +338,7 @@ def test_an_answer_gets_the_room_that_is_left_and_the_log_says_so_once(asked, ti
         asked.asker.limit((None, "word " * 2000), 8)
 
 
+@pytest.mark.slow
 def test_the_other_ways_of_asking_leave_room_too(asked, tiny_model, picture):
     vlm = MiniGPTv2ForVLMEvalKit(model=tiny_model, max_new_tokens=4096, prompt="chat")
     message = [{"type": "image", "value": str(picture)}, {"type": "text", "value": "what is this?"}]

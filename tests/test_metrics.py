@@ -26,7 +26,7 @@ from minigptv2.eval.metrics import (
     vqa_accuracy,
 )
 
-SHARED = Path(__file__).parents[2] / "shared/data"
+DATA = Path(__file__).parent / "data"
 
 
 # ---- boxes ----
@@ -88,9 +88,8 @@ def test_average_precision_of_a_case_computed_by_hand():
     assert "area" not in truth["annotations"][0]  # what was given stays as it was
 
 
-@pytest.mark.skipif(not (SHARED / "tinycoco").is_dir(), reason="the COCO sample is not here")
 def test_average_precision_of_a_set_on_itself_is_one(capfd):
-    file = next((SHARED / "tinycoco").rglob("instances_val2017.json"))
+    file = DATA / "coco" / "annotations" / "instances_val2017.json"
     rows = json.loads(file.read_text())["annotations"]
     perfect = [
         {k: r[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9} for r in rows if not r["iscrowd"]
@@ -101,10 +100,9 @@ def test_average_precision_of_a_set_on_itself_is_one(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.skipif(not (SHARED / "tinycoco").is_dir(), reason="the COCO sample is not here")
 def test_average_precision_of_drawn_pictures_is_that_of_a_set_made_of_them():
     """A picture drawn twice counts as two pictures with the same boxes would."""
-    data = json.loads(next((SHARED / "tinycoco").rglob("instances_train2017.json")).read_text())
+    data = json.loads((DATA / "coco" / "annotations" / "instances_train2017.json").read_text())
     rng = random.Random(1)
     found = []
     for row in data["annotations"]:
@@ -243,6 +241,7 @@ def captions():
     return caption_scores(PREDICTED, REFERENCES, metrics.CAPTION_METRICS)
 
 
+@pytest.mark.slow
 def test_caption_scores_of_simple_cases(captions):
     outcomes, corpus = captions
     assert list(outcomes) == ["CIDEr", "ROUGE-L"]
@@ -300,9 +299,8 @@ def test_words_are_cut_as_in_the_penn_treebank():
         "a man 's dog -lrb- black -rrb- is n't here \u00e9t\u00e9", "", "1,000 u.s. t-shirts end"]  # fmt: skip
 
 
-@pytest.mark.skipif(not (SHARED / "coco_text_micro").is_dir(), reason="the caption sample is not here")
 def test_a_caption_of_its_own_picture_scores_far_above_that_of_another():
-    rows = json.loads((SHARED / "coco_text_micro/captions.json").read_text())["annotations"]
+    rows = json.loads((DATA / "coco_text" / "captions.json").read_text())["annotations"]
     by_image: dict[int, list[str]] = {}
     for row in rows:
         by_image.setdefault(row["image_id"], []).append(row["caption"])

@@ -229,12 +229,14 @@ def test_dialogues_are_conversations():
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"tasks": {"reffer": 1}}, {"tasks": {"refer": -1}}, {"tasks": {"refer": 0}}, {"most": 9}, {"dialogues": 2},
-     {"count": "3"}, {"exchanges": 0}, {"side": 1.5}],
+    ("options", "said"),
+    [({"tasks": {"reffer": 1}}, "task 'reffer' of scenes is unknown"), ({"tasks": {"refer": -1}}, "has share -1"),
+     ({"tasks": {"refer": 0}}, "No task of scenes has a share"), ({"most": 9}, "option most of scenes is 9"),
+     ({"dialogues": 2}, "option dialogues of scenes is 2"), ({"count": "3"}, "option count of 'scenes' is '3'"),
+     ({"exchanges": 0}, "option exchanges of scenes is 0"), ({"side": 1.5}, "option side of 'scenes' is 1.5")],
 )  # fmt: skip
-def test_wrong_options_of_scenes_are_refused(options):
-    with pytest.raises(UserError):
+def test_wrong_options_of_scenes_are_refused(options, said):
+    with pytest.raises(UserError, match=said):
         open_dataset("scenes", {"count": 3, **options})
 
 

@@ -100,6 +100,7 @@ def test_the_metadata_is_complete(installed):
     assert "minigptv2 = minigptv2.cli:main" in (folder / "entry_points.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_installed_command_works_from_another_folder(installed, tmp_path):
     assert run(installed, tmp_path, "--version").stdout == f"minigptv2 {__version__}\n"
     trained = run(installed, tmp_path, "train", "stage3", "--smoke", "device=cpu")
@@ -188,6 +189,7 @@ def test_the_bundled_model_has_a_name(tmp_path, monkeypatch):
         load_folder(model_folder("bundled"))
 
 
+@pytest.mark.slow
 def test_training_and_asking_take_the_bundled_model_by_name(tmp_path, monkeypatch, capsys, picture):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.yaml").write_text(

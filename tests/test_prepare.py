@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -21,7 +22,7 @@ from minigptv2.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "datasets" / "prepare.py"
-SHARED = ROOT.parent / "shared" / "data"
+DATA = ROOT / "tests" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -101,29 +102,28 @@ def test_all_sets_and_wrong_words(tmp_path):
 # ---- the forms that differ ----
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the genuine files are not here")
 def test_refcoco_without_pictures(tmp_path):
-    """All counts are those published; the pictures are asked for, and with some of them fewer are missing."""
-    code, out, _ = run("refcoco", "--root", SHARED / "refcoco_minigptv2")
+    """Rows are counted against those published; the images are asked for, and with some of them fewer are missing."""
+    for file in (DATA / "refcocog").glob("*.json"):
+        shutil.copy(file, tmp_path)
+    code, out, _ = run("refcoco", "--root", tmp_path)
     assert code == 1
-    assert re.search(r"^  refcoco val +incomplete, 1,500 pictures are not on disk: .*train2014.*, \.\.\.$", out, re.M)
-    for part, count in on_disk("refcoco").counts.items():
-        assert f"{count:,} records of {count:,}" in out, part
-    assert out.count("pictures are not on disk") == 8
+    for part, there, count in (("val", 28, 4896), ("test", 25, 9602)):
+        missing_images = {"val": 14, "test": 13}[part]
+        row = rf"^  refcocog {part} +incomplete, {missing_images} pictures are not on disk: .*train2014.*, \.\.\.$\n +"
+        assert re.search(rf"{row}{there} records of {count:,}$", out, re.M), part
     assert re.search(
         r"^  refcocog train +missing\n.*refcocog/refs\(umd\)\.p or refs\(umd\)\.p or refcocog_train", out, re.M
     )
-    words = ("--split", "refcoco val", "--images", SHARED / "refcoco_micro" / "images")
-    assert "1,498 pictures are not on disk" in run("refcoco", "--root", SHARED / "refcoco_minigptv2", *words)[1]
-    code, out, _ = run("refcoco", "--root", SHARED / "refcoco_micro", "--split", "refcoco val")
-    assert code == 1 and "incomplete, 23 records of 10,834" in out and "not on disk" not in out
+    for images, absent in (((), 14), (("--images", DATA / "refcocog" / "images"), 13)):
+        told = run("refcoco", "--root", tmp_path, "--split", "refcocog val", *images)[1]
+        assert f"{absent} pictures are not on disk" in told
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the genuine files are not here")
 def test_vsr_of_its_repository_and_of_a_part(tmp_path):
-    code, out, _ = run("vsr", "--root", SHARED / "vsr", "--split", "zeroshot test")
-    assert code == 1 and "incomplete, 715 pictures are not on disk" in out and "1,222 records of 1,222" in out
-    code, out, _ = run("vsr", "--root", SHARED / "vsr_micro", "--split", "zeroshot test")
+    code, out, _ = run("vsr", "--root", DATA / "vsr", "--split", "zeroshot dev")
+    assert code == 1 and "1 pictures are not on disk" in out and "2 records of 340" in out
+    code, out, _ = run("vsr", "--root", DATA / "vsr", "--split", "zeroshot test")
     assert code == 1 and "zeroshot test incomplete, 4 records of 1,222" in out and "not on disk" not in out
 
 
@@ -300,7 +300,8 @@ def test_the_card_of_a_data_set(name):
     (use,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (source,) = yaml.safe_load(use)
     assert source["name"] == name
-    with pytest.raises(UserError) as error:  # the options are known; the files are not there
+    # the options are known; the files are not there
+    with pytest.raises(UserError, match="no |not there|cannot be opened|neither") as error:
         open_dataset(name, source["options"])
     assert "has no option" not in str(error.value)
     tree = text.split("```text\n")[1].split("```")[0]
@@ -323,6 +324,6 @@ def test_the_layout_of_a_data_set_is_well_formed(name, tmp_path):
     assert set(told.options) in (set(), set(told.layout))
     assert all(address.startswith("http") for address in told.downloads)
     for part in told.layout:  # the reader knows the options of every part
-        with pytest.raises(UserError) as error:
+        with pytest.raises(UserError, match="no |not there|cannot be opened|neither") as error:
             open_dataset(name, told.options_of(part, tmp_path))
         assert not re.search("has no option|must be|cannot be understood", str(error.value)), error.value

@@ -583,6 +583,7 @@ print(size, status("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux to measure memory")
 @pytest.mark.parametrize("layout", ["bin", "safetensors", "folder"])
 def test_opening_takes_little_more_memory_than_the_model(files, tmp_path, layout):

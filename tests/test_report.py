@@ -148,6 +148,7 @@ def test_a_picture_that_cannot_be_opened_is_said(tmp_path):
     assert any("gone <b>.jpg does not exist" in t for t in Page((tmp_path / "report.html").read_text()).texts)
 
 
+@pytest.mark.slow
 def test_pictures_shrink_until_the_page_is_small_enough(tmp_path, monkeypatch):
     """Noise does not compress: 70 pictures of it would take 25 MB at full size."""
     noise = tmp_path / "noise.png"

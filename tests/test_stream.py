@@ -208,9 +208,9 @@ def test_too_many_failures_stop_the_run_with_examples(encoder, tmp_path):
     data = {"max_bad_share": 0.05, "least_judged": 30}
     for workers in (0, 2):
         micros = stream(encoder, [Made(20, tmp_path, "missing")], data=data, workers=workers)
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError, match=r"nothing\.jpg does not exist") as caught:
             take(micros, 400)
-        assert "nothing.jpg does not exist" in caught.value.given and "5.0%" in caught.value.allowed
+        assert "5.0%" in caught.value.allowed
     take(stream(encoder, [Made(20)], data=data), 40)
 
 
@@ -228,9 +228,9 @@ def test_a_source_without_one_usable_record_is_told_from_a_worker_too(encoder, t
             raise UserError(f"row {index} is torn.", "", "")
 
     for workers in (0, 1):
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError, match=f"{ATTEMPTS} records in a row") as caught:
             next(stream(encoder, [Torn(4)], workers=workers))
-        assert f"{ATTEMPTS} records in a row" in caught.value.given and "torn" in caught.value.given
+        assert "torn" in caught.value.given
         assert "source0" in caught.value.allowed
 
 
@@ -279,7 +279,7 @@ def test_a_lazy_picture_is_opened_when_it_is_wanted():
             return np.full((3, 5, 3), 7, np.uint8)
 
     assert open_image(Lazy()).size == (5, 3)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="builtins.type"):
         open_image(Lazy)
 
 

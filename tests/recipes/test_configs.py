@@ -87,6 +87,7 @@ def test_overrides_reach_into_lists_and_hold_against_smoke():
         read_recipe(CONFIGS / "stage3.yaml", ["data.sources.nine.weight=1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stage1", "finetune_lm"])
 def test_full_size_recipes_run_anywhere_with_smoke(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""docs/finetune.md, step by step, on a few real photographs with COCO's boxes."""
+"""docs/finetune.md, step by step, on COCO's boxes of a few images."""
 
 import re
 import shlex
@@ -9,14 +9,12 @@ import pytest
 
 from minigptv2 import cli
 from minigptv2.api import MiniGPTv2
-from minigptv2.data.dataset import DATASETS
 
 ROOT = Path(__file__).parents[2]
-COCO = ROOT.parent / "shared" / "data" / "tinycoco" / "tests" / "data" / "tinycoco"
+COCO = ROOT / "tests" / "data" / "coco"
 
 
-@pytest.mark.skipif(not COCO.is_dir(), reason="the shared data is not there")
-@pytest.mark.skipif("coco_detection" not in DATASETS, reason="its reader is not there")
+@pytest.mark.slow
 def test_the_walk_leads_from_boxes_to_answers(tmp_path, monkeypatch, capsys):
     text = (ROOT / "docs/finetune.md").read_text(encoding="utf-8")
     (recipe,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)

@@ -106,6 +106,7 @@ def plain(tmp_path_factory, base):
     return file, train(file, folder / "one")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_an_unbroken_one(recipe, tmp_path):
     """While the first checkpoint is written, while the second is, amid a step, and when it has just got its name."""
     file, unbroken = recipe
@@ -124,6 +125,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_unbroken_one(recipe, tm
     assert len(losses(output)) == 4
 
 
+@pytest.mark.slow
 def test_a_signal_to_every_process_of_a_job_stops_it_at_a_checkpoint(recipe, tmp_path):
     """As schedulers send it: its data workers get SIGTERM, too."""
     output = tmp_path / "stopped"
@@ -209,6 +211,7 @@ def test_more_steps_go_on_and_their_model_replaces_the_one_before(recipe, tmp_pa
     assert files_of(output / "model") != model and json.loads((output / "run.json").read_text())["finished"] == 5
 
 
+@pytest.mark.slow
 def test_ctrl_c_writes_a_checkpoint_and_says_so(recipe, tmp_path):
     output = tmp_path / "stopped"
     arguments = ["train", str(recipe[0]), f"output={output}", "max_steps=100000", "save_every=100000", "workers=2"]
@@ -293,6 +296,7 @@ def test_accumulation_and_checkpointing_change_neither_loss_nor_gradients(plain,
     assert losses_agree(tmp_path / "parts", file.parent / "one")
 
 
+@pytest.mark.slow
 def test_supervised_attention_learns_and_is_told_apart_from_the_answers(plain, tmp_path):
     """Its loss depends neither on how a step is divided nor on layers that are computed twice; it is logged apart."""
     file, _ = plain
@@ -324,6 +328,7 @@ def test_attention_is_guided_until_its_step(plain, tmp_path):
     assert losses["guided"] == losses["free"] != pytest.approx(losses["longer"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does_and_stop_together(plain, tmp_path, capsys):
     file, one = plain
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
@@ -341,6 +346,7 @@ def test_two_processes_learn_what_one_does_and_stop_together(plain, tmp_path, ca
     assert "written by 2 processes and goes on with 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is an extra")
 def test_deepspeed_learns_the_same_and_runs_three_stages(plain):
     """Under ZeRO-3 with micro-batches of two, so that now and then one process has text alone."""

@@ -33,6 +33,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_stage_logs_its_losses(trained):
     for name in STAGES:
         steps = 6 if name == "backbone" else 2  # two of each phase
@@ -41,6 +42,7 @@ def test_every_stage_logs_its_losses(trained):
         assert all(0 < row["loss"] < 30 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_signal_stops_the_backbone_at_a_checkpoint_and_it_goes_on_from_there(tmp_path):
     output = tmp_path / "stopped"
     recipe = ["train", str(CONFIGS / "backbone.yaml"), "--smoke", f"output={output}"]
