@@ -117,9 +117,10 @@ def _records(name: str, told: OnDisk, root: Path, part: str, args: argparse.Name
 def _download(told: OnDisk, root: Path) -> None:
     if not told.downloads:
         raise UserError(
-            "This set has no files with fixed addresses.", "Its licence or its page asks for a person.",
+            "This set has no files with fixed addresses.",
+            "Its licence or its page asks for a person.",
             f"Get it from {told.page}.",
-        )  # fmt: skip
+        )
     for address, folder in told.downloads.items():
         file = root / KEPT / address.rpartition("/")[2]
         if file.is_file():
@@ -156,8 +157,9 @@ def _fetch(address: str, file: Path) -> None:
     except (OSError, ValueError) as error:  # URLError is an OSError
         raise UserError(
             f"{address} could not be downloaded: {getattr(error, 'reason', None) or error}.",
-            f"What came so far is kept in {part}.", "Run it again to go on, or get the file by hand from the page.",
-        ) from None  # fmt: skip
+            f"What came so far is kept in {part}.",
+            "Run it again to go on, or get the file by hand from the page.",
+        ) from None
     os.replace(part, file)
 
 

@@ -49,9 +49,13 @@ class MiniGPTv2:
     report: LoadReport | None = None
 
     def __init__(
-        self, network, tokenizer, device: str | None = None, dtype: torch.dtype | str | None = None,
+        self,
+        network,
+        tokenizer,
+        device: str | None = None,
+        dtype: torch.dtype | str | None = None,
         quantize: str | None = None,
-    ):  # fmt: skip
+    ):
         from minigptv2.encode import Encoder
         from minigptv2.model.skeleton import cast
 
@@ -75,9 +79,13 @@ class MiniGPTv2:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path | None = None, device: str | None = None, dtype: torch.dtype | str | None = None,
-        quantize: str | None = None, base: str | Path | None = None,
-    ) -> MiniGPTv2:  # fmt: skip
+        cls,
+        folder: str | Path | None = None,
+        device: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        quantize: str | None = None,
+        base: str | Path | None = None,
+    ) -> MiniGPTv2:
         """Open a model folder, or the bundled small model where none, or "bundled", is named.
 
         device: "cpu", "cuda", ...; default: a GPU where there is one. dtype: "float32", "bfloat16", "float16"; default:
@@ -95,10 +103,19 @@ class MiniGPTv2:
 
     @classmethod
     def from_published(
-        cls, checkpoint: str | Path, eva: str | Path, llama: str | Path, prompt: str = "published",
-        vision: dict[str, int] | None = None, device: str | None = None, dtype: torch.dtype | str | None = None,
-        quantize: str | None = None, image_size: int = 448, lora_alpha: int = 16, box_coding: Coding = "center",
-    ) -> MiniGPTv2:  # fmt: skip
+        cls,
+        checkpoint: str | Path,
+        eva: str | Path,
+        llama: str | Path,
+        prompt: str = "published",
+        vision: dict[str, int] | None = None,
+        device: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        quantize: str | None = None,
+        image_size: int = 448,
+        lora_alpha: int = 16,
+        box_coding: Coding = "center",
+    ) -> MiniGPTv2:
         """Open the published files as they are: a checkpoint's .pth, eva_vit_g.pth, a LLaMA-2-7b-chat folder.
 
         prompt: "published", the form of the published numbers, or "training", the form of the training. vision:
@@ -112,9 +129,14 @@ class MiniGPTv2:
         device, dtype = _place(device, dtype, quantize)  # before the weights are read
         files = [path_of(checkpoint, "checkpoint"), path_of(eva, "EVA file"), path_of(llama, "LLaMA folder")]
         network, tokenizer, report = load_published(
-            *files, prompt, vision, image_size, lora_alpha, dtype,
+            *files,
+            prompt,
+            vision,
+            image_size,
+            lora_alpha,
+            dtype,
             box_coding,
-        )  # fmt: skip
+        )
         model = cls(network, tokenizer, device, dtype, quantize)
         model.report = report
         return model
@@ -128,9 +150,10 @@ class MiniGPTv2:
 
         if self.quantize is not None:
             raise UserError(
-                f"This model is quantised ({self.quantize}).", "A folder holds weights of 16 bits.",
+                f"This model is quantised ({self.quantize}).",
+                "A folder holds weights of 16 bits.",
                 "Copy the folder that it was opened from, and give quantize again when you open the copy.",
-            )  # fmt: skip
+            )
         save_folder(self.network, self.tokenizer, path_of(folder, "model folder"))
 
     def chat(
@@ -140,9 +163,13 @@ class MiniGPTv2:
         return self._chat([(image, instruction)], max_new_tokens, allow_urls, _plainly)[0]
 
     def chat_batch(
-        self, questions: Iterable[tuple[Any, str]], max_new_tokens: int = MAX_NEW_TOKENS, *,
-        errors: Literal["raise", "return"] = "raise", allow_urls: bool = False,
-    ) -> list[Answer | UserError]:  # fmt: skip
+        self,
+        questions: Iterable[tuple[Any, str]],
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        *,
+        errors: Literal["raise", "return"] = "raise",
+        allow_urls: bool = False,
+    ) -> list[Answer | UserError]:
         """Answer many (image, instruction) at once: the same answers as one at a time, in the same order.
 
         questions: any iterable of pairs. An image that stands in several questions is opened and encoded once, and read
@@ -180,9 +207,12 @@ class MiniGPTv2:
         return self._logprobs([(image, instruction, answer)], allow_urls, _plainly)[0]
 
     def logprobs_batch(
-        self, asked: Iterable[tuple[Any, str, str]], *, errors: Literal["raise", "return"] = "raise",
+        self,
+        asked: Iterable[tuple[Any, str, str]],
+        *,
+        errors: Literal["raise", "return"] = "raise",
         allow_urls: bool = False,
-    ) -> list[list[TokenLogprob] | UserError]:  # fmt: skip
+    ) -> list[list[TokenLogprob] | UserError]:
         """As `logprobs` for many (image, instruction, answer) at once: no result depends on the others."""
         triples = _tuples(asked, "asked", "logprobs_batch", ("image", "instruction", "answer"))
         return self._logprobs(triples, allow_urls, _each("asked", errors))
@@ -246,8 +276,10 @@ class MiniGPTv2:
         tokens = iter([[i for i in row.labels if i != IGNORED] for row in rows])
         return [
             [TokenLogprob(self.tokenizer.words(i), i, -next(losses)) for i in next(tokens)]
-            if isinstance(p, _Asked) else p for p in prepared
-        ]  # fmt: skip
+            if isinstance(p, _Asked)
+            else p
+            for p in prepared
+        ]
 
     def _see(self, images: Sequence[Any], allow_urls: bool, each: _Each) -> list:
         opened = self._opener(allow_urls)
@@ -272,9 +304,10 @@ class MiniGPTv2:
                 if image.model is self:
                     return image
                 raise UserError(
-                    f"{image!r} was encoded by another model.", "What `see` gives is for the model that gave it.",
+                    f"{image!r} was encoded by another model.",
+                    "What `see` gives is for the model that gave it.",
                     "Give the image itself, or let this model see it.",
-                )  # fmt: skip
+                )
             key = str(image) if isinstance(image, (str, Path)) else id(image)
             if key not in known:
                 upright, original = open_original(image, allow_urls)
@@ -316,9 +349,10 @@ class MiniGPTv2:
         boxes = []
         for box, (start, end) in zip(found.boxes, found.spans):
             chances = [
-                p for i, p, e, s in zip(generated.ids, generated.probabilities, ends, [0, *ends])
+                p
+                for i, p, e, s in zip(generated.ids, generated.probabilities, ends, [0, *ends])
                 if s < end and e > start and any(c.isdigit() for c in self.tokenizer.piece(i))
-            ]  # fmt: skip
+            ]
             phrase = box.phrase or (exchange.question if exchange.task == "refer" else "")
             score = float(_geometric_mean(chances))
             boxes.append(Box(*box.xyxy, phrase, round(score, 4)))
@@ -536,9 +570,10 @@ def _tuples(given: Any, name: str, call: str, parts: tuple[str, ...]) -> list[tu
         if not isinstance(row, (tuple, list)) or len(row) != len(parts):
             held = f"holds {len(row)} things" if isinstance(row, (tuple, list)) else f"is {shown(row)}"
             raise UserError(
-                f"{name}[{place}] {held}.", f"Each of them must be a {'pair' if len(parts) == 2 else 'triple'} {form}.",
+                f"{name}[{place}] {held}.",
+                f"Each of them must be a {'pair' if len(parts) == 2 else 'triple'} {form}.",
                 f"Give a list of them, also for one: {call}([{form}]).",
-            )  # fmt: skip
+            )
     return [tuple(row) for row in rows]
 
 
@@ -568,8 +603,9 @@ def _text(given: Any, name: str, advice: str) -> str:
     except UnicodeEncodeError as error:
         raise UserError(
             f"The {name} holds {given[error.start]!r} at place {error.start}, which is no character.",
-            "It must be text in UTF-8.", "Type it again, or remove it.",
-        ) from None  # fmt: skip
+            "It must be text in UTF-8.",
+            "Type it again, or remove it.",
+        ) from None
     return given
 
 

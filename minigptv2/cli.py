@@ -24,13 +24,18 @@ from minigptv2.terminal import print_error, task_lines
 
 _BAD_INPUT, _INTERRUPTED, _PIPE_CLOSED, _STOPPED = 2, 130, 141, 143
 _ADVICE = {
-    errno.ENOSPC: "Make room on the disk, or choose another place.", errno.EACCES: "Get the permission (chmod).",
+    errno.ENOSPC: "Make room on the disk, or choose another place.",
+    errno.EACCES: "Get the permission (chmod).",
     errno.ENAMETOOLONG: "Give a path; it is no place for the content of a file.",
-}  # fmt: skip
+}
 _OFFLINE_AND_SILENT = {
-    "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false",
-}  # fmt: skip
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,9 +43,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, command: str, description: str):
         super().__init__(
-            f"minigptv2 {command}".strip(), description=description, allow_abbrev=False,
+            f"minigptv2 {command}".strip(),
+            description=description,
+            allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
+        )
 
     def error(self, message: str) -> NoReturn:
         options = [o for action in self._actions for o in action.option_strings]
@@ -110,9 +117,10 @@ class Output:
             raise
         except OSError as error:
             raise UserError(
-                "Standard output cannot be written.", f"The system says: {error.strerror or error}.",
+                "Standard output cannot be written.",
+                f"The system says: {error.strerror or error}.",
                 "Make room, or send it to another place.",
-            ) from None  # fmt: skip
+            ) from None
 
 
 def _prepare() -> None:
@@ -162,9 +170,13 @@ def _run(argv: list[str]) -> int:
     name, *rest = argv
     if name not in COMMANDS:
         raise unknown(
-            f"The command {name!r} is unknown.", name, COMMANDS, "Run minigptv2 --help.",
-            f"Known commands: {', '.join(COMMANDS)}.", "minigptv2 {}",
-        )  # fmt: skip
+            f"The command {name!r} is unknown.",
+            name,
+            COMMANDS,
+            "Run minigptv2 --help.",
+            f"Known commands: {', '.join(COMMANDS)}.",
+            "minigptv2 {}",
+        )
     command = COMMANDS[name]
     parser = Parser(name, command.description or command.help)
     command.add_arguments(parser)
@@ -175,9 +187,10 @@ def _run(argv: list[str]) -> int:
             raise
         extra = f"[{name}]" if name in ("train", "eval") else ""
         raise UserError(
-            f"The package {error.name} is not installed.", f"minigptv2 {name} needs it.",
+            f"The package {error.name} is not installed.",
+            f"minigptv2 {name} needs it.",
             f'Run pip install "minigptv2{extra}".',
-        ) from None  # fmt: skip
+        ) from None
 
 
 def _without_command(argv: list[str]) -> int:
@@ -221,8 +234,9 @@ An instruction may begin with a task tag:
 
 def _chat_arguments(parser: Parser) -> None:
     number = _whole_number(1)
-    parser.add_argument("words", nargs="*", metavar="PICTURE... [INSTRUCTION]",
-                        help='files, folders or "-", then the instruction')  # fmt: skip
+    parser.add_argument(
+        "words", nargs="*", metavar="PICTURE... [INSTRUCTION]", help='files, folders or "-", then the instruction'
+    )
     parser.add_argument("-i", "--instruction", metavar="TEXT", help="the instruction; all other arguments are pictures")
     parser.add_argument("--save", metavar="OUT", help="write the picture with its boxes: a .png, for several a folder")
     parser.add_argument("--json", action="store_true", help="print one JSON object a picture, one a line")
@@ -230,11 +244,17 @@ def _chat_arguments(parser: Parser) -> None:
     parser.add_argument("--base", metavar="FOLDER", help="of a model that holds only what was trained: the one before")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU)")
-    parser.add_argument("--quantize", metavar="HOW",
-                        help="language model in few bits: int8 on a CPU, 8bit or 4bit on a GPU")  # fmt: skip
+    parser.add_argument(
+        "--quantize", metavar="HOW", help="language model in few bits: int8 on a CPU, 8bit or 4bit on a GPU"
+    )
     parser.add_argument("--max-new-tokens", type=number, metavar="N", help="longest answer")
-    parser.add_argument("--batch-size", type=number, default=4, metavar="N",
-                        help="pictures answered at once; more needs more memory (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--batch-size",
+        type=number,
+        default=4,
+        metavar="N",
+        help="pictures answered at once; more needs more memory (default: %(default)s)",
+    )
 
 
 def _chat(args: argparse.Namespace) -> int:
@@ -279,12 +299,24 @@ def _convert_arguments(parser: Parser) -> None:
     parser.add_argument("--llama", required=True, metavar="DIR", help="LLaMA-2-7b-chat in the layout of its hub")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="the model folder to write")
     parser.add_argument("--merge", action="store_true", help="fold the LoRA into the language model's weights")
-    parser.add_argument("--prompt", default="published", metavar="NAME",
-                        help="published, as the published numbers, or training (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--boxes", default="center", choices=("center", "floor"),
-                        help="how box numbers are read; floor: as published (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"),
-                        help="of the stored weights (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--prompt",
+        default="published",
+        metavar="NAME",
+        help="published, as the published numbers, or training (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--boxes",
+        default="center",
+        choices=("center", "floor"),
+        help="how box numbers are read; floor: as published (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float16",
+        choices=("float16", "bfloat16", "float32"),
+        help="of the stored weights (default: %(default)s)",
+    )
     parser.add_argument("--image-size", type=number, default=448, metavar="N", help="pixels (default: %(default)s)")
     parser.add_argument("--vision-heads", type=number, metavar="N", help="of the tower (default: its width / 88)")
     parser.add_argument("--vision-depth", type=number, metavar="N", help="blocks of the tower (default: 39 of 40)")
@@ -296,10 +328,18 @@ def _convert(args: argparse.Namespace) -> None:
 
     vision = {"num_heads": args.vision_heads, "depth": args.vision_depth}
     report = convert(
-        args.checkpoint, args.eva, args.llama, args.out, args.merge, args.dtype, prompt=args.prompt,
-        vision={k: v for k, v in vision.items() if v}, image_size=args.image_size, lora_alpha=args.lora_alpha,
+        args.checkpoint,
+        args.eva,
+        args.llama,
+        args.out,
+        args.merge,
+        args.dtype,
+        prompt=args.prompt,
+        vision={k: v for k, v in vision.items() if v},
+        image_size=args.image_size,
+        lora_alpha=args.lora_alpha,
         box_coding=args.boxes,
-    )  # fmt: skip
+    )
     print(report, file=sys.stderr)
     print(f"done: {args.out}")
 
@@ -342,11 +382,16 @@ def _data_arguments(parser: Parser) -> None:
     parser.add_argument("file", metavar="FILE", help="JSON Lines, or COCO's detection JSON")
     parser.add_argument("--images", metavar="FOLDER", default="", help="of the pictures (default: that of the file)")
     parser.add_argument("--sheet", metavar="OUT", help="write a PNG of pictures with their labelled boxes")
-    parser.add_argument("--most", type=_whole_number(1), default=16, metavar="N",
-                        help="pictures in the sheet (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--most", type=_whole_number(1), default=16, metavar="N", help="pictures in the sheet (default: %(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="read the images' headers alone: damage is not seen")
-    parser.add_argument("--orientation", choices=["auto", "stored", "upright"], default="",
-                        help="of COCO's JSON: whether boxes are of images as stored, or upright")  # fmt: skip
+    parser.add_argument(
+        "--orientation",
+        choices=["auto", "stored", "upright"],
+        default="",
+        help="of COCO's JSON: whether boxes are of images as stored, or upright",
+    )
 
 
 def _data(args: argparse.Namespace) -> int:
@@ -390,13 +435,17 @@ def _train_arguments(parser: Parser) -> None:
 
 def _eval_arguments(parser: Parser) -> None:
     _recipe_arguments(parser, "eval")
-    parser.add_argument("--base", metavar="FOLDER",
-                        help="of a model that holds only what was trained: the model it was trained from")  # fmt: skip
+    parser.add_argument(
+        "--base", metavar="FOLDER", help="of a model that holds only what was trained: the model it was trained from"
+    )
     parser.add_argument("--rescore", metavar="FILE", help="score these answers instead of asking a model")
     parser.add_argument("--export-coco", metavar="FILE", help="write the boxes as COCO results (coco_detection)")
     parser.add_argument("--export-lmms", metavar="FILE", help="write the boxes with lmms-lab's columns (refcoco)")
-    parser.add_argument("--allow-missing", action="store_true",
-                        help="leave out and count questions whose image is missing or cannot be opened")  # fmt: skip
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="leave out and count questions whose image is missing or cannot be opened",
+    )
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -414,9 +463,15 @@ def _eval(args: argparse.Namespace) -> int:
     from minigptv2.eval.runner import run
 
     reports = run(
-        args.config, args.overrides, args.smoke, args.rescore, args.allow_missing, args.export_coco, args.export_lmms,
+        args.config,
+        args.overrides,
+        args.smoke,
+        args.rescore,
+        args.allow_missing,
+        args.export_coco,
+        args.export_lmms,
         args.base,
-    )  # fmt: skip
+    )
     return 1 if any(report.failed for report in reports) else 0
 
 
@@ -426,8 +481,12 @@ def _bench_arguments(parser: Parser) -> None:
     parser.add_argument("--base", metavar="FOLDER", help="of a model that holds only what was trained: the one before")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--dtype", help="float32 or bfloat16; for eval also float16 (default: as they choose)")
-    parser.add_argument("--pictures", type=_whole_number(1), metavar="N",
-                        help="how much is measured (default: 40 for eval, 24 for train)")  # fmt: skip
+    parser.add_argument(
+        "--pictures",
+        type=_whole_number(1),
+        metavar="N",
+        help="how much is measured (default: 40 for eval, 24 for train)",
+    )
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -472,13 +531,21 @@ BENCHES: dict[str, Bench] = {
 
 COMMANDS: dict[str, Command] = {
     "chat": Command("ask about pictures, once or in a conversation", _chat_arguments, _chat, _CHAT),
-    "info": Command("sizes of a model and the memory it needs", _info_arguments, _info,
-                    "Sizes, parameters of each part, and memory to answer and to train: calculated, not measured."),
+    "info": Command(
+        "sizes of a model and the memory it needs",
+        _info_arguments,
+        _info,
+        "Sizes, parameters of each part, and memory to answer and to train: calculated, not measured.",
+    ),
     "convert": Command("make a model folder of the published weights", _convert_arguments, _convert, _CONVERT),
-    "show": Command("look at the data as the model sees it", _show_arguments, _show,
-                    "Print conversations and their tokens, supervised ones marked, and draw the annotated boxes."),
+    "show": Command(
+        "look at the data as the model sees it",
+        _show_arguments,
+        _show,
+        "Print conversations and their tokens, supervised ones marked, and draw the annotated boxes.",
+    ),
     "data": Command("check data of your own", _data_arguments, _data, _DATA),
     "train": Command("train a stage, as a config says", _train_arguments, _train),
     "eval": Command("measure a model, as a config says", _eval_arguments, _eval, _EVAL),
     "bench": Command("measure how fast this machine is", _bench_arguments, _bench),
-}  # fmt: skip
+}

@@ -104,13 +104,16 @@ def from_dict(kind: type[T], data: dict[str, Any], where: str = "") -> T:
             raise unknown(told, key, known, "Remove it.", allowed)
     values = {key: _value(hints[key], value, _path(where, key)) for key, value in data.items()}
     missing = [
-        f.name for f in dataclasses.fields(kind)
+        f.name
+        for f in dataclasses.fields(kind)
         if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]  # fmt: skip
+    ]
     if missing:
         raise UserError(
-            f"{where or 'The config'} lacks {', '.join(missing)}.", f"Known keys: {', '.join(known)}.", "Add it.",
-        )  # fmt: skip
+            f"{where or 'The config'} lacks {', '.join(missing)}.",
+            f"Known keys: {', '.join(known)}.",
+            "Add it.",
+        )
     return kind(**values)
 
 
@@ -121,8 +124,10 @@ def _path(where: str, key: str) -> str:
 def _value(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     wrong = UserError(
-        f"{where} is {value!r}.", f"It must be {_described(hint)}.", "Correct it in the file or on the command line.",
-    )  # fmt: skip
+        f"{where} is {value!r}.",
+        f"It must be {_described(hint)}.",
+        "Correct it in the file or on the command line.",
+    )
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -193,14 +198,17 @@ def overridden(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
                 node = node.setdefault(key, {}) if isinstance(node, dict) else None
             if not isinstance(node, (dict, list)) or (isinstance(node, list) and key == parents[-1]):
                 raise UserError(
-                    f"{override!r}: {key} is no mapping.", "Only mappings have keys below them.", "Check the path.",
-                )  # fmt: skip
+                    f"{override!r}: {key} is no mapping.",
+                    "Only mappings have keys below them.",
+                    "Check the path.",
+                )
         try:
             node[last] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             problem = str(error).splitlines()[0]
             raise UserError(
                 f"{override!r} has a value that is no YAML: {problem}.",
-                "A value is a number, a text, true, [a, b] or {a: b}.", "Close its brackets and quotes.",
-            ) from None  # fmt: skip
+                "A value is a number, a text, true, [a, b] or {a: b}.",
+                "Close its brackets and quotes.",
+            ) from None
     return data

@@ -159,7 +159,7 @@ class Encoder:
                     f"The instruction is too long: {len(row)} tokens with its picture{to_come}.",
                     f"The model's context is {self.context} tokens.",
                     "Shorten it, or lower max_new_tokens." if room else "Shorten it, or the answer that was given.",
-                )  # fmt: skip
+                )
             kept, dropped = shorter, dropped + 1
 
     def encode_side_by_side(self, turns: Sequence[Turn]) -> Encoded:
@@ -197,8 +197,9 @@ class Encoder:
         if longest > self.context:
             raise UserError(
                 f"An exchange is too long: {longest} tokens with its picture.",
-                f"The model's context is {self.context} tokens.", "Shorten it.",
-            )  # fmt: skip
+                f"The model's context is {self.context} tokens.",
+                "Shorten it.",
+            )
         return row
 
     def _append(self, row: Encoded, segment: Segment, block: int) -> None:
@@ -288,9 +289,12 @@ def collate(
 
     images = [image for row in rows for image in row.images]
     return Batch(
-        padded("ids", 0), padded("labels", IGNORED), padded("positions", 0), padded("blocks", -1),
+        padded("ids", 0),
+        padded("labels", IGNORED),
+        padded("positions", 0),
+        padded("blocks", -1),
         load(images) if images and load else None,
-    )  # fmt: skip
+    )
 
 
 def pack(rows: Sequence[Encoded]) -> Batch:
@@ -317,8 +321,10 @@ def pack(rows: Sequence[Encoded]) -> Batch:
         mask = torch.cat([before[:, None].expand(-1, length, -1), own.expand(len(blocks), -1, -1)], dim=-1)
         wanted = {
             n * length + m: [firsts[owner] + place for place in places]
-            for n, (owner, block) in enumerate(blocks) for m, places in enumerate(block.looks) if places
-        }  # fmt: skip
+            for n, (owner, block) in enumerate(blocks)
+            for m, places in enumerate(block.looks)
+            if places
+        }
         looks = torch.zeros(len(wanted), shared, dtype=torch.bool)
         for look, places in zip(looks, wanted.values()):
             look[places] = True

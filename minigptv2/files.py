@@ -67,9 +67,10 @@ def path_of(given: Any, what: str) -> Path:
     except (OSError, ValueError, TypeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"The {what} {shown(given)} cannot be opened, as it is no path.", f"The system says: {reason}.",
+            f"The {what} {shown(given)} cannot be opened, as it is no path.",
+            f"The system says: {reason}.",
             "Give a path, as in photos/park.jpg; base64 text is to be decoded to bytes first.",
-        ) from None  # fmt: skip
+        ) from None
     return Path(path)
 
 
@@ -111,9 +112,10 @@ def locked(folder: Path, what: str, wait: bool = False) -> Iterator[None]:
         file = open(folder / LOCK, "a+")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{folder} cannot be written: {error}.", f"A {what} needs a folder that it may make and write to.",
+            f"{folder} cannot be written: {error}.",
+            f"A {what} needs a folder that it may make and write to.",
             "Choose another one.",
-        ) from error  # fmt: skip
+        ) from error
     with file:
         told = False
         while not _taken(file):
@@ -121,9 +123,10 @@ def locked(folder: Path, what: str, wait: bool = False) -> Iterator[None]:
             holder = file.read().strip() or "another process"
             if not wait:
                 raise UserError(
-                    f"{folder} is in use by {holder}.", f"One {what} at a time may write there.",
+                    f"{folder} is in use by {holder}.",
+                    f"One {what} at a time may write there.",
                     "Wait until it ends, or choose another folder.",
-                )  # fmt: skip
+                )
             if not told:
                 told = True
                 print(f"{folder}: waiting for {holder}", file=sys.stderr, flush=True)

@@ -35,28 +35,48 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Pillow's name of each format read -> its suffixes. EPS is left out on purpose: Pillow runs Ghostscript on it.
 FORMATS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".mpo"), "PNG": (".png", ".apng"), "WEBP": (".webp",),
-    "GIF": (".gif",), "BMP": (".bmp", ".dib"), "TIFF": (".tif", ".tiff"), "AVIF": (".avif", ".avifs"),
-    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"), "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif", ".avifs"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
     "ICO": (".ico",),
-}  # fmt: skip
+}
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 # where Pillow's default settings stop; checked here too, as a program may have switched Pillow's own check off
 MAX_PIXELS = 2 * (1024**3 // 4 // 3)
 
 # what Pillow's decoders raise on corrupt data; UnidentifiedImageError is an OSError
 _CORRUPT_METADATA = (
-    OSError, ValueError, TypeError, SyntaxError, LookupError, ArithmeticError, AttributeError, AssertionError, EOFError,
-    RuntimeError, struct.error, zlib.error,
-)  # fmt: skip
+    OSError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
 _CORRUPT = (*_CORRUPT_METADATA, MemoryError)
 
 # EXIF 2.3, tag 0x0112: what makes each orientation upright
 _UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+}
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _UNSIGNED = 258, 339, 1  # TIFF 6.0
 _ARRAYS = "An array is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] and holds uint8, uint16, bool, or floats 0..1."
 _TENSORS = "A tensor is [H, W], [C, H, W] or [H, W, C] with C of 1, 3 or 4: uint8, uint16, bool, or floats 0..1."
@@ -181,9 +201,10 @@ def _read(source: Any, allow_urls: bool) -> Any:
     if isinstance(source, str) and (address := re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]*)://", source)):
         if not allow_urls and address[1].lower() in ("http", "https"):
             raise UserError(
-                f"{shown(source)} is a web address.", "A web address is opened only where it is asked for.",
+                f"{shown(source)} is a web address.",
+                "A web address is opened only where it is asked for.",
                 "Give allow_urls=True to the call in Python, or give the path of the downloaded file.",
-            )  # fmt: skip
+            )
         from minigptv2.web_image import fetch
 
         return _NamedBytes(shown(source), fetch(source))
@@ -209,9 +230,10 @@ def _read(source: Any, allow_urls: bool) -> Any:
         ) from error
     if not isinstance(data, bytes | bytearray | memoryview):
         raise UserError(
-            f"{name} gives {type(data).__name__} when it is read.", "An image is read as bytes.",
+            f"{name} gives {type(data).__name__} when it is read.",
+            "An image is read as bytes.",
             'Open it with open(path, "rb"), or give its bytes.',
-        )  # fmt: skip
+        )
     return _NamedBytes(name, bytes(data))
 
 
@@ -280,9 +302,10 @@ def find_pictures(folder: str | os.PathLike, others: Counter[str] | None = None)
                     others[suffix or "without a suffix"] += 1
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{folder} cannot be listed.", f"The system says: {_reason(error)}.",
+            f"{folder} cannot be listed.",
+            f"The system says: {_reason(error)}.",
             "Give a folder that exists and that you may read.",
-        ) from error  # fmt: skip
+        ) from error
     if not found:
         raise UserError(
             f"{folder} holds no pictures, " + (f"but {counted(others)}." if others else "it is empty."),
@@ -392,18 +415,20 @@ def _pillow_errors_told(name: str) -> Iterator[None]:
         raise _too_large(name) from error
     except UnidentifiedImageError as error:
         raise UserError(
-            f"{name} is no picture that can be read.", _FORMATS_READ,
+            f"{name} is no picture that can be read.",
+            _FORMATS_READ,
             "Open it in a picture viewer to see what it is, and save it as PNG or JPEG.",
-        ) from error  # fmt: skip
+        ) from error
     except _CORRUPT as error:
         if isinstance(error, ValueError) and re.search(r"closed (image|file)", str(error)):
             raise UserError(
                 f"{name} is closed.", f"Pillow says: {_reason(error)}.", "Give it before it is closed, or its path."
             ) from error
         raise UserError(
-            f"{name} is damaged or cut short.", f"Pillow says: {_reason(error)}.",
+            f"{name} is damaged or cut short.",
+            f"Pillow says: {_reason(error)}.",
             "Copy or download it again, or save it anew from a picture viewer.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _reason(error: BaseException) -> str:
@@ -436,9 +461,10 @@ def _deep_grey(image: Image.Image, name: str) -> Image.Image:
     values = np.asarray(image)  # [H, W]
     if not np.isfinite(values).all():
         raise UserError(
-            f"{name} holds pixels that are no numbers.", "NaN and infinity have no brightness.",
+            f"{name} holds pixels that are no numbers.",
+            "NaN and infinity have no brightness.",
             "Replace them with numbers.",
-        )  # fmt: skip
+        )
     values, white = _white_point(image, values)
     grey = Image.fromarray(_to_bytes(values, white))
     transparent = image.info.get("transparency")
@@ -497,9 +523,10 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
     array = np.asarray(array)  # without a mask
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in _CHANNELS):
         raise UserError(
-            f"{name} has no shape of a picture.", _ARRAYS,
+            f"{name} has no shape of a picture.",
+            _ARRAYS,
             "Put the channels last (array.transpose(1, 2, 0)), and give one picture, not a batch.",
-        )  # fmt: skip
+        )
     _check_size(array.shape[1], array.shape[0], name)
     pixels = _array_bytes(array, name)
     image = Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
@@ -519,7 +546,8 @@ def _array_bytes(array: np.ndarray, name: str) -> np.ndarray:
     # a little over is the rounding of a resize; NaN fails both comparisons
     if not (array.min() >= -1e-3 and array.max() <= 1 + 1e-3):
         raise UserError(
-            f"{name} holds values from {array.min():.4g} to {array.max():.4g}.", _ARRAYS,
+            f"{name} holds values from {array.min():.4g} to {array.max():.4g}.",
+            _ARRAYS,
             "Divide it by its white value, or undo its normalisation; replace what is no number.",
-        )  # fmt: skip
+        )
     return _to_bytes(array, 1)

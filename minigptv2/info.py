@@ -61,15 +61,21 @@ def info(folder: str | Path | None = None) -> str:
     about = [
         ("folder", f"{folder}, {_gb(stored)} on disk"),
         ("knows", config.knows or "(its config does not say)"),
-        ("picture", f"{vision.image_size} px, {model.vision.patches} patches of {patch} px, "
-                    f"{model.image_tokens} tokens ({config.merge} patches each)"),
+        (
+            "picture",
+            f"{vision.image_size} px, {model.vision.patches} patches of {patch} px, "
+            f"{model.image_tokens} tokens ({config.merge} patches each)",
+        ),
         ("tower", f"{tower}, width {model.vision.width}, {blocks} blocks"),
-        ("language", f"Llama, width {language.hidden_size}, {language.num_hidden_layers} layers, "
-                     f"{language.num_attention_heads} heads, vocabulary {language.vocab_size}, "
-                     f"context {language.max_position_embeddings}"),
+        (
+            "language",
+            f"Llama, width {language.hidden_size}, {language.num_hidden_layers} layers, "
+            f"{language.num_attention_heads} heads, vocabulary {language.vocab_size}, "
+            f"context {language.max_position_embeddings}",
+        ),
         ("adapter", adapter),
         ("prompt", f"{config.prompt}; box numbers: {config.box_coding}"),
-    ]  # fmt: skip
+    ]
     parameters = [("parameters", ""), *((part, f"{getattr(counts, part):,}") for part in PARTS)]
     answering = [("memory to answer", "(calculated)"), *_in_gb(memory_to_answer(config, counts))]
     training = [
@@ -90,13 +96,18 @@ def count(model) -> Counts:
 
     adapter = sum(p.numel() for name, p in model.language.named_parameters() if "lora_" in name)
     layers = [
-        module for name, module in model.decoder.model.layers.named_modules()
+        module
+        for name, module in model.decoder.model.layers.named_modules()
         if isinstance(module, nn.Linear) and "lora_" not in name
-    ]  # fmt: skip
+    ]
     return Counts(
-        size(model.vision), size(model.projector), size(model.language) - adapter, adapter,
-        sum(layer.weight.numel() for layer in layers), sum(layer.out_features for layer in layers),
-    )  # fmt: skip
+        size(model.vision),
+        size(model.projector),
+        size(model.language) - adapter,
+        adapter,
+        sum(layer.weight.numel() for layer in layers),
+        sum(layer.out_features for layer in layers),
+    )
 
 
 def memory_to_answer(config: ModelConfig, counts: Counts) -> dict[str, float]:

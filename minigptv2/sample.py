@@ -122,14 +122,18 @@ class Answer:
 
         if self.source is None:
             raise UserError(
-                "This answer is about no picture.", "Only an answer about a picture can be drawn.",
+                "This answer is about no picture.",
+                "Only an answer about a picture can be drawn.",
                 "Ask with chat(image, instruction).",
-            )  # fmt: skip
+            )
         return draw_boxes(self.image, self.boxes)
 
     def to_dict(self) -> dict:
         """All but the picture, ready for JSON."""
         return {
-            "text": self.text, "task": self.task, "ended": self.ended,
-            "boxes": [b.to_dict() for b in self.boxes], "problems": list(self.problems),
-        }  # fmt: skip
+            "text": self.text,
+            "task": self.task,
+            "ended": self.ended,
+            "boxes": [b.to_dict() for b in self.boxes],
+            "problems": list(self.problems),
+        }

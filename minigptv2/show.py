@@ -76,9 +76,10 @@ def options_of(words: Sequence[str]) -> dict[str, Any]:
             options[key] = "" if not value else yaml.safe_load(value)
         except (ValueError, yaml.YAMLError):
             raise UserError(
-                f"The option {word!r} cannot be read.", "An option is key=value, its value as in a YAML file.",
+                f"The option {word!r} cannot be read.",
+                "An option is key=value, its value as in a YAML file.",
                 "Write it as in root=coco split=val.",
-            ) from None  # fmt: skip
+            ) from None
     return options
 
 
@@ -111,9 +112,10 @@ def open_encoder(folder: str | Path | None) -> tuple[Encoder, ModelConfig]:
     for name in (CONFIG, TOKENIZER):
         if not is_file(folder / name):
             raise UserError(
-                f"{folder} has no {name}.", f"A model folder holds {CONFIG} and {TOKENIZER}.",
+                f"{folder} has no {name}.",
+                f"A model folder holds {CONFIG} and {TOKENIZER}.",
                 "Name another one with --model FOLDER.",
-            )  # fmt: skip
+            )
     try:
         config = from_dict(ModelConfig, json.loads((folder / CONFIG).read_text(encoding="utf-8")), str(folder / CONFIG))
         tokenizer = Tokenizer.load(folder / TOKENIZER)

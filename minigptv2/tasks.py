@@ -25,26 +25,71 @@ class Task:
 
 
 TASKS: dict[str, Task] = {
-    "vqa": Task("[vqa]", ("{}", "{} Answer in a few words.", "Look at the picture and answer shortly: {}",
-                          "Based on the image, respond to this question with a short answer: {}"),
-                "a short answer to a question"),
-    "caption": Task("[caption]", ("describe the picture.", "what does this picture show?", "give a short description.",
-                                  "write a caption for the image", "tell me in one sentence what you see"),
-                    "one sentence about the picture"),
-    "grounding": Task("[grounding]", ("describe the picture with boxes.", "describe this image in detail",
-                                      "say what is in the picture and where.", "name everything you see and locate it",
-                                      "write a grounded caption"),
-                      "a description in which every phrase has its box"),
-    "refer": Task("[refer]", ("{}", "give me the location of {}", "where is {}?", "find {}", "locate {} in the picture",
-                              "show me {}", "point at {}", "what is the position of {}?"),
-                  "the box of the thing a phrase names"),
-    "identify": Task("[identify]", ("{}", "what is this {}", "what is in {}?", "name the thing at {}",
-                                    "which object is inside {}?", "describe what you see in {}"),
-                     "the name of what is inside a box"),
-    "detection": Task("[detection]", ("{}", "find every {}", "all of these: {}", "detect {}", "show all {}"),
-                      "the boxes of all things that one or several phrases name"),
+    "vqa": Task(
+        "[vqa]",
+        (
+            "{}",
+            "{} Answer in a few words.",
+            "Look at the picture and answer shortly: {}",
+            "Based on the image, respond to this question with a short answer: {}",
+        ),
+        "a short answer to a question",
+    ),
+    "caption": Task(
+        "[caption]",
+        (
+            "describe the picture.",
+            "what does this picture show?",
+            "give a short description.",
+            "write a caption for the image",
+            "tell me in one sentence what you see",
+        ),
+        "one sentence about the picture",
+    ),
+    "grounding": Task(
+        "[grounding]",
+        (
+            "describe the picture with boxes.",
+            "describe this image in detail",
+            "say what is in the picture and where.",
+            "name everything you see and locate it",
+            "write a grounded caption",
+        ),
+        "a description in which every phrase has its box",
+    ),
+    "refer": Task(
+        "[refer]",
+        (
+            "{}",
+            "give me the location of {}",
+            "where is {}?",
+            "find {}",
+            "locate {} in the picture",
+            "show me {}",
+            "point at {}",
+            "what is the position of {}?",
+        ),
+        "the box of the thing a phrase names",
+    ),
+    "identify": Task(
+        "[identify]",
+        (
+            "{}",
+            "what is this {}",
+            "what is in {}?",
+            "name the thing at {}",
+            "which object is inside {}?",
+            "describe what you see in {}",
+        ),
+        "the name of what is inside a box",
+    ),
+    "detection": Task(
+        "[detection]",
+        ("{}", "find every {}", "all of these: {}", "detect {}", "show all {}"),
+        "the boxes of all things that one or several phrases name",
+    ),
     "chat": Task("", ("{}",), "free conversation, no tag"),
-}  # fmt: skip
+}
 
 ABSENT = "There is no {} in the picture."
 STATEMENT = "Based on the image, is this statement true or false? {}"
@@ -56,14 +101,14 @@ EVALUATION: dict[str, str] = {
     "gqa": "[vqa] Based on the image, respond to this question with a short answer: {}",
     "iconqa": "[vqa] Based on the image, respond to this question with a short answer: {}",
     "vizwiz": "[vqa] The question is '{}' Based on the image, answer the question with a single word or phrase. and "
-              "reply 'unanswerable' when the provided information is insufficient",
+    "reply 'unanswerable' when the provided information is insufficient",
     "vsr": f"[vqa] {STATEMENT}",
     "hateful_memes": "This is an image writting '{}'. Is this image hateful? Answer yes or no. Answer:",
     # ours, for benchmarks that the published evaluation does not have
     "vqav2": "[vqa] Based on the image, respond to this question with a short answer: {}",
     "pope": "[vqa] Based on the image, respond to this question with a short answer: {}",
     "coco_caption": "[caption] write a caption for the image",
-}  # fmt: skip
+}
 NAMED = ("refer", "detection")  # the tasks that are asked for a thing by its name
 _TAG = re.compile(r"\s*\[\s*([A-Za-z]+)\s*\]\s*")
 # after a letter or digit alone: the marks of a tokenised expression of RefCOCOg, "the boy in back ,", are part of it
@@ -78,26 +123,32 @@ def split_tag(instruction: str) -> tuple[str, str]:
     """
     if not instruction.strip():
         raise UserError(
-            "The instruction is empty.", "It is a question, or a task tag and its words: " + known_tags() + ".",
+            "The instruction is empty.",
+            "It is a question, or a task tag and its words: " + known_tags() + ".",
             'Try "[refer] red balloon" or "what is in the picture?".',
-        )  # fmt: skip
+        )
     match = _TAG.match(instruction)
     if match is None or match[1].lower() == "inst":
         return "chat", instruction.strip()
     name, words = match[1].lower(), instruction[match.end() :].strip()
     if name not in TASKS or not TASKS[name].tag:
         raise unknown(
-            f"The task tag [{match[1]}] is unknown.", name, [k for k, t in TASKS.items() if t.tag],
-            "Leave the tag away to ask a free question.", f"Known tags: {known_tags()}.", "[{}]",
-        )  # fmt: skip
+            f"The task tag [{match[1]}] is unknown.",
+            name,
+            [k for k, t in TASKS.items() if t.tag],
+            "Leave the tag away to ask a free question.",
+            f"Known tags: {known_tags()}.",
+            "[{}]",
+        )
     if name == "identify":
         _check_identify(words)
     if not words or (name in NAMED and not words.strip(".!, ")):
         if "{}" in TASKS[name].wordings[0]:
             raise UserError(
                 f"The instruction {TASKS[name].tag} has no words after its tag.",
-                f"{TASKS[name].tag} asks for {TASKS[name].help}.", f'Name it, as in "{TASKS[name].tag} red balloon".',
-            )  # fmt: skip
+                f"{TASKS[name].tag} asks for {TASKS[name].help}.",
+                f'Name it, as in "{TASKS[name].tag} red balloon".',
+            )
         words = TASKS[name].wordings[0]
     return name, words
 
@@ -117,9 +168,10 @@ def _check_identify(words: str) -> None:
     else:
         given = f"[identify] was given {len(found.boxes)} boxes"
     raise UserError(
-        given + ".", "It takes one box {<x1><y1><x2><y2>} in hundredths of the picture, x1 < x2 and y1 < y2.",
+        given + ".",
+        "It takes one box {<x1><y1><x2><y2>} in hundredths of the picture, x1 < x2 and y1 < y2.",
         'Try "[identify] {<10><20><30><40>}".',
-    )  # fmt: skip
+    )
 
 
 def question_of(instruction: str) -> Exchange:

@@ -126,9 +126,10 @@ def pictures_and_instruction(words: Sequence[str], explicit: str | None) -> tupl
 
 def _no_picture(given: str) -> UserError:
     return UserError(
-        given, 'A picture is a file, a folder of pictures, or "-" for standard input.',
+        given,
+        'A picture is a file, a folder of pictures, or "-" for standard input.',
         'Try minigptv2 chat park.png "[refer] red balloon".',
-    )  # fmt: skip
+    )
 
 
 def _looks_like_path(word: str) -> bool:
@@ -217,9 +218,10 @@ def _refuse_closed(out: Path) -> None:
         pass
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{out} cannot be written.", f"The system says: {getattr(error, 'strerror', None) or error}.",
+            f"{out} cannot be written.",
+            f"The system says: {getattr(error, 'strerror', None) or error}.",
             "Choose another place.",
-        ) from None  # fmt: skip
+        ) from None
     there = out if is_dir(out) else out.absolute().parent
     while not os.path.lexists(there):
         there = there.parent
@@ -335,9 +337,10 @@ def converse(
 
     if STDIN in words:
         raise UserError(
-            '"-" was given without an instruction.', "Standard input cannot hold a picture and a conversation.",
+            '"-" was given without an instruction.',
+            "Standard input cannot hold a picture and a conversation.",
             'Give the instruction too, as in minigptv2 chat - "[caption]", or give a file.',
-        )  # fmt: skip
+        )
     if save is not None:
         raise UserError(
             "--save was given without an instruction.",
@@ -349,14 +352,16 @@ def converse(
             open_image(word)  # says what is wrong with the path
     if len(words) > 1:
         raise UserError(
-            f"{len(words)} pictures were given without an instruction.", "A conversation is about one picture.",
+            f"{len(words)} pictures were given without an instruction.",
+            "A conversation is about one picture.",
             'Give an instruction with -i, as in -i "[caption]".',
-        )  # fmt: skip
+        )
     if os.path.isdir(words[0]):
         raise UserError(
-            f"{words[0]} is a folder, and no instruction was given.", "A conversation is about one picture.",
+            f"{words[0]} is a folder, and no instruction was given.",
+            "A conversation is about one picture.",
             'Give an instruction with -i, as in -i "[caption]".',
-        )  # fmt: skip
+        )
     image = open_image(words[0])
     return Session(load(), words[0], image, max_new_tokens, as_json).run()
 
@@ -416,9 +421,12 @@ class Session:
         name, _, rest = line.partition(" ")
         if name not in self.commands:
             raise unknown(
-                f"The command {name} is unknown.", name, self.commands, "A question does not begin with a slash.",
+                f"The command {name} is unknown.",
+                name,
+                self.commands,
+                "A question does not begin with a slash.",
                 f"Known commands: {' '.join(self.commands)}.",
-            )  # fmt: skip
+            )
         self.commands[name][2](rest.strip())
 
     def _set_task(self, name: str) -> None:
@@ -426,9 +434,13 @@ class Session:
         tagged = [k for k, t in TASKS.items() if t.tag]
         if name and name != "none" and name not in tagged:
             raise unknown(
-                f"The task {name!r} is unknown.", name, tagged, "Try /task refer.",
-                f"Known tasks: {known_tags()}, or none.", "/task {}",
-            )  # fmt: skip
+                f"The task {name!r} is unknown.",
+                name,
+                tagged,
+                "Try /task refer.",
+                f"Known tasks: {known_tags()}, or none.",
+                "/task {}",
+            )
         if name:
             self.task = "" if name == "none" else name
         _note(f"task: {TASKS[self.task].tag} {TASKS[self.task].help}" if self.task else "task: none")

@@ -20,15 +20,27 @@ def eva_shapes(
 ) -> Shapes:
     """The flat names of eva_vit_g.pth."""
     shapes: Shapes = {
-        "cls_token": (1, 1, width), "pos_embed": (1, grid * grid + 1, width),
-        "patch_embed.proj.weight": (width, 3, patch, patch), "patch_embed.proj.bias": (width,),
-    }  # fmt: skip
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, grid * grid + 1, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+    }
     w, m = (width,), (mlp,)
     block: Shapes = {
-        "norm1.weight": w, "norm1.bias": w, "attn.q_bias": w, "attn.v_bias": w, "attn.qkv.weight": (3 * width, width),
-        "attn.proj.weight": (width, width), "attn.proj.bias": w, "norm2.weight": w, "norm2.bias": w,
-        "mlp.fc1.weight": (mlp, width), "mlp.fc1.bias": m, "mlp.fc2.weight": (width, mlp), "mlp.fc2.bias": w,
-    }  # fmt: skip
+        "norm1.weight": w,
+        "norm1.bias": w,
+        "attn.q_bias": w,
+        "attn.v_bias": w,
+        "attn.qkv.weight": (3 * width, width),
+        "attn.proj.weight": (width, width),
+        "attn.proj.bias": w,
+        "norm2.weight": w,
+        "norm2.bias": w,
+        "mlp.fc1.weight": (mlp, width),
+        "mlp.fc1.bias": m,
+        "mlp.fc2.weight": (width, mlp),
+        "mlp.fc2.bias": w,
+    }
     for i in range(blocks):
         shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
     return shapes
@@ -89,9 +101,12 @@ def write_checkpoint(file: Path, tensors: dict, old_format: bool = False) -> Pat
         for i in range(LAYERS)
     }
     content = {
-        "model": tensors | rotary, "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": []},
-        "config": {"model": {"arch": "minigpt_v2", "lora_r": RANK}}, "scaler": {"scale": 65536.0}, "epoch": 49,
-    }  # fmt: skip
+        "model": tensors | rotary,
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": []},
+        "config": {"model": {"arch": "minigpt_v2", "lora_r": RANK}},
+        "scaler": {"scale": 65536.0},
+        "epoch": 49,
+    }
     torch.save(content, file, _use_new_zipfile_serialization=not old_format)
     return file
 
@@ -102,12 +117,24 @@ def write_llama(folder: Path, tensors: dict, tokenizer: bytes, layout: str = "sa
     folder.mkdir()
     (folder / "tokenizer.model").write_bytes(tokenizer)
     config = {
-        "architectures": ["LlamaForCausalLM"], "_name_or_path": "meta-llama/Llama-2-7b-chat-hf", "model_type": "llama",
-        "vocab_size": tensors["lm_head.weight"].shape[0], "hidden_size": HIDDEN, "intermediate_size": INNER,
-        "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 4, "hidden_act": "silu",
-        "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_scaling": None, "tie_word_embeddings": False,
-        "torch_dtype": "float16", "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "_name_or_path": "meta-llama/Llama-2-7b-chat-hf",
+        "model_type": "llama",
+        "vocab_size": tensors["lm_head.weight"].shape[0],
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "hidden_act": "silu",
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     config = {k: v for k, v in (config | changes).items() if v is not ...}
     (folder / "config.json").write_text(json.dumps(config))
     tensors = tensors | {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(LAYERS)}

@@ -298,8 +298,17 @@ def test_the_likelier_answer_is_the_one_that_is_given(tiny_model, picture, monke
         assert (judged.id == first) == (judged.logprob == pytest.approx(np.log(chance), abs=1e-4))
 
 
-@pytest.mark.parametrize("answer, said", [("", "empty"), (" \n", "empty"), (None, "is None"), (5, "is 5"),
-                                          ("a\udcff", "no character"), ("word " * 600, "too long")])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        ("", "empty"),
+        (" \n", "empty"),
+        (None, "is None"),
+        (5, "is 5"),
+        ("a\udcff", "no character"),
+        ("word " * 600, "too long"),
+    ],
+)
 def test_answers_that_cannot_be_judged(tiny_model, picture, answer, said):
     with pytest.raises(UserError, match=said) as caught:
         tiny_model.logprobs(picture, "what is this?", answer)
@@ -308,9 +317,11 @@ def test_answers_that_cannot_be_judged(tiny_model, picture, answer, said):
 
 def test_what_is_asked_about_a_given_answer_must_be_right_too(tiny_model, picture):
     for image, instruction, said in (
-        ("nowhere.png", "hi", "nowhere.png"), (b"no picture", "hi", "bytes"), (picture, "", "empty"),
+        ("nowhere.png", "hi", "nowhere.png"),
+        (b"no picture", "hi", "bytes"),
+        (picture, "", "empty"),
         (picture, "[foo] x", "foo"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=said):
             tiny_model.logprobs(image, instruction, "red")
 
@@ -323,8 +334,11 @@ def test_a_picture_is_encoded_as_the_model_sees_it(tiny_model, tiny_folder, pict
     rough = MiniGPTv2.from_pretrained(tiny_folder, "cpu", "bfloat16").encode_image(picture)
     assert rough.dtype == torch.float32 and torch.nn.functional.cosine_similarity(rough, visual).min() > 0.98
     for wrong, said in (
-        (None, "None"), ("nowhere.png", "nowhere.png"), (b"no picture", "bytes"), (torch.zeros(3, 4, 4), "shape"),
-    ):  # fmt: skip
+        (None, "None"),
+        ("nowhere.png", "nowhere.png"),
+        (b"no picture", "bytes"),
+        (torch.zeros(3, 4, 4), "shape"),
+    ):
         with pytest.raises(UserError, match=said):
             tiny_model.encode_image(wrong)
 
@@ -347,8 +361,12 @@ def _count_pictures(model, monkeypatch) -> list[int]:
 def test_any_iterable_of_questions_is_a_batch(tiny_model, picture):
     pair = (picture, "[caption]")
     expected = tiny_model.chat_batch([pair, pair], 2)
-    for questions in (zip([picture] * 2, ["[caption]"] * 2), (pair for _ in range(2)), (list(pair), pair),
-                      np.array([[str(picture), "[caption]"]] * 2)):  # fmt: skip
+    for questions in (
+        zip([picture] * 2, ["[caption]"] * 2),
+        (pair for _ in range(2)),
+        (list(pair), pair),
+        np.array([[str(picture), "[caption]"]] * 2),
+    ):
         assert tiny_model.chat_batch(questions, 2) == expected
     judged = tiny_model.logprobs_batch(zip([picture] * 2, ["hi"] * 2, ["red", "a"]))
     assert [[t.id for t in row][:-1] for row in judged] == [tiny_model.tokenizer.encode(w) for w in ("red", "a")]
@@ -359,11 +377,17 @@ def test_any_iterable_of_questions_is_a_batch(tiny_model, picture):
 @pytest.mark.parametrize(
     "questions, said",
     [
-        (("a.png", "[caption]"), r"questions\[0\] is 'a.png'"), ([("a.png",)], r"\[0\] holds 1 things"),
-        ([(None, "hi"), (None, "hi", 5)], r"\[1\] holds 3"), ([(None, "hi"), "ab"], r"\[1\] is 'ab'"),
-        ("hello", "is 'hello'"), (None, "is None"), (5, "is 5"), ({"a.png": "hi"}, "a.png"), (b"ab", "questions is"),
+        (("a.png", "[caption]"), r"questions\[0\] is 'a.png'"),
+        ([("a.png",)], r"\[0\] holds 1 things"),
+        ([(None, "hi"), (None, "hi", 5)], r"\[1\] holds 3"),
+        ([(None, "hi"), "ab"], r"\[1\] is 'ab'"),
+        ("hello", "is 'hello'"),
+        (None, "is None"),
+        (5, "is 5"),
+        ({"a.png": "hi"}, "a.png"),
+        (b"ab", "questions is"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_list_of_pairs(tiny_model, questions, said):
     for errors in ("raise", "return"):
         with pytest.raises(UserError, match=said):
@@ -530,11 +554,14 @@ def test_the_package_shows_its_public_names():
 @pytest.mark.parametrize("path", ["a" * 5000, "a\0b", "a\ud800b", "iVBORw0KGgo" * 6000, 5, ["a"]])
 def test_what_is_no_path(tiny_model, tiny_folder, tmp_path, path):
     for use in (
-        lambda: MiniGPTv2.from_pretrained(path, device="cpu"), lambda: tiny_model.save_pretrained(path),
+        lambda: MiniGPTv2.from_pretrained(path, device="cpu"),
+        lambda: tiny_model.save_pretrained(path),
         lambda: MiniGPTv2.from_pretrained(tiny_folder, device="cpu", base=path),
-        lambda: MiniGPTv2.from_published(path, tmp_path, tmp_path), lambda: tiny_model.chat(path, "hi"),
-        lambda: tiny_model.see([path]), lambda: tiny_model.start_chat(path),
-    ):  # fmt: skip
+        lambda: MiniGPTv2.from_published(path, tmp_path, tmp_path),
+        lambda: tiny_model.chat(path, "hi"),
+        lambda: tiny_model.see([path]),
+        lambda: tiny_model.start_chat(path),
+    ):
         with pytest.raises(UserError, match="path|name|image|model|folder|file") as caught:
             use()
         assert len(str(caught.value)) < 600

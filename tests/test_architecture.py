@@ -10,8 +10,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minigptv2"
 FILES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = {"torch", "torchvision", "transformers", "timm", "peft", "PIL", "numpy", "safetensors", "sentencepiece", "yaml",
-         "tqdm"}  # fmt: skip
+HEAVY = {
+    "torch",
+    "torchvision",
+    "transformers",
+    "timm",
+    "peft",
+    "PIL",
+    "numpy",
+    "safetensors",
+    "sentencepiece",
+    "yaml",
+    "tqdm",
+}
 
 # room: the rooms it may import, anywhere in its code. A room is a module or folder right below the package;
 # "minigptv2" is the package's own __init__.py. A new room needs a line here and one in ARCHITECTURE.md.
@@ -30,20 +41,58 @@ MAY_IMPORT: dict[str, set[str]] = {
     "encode": {"boxes", "conversation", "errors", "sample"},
     "data": {"boxes", "bundled", "drawing", "errors", "files", "images", "sample", "tasks"},
     "model": {"boxes", "config", "encode", "errors", "files"},
-    "train": {"boxes", "bundled", "config", "conversation", "data", "encode", "errors", "files", "images", "model",
-              "sample", "tasks"},
+    "train": {
+        "boxes",
+        "bundled",
+        "config",
+        "conversation",
+        "data",
+        "encode",
+        "errors",
+        "files",
+        "images",
+        "model",
+        "sample",
+        "tasks",
+    },
     "api": {"boxes", "bundled", "config", "encode", "errors", "files", "images", "model", "sample", "tasks"},
-    "eval": {"api", "boxes", "bundled", "config", "data", "encode", "errors", "files", "images", "model", "sample",
-             "tasks"},
+    "eval": {
+        "api",
+        "boxes",
+        "bundled",
+        "config",
+        "data",
+        "encode",
+        "errors",
+        "files",
+        "images",
+        "model",
+        "sample",
+        "tasks",
+    },
     "info": {"api", "bundled", "config", "model"},
     "integrations": {"api", "errors", "sample", "tasks"},
     "terminal": {"drawing", "errors", "files", "images", "sample", "tasks"},
-    "show": {"api", "boxes", "bundled", "config", "data", "drawing", "encode", "errors", "files", "images", "model",
-             "sample", "tasks", "terminal"},
+    "show": {
+        "api",
+        "boxes",
+        "bundled",
+        "config",
+        "data",
+        "drawing",
+        "encode",
+        "errors",
+        "files",
+        "images",
+        "model",
+        "sample",
+        "tasks",
+        "terminal",
+    },
     "cli": {"api", "bundled", "data", "errors", "eval", "info", "minigptv2", "model", "show", "terminal", "train"},
     "__main__": {"cli"},
     "minigptv2": set(),
-}  # fmt: skip
+}
 PURE = ("errors", "files", "bundled", "boxes", "config", "sample", "tasks", "conversation")
 
 # what a string literal may hold in its home alone; `examples`: modules whose messages and help show it to a user
@@ -166,9 +215,11 @@ def test_the_command_line_imports_nothing_heavy_before_a_command_needs_it():
 def test_one_fact_has_one_home(fact, pattern, home, examples):
     found = {
         f"{module_of(file)}:{line} {text!r}"
-        for file in FILES if module_of(file) not in (home, *examples)
-        for line, text in strings_of(file) if re.search(pattern, text)
-    }  # fmt: skip
+        for file in FILES
+        if module_of(file) not in (home, *examples)
+        for line, text in strings_of(file)
+        if re.search(pattern, text)
+    }
     assert not found, f"{fact} belongs to {home}.py alone"
     assert any(re.search(pattern, text) for _, text in strings_of(PACKAGE / f"{home}.py"))
 

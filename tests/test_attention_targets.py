@@ -213,8 +213,11 @@ def test_guided_attention_sees_only_what_it_should_and_halfway_the_mean_of_both(
     kept = {}
 
     def product(guided: float) -> torch.Tensor:
-        monkeypatch.setattr(attention, "_supervise", lambda *given: kept.setdefault(guided, []).append(
-            (given[2], guide(*given))) or kept[guided][-1][1])  # fmt: skip
+        monkeypatch.setattr(
+            attention,
+            "_supervise",
+            lambda *given: kept.setdefault(guided, []).append((given[2], guide(*given))) or kept[guided][-1][1],
+        )
         return torch.cat([m.flatten() for m, _ in _supervised(network, rows, features, guided).losses])
 
     guide = attention._supervise

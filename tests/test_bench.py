@@ -64,9 +64,11 @@ def test_the_command_gives_its_options_to_every_bench(tiny_folder, monkeypatch, 
     assert cli.main(["bench", "train", *given]) == 0
     steps = {"device": "cpu", "dtype": torch.bfloat16, "base": None}
     assert [(n, c, o) for n, _, c, o in seen] == [
-        ("bench_data", 3, {"base": None}), ("bench_cache", 3, steps), ("bench_packing", 3, steps),
+        ("bench_data", 3, {"base": None}),
+        ("bench_cache", 3, steps),
+        ("bench_packing", 3, steps),
         ("bench_loop", 3, steps),
-    ]  # fmt: skip
+    ]
     assert capsys.readouterr().out.count("2.000") == 4
     assert cli.main(["bench", "train", "--dtype", "float16"]) == 2
     assert "float32 or bfloat16" in capsys.readouterr().err

@@ -163,9 +163,10 @@ def test_scores_are_attached_in_order():
 
 def test_the_best_iou_that_each_coding_can_reach_on_genuine_rows():
     boxes_ = {
-        (tuple(r["bbox"]), r["width"], r["height"]) for f in sorted(REFCOCOG.glob("*.json"))
+        (tuple(r["bbox"]), r["width"], r["height"])
+        for f in sorted(REFCOCOG.glob("*.json"))
         for r in json.loads(f.read_text())
-    }  # fmt: skip
+    }
     assert len(boxes_) == 28
     mean = dict.fromkeys(CODINGS, 0.0)
     for (x, y, w, h), *size in boxes_:

@@ -96,12 +96,13 @@ BAD = {
     "a tensor more": (_tensors(lambda t: t.update(x=torch.ones(1))), "x is unknown"),
     "NaN": (_tensors(lambda t: t["projector.bias"].fill_(float("nan"))), "projector.bias holds NaN"),
     "NaN in the adapter": (
-        _tensors(lambda t: t[A_LORA].fill_(float("inf")), "adapter/adapter_model.safetensors"), "not finite",
+        _tensors(lambda t: t[A_LORA].fill_(float("inf")), "adapter/adapter_model.safetensors"),
+        "not finite",
     ),
     "adapter without a tensor": (_tensors(lambda t: t.pop(A_LORA), "adapter/adapter_model.safetensors"), "lora_A"),
     "empty tokenizer": (_bytes("tokenizer.model", b""), "tokenizer.model cannot be read: it is empty"),
     "no tokenizer at all": (_bytes("tokenizer.model", b"\x00\x01nonsense"), "tokenizer.model cannot be read"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -178,18 +179,21 @@ BAD_SHARDS = {
     "a shard less": (lambda f: next(f.glob(SHARD + "*")).unlink(), "lacks " + SHARD),
     "cut shard": (lambda f: _cut(next(f.glob(SHARD + "*")).name)(f), SHARD + ".* cannot be read"),
     "a shard of another model": (
-        lambda f: save_file({"x": torch.ones(1)}, next(f.glob(SHARD + "*"))), SHARD + ".* does not hold",
+        lambda f: save_file({"x": torch.ones(1)}, next(f.glob(SHARD + "*"))),
+        SHARD + ".* does not hold",
     ),
     "a shard twice": (
-        lambda f: shutil.copy(next(f.glob(SHARD + "*")), next(f.glob("model-00001-of-00*"))), "is in model-00001.* and",
+        lambda f: shutil.copy(next(f.glob(SHARD + "*")), next(f.glob("model-00001-of-00*"))),
+        "is in model-00001.* and",
     ),
     "index no JSON": (_bytes("model.safetensors.index.json", b"{"), "index.json cannot be read"),
     "index of nothing": (_bytes("model.safetensors.index.json", b"[]"), "index.json cannot be read"),
     "empty index": (_bytes("model.safetensors.index.json", b'{"weight_map": {}}'), "index.json cannot be read"),
     "index that leads away": (
-        _bytes("model.safetensors.index.json", b'{"weight_map": {"x": "../x.safetensors"}}'), "json cannot be read",
+        _bytes("model.safetensors.index.json", b'{"weight_map": {"x": "../x.safetensors"}}'),
+        "json cannot be read",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("bad", BAD_SHARDS)

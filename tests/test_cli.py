@@ -103,8 +103,13 @@ def refused(result, *expected: str) -> str:
 def program(*words, stdin: bytes = b"", **options) -> subprocess.CompletedProcess:
     """`python -m minigptv2` in a process of its own."""
     env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"} | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-m", "minigptv2", *map(str, words)], input=stdin, env=env, check=False,
-                          **({"capture_output": True} | options))  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "minigptv2", *map(str, words)],
+        input=stdin,
+        env=env,
+        check=False,
+        **({"capture_output": True} | options),
+    )
 
 
 # ---- the program ----
@@ -136,24 +141,37 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"minigptv2 {minigptv2.__version__}\n"
 
 
-@pytest.mark.parametrize(("words", "advice"), [
-    (["chta", "a.png"], "Did you mean minigptv2 chat?"),
-    (["xyz"], "minigptv2 --help"),
-    (["chat", "a.png", "hi", "--modle", "x"], "Did you mean --model?"),
-    (["chat", "a.png", "hi", "--max-new-tokens", "0"], "no whole number of 1 or more"),
-    (["chat", "a.png", "hi", "--batch-size", "many"], "no whole number of 1 or more"),
-    (["--verison"], "Did you mean --version?"),
-    (["train"], "required: CONFIG"),
-    (["show", "scens"], "Did you mean scenes?"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["chta", "a.png"], "Did you mean minigptv2 chat?"),
+        (["xyz"], "minigptv2 --help"),
+        (["chat", "a.png", "hi", "--modle", "x"], "Did you mean --model?"),
+        (["chat", "a.png", "hi", "--max-new-tokens", "0"], "no whole number of 1 or more"),
+        (["chat", "a.png", "hi", "--batch-size", "many"], "no whole number of 1 or more"),
+        (["--verison"], "Did you mean --version?"),
+        (["train"], "required: CONFIG"),
+        (["show", "scens"], "Did you mean scenes?"),
+    ],
+)
 def test_bad_usage(capsys, words, advice):
     refused((cli.main(words), *capsys.readouterr()), advice)
 
 
 @pytest.mark.slow
 def test_the_program_shows_our_output_alone(tiny_folder, picture, tmp_path):
-    done = program("chat", picture, "--json", "what is this?", "--model", tiny_folder, "--max-new-tokens", 3,
-                   "--save", tmp_path / "out.png")  # fmt: skip
+    done = program(
+        "chat",
+        picture,
+        "--json",
+        "what is this?",
+        "--model",
+        tiny_folder,
+        "--max-new-tokens",
+        3,
+        "--save",
+        tmp_path / "out.png",
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["picture"] == str(picture)
     assert done.stderr.decode() == f"saved {tmp_path / 'out.png'}\n"
@@ -215,8 +233,14 @@ def test_standard_output_on_a_full_disk(tiny_folder, words, unbuffered):
     words = [*words, tiny_folder] if words == ["info"] else words
     with open("/dev/full", "w") as full:
         env = {"PYTHONPATH": str(ROOT), **({"PYTHONUNBUFFERED": "1"} if unbuffered else {})}
-        done = subprocess.run([sys.executable, "-m", "minigptv2", *map(str, words)], stdout=full,
-                              stderr=subprocess.PIPE, text=True, env=os.environ | env, check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "minigptv2", *map(str, words)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | env,
+            check=False,
+        )
     refused((done.returncode, "", done.stderr), "Standard output cannot be written", "No space left")
 
 
@@ -224,8 +248,13 @@ def test_standard_output_on_a_full_disk(tiny_folder, words, unbuffered):
 @pytest.mark.parametrize(("closed", "code"), [("<&-", 0), (">&-", 2), ("2>&-", 0), ("<&- >&- 2>&-", 2)])
 def test_standard_streams_that_are_closed(tiny_folder, closed, code):
     line = f'"$0" -m minigptv2 info "$1" {closed}'
-    done = subprocess.run(["sh", "-c", line, sys.executable, str(tiny_folder)], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)  # fmt: skip
+    done = subprocess.run(
+        ["sh", "-c", line, sys.executable, str(tiny_folder)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
     assert done.returncode == code and "Traceback" not in done.stderr
     if closed == ">&-":
         refused((code, "", done.stderr), "Standard output is closed")
@@ -243,25 +272,57 @@ def test_a_terminal_that_knows_no_umlauts(tiny_folder, picture, tmp_path):
     shutil.copy(picture, name)
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "LANG": "C"}
     done = subprocess.run(
-        [sys.executable, "-m", "minigptv2", "chat", name, tmp_path, "-i", "hi", "--max-new-tokens", "2", "--model",
-         tiny_folder, "--save", tmp_path / "out"], capture_output=True, env=env, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "minigptv2",
+            "chat",
+            name,
+            tmp_path,
+            "-i",
+            "hi",
+            "--max-new-tokens",
+            "2",
+            "--model",
+            tiny_folder,
+            "--save",
+            tmp_path / "out",
+        ],
+        capture_output=True,
+        env=env,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert b"gr\\xfcn\\udcff.png" in done.stdout
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["grün\udcff-2.png", "grün\udcff.png"]
 
 
-ODD = {"long": "x" * 5000, "base64": "data:image/png;base64," + "iVBORw0KGgo/" * 1000, "NUL": "a\0b.png",
-       "surrogate": "a\udcff.png"}  # fmt: skip
+ODD = {
+    "long": "x" * 5000,
+    "base64": "data:image/png;base64," + "iVBORw0KGgo/" * 1000,
+    "NUL": "a\0b.png",
+    "surrogate": "a\udcff.png",
+}
 
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=list(ODD))
-@pytest.mark.parametrize("line", [
-    "chat ODD [caption]", "chat ODD", "chat PICTURE [caption] --save ODD",
-    "chat PICTURE PICTURE [caption] --save ODD/x",
-    "chat PICTURE [caption] --model ODD", "info ODD", "convert ODD --eva ODD --llama ODD --out ODD",
-    "show scenes --model ODD", "data check ODD", "train ODD", "eval ODD", "bench eval --model ODD",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        "chat ODD [caption]",
+        "chat ODD",
+        "chat PICTURE [caption] --save ODD",
+        "chat PICTURE PICTURE [caption] --save ODD/x",
+        "chat PICTURE [caption] --model ODD",
+        "info ODD",
+        "convert ODD --eva ODD --llama ODD --out ODD",
+        "show scenes --model ODD",
+        "data check ODD",
+        "train ODD",
+        "eval ODD",
+        "bench eval --model ODD",
+    ],
+)
 def test_paths_that_are_none(capsys, picture, monkeypatch, tmp_path, line, odd):
     monkeypatch.chdir(tmp_path)
     words = [word.replace("ODD", odd).replace("PICTURE", str(picture)) for word in line.split()]
@@ -275,10 +336,20 @@ def test_paths_that_are_none(capsys, picture, monkeypatch, tmp_path, line, odd):
 
 
 @pytest.mark.skipif(not Path("/dev/zero").is_char_device(), reason="a system without such devices")
-@pytest.mark.parametrize("line", [
-    "convert DEV --eva DEV --llama x --out x", "train DEV", "train stage3 --smoke deepspeed=DEV", "eval DEV",
-    "eval scenes count=1 --rescore DEV", "data check DEV", "show coco_detection file=DEV", "chat DEV hi", "info DEV",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        "convert DEV --eva DEV --llama x --out x",
+        "train DEV",
+        "train stage3 --smoke deepspeed=DEV",
+        "eval DEV",
+        "eval scenes count=1 --rescore DEV",
+        "data check DEV",
+        "show coco_detection file=DEV",
+        "chat DEV hi",
+        "info DEV",
+    ],
+)
 def test_a_device_is_not_read_without_end(capsys, tmp_path, monkeypatch, line):
     monkeypatch.chdir(tmp_path)
     code = cli.main(line.replace("DEV", "/dev/zero").split())
@@ -406,9 +477,13 @@ def test_words_without_a_picture(chat):
 def test_pictures_that_are_none(chat, folder, tmp_path):
     (tmp_path / "none").mkdir()
     with_instruction = {
-        "missing.png": "does not exist", "text.gif": "is no picture", "cut.png": "is damaged or cut short",
-        "empty.jpg": "is empty", "../none": "holds no pictures", "zero.bmp": "zero.bmp",
-    }  # fmt: skip
+        "missing.png": "does not exist",
+        "text.gif": "is no picture",
+        "cut.png": "is damaged or cut short",
+        "empty.jpg": "is empty",
+        "../none": "holds no pictures",
+        "zero.bmp": "zero.bmp",
+    }
     for name, expected in with_instruction.items():
         refused(chat(folder / name, "hi"), expected)
     for name in ("missing.png", "text.gif", "cut.png", "empty.jpg"):
@@ -427,10 +502,18 @@ def test_identify_needs_a_possible_box(chat, picture, words):
     refused(chat(picture, f"[identify] {words}"), "[identify] {<10><20><30><40>}")
 
 
-@pytest.mark.parametrize(("instruction", "expected"), [
-    ("", "is empty"), ("   ", "is empty"), ("[reefr] ball", "Did you mean [refer]?"), ("[xyz] ball", "is unknown"),
-    ("[refer]", "no words after its tag"), ("ball " * 2000, "too long"), ("a\udcffb", "is no character"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("instruction", "expected"),
+    [
+        ("", "is empty"),
+        ("   ", "is empty"),
+        ("[reefr] ball", "Did you mean [refer]?"),
+        ("[xyz] ball", "is unknown"),
+        ("[refer]", "no words after its tag"),
+        ("ball " * 2000, "too long"),
+        ("a\udcffb", "is no character"),
+    ],
+)
 def test_instructions_that_are_refused(chat, picture, instruction, expected):
     refused(chat(picture, instruction), expected)
     refused(chat(picture, "-i", instruction), expected)
@@ -442,15 +525,18 @@ def test_bad_instructions_are_told_before_the_model_is_opened(chat, picture, mon
         refused(chat(*words))
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-    (["--dtype", "float8"], "It must be one of float32, bfloat16, float16"),
-    (["--device", "gpu"], "cannot be used"),
-    (["--model", "nowhere"], "has no config.json"),
-    (["--quantize", "3bit"], "It must be one of 8bit, 4bit, int8"),
-    (["--quantize", "4bit"], "4bit needs a CUDA GPU and bitsandbytes"),
-    (["--quantize", "int8", "--dtype", "bfloat16"], "int8 needs a CPU and float32"),
-    (["--max-new-tokens", "5000"], "context is 512 tokens"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--dtype", "float8"], "It must be one of float32, bfloat16, float16"),
+        (["--device", "gpu"], "cannot be used"),
+        (["--model", "nowhere"], "has no config.json"),
+        (["--quantize", "3bit"], "It must be one of 8bit, 4bit, int8"),
+        (["--quantize", "4bit"], "4bit needs a CUDA GPU and bitsandbytes"),
+        (["--quantize", "int8", "--dtype", "bfloat16"], "int8 needs a CPU and float32"),
+        (["--max-new-tokens", "5000"], "context is 512 tokens"),
+    ],
+)
 def test_bad_options(capsys, picture, tiny_folder, words, expected):
     given = ["--model", str(tiny_folder), "--device", "cpu", *words]
     refused((cli.main(["chat", str(picture), "hi", *given]), *capsys.readouterr()), expected)
@@ -470,14 +556,17 @@ def _cut(name):
     return lambda tensors: tensors.update({name: tensors[name][..., :-1].contiguous()})
 
 
-@pytest.mark.parametrize(("file", "change", "expected"), [
-    ("model.safetensors", _without("projector.weight"), "projector.weight is missing"),
-    ("model.safetensors", _cut("projector.weight"), "projector.weight has shape"),
-    ("model.safetensors", None, "cannot be read"),
-    ("adapter/adapter_model.safetensors", dict.popitem, "adapter does not fit"),
-    ("config.json", None, "config.json is no JSON"),
-    ("tokenizer.model", None, "tokenizer.model cannot be read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("file", "change", "expected"),
+    [
+        ("model.safetensors", _without("projector.weight"), "projector.weight is missing"),
+        ("model.safetensors", _cut("projector.weight"), "projector.weight has shape"),
+        ("model.safetensors", None, "cannot be read"),
+        ("adapter/adapter_model.safetensors", dict.popitem, "adapter does not fit"),
+        ("config.json", None, "config.json is no JSON"),
+        ("tokenizer.model", None, "tokenizer.model cannot be read"),
+    ],
+)
 def test_model_folders_that_do_not_fit(capsys, tmp_path, picture, tiny_folder, file, change, expected):
     from safetensors.torch import load_file, save_file
 
@@ -645,25 +734,58 @@ def test_a_conversation(chat, picture, tmp_path, tiny_model, monkeypatch):
     other = tmp_path / "other one.png"
     Image.new("RGB", (50, 80), "red").save(other)
     lines = [
-        "what is this?", "", "/task", "/task refer", "red ball", "[caption]", "/task reefr", "/task none", "[nope] x",
-        "and now?", "/help", "/reset", "again?", "/tsk", "/image missing.png", f"/image '{other}'", "hello",
-        f"/save {tmp_path / 'drawn.png'}", "/save drawn.jpg", f"/save {other}", "/save", "/quit", "never asked",
-    ]  # fmt: skip
+        "what is this?",
+        "",
+        "/task",
+        "/task refer",
+        "red ball",
+        "[caption]",
+        "/task reefr",
+        "/task none",
+        "[nope] x",
+        "and now?",
+        "/help",
+        "/reset",
+        "again?",
+        "/tsk",
+        "/image missing.png",
+        f"/image '{other}'",
+        "hello",
+        f"/save {tmp_path / 'drawn.png'}",
+        "/save drawn.jpg",
+        f"/save {other}",
+        "/save",
+        "/quit",
+        "never asked",
+    ]
     code, out, err = chat(picture, stdin="\n".join(lines) + "\n")
     assert code == 0
     assert asked == [
-        ("what is this?", 0), ("[refer] red ball", 1), ("[caption]", 2), ("[nope] x", 3), ("and now?", 3),
-        ("again?", 0), ("hello", 0),
-    ]  # fmt: skip
+        ("what is this?", 0),
+        ("[refer] red ball", 1),
+        ("[caption]", 2),
+        ("[nope] x", 3),
+        ("and now?", 3),
+        ("again?", 0),
+        ("hello", 0),
+    ]
     assert terminal.visible(tiny_model.chat(picture, "what is this?", 6).text) in out
     assert err.startswith(tiny_model.config.knows)
     assert Image.open(tmp_path / "drawn.png").size == (50, 80)
     expected = [
-        "task: none", "task: [refer] the box", "Did you mean /task refer?", "error: The task tag [nope] is unknown.",
-        "/reset  ", "[grounding]  ", "Did you mean /task?",
-        "error: missing.png does not exist.", f"picture: {other}, 50 x 80", "is no .png",
-        "would be overwritten", "No path was given",
-    ]  # fmt: skip
+        "task: none",
+        "task: [refer] the box",
+        "Did you mean /task refer?",
+        "error: The task tag [nope] is unknown.",
+        "/reset  ",
+        "[grounding]  ",
+        "Did you mean /task?",
+        "error: missing.png does not exist.",
+        f"picture: {other}, 50 x 80",
+        "is no .png",
+        "would be overwritten",
+        "No path was given",
+    ]
     for words in expected:
         assert words in err
     assert "Traceback" not in err

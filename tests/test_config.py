@@ -29,9 +29,13 @@ class Outer:
 
 def test_values_take_their_types():
     data = {
-        "rate": "1e-4", "inner": {"size": 5, "names": ["a", "b"]}, "parts": [{}, {"size": 7}], "shares": {"x": 2},
-        "note": None, "on": True,
-    }  # fmt: skip
+        "rate": "1e-4",
+        "inner": {"size": 5, "names": ["a", "b"]},
+        "parts": [{}, {"size": 7}],
+        "shares": {"x": 2},
+        "note": None,
+        "on": True,
+    }
     filled = from_dict(Outer, data)
     assert filled == Outer(1e-4, Inner(5, ("a", "b")), [Inner(), Inner(7)], {"x": 2.0}, None, True)
     assert isinstance(filled.shares["x"], float) and isinstance(filled.rate, float)
@@ -85,9 +89,12 @@ def test_overrides(tmp_path):
     file.write_text("rate: 1e-3\ninner: {size: 1}\n")
     data = read_yaml(file, ["rate=1e-4", "inner.size=9", "shares.a.b=[1, x]", "note=a=b", "inner.names=", "on=true"])
     assert data == {
-        "rate": "1e-4", "inner": {"size": 9, "names": None}, "shares": {"a": {"b": [1, "x"]}}, "note": "a=b",
+        "rate": "1e-4",
+        "inner": {"size": 9, "names": None},
+        "shares": {"a": {"b": [1, "x"]}},
+        "note": "a=b",
         "on": True,
-    }  # fmt: skip
+    }
     assert from_dict(Outer, read_yaml(file, ["rate=1e-4"])).rate == 1e-4
 
 

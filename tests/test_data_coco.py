@@ -29,10 +29,12 @@ def coco(folder: Path, names=NAMES, **options) -> dict:
         picture(folder / name, **options)
     return {
         "images": [{"id": i, "file_name": n, "width": 200, "height": 100} for i, n in enumerate(names, 1)],
-        "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [20, 10, 60, 50], "area": 3000, "iscrowd": 0}
-                        for i in range(1, len(names) + 1)],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "bbox": [20, 10, 60, 50], "area": 3000, "iscrowd": 0}
+            for i in range(1, len(names) + 1)
+        ],
         "categories": [{"id": 1, "name": "ball"}, {"id": 2, "name": "cat"}],
-    }  # fmt: skip
+    }
 
 
 def written(folder: Path, content: dict) -> str:
@@ -55,8 +57,10 @@ def every(content: dict, **changes) -> None:
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
-        (lambda c: every(c, area=None), "an 'area'"), (lambda c: every(c, area="3000"), "an 'area'"),
-        (lambda c: every(c, iscrowd="0"), ""), (lambda c: every(c, iscrowd="maybe"), "an 'iscrowd'"),
+        (lambda c: every(c, area=None), "an 'area'"),
+        (lambda c: every(c, area="3000"), "an 'area'"),
+        (lambda c: every(c, iscrowd="0"), ""),
+        (lambda c: every(c, iscrowd="maybe"), "an 'iscrowd'"),
         (lambda c: [r.update(id=str(r["id"])) for r in c["images"]], ""),
         (lambda c: [r.update(id=float(r["id"])) for r in c["categories"]], ""),
         (lambda c: [r.update(image_id=f"{r['image_id']}") for r in c["annotations"]], ""),
@@ -69,7 +73,7 @@ def every(content: dict, **changes) -> None:
         (lambda c: every(c, bbox=[120, 60, 180, 90]), "a file whose boxes all fit as x1"),
         (lambda c: c["categories"][0].update(name="ball, red</p>"), "a category name with a comma"),
     ],
-)  # fmt: skip
+)
 def test_quirks_are_understood_or_counted_the_same_in_training_and_check(tmp_path, change, kind):
     content = coco(tmp_path)
     change(content)
@@ -99,8 +103,10 @@ def test_an_id_of_two_images_or_two_categories_is_used_for_neither(tmp_path):
 @pytest.mark.parametrize(
     ("more", "absent"),
     [
-        ([{"id": 0, "name": "toys", "supercategory": "none"}], "toys"), ([{"id": 3, "name": "Ball"}], "Ball"),
-        ([{"id": 3, "name": "balls"}], "balls"), ([{"id": 3, "name": "orb", "synonyms": ["ball"]}], "orb"),
+        ([{"id": 0, "name": "toys", "supercategory": "none"}], "toys"),
+        ([{"id": 3, "name": "Ball"}], "Ball"),
+        ([{"id": 3, "name": "balls"}], "balls"),
+        ([{"id": 3, "name": "orb", "synonyms": ["ball"]}], "orb"),
         ([{"id": 3, "name": "red ball", "supercategory": "ball"}], "red ball"),
     ],
 )

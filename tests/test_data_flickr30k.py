@@ -86,7 +86,7 @@ def test_captions_of_several_images(tmp_path):
         "36979": "[/EN#21/people Two friends] , both with [/EN#23/bodyparts long hair] , "
         "look at [/EN#21/other each other] .\n"
         "[/EN#25/people/other Two men] do n't see [/EN#0/notvisual it] -- [/EN#26/scene a yard] ( green ) .\n",
-    }  # fmt: skip
+    }
     for name, captions in pictures.items():
         Image.new("RGB", sizes[name]).save(tmp_path / f"{name}.jpg")
         chains = sorted(set(re.findall(r"/EN#(\d+)", captions)) - {"0"})

@@ -15,16 +15,23 @@ from minigptv2.tasks import render
 
 CAPTION = "Two dogs and a cat near a red car"
 RECORD = {
-    "caption": CAPTION, "width": 200, "height": 100, "key": "000000012",
+    "caption": CAPTION,
+    "width": 200,
+    "height": 100,
+    "key": "000000012",
     "noun_chunks": [
-        [0, 8, 0.1, 0.2, 0.3, 0.4, 0.9], [0, 8, 0.5, 0.2, 0.7, 0.4, 0.8], [13, 18, 0, 0, 0.5, 1, 0.7],
+        [0, 8, 0.1, 0.2, 0.3, 0.4, 0.9],
+        [0, 8, 0.5, 0.2, 0.7, 0.4, 0.8],
+        [13, 18, 0, 0, 0.5, 1, 0.7],
         [24, 33, 0.5, 0, 1, 1, 0.95],
     ],
     "ref_exps": [
-        [0, 8, 0.1, 0.2, 0.3, 0.4, 0.9], [0, 8, 0.5, 0.2, 0.7, 0.4, 0.8], [13, 33, 0, 0, 0.5, 1, 0.7],
+        [0, 8, 0.1, 0.2, 0.3, 0.4, 0.9],
+        [0, 8, 0.5, 0.2, 0.7, 0.4, 0.8],
+        [13, 33, 0, 0, 0.5, 1, 0.7],
         [24, 33, 0.5, 0, 1, 1, 0.95],
     ],
-}  # fmt: skip
+}
 
 
 def _picture(size) -> bytes:
@@ -49,9 +56,14 @@ def _shard(folder: Path, *records, pictures: bool = True) -> str:
 def test_a_whole_record(tmp_path):
     """GRIT's records may not be passed on: this one has all their keys, numbers as long as theirs, and made words."""
     record = {
-        "key": "373789709", "clip_similarity_vitb32": 0.353271484375, "clip_similarity_vitl14": 0.2958984375,
-        "id": 1795296605919, "url": "https://example.org/a-sign.jpg",
-        "caption": "a tin sign with a paper note that says open", "width": 1024, "height": 693,
+        "key": "373789709",
+        "clip_similarity_vitb32": 0.353271484375,
+        "clip_similarity_vitl14": 0.2958984375,
+        "id": 1795296605919,
+        "url": "https://example.org/a-sign.jpg",
+        "caption": "a tin sign with a paper note that says open",
+        "width": 1024,
+        "height": 693,
         "noun_chunks": [
             [16, 28, 0.19644993543624878, 0.12345678911451235, 0.8812349438667297, 0.9123456789, 0.7123456835746765],
             [0, 10, 0.0191234, 0.01300123, 0.9812345051765442, 0.99, 0.8501234650611877],
@@ -60,7 +72,7 @@ def test_a_whole_record(tmp_path):
             [16, 43, 0.19644993543624878, 0.12345678911451235, 0.8812349438667297, 0.9123456789, 0.7123456835746765],
             [0, 43, 0.0191234, 0.01300123, 0.9812345051765442, 0.99, 0.8501234650611877],
         ],
-    }  # fmt: skip
+    }
     shard = _shard(tmp_path, record)
     caption = Grit(shard)[0]
     assert caption.size == (1024, 693) and not caption.side_by_side and caption.key == "grit 00000.tar 000000000"
@@ -74,8 +86,9 @@ def test_a_whole_record(tmp_path):
     for task in ("refer", "identify"):
         sample = Grit(shard, task)[0]
         assert sample.side_by_side and [e.phrases[0].text for e in sample.exchanges] == [
-            record["caption"], "a paper note that says open",
-        ]  # fmt: skip
+            record["caption"],
+            "a paper note that says open",
+        ]
     assert not Grit(shard).problems
 
 

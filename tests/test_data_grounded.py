@@ -57,8 +57,9 @@ def _flickr30k(folder: Path) -> list[dict]:
     ):
         (folder / below).mkdir(exist_ok=True)
         (folder / below / name).write_text(text)
-    return [{"root": str(folder), "split": "val", "task": t}
-            for t in ("grounding", "caption_to_phrases", "phrase_to_boxes")]  # fmt: skip
+    return [
+        {"root": str(folder), "split": "val", "task": t} for t in ("grounding", "caption_to_phrases", "phrase_to_boxes")
+    ]
 
 
 def _shards(folder: Path) -> str:
@@ -83,9 +84,15 @@ def _web_captions(folder: Path) -> list[dict]:
 
 
 MADE = {
-    "refcoco": _refcoco, "vsr": _vsr, "visual_genome": _visual_genome, "flickr30k": _flickr30k, "grit": _grit,
-    "laion": _web_captions, "cc3m": _web_captions, "sbu": _web_captions,
-}  # fmt: skip
+    "refcoco": _refcoco,
+    "vsr": _vsr,
+    "visual_genome": _visual_genome,
+    "flickr30k": _flickr30k,
+    "grit": _grit,
+    "laion": _web_captions,
+    "cc3m": _web_captions,
+    "sbu": _web_captions,
+}
 
 
 @pytest.fixture(params=MADE)

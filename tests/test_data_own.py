@@ -84,8 +84,11 @@ def test_the_example_of_the_document(documented):
     assert answers["[refer] cat"] == answers["[detection] cat"] == "There is no cat in the picture."
     assert "[refer] dog" not in answers
     assert said(talked) == [
-        "What is there to play with?", f"A <p>red ball</p> {ball}, near the fence.", "Who wants it?", "Both dogs.",
-    ]  # fmt: skip
+        "What is there to play with?",
+        f"A <p>red ball</p> {ball}, near the fence.",
+        "Who wants it?",
+        "Both dogs.",
+    ]
     assert street.size == (0, 0)
     assert text.image is None
     assert said(text) == ["What can you do?", "I answer questions about pictures."]
@@ -164,8 +167,12 @@ def _box(**changes) -> dict:
         ({"image": "a.jpg"}, "a line with nothing to learn from", "line 2", 1),
         ({"image": 3, "caption": "x"}, "a 'image' of the wrong type", "line 2", 1),
         ({"image": "none.jpg", "caption": "x"}, "a picture that is not on the disk", "line 2", 1),
-        ({"image": "bad.jpg", "boxes": [{"label": "x", "xyxy": [0, 0, 9, 9]}]}, "a picture that cannot be read",
-         "line 2", 1),
+        (
+            {"image": "bad.jpg", "boxes": [{"label": "x", "xyxy": [0, 0, 9, 9]}]},
+            "a picture that cannot be read",
+            "line 2",
+            1,
+        ),
         ({"caption": "x"}, "boxes, a caption or questions without a picture", "line 2", 1),
         ({**GOOD, "size": [100]}, "a 'size' that is not [width, height]", "line 2", 1),
         ({**GOOD, "boxes": 3}, "a 'boxes' of the wrong type", "line 2", 2),
@@ -180,29 +187,49 @@ def _box(**changes) -> dict:
         (_box(xyxy="1 2 3 4"), "a box that is not four numbers", "line 2 box 1", 2),
         (_box(xyxy=[30, 2, 30, 40]), "a box without area", "line 2 box 1", 2),
         (_box(xyxy=[700, 2, 730, 40]), "a box outside the picture", "line 2 box 1", 2),
-        (_box(xyxy=[600, 2, 730, 40]), "a box that reaches over the edge of the picture, where it is cut off",
-         "line 2 'dog'", 2),
+        (
+            _box(xyxy=[600, 2, 730, 40]),
+            "a box that reaches over the edge of the picture, where it is cut off",
+            "line 2 'dog'",
+            2,
+        ),
         ({**_box(), "absent": ["dog"]}, "a label that is both absent and has a box", "line 2 'dog'", 2),
         ({**GOOD, "absent": [3]}, "a 'label' of the wrong type", "line 2 absent", 2),
         ({"image": "a.jpg", "absent": ["x"], "caption": ""}, "an empty 'caption'", "line 2 caption", 2),
-        ({**_box(), "grounding": "a {dgo}"}, "a {label} in a text that no box has, did you mean {dog}?",
-         "line 2 grounding", 2),
+        (
+            {**_box(), "grounding": "a {dgo}"},
+            "a {label} in a text that no box has, did you mean {dog}?",
+            "line 2 grounding",
+            2,
+        ),
         ({**_box(), "grounding": "a dog"}, "a 'grounding' without any {label}", "line 2 grounding", 2),
         ({**_box(), "grounding": "a {dog} {}"}, "a text with {} beside a {label}", "line 2 grounding", 2),
-        ({**GOOD, "questions": [{"question": "why?"}]}, "a question without one of 'answer' and 'answers'",
-         "line 2 question 1", 2),
-        ({**GOOD, "questions": [{"question": "why?", "answers": []}]}, "an 'answers' of the wrong type",
-         "line 2 question 1", 2),
+        (
+            {**GOOD, "questions": [{"question": "why?"}]},
+            "a question without one of 'answer' and 'answers'",
+            "line 2 question 1",
+            2,
+        ),
+        (
+            {**GOOD, "questions": [{"question": "why?", "answers": []}]},
+            "an 'answers' of the wrong type",
+            "line 2 question 1",
+            2,
+        ),
         ({**GOOD, "questions": [{"question": "why?", "answer": " "}]}, "an empty 'answer'", "line 2 question 1", 2),
         ({**GOOD, "conversation": []}, "an empty conversation", "line 2 conversation", 2),
         ({**GOOD, "conversation": {}}, "a 'conversation' of the wrong type", "line 2 conversation", 2),
         ({**GOOD, "conversation": [{"user": "hi"}]}, "no 'assistant'", "line 2 conversation", 2),
         ({**GOOD, "conversation": [{"user": "hi", "assistant": ""}]}, "a turn without words", "line 2 conversation", 2),
-        ({**_box(), "conversation": [{"user": "hi", "assistant": "a {dgo}"}]},
-         "a {label} in a text that no box has, did you mean {dog}?", "line 2 conversation", 2),
+        (
+            {**_box(), "conversation": [{"user": "hi", "assistant": "a {dgo}"}]},
+            "a {label} in a text that no box has, did you mean {dog}?",
+            "line 2 conversation",
+            2,
+        ),
         ({**GOOD, "id": "one"}, "an 'id' that an earlier line has", "line 2", 1),
     ],
-)  # fmt: skip
+)
 def test_each_thing_that_can_be_wrong_is_told_with_its_line(tmp_path, row, kind, where, kept, capsys):
     picture(tmp_path / "a.jpg")
     (tmp_path / "bad.jpg").write_text("no picture")
@@ -253,10 +280,13 @@ def test_a_file_of_which_nothing_can_be_used(tmp_path, capsys):
 
 def test_exchanges_about_boxes():
     boxes = {
-        "dog": [Box(0, 0, 50, 50)], "cat": [Box(60, 0, 90, 40), Box(0, 60, 50, 90)],
-        "pet": [Box(0, 0, 50, 51)], "ant": [Box(5, 5, 6, 6)], "leaf": [Box(i, 0, i + 10, 9) for i in range(51)],
+        "dog": [Box(0, 0, 50, 50)],
+        "cat": [Box(60, 0, 90, 40), Box(0, 60, 50, 90)],
+        "pet": [Box(0, 0, 50, 51)],
+        "ant": [Box(5, 5, 6, 6)],
+        "leaf": [Box(i, 0, i + 10, 9) for i in range(51)],
         "bird": [Box(60, 60, 80, 80)],
-    }  # fmt: skip
+    }
     things = Things(boxes, ("cow",), frozenset({"bird"}))
     seen = [
         e for seed in range(20) for e in box_talk.exchanges(things, (100, 100), box_talk.TASKS, 99, random.Random(seed))
@@ -276,9 +306,7 @@ def test_exchanges_about_boxes():
 # ---- COCO ----
 
 
-@pytest.mark.parametrize(
-    ("file", "pictures", "crowds"), [(TINY, 8, 1), (POSE, 4, 0)], ids=["instances", "keypoints"]
-)
+@pytest.mark.parametrize(("file", "pictures", "crowds"), [(TINY, 8, 1), (POSE, 4, 0)], ids=["instances", "keypoints"])
 def test_coco_on_genuine_pictures(file, pictures, crowds):
     content = json.loads(file.read_text())
     data = open_dataset("coco_detection", {"file": str(file)})
@@ -325,8 +353,9 @@ def _coco(folder: Path, **changes) -> str:
     content = {
         "images": [{"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}],
         "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [10, 20, 30, 40], "iscrowd": 0}],
-        "categories": [{"id": 3, "name": "traffic_light"}], **changes,
-    }  # fmt: skip
+        "categories": [{"id": 3, "name": "traffic_light"}],
+        **changes,
+    }
     picture(folder / "a.jpg")
     (folder / "x.json").write_text(json.dumps(content))
     return str(folder / "x.json")
@@ -359,13 +388,15 @@ def test_coco_names_without_underscores(tmp_path):
         ({"images": [{"id": 1, "file_name": "a.jpg"}]}, "an image without a usable width and height"),
         ({"categories": [{"id": 3, "name": "x"}, {"id": 3, "name": "y"}]}, "a category whose 'id' another"),
     ],
-)  # fmt: skip
+)
 def test_check_tells_what_is_wrong_in_coco(tmp_path, capsys, changes, kind):
     (tmp_path / "bad.jpg").write_text("no picture")
     picture(tmp_path / "c.jpg", (100, 80))
-    spare = {"images": [{"id": 8, "file_name": "c.jpg", "width": 100, "height": 80}],
-             "categories": [{"id": 4, "name": "dog"}],
-             "annotations": [{"id": 50 + n, "image_id": n, "category_id": 4, "bbox": [5, 6, 20, 20]} for n in (1, 8)]}
+    spare = {
+        "images": [{"id": 8, "file_name": "c.jpg", "width": 100, "height": 80}],
+        "categories": [{"id": 4, "name": "dog"}],
+        "annotations": [{"id": 50 + n, "image_id": n, "category_id": 4, "bbox": [5, 6, 20, 20]} for n in (1, 8)],
+    }
     file = Path(_coco(tmp_path, **changes))
     content = json.loads(file.read_text())
     file.write_text(json.dumps({key: rows + spare[key] for key, rows in content.items()}))
@@ -393,8 +424,18 @@ def test_check_of_a_good_file_and_its_sheet(documented, tmp_path, capsys):
     sheet = tmp_path / "out" / "sheet.png"
     assert cli.main(["data", "check", documented, "--sheet", str(sheet)]) == 0
     out = capsys.readouterr().out
-    for line in ("3 lines", "2 pictures", "3 boxes", "2 labels", "2 questions", "2 conversations", "3 turns in them",
-                 "1 lines without a picture", "labels: dog 2, red ball 1", "no problems"):  # fmt: skip
+    for line in (
+        "3 lines",
+        "2 pictures",
+        "3 boxes",
+        "2 labels",
+        "2 questions",
+        "2 conversations",
+        "3 turns in them",
+        "1 lines without a picture",
+        "labels: dog 2, red ball 1",
+        "no problems",
+    ):
         assert line in out
     assert sheet.is_file()
     with Image.open(sheet) as drawn:
@@ -453,10 +494,14 @@ def test_show_of_own_data(documented, tmp_path, tiny_folder, capsys):
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [(["own", "file"], "The option 'file' cannot be read"), (["own", "flie=x"], "Did you mean file?"),
-     (["scenes", "moost=3"], "Did you mean most?"), (["owm"], "Did you mean own?"),
-     (["own", "file=[x"], "cannot be read")],
-)  # fmt: skip
+    [
+        (["own", "file"], "The option 'file' cannot be read"),
+        (["own", "flie=x"], "Did you mean file?"),
+        (["scenes", "moost=3"], "Did you mean most?"),
+        (["owm"], "Did you mean own?"),
+        (["own", "file=[x"], "cannot be read"),
+    ],
+)
 def test_show_tells_what_is_wrong(words, told, capsys):
     assert cli.main(["show", *words]) == 2
     assert told in capsys.readouterr().err
@@ -476,7 +521,7 @@ def test_labels_cannot_break_a_list_and_are_one_whatever_their_capitals(tmp_path
     rows = [
         {"image": "a.jpg", "boxes": [{"label": "ball, red</p>", **box}]},
         {"image": "b.jpg", "boxes": [{"label": "Ball Red", **box}], "absent": ["BALL RED"], "grounding": "{ball red}"},
-    ]  # fmt: skip
+    ]
     data = Own(lines(tmp_path, *rows), exchanges=99)
     said_of = pairs(data)
     assert ("[detection] ball red", "<p>ball red</p> {<10><10><50><50>}") in said_of
@@ -484,9 +529,10 @@ def test_labels_cannot_break_a_list_and_are_one_whatever_their_capitals(tmp_path
     assert not [a for _, a in said_of if "There is no" in a]
     kind = "a label that differs from an earlier one in capitals alone, read as that one"
     assert counted(data) == {
-        "a label with a comma or brackets, read without them": 1, kind: 2,
+        "a label with a comma or brackets, read without them": 1,
+        kind: 2,
         "a label that is both absent and has a box": 1,
-    }  # fmt: skip
+    }
 
 
 def test_what_is_there_on_one_line_of_an_image_is_absent_on_none(tmp_path):
@@ -494,9 +540,10 @@ def test_what_is_there_on_one_line_of_an_image_is_absent_on_none(tmp_path):
     dog, cat = ({"label": name, "xyxy": [0, 0, 99, 99]} for name in ("dog", "cat"))
     other = {"label": "dog", "xyxy": [300, 0, 400, 99]}
     rows = [
-        {"image": "a.jpg", "boxes": [dog]}, {"image": "./a.jpg", "boxes": [cat, other]},
+        {"image": "a.jpg", "boxes": [dog]},
+        {"image": "./a.jpg", "boxes": [cat, other]},
         {"image": "a.jpg", "absent": ["cat"], "caption": "x"},
-    ]  # fmt: skip
+    ]
     data = Own(lines(tmp_path, *rows, {"image": "a.jpg", "caption": "A dog and a cat."}), exchanges=99, closed=True)
     assert not [a for _, a in pairs(data) if "There is no" in a]
     answers = {frozenset(b.xyxy for b in parse(a, 640, 480).boxes) for q, a in pairs(data) if q == "[detection] dog"}
@@ -566,11 +613,13 @@ def test_a_mark_of_an_image_is_its_place_or_refused(tmp_path, turns, kind):
     ("name", "kind"),
     [
         ("data:image/png;base64," + "A" * 5000, "an image given as data (base64)"),
-        ("x" * 5000, "an image name that is too long"), ("a\0.jpg", "an image name with a NUL"),
+        ("x" * 5000, "an image name that is too long"),
+        ("a\0.jpg", "an image name with a NUL"),
         ("C:\\Users\\me\\a.jpg", "an image given as a path of a Windows computer"),
-        ("https://x.org/a.jpg", "an image given as a web address"), ("sub\new.jpg", "an image name with a line break"),
+        ("https://x.org/a.jpg", "an image given as a web address"),
+        ("sub\new.jpg", "an image name with a line break"),
     ],
-)  # fmt: skip
+)
 def test_names_that_are_none_cost_one_line(tmp_path, name, kind, capsys):
     picture(tmp_path / "a.jpg")
     picture(tmp_path / "b\u202f c" / " d.jpg")
@@ -586,13 +635,17 @@ def test_names_that_are_none_cost_one_line(tmp_path, name, kind, capsys):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ('{"a": 1}'.encode("utf-16"), "is text in UTF-16"), ('{"a": 1}'.encode("utf-16-le"), "is text in UTF-16"),
-        ('{"a": "é"}'.encode("latin1"), "is no text in UTF-8"), (b"image,label\na.jpg,dog\n", r"is a table \(CSV\)"),
-        (b"images:\n  - a.jpg\n", "is YAML"), (b'[{"image": "a.jpg"}]', "holds one JSON list"),
-        (b'[\n{"image": "a.jpg"},\n]', "holds one JSON list"), (b"\x1f\x8b\x08\0", "is a compressed file"),
+        ('{"a": 1}'.encode("utf-16"), "is text in UTF-16"),
+        ('{"a": 1}'.encode("utf-16-le"), "is text in UTF-16"),
+        ('{"a": "é"}'.encode("latin1"), "is no text in UTF-8"),
+        (b"image,label\na.jpg,dog\n", r"is a table \(CSV\)"),
+        (b"images:\n  - a.jpg\n", "is YAML"),
+        (b'[{"image": "a.jpg"}]', "holds one JSON list"),
+        (b'[\n{"image": "a.jpg"},\n]', "holds one JSON list"),
+        (b"\x1f\x8b\x08\0", "is a compressed file"),
         (b"<!DOCTYPE html>", "is a web page"),
     ],
-)  # fmt: skip
+)
 def test_a_file_of_another_form_is_named(tmp_path, content, told):
     file = tmp_path / "own.jsonl"
     file.write_bytes(content)
@@ -604,11 +657,14 @@ def test_a_file_of_another_form_is_named(tmp_path, content, told):
 @pytest.mark.parametrize(
     ("line", "mistake"),
     [
-        ('{"image": "a.jpg", }', "a comma too many"), ("{'image': 'a.jpg'}", "quotation marks of another kind"),
-        ('{"image": "a.jpg" // x\n', "a comment"), (r'{"image": "C:\Users"}', "a single backslash"),
-        ('{"caption": None}', "None, which is no JSON"), ('{"image": "a.jp', "it ends in the middle"),
+        ('{"image": "a.jpg", }', "a comma too many"),
+        ("{'image': 'a.jpg'}", "quotation marks of another kind"),
+        ('{"image": "a.jpg" // x\n', "a comment"),
+        (r'{"image": "C:\Users"}', "a single backslash"),
+        ('{"caption": None}', "None, which is no JSON"),
+        ('{"image": "a.jp', "it ends in the middle"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_json_is_named(tmp_path, line, mistake):
     picture(tmp_path / "a.jpg")
     data = Own(lines(tmp_path, "\ufeff" + json.dumps(GOOD), line))

@@ -72,16 +72,21 @@ def test_gqa_counts_what_is_wrong_and_has_no_test_answers(tmp_path):
     files = {
         "images/7.jpg": None,
         "questions/train_balanced_questions.json": {
-            "1": row, "2": {**row, "imageId": "8"}, "3": {"imageId": "7"}, "4": []
+            "1": row,
+            "2": {**row, "imageId": "8"},
+            "3": {"imageId": "7"},
+            "4": [],
         },
         "questions/test_balanced_questions.json": {"1": {"imageId": "7", "question": "why?"}},
-    }  # fmt: skip
+    }
     data = opened("gqa", tmp_path, files)
     assert said(data[0]) == ["[vqa] is it red?", "no"]
     assert len(data) == 1
     assert data.problems.counts == {
-        "a picture that is not on the disk": 1, "no 'question'": 1, "a record that is no JSON object": 1,
-    }  # fmt: skip
+        "a picture that is not on the disk": 1,
+        "no 'question'": 1,
+        "a record that is no JSON object": 1,
+    }
     assert said(opened("gqa", tmp_path, {}, split="test")[0]) == ["[vqa] why?"]
 
 
@@ -125,23 +130,36 @@ def test_okvqa(tmp_path):
             "questions": [{"image_id": 51606, "question": "What is the hairstyle called?", "question_id": 516065}]
         },
         "mscoco_val2014_annotations.json": {
-            "annotations": [{"image_id": 51606, "question_id": 516065, "confidence": 3, "answers": [
-                {"answer_id": i, "raw_answer": "x", "answer_confidence": "yes", "answer": a}
-                for i, a in enumerate(answers)]}]
+            "annotations": [
+                {
+                    "image_id": 51606,
+                    "question_id": 516065,
+                    "confidence": 3,
+                    "answers": [
+                        {"answer_id": i, "raw_answer": "x", "answer_confidence": "yes", "answer": a}
+                        for i, a in enumerate(answers)
+                    ],
+                }
+            ]
         },
         "val2014/COCO_val2014_000000051606.jpg": None,
-    }  # fmt: skip
+    }
     data = opened("okvqa", tmp_path, files, split="val")
     assert data[0].exchanges[0].references == ("braid",) * 6 + ("pony tail",) * 4
     assert data[0].image.name == "COCO_val2014_000000051606.jpg"
 
 
 A_OKVQA = {
-    "split": "train", "image_id": 299207, "question_id": "22MexNkBPpdZGX6sxbxVBH",
-    "question": "What is the man by the bags awaiting?", "choices": ["skateboarder", "train", "delivery", "cab"],
-    "correct_choice_idx": 3, "direct_answers": ["ride"] * 2 + ["bus"] * 3 + ["taxi"] * 5,
-    "difficult_direct_answer": False, "rationales": ["He has bags.", "He waits at the road.", "He looks for a car."],
-}  # fmt: skip
+    "split": "train",
+    "image_id": 299207,
+    "question_id": "22MexNkBPpdZGX6sxbxVBH",
+    "question": "What is the man by the bags awaiting?",
+    "choices": ["skateboarder", "train", "delivery", "cab"],
+    "correct_choice_idx": 3,
+    "direct_answers": ["ride"] * 2 + ["bus"] * 3 + ["taxi"] * 5,
+    "difficult_direct_answer": False,
+    "rationales": ["He has bags.", "He waits at the road.", "He looks for a car."],
+}
 
 
 def test_aokvqa(tmp_path):
@@ -167,26 +185,38 @@ def test_aokvqa_without_answers(tmp_path):
 
 def _book(split: int, **changes) -> dict:
     return {
-        "imageURL": "a.jpg", "questions": ["Who wrote this book?", "Is this a comic?"], "answers": ["S. Boynton", "No"],
-        "title": "t", "authorName": "S. Boynton", "genre": "Calendars", "split": split, **changes,
-    }  # fmt: skip
+        "imageURL": "a.jpg",
+        "questions": ["Who wrote this book?", "Is this a comic?"],
+        "answers": ["S. Boynton", "No"],
+        "title": "t",
+        "authorName": "S. Boynton",
+        "genre": "Calendars",
+        "split": split,
+        **changes,
+    }
 
 
 def test_ocrvqa(tmp_path):
     books = {
-        "761183272": _book(1), "1": _book(2), "2": _book(1, answers=["x"]), "3": _book(1),
+        "761183272": _book(1),
+        "1": _book(2),
+        "2": _book(1, answers=["x"]),
+        "3": _book(1),
         "4": _book(1, answers=["x", " "]),
-    }  # fmt: skip
+    }
     files = {"dataset.json": books, "images/761183272.gif": None, "images/1.jpg": None, "images/4.jpg": None}
     data = opened("ocrvqa", tmp_path, files)
     assert [said(data[i]) for i in range(len(data))] == [
-        ["[vqa] Who wrote this book?", "S. Boynton"], ["[vqa] Is this a comic?", "No"],
+        ["[vqa] Who wrote this book?", "S. Boynton"],
+        ["[vqa] Is this a comic?", "No"],
         ["[vqa] Who wrote this book?", "x"],
-    ]  # fmt: skip
+    ]
     assert data[0].image.name == "761183272.gif"
     assert data.problems.counts == {
-        "not as many answers as questions": 1, "a picture that is not on the disk": 1, "an empty question or answer": 1,
-    }  # fmt: skip
+        "not as many answers as questions": 1,
+        "a picture that is not on the disk": 1,
+        "an empty question or answer": 1,
+    }
     assert len(opened("ocrvqa", tmp_path, {}, split="val")) == 2
     with pytest.raises(UserError, match="gives no record"):
         opened("ocrvqa", tmp_path, {}, split="test")
@@ -208,18 +238,24 @@ def test_iconqa(tmp_path):
     row = {"question": "What time is it?", "choices": ["6:00", "12:05"], "answer": 1, "ques_type": "choose_txt"}
     place = "iconqa_data/iconqa/val/choose_txt"
     files = {
-        f"{place}/10/data.json": row, f"{place}/10/image.png": None,
-        f"{place}/9/data.json": {**row, "answer": 0}, f"{place}/9/image.png": None,
-        f"{place}/11/data.json": {**row, "answer": 2}, f"{place}/11/image.png": None,
-        f"{place}/12/data.json": row, f"{place}/13/data.json": "{", f"{place}/notes.txt": None,
-    }  # fmt: skip
+        f"{place}/10/data.json": row,
+        f"{place}/10/image.png": None,
+        f"{place}/9/data.json": {**row, "answer": 0},
+        f"{place}/9/image.png": None,
+        f"{place}/11/data.json": {**row, "answer": 2},
+        f"{place}/11/image.png": None,
+        f"{place}/12/data.json": row,
+        f"{place}/13/data.json": "{",
+        f"{place}/notes.txt": None,
+    }
     data = opened("iconqa", tmp_path, files)
     assert [data[i].exchanges[0].answer for i in range(len(data))] == ["6:00", "12:05"]
     assert data[1].image == tmp_path / place / "10" / "image.png"
     assert data.problems.counts == {
-        "an 'answer' that is none of the choices": 1, "a picture that is not on the disk": 1,
+        "an 'answer' that is none of the choices": 1,
+        "a picture that is not on the disk": 1,
         "a data.json that cannot be read": 1,
-    }  # fmt: skip
+    }
 
 
 def test_hateful_memes(tmp_path):
@@ -231,8 +267,10 @@ def test_hateful_memes(tmp_path):
     assert [data[i].exchanges[0].answer for i in range(len(data))] == ["yes", "no"]
     assert data[1].key == "dev.jsonl line 4"
     assert data.problems.counts == {
-        "a 'label' other than 0 and 1": 1, "a picture that is not on the disk": 1, "a line that is no JSON": 1,
-    }  # fmt: skip
+        "a 'label' other than 0 and 1": 1,
+        "a picture that is not on the disk": 1,
+        "a line that is no JSON": 1,
+    }
 
 
 def test_what_is_left_out_is_the_same_for_training_and_evaluation(tmp_path):
@@ -242,8 +280,9 @@ def test_what_is_left_out_is_the_same_for_training_and_evaluation(tmp_path):
     other = {**annotation, "answers": [{"answer": "not so"}]}
     root = {
         "OpenEnded_mscoco_val2014_questions.json": {"questions": [question, question, {**question, "question_id": 71}]},
-        "mscoco_val2014_annotations.json": {"annotations": [annotation, other]}, "000000000007.jpg": None,
-    }  # fmt: skip
+        "mscoco_val2014_annotations.json": {"annotations": [annotation, other]},
+        "000000000007.jpg": None,
+    }
     data = opened("okvqa", tmp_path, root, split="val")
     benchmark = open_benchmark("okvqa", {"root": str(tmp_path)})
     assert [data[i].exchanges[0].references for i in range(len(data))] == [("so",)]
@@ -266,9 +305,18 @@ GOOD_NAME = "a\u202f \u3000b"
 @pytest.mark.parametrize("reader", ["gqa", "vizwiz", "textcaps", "hateful_memes"])
 def test_names_are_kept_to_the_character_and_each_that_is_none_costs_one_record(tmp_path, reader, name):
     def row(given: str) -> dict:
-        return {"imageId": given, "image": f"{given}.jpg", "image_id": given, "img": f"img/{given}.jpg",
-                "question": "what?", "answer": "x", "answers": [{"answer": "x"}], "caption_str": "a cap", "text": "a",
-                "label": 0}  # fmt: skip
+        return {
+            "imageId": given,
+            "image": f"{given}.jpg",
+            "image_id": given,
+            "img": f"img/{given}.jpg",
+            "question": "what?",
+            "answer": "x",
+            "answers": [{"answer": "x"}],
+            "caption_str": "a cap",
+            "text": "a",
+            "label": 0,
+        }
 
     if reader == "hateful_memes" and name.startswith("data:"):
         name = name.removeprefix("data:")  # it begins with the folder, so it is only too long

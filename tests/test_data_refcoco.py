@@ -27,9 +27,12 @@ INSTANCES = {
     "annotations": [{"id": 11, "image_id": 9, "bbox": [10, 20, 30.5, 40], "segmentation": []}],
 }
 ROW = {
-    "img_id": "COCO_train2014_000000000009_3", "sents": "the left one", "bbox": [10, 20, 30, 40],
-    "height": 80, "width": 100,
-}  # fmt: skip
+    "img_id": "COCO_train2014_000000000009_3",
+    "sents": "the left one",
+    "bbox": [10, 20, 30, 40],
+    "height": 80,
+    "width": 100,
+}
 
 
 def _original(folder: Path, references: bytes, instances=INSTANCES, by: str = "unc") -> Path:
@@ -128,10 +131,17 @@ def test_code_in_a_pickle_is_refused_by_name(tmp_path, protocol):
         RefCoco(str(tmp_path), split="val")
 
 
-@pytest.mark.parametrize("data", [
-    b"cos\nsystem\n(S'exit 1'\ntR.", b"(S'exit 1'\nios\nsystem\n.", b"Pwhat\n.", b"\x80\x02\x82\x01.",
-    b"c__builtin__\neval\n.", b"c__builtin__\nset\n.",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"cos\nsystem\n(S'exit 1'\ntR.",
+        b"(S'exit 1'\nios\nsystem\n.",
+        b"Pwhat\n.",
+        b"\x80\x02\x82\x01.",
+        b"c__builtin__\neval\n.",
+        b"c__builtin__\nset\n.",
+    ],
+)
 def test_every_way_to_name_code_is_refused(tmp_path, data):
     (tmp_path / "refs.p").write_bytes(data)
     with pytest.raises(UserError, match="would load|is damaged"):

@@ -30,8 +30,11 @@ def picture(number: int, kind: str = "PNG") -> bytes:
 def members(first: int, count: int) -> list[tuple[str, bytes]]:
     found = []
     for n in range(first, first + count):
-        found += [(f"{n:05d}.jpg", picture(n, "JPEG")), (f"{n:05d}.json", json.dumps({"n": n}).encode()),
-                  (f"{n:05d}.txt", f"caption {n}".encode())]  # fmt: skip
+        found += [
+            (f"{n:05d}.jpg", picture(n, "JPEG")),
+            (f"{n:05d}.json", json.dumps({"n": n}).encode()),
+            (f"{n:05d}.txt", f"caption {n}".encode()),
+        ]
     return found
 
 
@@ -72,9 +75,15 @@ def test_every_kind_of_tar(tmp_path, form):
     """Folders, names too long for a header, letters beyond ASCII, members apart from each other, other files."""
     long = "a" * 90 + "/" + ("b" * 60 if form == tarfile.USTAR_FORMAT else "b" * 150)
     inside = [
-        ("./x/1.jpg", picture(1)), (f"{long}.webp", picture(2, "WEBP")), ("x/2.é.json", b"{}"), ("1.cls", b"7"),
-        (f"{long}.json", b'{"n": 2}'), ("./x/1.json", b'{"n": 1}'), ("ü.PNG", picture(3)), ("ü.json", b'{"n": 3}'),
-    ]  # fmt: skip
+        ("./x/1.jpg", picture(1)),
+        (f"{long}.webp", picture(2, "WEBP")),
+        ("x/2.é.json", b"{}"),
+        ("1.cls", b"7"),
+        (f"{long}.json", b'{"n": 2}'),
+        ("./x/1.json", b'{"n": 1}'),
+        ("ü.PNG", picture(3)),
+        ("ü.json", b'{"n": 3}'),
+    ]
     shards = Shards(str(write_tar(tmp_path / "a.tar", inside, form)), all_of, "test")
     assert numbers(shards) == [1, 2, 3]
     assert shards.problems.counts == {"a member of a kind that is not read": 1, "no picture": 1}
@@ -100,16 +109,25 @@ def test_names_with_dots_are_samples_of_their_own(tmp_path):
 
 def test_members_of_one_sample_by_the_first_dot(tmp_path):
     inside = [
-        ("7.image.jpg", picture(7, "JPEG")), ("7.caption.txt", b"seven"), ("8.jpg", picture(8, "JPEG")),
-        ("8.seg.png", picture(9)), ("8.long.txt", b"eight"), ("8.cls", b"3"), ("._8.jpg", b"x"), ("9.heic", b"x"),
-        ("s.1.jpg", picture(1, "JPEG")), ("s.2.txt", b"not of s.1"),
-    ]  # fmt: skip
+        ("7.image.jpg", picture(7, "JPEG")),
+        ("7.caption.txt", b"seven"),
+        ("8.jpg", picture(8, "JPEG")),
+        ("8.seg.png", picture(9)),
+        ("8.long.txt", b"eight"),
+        ("8.cls", b"3"),
+        ("._8.jpg", b"x"),
+        ("9.heic", b"x"),
+        ("s.1.jpg", picture(1, "JPEG")),
+        ("s.2.txt", b"not of s.1"),
+    ]
     shards = Shards(str(write_tar(tmp_path / "a.tar", inside)), all_of, "p")
     assert {text: width for text, width in _words(shards).values()} == {"seven": 27, "eight": 28, "": 21}
     assert shards.problems.counts == {
-        "a further member of a sample that has one of its kind": 1, "a member of a kind that is not read": 1,
-        "a hidden file, as macOS leaves them in archives": 1, "no picture": 1,
-    }  # fmt: skip
+        "a further member of a sample that has one of its kind": 1,
+        "a member of a kind that is not read": 1,
+        "a hidden file, as macOS leaves them in archives": 1,
+        "no picture": 1,
+    }
 
 
 def test_a_column_of_lists_is_counted(tmp_path):
@@ -128,8 +146,9 @@ def test_names_that_no_file_has_are_counted(tmp_path):
     assert [shards[i].image for i in range(len(shards))] == [picture_file]
     assert sorted(shards.problems.counts) == [
         "an image given as data (base64) in the place of a file name",
-        "an image name that is too long for a file", "an image name with a NUL character, which no file has",
-    ]  # fmt: skip
+        "an image name that is too long for a file",
+        "an image name with a NUL character, which no file has",
+    ]
 
 
 def test_what_a_judge_refuses_is_counted_and_left_out(tmp_path):
@@ -216,15 +235,24 @@ def test_a_damaged_shard_is_counted_and_the_others_are_read(tmp_path, damage):
 
 
 def test_wrong_text_is_counted(tmp_path):
-    inside = [("1.json", b"{"), ("2.json", b"[]"), ("3.json", b"\xff"), ("4.txt", b"\xff"),
-              ("5.jpg", picture(5, "JPEG")), ("5.json", b'{"n": 5}'), ("5.json", b'{"n": 6}'),
-              ("6.json", b"[" * 100000)]  # fmt: skip
+    inside = [
+        ("1.json", b"{"),
+        ("2.json", b"[]"),
+        ("3.json", b"\xff"),
+        ("4.txt", b"\xff"),
+        ("5.jpg", picture(5, "JPEG")),
+        ("5.json", b'{"n": 5}'),
+        ("5.json", b'{"n": 6}'),
+        ("6.json", b"[" * 100000),
+    ]
     shards = Shards(str(write_tar(tmp_path / "a.tar", inside)), all_of, "p")
     assert numbers(shards) == [5]
     assert shards.problems.counts == {
-        "JSON that cannot be read": 2, "JSON that is no object": 1, "text that is not in UTF-8": 2,
+        "JSON that cannot be read": 2,
+        "JSON that is no object": 1,
+        "text that is not in UTF-8": 2,
         "a second member of the same kind and name": 1,
-    }  # fmt: skip
+    }
 
 
 def test_patterns(tmp_path):
@@ -235,9 +263,10 @@ def test_patterns(tmp_path):
     assert at("s-*.tar") == [8, 9, 10] and at("{s,t}-{008..008}.tar") == [8, 8]
     assert len(Shards([f"{tmp_path}/*.tar", f"{tmp_path}/s-008.tar"], all_of, "p")) == 5  # each once
     for pattern, message in (
-        ("s-{008..012}.tar", r"no shard .*s-011\.tar"), ("*.zip", r"no shard .*\*\.zip"),
+        ("s-{008..012}.tar", r"no shard .*s-011\.tar"),
+        ("*.zip", r"no shard .*\*\.zip"),
         ("{3..1}.tar", "before it begins"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=message):
             at(pattern)
 

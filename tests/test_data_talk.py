@@ -56,9 +56,12 @@ def test_karpathy_splits(tmp_path):
         return {"filepath": "val2014", "filename": name, "cocoid": number, "split": split, "sentences": sentences}
 
     images = [
-        image(1, "train", "a dog", "one dog"), image(2, "restval", "a cat", " "), image(3, "test", "a", "b", "c"),
-        image(4, "test", "no picture"), {"split": "val"},
-    ]  # fmt: skip
+        image(1, "train", "a dog", "one dog"),
+        image(2, "restval", "a cat", " "),
+        image(3, "test", "a", "b", "c"),
+        image(4, "test", "no picture"),
+        {"split": "val"},
+    ]
     files = {"dataset_coco.json": {"images": images, "dataset": "coco"}}
     files |= {f"val2014/COCO_val2014_{n:012d}.jpg": None for n in (1, 2, 3)}
     train = opened("coco_caption", tmp_path, files)
@@ -82,8 +85,9 @@ def test_textcaps(tmp_path):
         "TextCaps_0.1_train.json": {"data": [*rows, {**rows[0], "image_id": "none"}]},
         "TextCaps_0.1_val.json": {"data": rows[:2]},
         "TextCaps_0.1_test.json": {"data": [{"image_id": "5c"}]},
-        "train_images/4be9.jpg": None, "test_images/5c.jpg": None,
-    }  # fmt: skip
+        "train_images/4be9.jpg": None,
+        "test_images/5c.jpg": None,
+    }
     train = opened("textcaps", tmp_path, files)
     assert [said(train[i])[1] for i in range(len(train))] == ["a sign that says stop", "a red stop sign"]
     assert train.problems.counts == {"an empty 'caption_str'": 1, "a picture that is not on the disk": 1}
@@ -101,9 +105,12 @@ def _turns(*words: str) -> list[dict]:
 
 @pytest.mark.parametrize(
     ("split", "file"),
-    [("conversation", "conversation_58k.json"), ("detail", "detail_23k.json"),
-     ("reasoning", "complex_reasoning_77k.json")],
-)  # fmt: skip
+    [
+        ("conversation", "conversation_58k.json"),
+        ("detail", "detail_23k.json"),
+        ("reasoning", "complex_reasoning_77k.json"),
+    ],
+)
 def test_llava(tmp_path, split, file):
     asked = ["What is it?\n<image>", "A Plaza,\nwith 2 cars!", "Why?", "It's busy; see {the sign}."]
     rows = [
@@ -122,16 +129,25 @@ def test_llava(tmp_path, split, file):
     assert isinstance(render(data[0])[0].pieces[0], Picture)
     assert said(data[1]) == ["Why?", "So."]
     assert data.problems.counts == {
-        "a conversation that is no pairs of question and answer": 1, "a turn without words": 1,
-        "a conversation in which two turns of one speaker follow each other": 1, "a picture that is not on the disk": 1,
-        "an 'image' that names no picture of COCO": 1, "a record that is no JSON object": 1,
-    }  # fmt: skip
+        "a conversation that is no pairs of question and answer": 1,
+        "a turn without words": 1,
+        "a conversation in which two turns of one speaker follow each other": 1,
+        "a picture that is not on the disk": 1,
+        "an 'image' that names no picture of COCO": 1,
+        "a record that is no JSON object": 1,
+    }
     assert data.problems.examples["a turn without words"] == [f"{file} row 3"]
 
 
 def test_multitask_conversation(tmp_path):
-    words = ["<image>\n[grounding] describe it", "<p>a man</p> {<10><20><54><98>} walks", "[refer] his hat",
-             "{<12><20><30><31>}", "thanks", "You are welcome."]  # fmt: skip
+    words = [
+        "<image>\n[grounding] describe it",
+        "<p>a man</p> {<10><20><54><98>} walks",
+        "[refer] his hat",
+        "{<12><20><30><31>}",
+        "thanks",
+        "You are welcome.",
+    ]
     rows = [{"id": "000000111222", "conversations": _turns(*words)}]
     files = {"multitask_conversation.json": rows, "train2014/COCO_train2014_000000111222.jpg": None}
     data = opened("multitask_conversation", tmp_path, files)
@@ -164,12 +180,17 @@ def test_unnatural_instructions(tmp_path):
     text = "\n".join(map(json.dumps, rows)) + "\n{\n"
     data = opened("unnatural_instructions", tmp_path, {"data/core_data.jsonl": text})
     assert [said(data[i]) for i in range(len(data))] == [
-        ["Say it: Tom", "Tom!"], ["Say it: Tom In 1 word.", "Tom!"], ["Say it: Tom", "Tom!"], ["Say it: Tom", "Tom!"],
-    ]  # fmt: skip
+        ["Say it: Tom", "Tom!"],
+        ["Say it: Tom In 1 word.", "Tom!"],
+        ["Say it: Tom", "Tom!"],
+        ["Say it: Tom", "Tom!"],
+    ]
     assert data[0].image is None
     assert data.problems.counts == {
-        "an empty instruction or output": 1, "no 'instances'": 1, "a line that is no JSON (it ends in the middle)": 1,
-    }  # fmt: skip
+        "an empty instruction or output": 1,
+        "no 'instances'": 1,
+        "a line that is no JSON (it ends in the middle)": 1,
+    }
     filtered = opened(
         "unnatural_instructions", tmp_path, {"filtered_unnatural_instruction.json": rows[:1]}, split="filtered"
     )

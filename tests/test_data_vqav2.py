@@ -80,9 +80,13 @@ def test_missing_files_are_all_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("{", "ends in the middle"), ("[]", "no list 'annotations'"), ('{"questions": 3}', "no list 'annotations'"),
-     (b"\xff\xfe", "UTF-16")],
-)  # fmt: skip
+    [
+        ("{", "ends in the middle"),
+        ("[]", "no list 'annotations'"),
+        ('{"questions": 3}', "no list 'annotations'"),
+        (b"\xff\xfe", "UTF-16"),
+    ],
+)
 def test_a_file_that_is_something_else(tmp_path, content, said):
     (tmp_path / "000000000009.jpg").touch()
     for name in ("v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"):
@@ -97,10 +101,15 @@ def test_the_most_common_answer_comes_first():
 
 @pytest.mark.parametrize(
     "place",
-    ["train2014/COCO_train2014_000000000009.jpg", "val2017/000000000009.jpg",
-     "images/val2014/COCO_val2014_000000000009.jpg", "images/000000000009.jpg", "000000000009.jpg",
-     "coco/images/train2017/000000000009.jpg"],
-)  # fmt: skip
+    [
+        "train2014/COCO_train2014_000000000009.jpg",
+        "val2017/000000000009.jpg",
+        "images/val2014/COCO_val2014_000000000009.jpg",
+        "images/000000000009.jpg",
+        "000000000009.jpg",
+        "coco/images/train2017/000000000009.jpg",
+    ],
+)
 def test_pictures_are_found_in_every_layout(tmp_path, place):
     file = tmp_path / place
     file.parent.mkdir(parents=True, exist_ok=True)

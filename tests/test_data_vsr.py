@@ -24,10 +24,14 @@ def _written(folder: Path, *rows) -> Path:
 @pytest.mark.parametrize(
     ("kind", "split", "count", "true", "relations"),
     [
-        ("random", "train", 5, 2, 5), ("random", "dev", 4, 1, 4), ("random", "test", 3, 0, 3),
-        ("zeroshot", "train", 5, 2, 4), ("zeroshot", "dev", 2, 0, 2), ("zeroshot", "test", 4, 1, 4),
+        ("random", "train", 5, 2, 5),
+        ("random", "dev", 4, 1, 4),
+        ("random", "test", 3, 0, 3),
+        ("zeroshot", "train", 5, 2, 4),
+        ("zeroshot", "dev", 2, 0, 2),
+        ("zeroshot", "test", 4, 1, 4),
     ],
-)  # fmt: skip
+)
 def test_every_genuine_statement_is_read(kind, split, count, true, relations):
     dataset = VSR(str(GENUINE), kind, split)
     answers = [dataset[i].exchanges[0].answer for i in range(len(dataset))]

@@ -68,9 +68,13 @@ def test_the_filter_counts_what_it_leaves_out(tmp_path):
     dataset = WebCaptions(shard, words=[2, 4], without=r"\S@\S", least={"similarity": 0.15})
     assert _captions(dataset) == ["three of them", "four of them here"]
     assert dict(dataset.problems.counts) == {
-        "a caption of fewer than 2 words": 1, "'similarity' under 0.15": 1, "a caption that `without` leaves out": 1,
-        "no number 'similarity'": 1, "no picture": 1, "no 'caption'": 1,
-    }  # fmt: skip
+        "a caption of fewer than 2 words": 1,
+        "'similarity' under 0.15": 1,
+        "a caption that `without` leaves out": 1,
+        "no number 'similarity'": 1,
+        "no picture": 1,
+        "no 'caption'": 1,
+    }
     assert _captions(WebCaptions(shard, words=[1, 3]))[:3] == captions[:3]
     assert len(WebCaptions(shard, without="of|at")) == 3  # each filter has its own index
 

@@ -145,10 +145,14 @@ def test_frame_and_label_grow_with_the_picture(monkeypatch, size):
 def test_every_size_of_picture(size):
     width, height = size
     boxes = [
-        Box(0, 0, width, height, "all", 1.0), Box(-5, -5, 99_999, 99_999, "x" * 5000, 0.5), Box(3, 3, 3, 3, "point"),
-        Box(width, height, width, height, "corner"), Box(9999, 9999, 9999, 9999, "outside"),
-        Box(9, 9, 1, 1, "reversed"), Box(float("nan"), 0, float("inf"), 2, "no number"),
-    ]  # fmt: skip
+        Box(0, 0, width, height, "all", 1.0),
+        Box(-5, -5, 99_999, 99_999, "x" * 5000, 0.5),
+        Box(3, 3, 3, 3, "point"),
+        Box(width, height, width, height, "corner"),
+        Box(9999, 9999, 9999, 9999, "outside"),
+        Box(9, 9, 1, 1, "reversed"),
+        Box(float("nan"), 0, float("inf"), 2, "no number"),
+    ]
     assert draw_boxes(blank(*size), boxes).size == size
 
 
@@ -174,9 +178,10 @@ def test_any_phrase(phrase):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(1, 120), st.integers(1, 120),
+    st.integers(1, 120),
+    st.integers(1, 120),
     st.lists(st.tuples(st.lists(st.floats(-50, 200), min_size=4, max_size=4), st.text(max_size=20)), max_size=5),
-)  # fmt: skip
+)
 def test_any_boxes(width, height, boxes):
     assert draw_boxes(blank(width, height), [Box(*xyxy, phrase) for xyxy, phrase in boxes]).size == (width, height)
 

@@ -139,16 +139,19 @@ def test_genuine_annotations_scored_with_their_own_boxes(tmp_path):
 # ---- answers files ----
 
 
-@pytest.mark.parametrize(("line", "told"), [
-    ('{"index": 0, "text": "a"}', "line 2 answers row 0, as line 1 does"),
-    ('{"index": 99, "text": "a"}', "line 2 answers row 99"),
-    ('{"index": -1, "text": "a"}', "line 2 answers row -1"),
-    ('{"index": "1", "text": "a"}', "line 2 is no answer"),
-    ('{"index": true, "text": "a"}', "line 2 is no answer"),
-    ('{"index": 1}', "line 2 is no answer"),
-    ('[1, "a"]', "line 2 is no answer"),
-    ('{"index": 1, "te', "line 2 is no answer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"index": 0, "text": "a"}', "line 2 answers row 0, as line 1 does"),
+        ('{"index": 99, "text": "a"}', "line 2 answers row 99"),
+        ('{"index": -1, "text": "a"}', "line 2 answers row -1"),
+        ('{"index": "1", "text": "a"}', "line 2 is no answer"),
+        ('{"index": true, "text": "a"}', "line 2 is no answer"),
+        ('{"index": 1}', "line 2 is no answer"),
+        ('[1, "a"]', "line 2 is no answer"),
+        ('{"index": 1, "te', "line 2 is no answer"),
+    ],
+)
 def test_bad_rows_of_a_rescoring_are_told_by_line(tmp_path, flat, capsys, line, told):
     file = tmp_path / "answers.jsonl"
     file.write_text('{"index": 0, "text": "a"}\n' + line + "\n")
@@ -200,9 +203,7 @@ TINY = [f"root={INSTANCES.parents[1]}"]
 
 def again(tmp_path, config: str, file: Path, *overrides: str) -> dict:
     """The figures of a file of another program's form."""
-    (report,) = runner.run(
-        CONFIGS / f"{config}.yaml", [*overrides, f"output={tmp_path / 'again'}"], rescore=str(file)
-    )  # fmt: skip
+    (report,) = runner.run(CONFIGS / f"{config}.yaml", [*overrides, f"output={tmp_path / 'again'}"], rescore=str(file))
     return {name: f.value for name, f in report.figures.items()} | {"report": report}
 
 
@@ -229,8 +230,11 @@ def test_exported_detections_give_the_same_figures(tmp_path):
     kinds = {k["id"]: k["name"] for k in json.loads(INSTANCES.read_text())["categories"]}
     answers = []
     for item in items:
-        found = [(kinds[t["category_id"]].upper(), Box(x, y, x + w, y + h))
-                 for t in item.truth[1][::2] for x, y, w, h in [t["bbox"]]]  # fmt: skip
+        found = [
+            (kinds[t["category_id"]].upper(), Box(x, y, x + w, y + h))
+            for t in item.truth[1][::2]
+            for x, y, w, h in [t["bbox"]]
+        ]
         text = " ".join(format_phrase(name, [box], *item.size, "floor") for name, box in found)
         scores = [0.9 - 0.01 * n for n in range(len(found))]
         answers.append({"index": item.index, "text": text, "scores": scores})
@@ -270,7 +274,9 @@ def test_the_truth_as_detections_of_another_program_is_perfect(tmp_path):
     found = again(tmp_path, "detection", file, *TINY)
     assert found["AP"] == found["AP75"] == 1 and found["report"].invalid == 0
     assert [line.split(": ")[1] for line in found["report"].problems[-2:]] == [
-        "1 x a detection in a picture that is not asked about", "1 x a detection of no known category"]  # fmt: skip
+        "1 x a detection in a picture that is not asked about",
+        "1 x a detection of no known category",
+    ]
 
 
 def test_other_forms_are_for_their_own_benchmarks(tmp_path, flat, capsys):
@@ -309,9 +315,15 @@ def drawn(tmp_path_factory) -> Path:
         scene.image.save(folder / f"COCO_train2014_{number:012d}.jpg")
         for thing in [*scene.things] * 2:
             x1, y1, x2, y2 = thing.box.xyxy
-            rows.append({"img_id": f"COCO_train2014_{number:012d}_{len(rows)}", "sents": thing.name,
-                         "bbox": [x1, y1, x2 - x1, y2 - y1], "width": scene.image.width,
-                         "height": scene.image.height})  # fmt: skip
+            rows.append(
+                {
+                    "img_id": f"COCO_train2014_{number:012d}_{len(rows)}",
+                    "sents": thing.name,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "width": scene.image.width,
+                    "height": scene.image.height,
+                }
+            )
     rows = rows[:4] + rows[-7:] if len(rows) > 11 else rows
     (folder / "refcoco_val.json").write_text(json.dumps(rows))
     return folder
@@ -320,8 +332,9 @@ def drawn(tmp_path_factory) -> Path:
 def asked(drawn, tiny_folder, output, *overrides, **options):
     (report,) = runner.run(
         CONFIGS / "refcoco.yaml",
-        [f"root={drawn}", f"model={tiny_folder}", f"output={output}", "device=cpu", *overrides], **options,
-    )  # fmt: skip
+        [f"root={drawn}", f"model={tiny_folder}", f"output={output}", "device=cpu", *overrides],
+        **options,
+    )
     lines = (Path(output) / "answers.jsonl").read_text().splitlines()
     return report, {row["index"]: row for row in map(json.loads, lines[1:])}
 
@@ -393,9 +406,10 @@ def test_a_finished_run_is_scored_again_without_the_model(drawn, tiny_folder, st
     asked(drawn, tiny_folder, tmp_path / "a")
     monkeypatch.setattr(runner, "_load", lambda *a: pytest.fail("the model was opened"))
     (again,) = runner.run(
-        CONFIGS / "refcoco.yaml", [f"root={drawn}", f"output={tmp_path / 'b'}"],
+        CONFIGS / "refcoco.yaml",
+        [f"root={drawn}", f"output={tmp_path / 'b'}"],
         rescore=str(tmp_path / "a" / "answers.jsonl"),
-    )  # fmt: skip
+    )
     assert figures(again) == figures(straight[0])
 
 
@@ -432,15 +446,30 @@ def test_missing_pictures_are_an_error_or_a_count(drawn, tiny_folder, tmp_path, 
 @pytest.mark.slow
 def test_two_processes_give_the_same(drawn, tiny_folder, straight, tmp_path):
     """Under torchrun's own variables: each row is answered once, as by one process, and the first process reports."""
-    command = [sys.executable, "-m", "minigptv2", "eval", str(CONFIGS / "refcoco.yaml"), f"root={drawn}",
-               f"model={tiny_folder}", f"output={tmp_path}", "device=cpu", "batch=2"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "minigptv2",
+        "eval",
+        str(CONFIGS / "refcoco.yaml"),
+        f"root={drawn}",
+        f"model={tiny_folder}",
+        f"output={tmp_path}",
+        "device=cpu",
+        "batch=2",
+    ]
     port = _free_port()
 
     def start(rank: int) -> subprocess.Popen:
         environment = os.environ | {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+        }
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     both = [start(rank) for rank in (0, 1)]
@@ -464,8 +493,18 @@ def _free_port() -> int:
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_leaves_answers_to_go_on_with(drawn, tiny_folder, straight, tmp_path):
-    command = [sys.executable, "-m", "minigptv2", "eval", str(CONFIGS / "refcoco.yaml"), f"root={drawn}",
-               f"model={tiny_folder}", f"output={tmp_path}", "device=cpu", "batch=1"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "minigptv2",
+        "eval",
+        str(CONFIGS / "refcoco.yaml"),
+        f"root={drawn}",
+        f"model={tiny_folder}",
+        f"output={tmp_path}",
+        "device=cpu",
+        "batch=1",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     file, deadline = tmp_path / "answers.jsonl", time.time() + 200
@@ -531,15 +570,24 @@ def test_a_list_or_a_last_line_without_line_end_is_an_answers_file(tmp_path, fla
     assert (cut.counts["half-written last line"], cut.missing) == (1, 1)
 
 
-@pytest.mark.parametrize(("content", "told"), [
-    ("", "is empty"), (" \n", "is empty"), ("[]", "answers none of the 5 questions"), ("{}", "no answer"),
-    ('{"index": 0, "te', "line 1 is no answer"), ('{"a": 1}', "line 1 is no answer"), ("words", "line 1 is no answer"),
-    ('{"COCO_train2014_000000000009_1": ["x"]}', "answers none"), ('[{"index": 0, "text": "a"}', "no whole JSON list"),
-    ('{"COCO_train2014_000000000001_1": [7]}', "a list of texts"),
-    ('[{"answer": "a"}]', "holds 1 answers that do not name their question"),
-    ('[{"question_id": 3, "answer": "a"}, {"question_id": 4}]', "row 1 is no answer"),
-    ('{"index": 0, "text": "a"}\n{"run": {"benchmark": "x"}}\n', "line 2 begins another run"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "is empty"),
+        (" \n", "is empty"),
+        ("[]", "answers none of the 5 questions"),
+        ("{}", "no answer"),
+        ('{"index": 0, "te', "line 1 is no answer"),
+        ('{"a": 1}', "line 1 is no answer"),
+        ("words", "line 1 is no answer"),
+        ('{"COCO_train2014_000000000009_1": ["x"]}', "answers none"),
+        ('[{"index": 0, "text": "a"}', "no whole JSON list"),
+        ('{"COCO_train2014_000000000001_1": [7]}', "a list of texts"),
+        ('[{"answer": "a"}]', "holds 1 answers that do not name their question"),
+        ('[{"question_id": 3, "answer": "a"}, {"question_id": 4}]', "row 1 is no answer"),
+        ('{"index": 0, "text": "a"}\n{"run": {"benchmark": "x"}}\n', "line 2 begins another run"),
+    ],
+)
 def test_what_answers_no_question_is_an_error(tmp_path, flat, capsys, content, told):
     file = tmp_path / "theirs.json"
     file.write_text(content)
@@ -574,8 +622,7 @@ def test_a_damaged_image_counts_as_wrong_and_does_not_end_the_run(drawn, tiny_fo
     assert f"| total | {len(items)} |" in told and f"| missing answers | {len(lost)} |" in told
     assert f"| questions that could not be asked | {len(lost)} |" in told
     rows = [json.loads(line) for line in (tmp_path / "o" / "answers.jsonl").read_text().splitlines()[1:]]
-    assert {r["index"]: r["text"] for r in rows} == {
-        i: r["text"] for i, r in straight[1].items() if i not in lost}  # fmt: skip
+    assert {r["index"]: r["text"] for r in rows} == {i: r["text"] for i, r in straight[1].items() if i not in lost}
     assert "Counted as wrong" in (tmp_path / "o" / "report.html").read_text()
 
     assert cli.main([*command, f"output={tmp_path}/p", "--allow-missing"]) == 0
@@ -599,8 +646,16 @@ def test_a_question_that_the_model_cannot_take_is_counted_and_no_question_at_all
     assert len(there) == len(rows) - 1 and report.missing == 1
     assert "a question that the model cannot take: row 4: The instruction is too long" in report.failed[0]
     (tmp_path / "refcoco_val.json").write_text(json.dumps(rows[4:5]))
-    told = fails(capsys, "eval", str(CONFIGS / "refcoco.yaml"), f"root={tmp_path}", f"images={drawn}",
-                 f"model={tiny_folder}", "device=cpu", f"output={tmp_path}/p")  # fmt: skip
+    told = fails(
+        capsys,
+        "eval",
+        str(CONFIGS / "refcoco.yaml"),
+        f"root={tmp_path}",
+        f"images={drawn}",
+        f"model={tiny_folder}",
+        "device=cpu",
+        f"output={tmp_path}/p",
+    )
     assert "None of the 1 questions" in told
 
 
@@ -618,8 +673,7 @@ def test_a_folder_of_what_was_trained_is_opened_with_its_base(drawn, tiny_folder
     assert cli.main([*command, f"output={tmp_path}/b", f"base={tiny_folder}"]) == 0
     for name in "ab":
         lines = (tmp_path / name / "answers.jsonl").read_text().splitlines()[1:]
-        assert {r["index"]: r["text"] for r in map(json.loads, lines)} == {
-            i: r["text"] for i, r in straight[1].items()}  # fmt: skip
+        assert {r["index"]: r["text"] for r in map(json.loads, lines)} == {i: r["text"] for i, r in straight[1].items()}
 
 
 def test_an_output_that_cannot_be_made_is_told_before_the_model_is_opened(drawn, tmp_path, capsys, monkeypatch):
@@ -633,8 +687,15 @@ def test_an_output_that_cannot_be_made_is_told_before_the_model_is_opened(drawn,
 def test_a_full_disk_keeps_what_was_answered(drawn, tiny_folder, straight, tmp_path, capsys):
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    command = ["eval", str(CONFIGS / "refcoco.yaml"), f"root={drawn}", f"model={tiny_folder}", "device=cpu", "batch=1",
-               f"output={tmp_path}"]  # fmt: skip
+    command = [
+        "eval",
+        str(CONFIGS / "refcoco.yaml"),
+        f"root={drawn}",
+        f"model={tiny_folder}",
+        "device=cpu",
+        "batch=1",
+        f"output={tmp_path}",
+    ]
     resource.setrlimit(resource.RLIMIT_FSIZE, (900, before[1]))
     try:
         told = fails(capsys, *command)
@@ -657,10 +718,15 @@ def test_two_runs_on_one_output_exclude_each_other(drawn, tmp_path, capsys):
         pass
 
 
-@pytest.mark.parametrize(("module", "package", "config"), [
-    ("pycocotools.cocoeval", "pycocotools", "detection"), ("pycocoevalcap.cider.cider", "pycocoevalcap", "caption"),
-    ("sklearn.metrics", "scikit-learn", "memes"), ("pycocoevalcap.rouge.rouge", "pycocoevalcap", "reg"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("module", "package", "config"),
+    [
+        ("pycocotools.cocoeval", "pycocotools", "detection"),
+        ("pycocoevalcap.cider.cider", "pycocoevalcap", "caption"),
+        ("sklearn.metrics", "scikit-learn", "memes"),
+        ("pycocoevalcap.rouge.rouge", "pycocoevalcap", "reg"),
+    ],
+)
 def test_a_missing_package_is_told_before_anything_is_asked(
     tmp_path, drawn, capsys, monkeypatch, module, package, config
 ):

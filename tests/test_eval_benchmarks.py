@@ -24,7 +24,7 @@ def scored(name: str, options: dict, texts: list, rules: Rules = STRICT, **more)
     given = {
         i.index: Prediction(i.index, "", "missing") if text is None else Prediction(i.index, text, **more)
         for i, text in zip(items, texts)
-    }  # fmt: skip
+    }
     found = benchmark.score(items, given, rules)
     assert found.total == len(items) == len(found.cases)
     assert len(fingerprint(benchmark.files)) == 16
@@ -32,8 +32,9 @@ def scored(name: str, options: dict, texts: list, rules: Rules = STRICT, **more)
     assert all(case.right is None or 0 <= case.right <= 1 for case in found.cases)
     assert all(low <= high for low, high in bootstrap(found, items, 9, corpus_resamples=3).values())
     told = {n: Figure(v) for n, v in figures.items()}
-    report = Report(name, name, {}, "a model", rules, told, found.total, len(found.invalid), judged=found.judged,
-                    cases=found.cases)  # fmt: skip
+    report = Report(
+        name, name, {}, "a model", rules, told, found.total, len(found.invalid), judged=found.judged, cases=found.cases
+    )
     assert page([report]).endswith("</html>\n")
     return figures, found
 
@@ -93,8 +94,14 @@ def test_vqa_is_the_mean_over_the_ten_subsets_of_nine(questions):
 
 
 def test_okvqa_has_its_published_figure_and_vizwiz_its_own_words(tmp_path):
-    rows = [{"image": "VizWiz_val_0.jpg", "question": "what?", "answer_type": "unanswerable",
-             "answers": [{"answer": "unanswerable"}] * 9 + [{"answer": "a can"}]}]  # fmt: skip
+    rows = [
+        {
+            "image": "VizWiz_val_0.jpg",
+            "question": "what?",
+            "answer_type": "unanswerable",
+            "answers": [{"answer": "unanswerable"}] * 9 + [{"answer": "a can"}],
+        }
+    ]
     write(tmp_path / "val.json", rows)
     figures, _ = scored("vizwiz", {"root": tmp_path}, ["Unanswerable"])
     assert figures == {"accuracy": 1, "accuracy, unanswerable": 1}
@@ -137,8 +144,10 @@ def test_hateful_memes_gives_accuracy_and_area(tmp_path):
 
 
 def test_pope_counts_yes(tmp_path):
-    rows = [{"question_id": n, "image": "COCO_val2014_000000000001.jpg", "text": "Is there a dog?", "label": label}
-            for n, label in enumerate(("yes", "yes", "no", "no", "no"))]  # fmt: skip
+    rows = [
+        {"question_id": n, "image": "COCO_val2014_000000000001.jpg", "text": "Is there a dog?", "label": label}
+        for n, label in enumerate(("yes", "yes", "no", "no", "no"))
+    ]
     lines(tmp_path / "coco_pope_adversarial.json", rows)
     figures, found = scored("pope", {"root": tmp_path}, ["Yes, there is", "no", "yes", "No.", "perhaps"])
     assert found.invalid == {4} and figures["accuracy"] == 0.4
@@ -250,8 +259,10 @@ def test_flickr30k_counts_phrases(entities):
 
 def test_captions_are_rows_of_the_pictures(tmp_path):
     pictures = [{"id": n} for n in (4, 2, 2, 9)]
-    captions = [{"image_id": n, "caption": c} for n, c in
-                ((2, "a red bus on the street"), (4, "a man rides a horse"), (4, "a person on a horse"))]  # fmt: skip
+    captions = [
+        {"image_id": n, "caption": c}
+        for n, c in ((2, "a red bus on the street"), (4, "a man rides a horse"), (4, "a person on a horse"))
+    ]
     write(tmp_path / "captions_val2017.json", {"images": pictures, "annotations": captions})
     options = {"root": tmp_path, "split": "val2017"}
     benchmark = open_benchmark("coco_caption", {"root": str(tmp_path), "split": "val2017"})
@@ -306,13 +317,24 @@ def test_right_answers_about_scenes_are_right():
 FRAGMENTS = [
     {"benchmark": "refcoco", "root": "refcocog", "images": "refcocog/images", "dataset": "refcocog", "limit": 3},
     {"benchmark": "vsr", "root": "vsr", "images": "vsr/images", "limit": 3},
-    {"benchmark": "vqav2", "root": "coco_text", "images": "coco_text/images", "limit": 3,
-     "questions": "vqa_questions.json", "annotations": "vqa_annotations.json"},
-    {"benchmark": "coco_caption", "root": "coco_text", "images": "coco_text/images", "limit": 1,
-     "captions": "captions.json"},
+    {
+        "benchmark": "vqav2",
+        "root": "coco_text",
+        "images": "coco_text/images",
+        "limit": 3,
+        "questions": "vqa_questions.json",
+        "annotations": "vqa_annotations.json",
+    },
+    {
+        "benchmark": "coco_caption",
+        "root": "coco_text",
+        "images": "coco_text/images",
+        "limit": 1,
+        "captions": "captions.json",
+    },
     {"benchmark": "coco_detection", "root": "coco", "split": "val2017", "limit": 1},
     {"benchmark": "absent", "root": "coco", "split": "val2017", "limit": 1},
-]  # fmt: skip
+]
 
 
 @pytest.mark.slow
@@ -373,10 +395,13 @@ def test_names_of_images_are_kept_to_the_character_and_what_is_no_path_is_counte
     elif form == "hateful_memes":
         lines(tmp_path / "dev.jsonl", [{"id": i, "img": n, "text": "t", "label": 1} for i, n in enumerate(names)])
     else:
-        write(tmp_path / "captions.json", {
-            "images": [{"id": i, "file_name": n} for i, n in enumerate(names)],
-            "annotations": [{"image_id": i, "caption": "c"} for i in range(len(names))],
-        })  # fmt: skip
+        write(
+            tmp_path / "captions.json",
+            {
+                "images": [{"id": i, "file_name": n} for i, n in enumerate(names)],
+                "annotations": [{"image_id": i, "caption": "c"} for i in range(len(names))],
+            },
+        )
     more = {"captions": "captions.json"} if form == "coco_caption" else {"images": str(tmp_path)}
     benchmark = open_benchmark(form, {"root": str(tmp_path), **more})
     items = benchmark.items()
@@ -417,12 +442,18 @@ def read_rows(benchmark, tmp_path, rows, one_a_line=False):
 def test_answers_are_found_by_question_id(questions, tmp_path, one_a_line):
     """Rows 3 and 4 of the questions are left out: a second question 3, and one without an annotation."""
     benchmark = open_benchmark("vqav2", {k: str(v) for k, v in questions.items()})
-    rows = [{"question_id": 2, "answer": "two"}, {"answer": "white", "question_id": "1"},
-            {"question_id": 2.0, "text": "x"}, {"question_id": 99, "answer": "z"}]  # fmt: skip
+    rows = [
+        {"question_id": 2, "answer": "two"},
+        {"answer": "white", "question_id": "1"},
+        {"question_id": 2.0, "text": "x"},
+        {"question_id": 99, "answer": "z"},
+    ]
     found, told = read_rows(benchmark, tmp_path, rows, one_a_line)
     assert found == {0: "white", 1: "two"}
-    assert told == ["1 x a second answer to a question, where the first counts: row 2, 2",
-                    "1 x an answer to no question of the set: row 3, 99"]  # fmt: skip
+    assert told == [
+        "1 x a second answer to a question, where the first counts: row 2, 2",
+        "1 x an answer to no question of the set: row 3, 99",
+    ]
 
 
 def test_answers_without_names_go_by_their_place(tmp_path):

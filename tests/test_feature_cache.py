@@ -124,9 +124,16 @@ def test_the_loss_is_the_same_with_and_without_a_cache(tiny_model, files, tmp_pa
     losses, failures = [], []
     for given in (None, cache):
         micros = open_stream(
-            data, encoder, "round", 448, seed=3, batch=4, samples_per_step=4, cache=given,
+            data,
+            encoder,
+            "round",
+            448,
+            seed=3,
+            batch=4,
+            samples_per_step=4,
+            cache=given,
             opened=(datasets, Mixture(datasets, [1, 1, 1], 3)),
-        )  # fmt: skip
+        )
         found = [next(micros) for _ in range(3)]
         assert all((m.batch.pixels is None) == (given is not None) for m in found if m.batch.ids.min() < 0)
         with torch.no_grad():

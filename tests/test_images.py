@@ -88,10 +88,15 @@ def test_orientations_of_one_photograph_look_alike():
 
 # how an upright [H, W, 3] lies in a file of each EXIF orientation
 STORED = {
-    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a, -1),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "MPO"])
@@ -215,10 +220,16 @@ def test_first_frame_of_many(format):
 @pytest.mark.parametrize(
     ("value", "dtype", "grey"),
     [
-        (90, np.uint8, 90), (32768, np.uint16, 128), (32768, ">u2", 128), (True, bool, 255), (0.5, np.float16, 128),
-        (0.5, np.float32, 128), (0.5, np.float64, 128), (1.0004, np.float32, 255),
+        (90, np.uint8, 90),
+        (32768, np.uint16, 128),
+        (32768, ">u2", 128),
+        (True, bool, 255),
+        (0.5, np.float16, 128),
+        (0.5, np.float32, 128),
+        (0.5, np.float64, 128),
+        (1.0004, np.float32, 255),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 1), (2, 3, 3)])
 def test_arrays(value, dtype, grey, shape):
     image = open_image(np.full(shape, value, dtype))
@@ -235,13 +246,21 @@ def test_array_with_alpha_and_views():
 @pytest.mark.parametrize(
     ("array", "word"),
     [
-        (np.zeros((3, 20, 20), np.uint8), "transpose"), (np.zeros((1, 20, 20, 3), np.uint8), "batch"),
-        (np.zeros(5, np.uint8), "shape"), (np.zeros((5, 5, 2), np.uint8), "shape"),
-        (np.zeros((0, 5, 3), np.uint8), "5 x 0"), (np.zeros((5, 0)), "0 x 5"), (np.zeros((5, 5), np.int64), "int64"),
-        (np.zeros((5, 5), complex), "complex"), (np.full((5, 5), "a"), "type"), (np.full((5, 5), np.nan), "nan"),
-        (np.full((5, 5), np.inf), "inf"), (np.full((5, 5), 255.0), "255"), (np.full((5, 5), -0.5), "-0.5"),
+        (np.zeros((3, 20, 20), np.uint8), "transpose"),
+        (np.zeros((1, 20, 20, 3), np.uint8), "batch"),
+        (np.zeros(5, np.uint8), "shape"),
+        (np.zeros((5, 5, 2), np.uint8), "shape"),
+        (np.zeros((0, 5, 3), np.uint8), "5 x 0"),
+        (np.zeros((5, 0)), "0 x 5"),
+        (np.zeros((5, 5), np.int64), "int64"),
+        (np.zeros((5, 5), complex), "complex"),
+        (np.full((5, 5), "a"), "type"),
+        (np.full((5, 5), np.nan), "nan"),
+        (np.full((5, 5), np.inf), "inf"),
+        (np.full((5, 5), 255.0), "255"),
+        (np.full((5, 5), -0.5), "-0.5"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.filterwarnings("error")
 def test_arrays_that_are_no_pictures(array, word):
     refused(array, word)
@@ -405,11 +424,17 @@ def test_random_bytes_raise_nothing_else(start, noise):
 
 
 SMALL = [
-    encoded(gradient(12, 9), "PNG"), encoded(gradient(12, 9), "JPEG"), encoded(gradient(12, 9), "WEBP"),
-    encoded(gradient(12, 9), "TIFF", compression="tiff_lzw"), encoded(gradient(12, 9).quantize(8), "GIF"),
-    encoded(gradient(12, 9), "JPEG2000"), encoded(gradient(12, 9), "ICO"), encoded(grey16(77), "TIFF"),
-    encoded(gradient(12, 9), "AVIF"), encoded(gradient(12, 9), "BMP"),
-]  # fmt: skip
+    encoded(gradient(12, 9), "PNG"),
+    encoded(gradient(12, 9), "JPEG"),
+    encoded(gradient(12, 9), "WEBP"),
+    encoded(gradient(12, 9), "TIFF", compression="tiff_lzw"),
+    encoded(gradient(12, 9).quantize(8), "GIF"),
+    encoded(gradient(12, 9), "JPEG2000"),
+    encoded(gradient(12, 9), "ICO"),
+    encoded(grey16(77), "TIFF"),
+    encoded(gradient(12, 9), "AVIF"),
+    encoded(gradient(12, 9), "BMP"),
+]
 
 
 @settings(max_examples=300, deadline=None)

@@ -17,9 +17,10 @@ def test_parameters_are_those_of_the_opened_model(tiny_folder):
     assert counts.total == sum(p.numel() for p in model.parameters())
     assert counts.adapter == 2 * 2 * 2 * 4 * 32  # layers, projections, A and B, r, width
     linear = [
-        p for name, p in model.decoder.named_parameters()
+        p
+        for name, p in model.decoder.named_parameters()
         if name.endswith("weight") and ".layers." in name and "norm" not in name and "lora_" not in name
-    ]  # fmt: skip
+    ]
     assert len(linear) == 2 * 7
     assert counts.linear == sum(p.numel() for p in linear) and counts.rows == sum(len(p) for p in linear)
 

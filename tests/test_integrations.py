@@ -30,8 +30,9 @@ def test_an_answer_ends_at_the_first_of_the_given_strings():
     assert cut("a b", "b") == "a " and cut("a", None) == cut("a", ["", "x"]) == "a"
 
 
-@pytest.mark.parametrize("options", [{"several": "all"}, {"max_new_tokens": "0"}, {"max_new_tokens": "many"},
-                                     {"prompt": "nonsense"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options", [{"several": "all"}, {"max_new_tokens": "0"}, {"max_new_tokens": "many"}, {"prompt": "nonsense"}]
+)
 def test_bad_options_are_named(options):
     with pytest.raises(UserError, match=str(next(iter(options.values())))):
         Asker(model=object(), **options)
@@ -55,8 +56,10 @@ class Request:
     args: tuple
 
 
-DOCS = [{"image": None, "question": q, "answer": a} for q, a in (("what is red?", "ball"), ("how many?", "two"),
-                                                                   ("where?", "left"))]  # fmt: skip
+DOCS = [
+    {"image": None, "question": q, "answer": a}
+    for q, a in (("what is red?", "ball"), ("how many?", "two"), ("where?", "left"))
+]
 
 
 @pytest.fixture
@@ -186,8 +189,11 @@ def vlm(tiny_model):
 
 
 def test_vlmevalkit_gets_the_answer_to_a_message(vlm, tiny_model, picture):
-    message = [{"type": "image", "value": str(picture)}, {"type": "text", "value": "what is"},
-               {"type": "text", "value": "this?"}]  # fmt: skip
+    message = [
+        {"type": "image", "value": str(picture)},
+        {"type": "text", "value": "what is"},
+        {"type": "text", "value": "this?"},
+    ]
     assert vlm.generate_inner(message, dataset="MME") == tiny_model.chat(picture, "what is this?", 8).text
     assert vlm.generate_inner(message[1:]) == tiny_model.chat(None, "what is this?", 8).text
     assert vlm.INTERLEAVE is False and vlm.use_custom_prompt("MME") is False
@@ -245,9 +251,15 @@ def test_boxes_go_to_lmms_lines_and_back_exactly(tmp_path):
     file = tmp_path / "out" / "answers.jsonl"
     assert not exchange.write_refcoco_lines(file, CASES, "find {}")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert rows[0] == {"question_id": "0", "question": "find left zebra", "answer": ["left zebra"],
-                       "bbox": [10, 20, 100.5, 200], "file_name": PICTURE, "pred": "said",
-                       "pred_bbox": [11.25, 20, 88.25, 180.125]}  # fmt: skip
+    assert rows[0] == {
+        "question_id": "0",
+        "question": "find left zebra",
+        "answer": ["left zebra"],
+        "bbox": [10, 20, 100.5, 200],
+        "file_name": PICTURE,
+        "pred": "said",
+        "pred_bbox": [11.25, 20, 88.25, 180.125],
+    }
     assert rows[1]["pred_bbox"] is None
     back, problems = exchange.read_refcoco_lines(
         file, [item(0, "left zebra"), item(1, "right zebra"), item(2, "left zebra")]
@@ -282,17 +294,24 @@ def test_lines_of_another_program_find_their_questions(tmp_path):
     back, problems = exchange.read_refcoco_lines(file, [item(n, w) for n, w in enumerate(words)])
     whole = (Box(0, 0, 320, 100),)
     assert back == {0: whole, 1: (Box(320, 200, 640, 400),), 2: whole, 3: (), 4: ()}
-    assert list(problems.lines()) == ["2 x a line that fits no question: line 3, line 4",
-                                      "1 x a predicted box that is none: line 5"]  # fmt: skip
+    assert list(problems.lines()) == [
+        "2 x a line that fits no question: line 3, line 4",
+        "1 x a predicted box that is none: line 5",
+    ]
 
 
 def test_boxes_go_to_coco_results_and_back(tmp_path):
     file = tmp_path / "results.json"
     problems = exchange.write_coco_results(file, CASES, {"left zebra": 24})
     assert not problems and json.loads(file.read_text())[0] == {
-        "image_id": 309, "category_id": 24, "bbox": [11.25, 20, 88.25, 180.125], "score": 0.75}  # fmt: skip
+        "image_id": 309,
+        "category_id": 24,
+        "bbox": [11.25, 20, 88.25, 180.125],
+        "score": 0.75,
+    }
     assert exchange.read_coco_results(file, {24: "zebra"}) == {
-        309: (Box(0, 0, 5, 5, "zebra", 1.0), Box(11.25, 20, 99.5, 200.125, "zebra", 0.75))}  # fmt: skip
+        309: (Box(0, 0, 5, 5, "zebra", 1.0), Box(11.25, 20, 99.5, 200.125, "zebra", 0.75))
+    }
     rows, problems = exchange.coco_results(
         [case(3, "a thing", (0, 0, 1, 1), (Box(0, 0, 1, 1, "unicorn"),))], {"cat": 1}
     )
@@ -326,10 +345,14 @@ def test_picture_numbers(name, number):
 def test_an_answer_gets_the_room_that_is_left_and_the_log_says_so_once(asked, tiny_model, picture, caplog):
     room = asked.asker.room(picture, wording_of("vqa").format(DOCS[0]["question"]))
     assert 8 < room < tiny_model.config.language.max_position_embeddings
-    short, *long = asked.generate_until([
-        generation(0, max_new_tokens=8), generation(0, max_new_tokens=4096), generation(1, max_new_tokens=4096),
-        generation(0, max_new_tokens=room),
-    ])  # fmt: skip
+    short, *long = asked.generate_until(
+        [
+            generation(0, max_new_tokens=8),
+            generation(0, max_new_tokens=4096),
+            generation(1, max_new_tokens=4096),
+            generation(0, max_new_tokens=room),
+        ]
+    )
     assert long[0] == long[2] and long[0].startswith(short) and len(long[0]) > len(short)
     other = wording_of("vqa").format(DOCS[1]["question"])
     assert long[1] == tiny_model.chat(picture, other, asked.asker.room(picture, other)).text

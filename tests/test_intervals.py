@@ -39,8 +39,11 @@ def test_pictures_of_different_numbers_of_questions_count_by_question():
 
 
 def test_the_same_seed_gives_the_same_numbers_in_blocks_or_not(monkeypatch):
-    scored = Scored(100, outcomes={"accuracy": {i: (i * 7 % 10) / 10 for i in range(100)}},
-                    corpus={"max": lambda chosen: float(max(chosen))})  # fmt: skip
+    scored = Scored(
+        100,
+        outcomes={"accuracy": {i: (i * 7 % 10) / 10 for i in range(100)}},
+        corpus={"max": lambda chosen: float(max(chosen))},
+    )
     items = items_of(str(i // 4) for i in range(100))
     first = bootstrap(scored, items)
     assert first == bootstrap(scored, items) and set(first) == {"accuracy", "max"}

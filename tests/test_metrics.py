@@ -73,8 +73,11 @@ def test_recall_of_phrases_by_any_box_and_by_the_merged_one():
 
 def test_average_precision_of_a_case_computed_by_hand():
     """Right, wrong, right over two objects: precision 1 up to recall 1/2 (51 of 101 points), 2/3 beyond (50)."""
-    truth = {"images": [{"id": 7}], "categories": [{"id": 3}],
-             "annotations": [{"image_id": 7, "category_id": 3, "bbox": [x, 0, 50, 50]} for x in (0, 100)]}  # fmt: skip
+    truth = {
+        "images": [{"id": 7}],
+        "categories": [{"id": 3}],
+        "annotations": [{"image_id": 7, "category_id": 3, "bbox": [x, 0, 50, 50]} for x in (0, 100)],
+    }
     boxes = {0.9: [0, 0, 50, 50], 0.8: [0, 200, 50, 50], 0.7: [100, 0, 50, 50]}
     found = [{"image_id": 7, "category_id": 3, "bbox": b, "score": s} for s, b in boxes.items()]
     scored = coco_average_precision(truth, found)
@@ -184,7 +187,12 @@ def test_answers_are_normalized_as_the_official_evaluation_does(text, wanted):
 def test_every_contraction_is_recognised_without_one_apostrophe():
     assert len(metrics._MISSPELT) == 114
     assert {normalize_answer(k) for k in ("hes", "somebody'd", "twas", "'ow'sat", "yall'd've", "y'all'dve")} == {
-        "he's", "somebodyd", "'twas", "'ow's'at", "y'all'd've"}  # fmt: skip
+        "he's",
+        "somebodyd",
+        "'twas",
+        "'ow's'at",
+        "y'all'd've",
+    }
 
 
 @pytest.mark.parametrize(("said", "accuracy"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
@@ -296,7 +304,10 @@ def test_words_are_cut_as_in_the_penn_treebank():
     """As COCO's evaluation does: brackets stay, since its list of marks has them in upper case."""
     texts = ["A man's dog (black)  isn't\n here -- \u00e9t\u00e9!", "", "1,000 U.S. t-shirts\u2028end"]
     assert metrics.ptb_tokens(texts, find_java()) == [
-        "a man 's dog -lrb- black -rrb- is n't here \u00e9t\u00e9", "", "1,000 u.s. t-shirts end"]  # fmt: skip
+        "a man 's dog -lrb- black -rrb- is n't here \u00e9t\u00e9",
+        "",
+        "1,000 u.s. t-shirts end",
+    ]
 
 
 def test_a_caption_of_its_own_picture_scores_far_above_that_of_another():

@@ -125,11 +125,15 @@ def test_what_stands_in_is_of_the_same_source_and_differs_by_attempt():
 @pytest.mark.parametrize(
     ("sizes", "weights", "spans", "words"),
     [
-        ([5], [-1], None, "weight -1"), ([5], [float("nan")], None, "weight nan"), ([5], [0], None, "no source"),
-        ([5, 0], [1, 1], None, "no records"), ([], [], None, "no source"), ([5], [1], [(10, None)], "sample 0"),
+        ([5], [-1], None, "weight -1"),
+        ([5], [float("nan")], None, "weight nan"),
+        ([5], [0], None, "no source"),
+        ([5, 0], [1, 1], None, "no records"),
+        ([], [], None, "no source"),
+        ([5], [1], [(10, None)], "sample 0"),
         ([5, 5], [1, 1], [(0, 10), (20, None)], "sample 10"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_drawn_from_is_refused(sizes, weights, spans, words):
     with pytest.raises(UserError, match=words):
         Mixture([range(s) for s in sizes], weights, 1, spans)
@@ -147,11 +151,16 @@ def test_the_end_of_every_source_is_told_when_it_is_reached():
 
 def test_steps_become_positions_and_equal_sources_share_a_data_set():
     options = {"count": 5, "tasks": {"refer": 1}}
-    data = from_dict(DataConfig, {"sources": [
-        {"name": "scenes", "options": options, "last_step": 1},
-        {"name": "scenes", "options": options, "first_step": 2, "weight": "2e0"},
-        {"name": "scenes", "options": {**options, "most": 1}, "first_step": 2},
-    ]})  # fmt: skip
+    data = from_dict(
+        DataConfig,
+        {
+            "sources": [
+                {"name": "scenes", "options": options, "last_step": 1},
+                {"name": "scenes", "options": options, "first_step": 2, "weight": "2e0"},
+                {"name": "scenes", "options": {**options, "most": 1}, "first_step": 2},
+            ]
+        },
+    )
     datasets, mixture = open_mixture(data, seed=1, samples_per_step=6)
     assert datasets[0] is datasets[1] and datasets[1] is not datasets[2]
     assert {mixture[p][0] for p in range(12)} == {0}
@@ -161,12 +170,14 @@ def test_steps_become_positions_and_equal_sources_share_a_data_set():
 @pytest.mark.parametrize(
     ("sources", "words"),
     [
-        ([], "empty"), ([SourceConfig("scene")], "unknown"), ([SourceConfig("scenes", options={"cuont": 3})], "cuont"),
+        ([], "empty"),
+        ([SourceConfig("scene")], "unknown"),
+        ([SourceConfig("scenes", options={"cuont": 3})], "cuont"),
         ([SourceConfig("scenes", options={"count": 3}, first_step=5, last_step=4)], "first_step 5"),
         ([SourceConfig("scenes", options={"count": 3}, first_step=5)], "sample 0"),
         ([SourceConfig("scenes", options={"count": 0})], "count"),
     ],
-)  # fmt: skip
+)
 def test_a_config_that_cannot_work_is_refused(sources, words):
     with pytest.raises(UserError, match=words):
         open_mixture(DataConfig(sources), seed=1, samples_per_step=4)
@@ -230,11 +241,17 @@ def test_dialogues_are_conversations():
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"tasks": {"reffer": 1}}, "task 'reffer' of scenes is unknown"), ({"tasks": {"refer": -1}}, "has share -1"),
-     ({"tasks": {"refer": 0}}, "No task of scenes has a share"), ({"most": 9}, "option most of scenes is 9"),
-     ({"dialogues": 2}, "option dialogues of scenes is 2"), ({"count": "3"}, "option count of 'scenes' is '3'"),
-     ({"exchanges": 0}, "option exchanges of scenes is 0"), ({"side": 1.5}, "option side of 'scenes' is 1.5")],
-)  # fmt: skip
+    [
+        ({"tasks": {"reffer": 1}}, "task 'reffer' of scenes is unknown"),
+        ({"tasks": {"refer": -1}}, "has share -1"),
+        ({"tasks": {"refer": 0}}, "No task of scenes has a share"),
+        ({"most": 9}, "option most of scenes is 9"),
+        ({"dialogues": 2}, "option dialogues of scenes is 2"),
+        ({"count": "3"}, "option count of 'scenes' is '3'"),
+        ({"exchanges": 0}, "option exchanges of scenes is 0"),
+        ({"side": 1.5}, "option side of 'scenes' is 1.5"),
+    ],
+)
 def test_wrong_options_of_scenes_are_refused(options, said):
     with pytest.raises(UserError, match=said):
         open_dataset("scenes", {"count": 3, **options})
@@ -257,10 +274,13 @@ def write_coco(folder: Path, images: int, on_disk: int, text_boxes: int = 0) -> 
     return {"file": str(folder / "boxes.json")}
 
 
-@pytest.mark.parametrize(("options", "problem"), [
-    ({"images": 20, "on_disk": 5}, "15 of 20 records of the source 'coco_detection' cannot be used"),
-    ({"images": 20, "on_disk": 20, "text_boxes": 19}, "19 of 20 annotations of the source 'coco_detection' cannot"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"images": 20, "on_disk": 5}, "15 of 20 records of the source 'coco_detection' cannot be used"),
+        ({"images": 20, "on_disk": 20, "text_boxes": 19}, "19 of 20 annotations of the source 'coco_detection' cannot"),
+    ],
+)
 def test_what_a_reader_drops_counts_towards_the_limit_before_any_step(tmp_path, options, problem):
     source = SourceConfig("coco_detection", 1.0, write_coco(tmp_path / "data", **options))
     with pytest.raises(UserError, match=problem) as caught:

@@ -64,9 +64,9 @@ def test_a_window_gets_the_positions_of_its_place_in_the_whole():
     tower = VisionTower(config).eval()
     pictures = torch.randn(2, 3, 448, 448)
     places = torch.tensor([[0, 0], [3, 11]])
-    windows = torch.stack([
-        p[:, 28 * r : 28 * r + 112, 28 * c : 28 * c + 112] for p, (r, c) in zip(pictures, places.tolist())
-    ])  # fmt: skip
+    windows = torch.stack(
+        [p[:, 28 * r : 28 * r + 112, 28 * c : 28 * c + 112] for p, (r, c) in zip(pictures, places.tolist())]
+    )
     with torch.no_grad():
         whole = tower(pictures).unflatten(1, (16, 16))
         torch.testing.assert_close(tower(pictures, torch.zeros_like(places)).unflatten(1, (16, 16)), whole)
@@ -245,9 +245,14 @@ def _foreign_tokenizer() -> Tokenizer:
 
     made = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a ball {<12><3><100><45>} > < { } 0 1 2 3 4 5 6 7 8 9"] * 9), model_writer=made,
-        vocab_size=320, model_type="bpe", byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(["a ball {<12><3><100><45>} > < { } 0 1 2 3 4 5 6 7 8 9"] * 9),
+        model_writer=made,
+        vocab_size=320,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
     return Tokenizer(made.getvalue())
 
 

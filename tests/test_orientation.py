@@ -50,15 +50,21 @@ def test_an_orientation_that_is_none_leaves_the_image_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("given", "stored", "orientation", "choice", "turn", "against"),
     [
-        ((60, 40), (60, 40), 6, "auto", 6, False), ((40, 60), (60, 40), 6, "auto", 1, False),
-        ((120, 80), (60, 40), 6, "auto", 6, False), ((80, 120), (60, 40), 8, "auto", 1, False),
-        (None, (60, 40), 6, "auto", 6, False), ((60, 40), (60, 40), 3, "auto", 3, False),
-        ((50, 50), (50, 50), 6, "auto", 6, False), ((60, 40), (60, 40), 3, "upright", 1, False),
-        ((60, 40), (60, 40), 6, "upright", 1, True), ((40, 60), (60, 40), 6, "stored", 6, True),
-        ((40, 60), (60, 40), 6, "upright", 1, False), ((60, 40), (60, 40), 1, "auto", 1, False),
+        ((60, 40), (60, 40), 6, "auto", 6, False),
+        ((40, 60), (60, 40), 6, "auto", 1, False),
+        ((120, 80), (60, 40), 6, "auto", 6, False),
+        ((80, 120), (60, 40), 8, "auto", 1, False),
+        (None, (60, 40), 6, "auto", 6, False),
+        ((60, 40), (60, 40), 3, "auto", 3, False),
+        ((50, 50), (50, 50), 6, "auto", 6, False),
+        ((60, 40), (60, 40), 3, "upright", 1, False),
+        ((60, 40), (60, 40), 6, "upright", 1, True),
+        ((40, 60), (60, 40), 6, "stored", 6, True),
+        ((40, 60), (60, 40), 6, "upright", 1, False),
+        ((60, 40), (60, 40), 1, "auto", 1, False),
         ((61, 40), (60, 40), 1, "auto", 1, False),
     ],
-)  # fmt: skip
+)
 def test_the_size_decides_where_it_can_tell(given, stored, orientation, choice, turn, against):
     found, words = turn_of(given, stored, orientation, choice)
     assert found == turn and bool(words) == against

@@ -21,9 +21,22 @@ from minigptv2.train.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
 IN_THE_SOURCES = (  # of the repository; everything else there is left behind
-    "LICENSE", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "LOG.md", "MANIFEST.in", "Makefile",
-    "constraints.txt", "pyproject.toml", "minigptv2", "train_configs", "eval_configs", "datasets", "docs", "tests",
-)  # fmt: skip
+    "LICENSE",
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "LOG.md",
+    "MANIFEST.in",
+    "Makefile",
+    "constraints.txt",
+    "pyproject.toml",
+    "minigptv2",
+    "train_configs",
+    "eval_configs",
+    "datasets",
+    "docs",
+    "tests",
+)
 BUILD = "import sys; from setuptools import build_meta as b; print(getattr(b, 'build_' + sys.argv[1])(sys.argv[2]))"
 
 
@@ -61,9 +74,12 @@ def installed(sources, tmp_path_factory) -> Path:
 
 def run(installed: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "minigptv2", *words], cwd=cwd, env={**os.environ, "PYTHONPATH": str(installed)},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "minigptv2", *words],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+    )
 
 
 def files_of(folder: Path) -> set[str]:
@@ -107,9 +123,15 @@ def test_the_installed_command_works_from_another_folder(installed, tmp_path):
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "output/stage3-smoke/model/config.json").is_file()
     measured = run(
-        installed, tmp_path, "eval", "eval_configs/scenes.yaml", "--smoke", "count=1", "device=cpu",
+        installed,
+        tmp_path,
+        "eval",
+        "eval_configs/scenes.yaml",
+        "--smoke",
+        "count=1",
+        "device=cpu",
         "model=output/stage3-smoke/model",
-    )  # fmt: skip
+    )
     assert measured.returncode == 0, measured.stderr
     assert (tmp_path / "output/eval/report.json").is_file()
     told = run(installed, tmp_path, "train", "--help").stdout
@@ -146,12 +168,19 @@ def test_a_recipe_may_come_through_a_pipe():
     os.close(reading)
 
 
-@pytest.mark.parametrize(("command", "given", "near"), [
-    ("train", "stge3", "stage3"), ("train", "train_configs/stage4.yaml", "stage3"),
-    ("train", "backbone", "tiny/backbone"), ("train", "/nowhere/stage2.yml", "stage2"),
-    ("eval", "refcocog", "refcoco"), ("eval", "Scenes", "scenes"), ("train", "x" * 5000, "train --help"),
-    ("eval", "../eval_configs", "eval --help"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "given", "near"),
+    [
+        ("train", "stge3", "stage3"),
+        ("train", "train_configs/stage4.yaml", "stage3"),
+        ("train", "backbone", "tiny/backbone"),
+        ("train", "/nowhere/stage2.yml", "stage2"),
+        ("eval", "refcocog", "refcoco"),
+        ("eval", "Scenes", "scenes"),
+        ("train", "x" * 5000, "train --help"),
+        ("eval", "../eval_configs", "eval --help"),
+    ],
+)
 def test_an_unknown_name_is_told_with_the_nearest(command, given, near, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main([command, given]) == 2
@@ -207,11 +236,16 @@ def test_training_and_asking_take_the_bundled_model_by_name(tmp_path, monkeypatc
     assert bench._open(Path("own/model"), base=model_folder("bundled"))
 
 
-@pytest.mark.parametrize(("name", "options", "card"), [
-    ("refcoco", {"root": "nowhere"}, "refcoco"), ("refcoco", {"root": "."}, "refcoco"),
-    ("vsr", {"root": "."}, "vsr"), ("visual_genome", {"root": "."}, "visual_genome"),
-    ("flickr30k", {"root": "."}, "flickr30k"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "options", "card"),
+    [
+        ("refcoco", {"root": "nowhere"}, "refcoco"),
+        ("refcoco", {"root": "."}, "refcoco"),
+        ("vsr", {"root": "."}, "vsr"),
+        ("visual_genome", {"root": "."}, "visual_genome"),
+        ("flickr30k", {"root": "."}, "flickr30k"),
+    ],
+)
 def test_an_error_names_a_document_only_where_it_lies(name, options, card, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as told:

@@ -66,9 +66,10 @@ def test_an_empty_folder(tmp_path):
 def test_files_that_are_there(tmp_path):
     _okvqa(tmp_path / "okvqa", tmp_path / "coco")
     assert run("okvqa", "--root", tmp_path / "okvqa", "--quick")[:2] == (
-        0, f"okvqa in {tmp_path / 'okvqa'}, from https://okvqa.allenai.org/download.html\n"
-           "  train        the files are there\n  val          the files are there\n",
-    )  # fmt: skip
+        0,
+        f"okvqa in {tmp_path / 'okvqa'}, from https://okvqa.allenai.org/download.html\n"
+        "  train        the files are there\n  val          the files are there\n",
+    )
     code, out, _ = run("okvqa", "--root", tmp_path / "okvqa", "--images", tmp_path / "coco", "--split", "val")
     assert code == 1
     assert "val          incomplete, 3 records of 5,046" in out

@@ -29,9 +29,7 @@ VOCABULARY = Tokenizer(TOKENIZER).size
 SIZES = {"prompt": "training", "image_size": made.IMAGE_SIZE}
 EVA = made.random_tensors(made.eva_shapes(), 1)
 CHECKPOINT = made.random_tensors(made.checkpoint_shapes(), 2, torch.float32)
-NEWER = {
-    name: CHECKPOINT[old] for name, old in zip(made.checkpoint_shapes(newer=True), made.checkpoint_shapes())
-}  # fmt: skip
+NEWER = {name: CHECKPOINT[old] for name, old in zip(made.checkpoint_shapes(newer=True), made.checkpoint_shapes())}
 LLAMA = made.random_tensors(made.llama_shapes(VOCABULARY), 3)
 ROTARY = made.LAYERS
 
@@ -164,8 +162,9 @@ def test_positions_of_the_language_model_are_computed_and_never_rounded(opened):
     head = made.HIDDEN // 4
     expected = 10000.0 ** (-torch.arange(0, head, 2).float() / head)
     torch.testing.assert_close(network.decoder.model.rotary_emb.inv_freq, expected)
-    model = MiniGPTv2.from_published(*files.paths, "training", image_size=made.IMAGE_SIZE, device="cpu",
-                                     dtype="bfloat16")  # fmt: skip
+    model = MiniGPTv2.from_published(
+        *files.paths, "training", image_size=made.IMAGE_SIZE, device="cpu", dtype="bfloat16"
+    )
     torch.testing.assert_close(model.network.decoder.model.rotary_emb.inv_freq, expected)
     assert {p.dtype for p in model.network.parameters()} == {torch.bfloat16}
     assert _logits(model.network).isfinite().all()
@@ -210,8 +209,13 @@ def test_ln_vision_of_a_checkpoint_is_used(files):
 
 
 def test_blocks_that_are_not_used_and_the_tail_are_ignored_by_name(files):
-    more = {"norm.weight": torch.ones(4), "norm.bias": torch.ones(4), "fc_norm.weight": torch.ones(4),
-            "head.weight": torch.ones(4), "head.bias": torch.ones(4)}  # fmt: skip
+    more = {
+        "norm.weight": torch.ones(4),
+        "norm.bias": torch.ones(4),
+        "fc_norm.weight": torch.ones(4),
+        "head.weight": torch.ones(4),
+        "head.bias": torch.ones(4),
+    }
     made.write_eva(files.eva, EVA | more)
     network, _, report = files.load(vision={"num_heads": 4, "depth": 2})
     assert len(network.vision.trunk.blocks) == 2 and network.vision.trunk.blocks[0].attn.num_heads == 4
@@ -331,7 +335,8 @@ Q_FORMER = {"llama_proj.weight": torch.zeros(made.HIDDEN, 768), "llama_proj.bias
 UNFIT = {
     "MiniGPT-4": (_checkpoint(Q_FORMER), "a checkpoint of MiniGPT-4, whose llama_proj takes the 768"),
     "another tower": (
-        _checkpoint(CHECKPOINT | {"llama_proj.weight": torch.zeros(made.HIDDEN, 700)}), "no multiple of the EVA file's",
+        _checkpoint(CHECKPOINT | {"llama_proj.weight": torch.zeros(made.HIDDEN, 700)}),
+        "no multiple of the EVA file's",
     ),
     "no LoRA": (_checkpoint(_without(CHECKPOINT, "lora")), "the projection alone: it has no LoRA"),
     "one LoRA tensor less": (_checkpoint(_without(CHECKPOINT, LORA)), f"{LORA} is missing"),
@@ -352,10 +357,11 @@ UNFIT = {
     "a tower's tensor more": (_eva(EVA | {"blocks.1.attn.k_bias": torch.ones(176)}), "k_bias is unknown"),
     "norm inside a block": (_eva(EVA | {"blocks.1.norm3.weight": torch.ones(176)}), "norm3.weight is unknown"),
     "a Llama's tensor less": (
-        lambda f: f.rewrite_llama(tensors=_without(LLAMA, "1.mlp.up_proj")), "up_proj.weight is missing.*incomplete",
+        lambda f: f.rewrite_llama(tensors=_without(LLAMA, "1.mlp.up_proj")),
+        "up_proj.weight is missing.*incomplete",
     ),
     "a Llama's tensor more": (lambda f: f.rewrite_llama(tensors=LLAMA | {"x": torch.ones(1)}), "x is unknown"),
-}  # fmt: skip
+}
 REFUSED = {
     "cut checkpoint": (_cut("checkpoint"), "checkpoint.pth cannot be read"),
     "cut tower": (_cut("eva"), "eva_vit_g.pth cannot be read"),
@@ -368,14 +374,17 @@ REFUSED = {
     "tower of tensors in a mapping": (lambda f: torch.save({"model": EVA}, f.eva), "'model', which is no plain tensor"),
     "no tower": (_eva(LLAMA), "has no pos_embed of 3 dimensions.*eva_vit_g.pth"),
     "positions of no square": (
-        _eva(EVA | {"pos_embed": torch.zeros(1, 16, made.WIDTH)}), "16 places, which are no square and one",
+        _eva(EVA | {"pos_embed": torch.zeros(1, 16, made.WIDTH)}),
+        "16 places, which are no square and one",
     ),
     "a gap between blocks": (
-        _eva(EVA | {"blocks.999999999.norm1.bias": torch.ones(made.WIDTH)}), "the last one has the number 999999999",
+        _eva(EVA | {"blocks.999999999.norm1.bias": torch.ones(made.WIDTH)}),
+        "the last one has the number 999999999",
     ),
     "no Llama": (lambda f: setattr(f, "llama", f.folder), "has no weights.*Llama-2-7b-chat-hf"),
     "Meta's layout": (
-        lambda f: [(f.llama / "model.safetensors").unlink(), (f.llama / "params.json").touch()], "Meta's own files",
+        lambda f: [(f.llama / "model.safetensors").unlink(), (f.llama / "params.json").touch()],
+        "Meta's own files",
     ),
     "missing shard": (_drop_shard("safetensors-sharded"), "lacks model-00002-of-00002.safetensors"),
     "missing bin": (_drop_shard("bin-sharded"), "lacks pytorch_model-00002-of-00002.bin"),
@@ -388,7 +397,8 @@ REFUSED = {
     ),
     "added tokens": (
         lambda f: f.rewrite_llama(
-            tensors=LLAMA | {
+            tensors=LLAMA
+            | {
                 name: torch.zeros(VOCABULARY + 1, made.HIDDEN)
                 for name in ("model.embed_tokens.weight", "lm_head.weight")
             }
@@ -404,17 +414,24 @@ REFUSED = {
     "stretched positions": (lambda f: f.rewrite_llama(rope_scaling={"type": "linear", "factor": 2}), "rope_scaling"),
     "quantised": (lambda f: f.rewrite_llama(quantization_config={"bits": 4}), "quantization_config"),
     "a Vicuna of full size": (
-        lambda f: f.rewrite_llama(**FULL | {"vocab_size": 32001}), "vocab_size 32001 instead of 32000.*a Vicuna",
+        lambda f: f.rewrite_llama(**FULL | {"vocab_size": 32001}),
+        "vocab_size 32001 instead of 32000.*a Vicuna",
     ),
     "a CodeLlama": (lambda f: f.rewrite_llama(**FULL | {"rope_theta": 1e6}), "rope_theta 1000000.0 instead.*another"),
     "a first LLaMA": (
-        lambda f: f.rewrite_llama(**FULL | {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}), "LLaMA-1, or a",
+        lambda f: f.rewrite_llama(**FULL | {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}),
+        "LLaMA-1, or a",
     ),
-}  # fmt: skip
+}
 FULL = {
-    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
-}  # fmt: skip
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+}
 
 
 @pytest.mark.parametrize("bad", [*UNFIT, *REFUSED])
@@ -591,13 +608,15 @@ def test_opening_takes_little_more_memory_than_the_model(files, tmp_path, layout
     hidden, layers, inner = 512, 9, 8192
     (tmp_path / "large").mkdir()
     large = Files(tmp_path / "large")
-    llama = {k: torch.zeros(v, dtype=torch.float16)
-             for k, v in made.llama_shapes(VOCABULARY, hidden, layers, inner).items()}  # fmt: skip
+    llama = {
+        k: torch.zeros(v, dtype=torch.float16) for k, v in made.llama_shapes(VOCABULARY, hidden, layers, inner).items()
+    }
     (large.llama / "model.safetensors").unlink()
     large.llama.rename(tmp_path / "old")
     kind = layout if layout != "folder" else "safetensors"
-    made.write_llama(large.llama, llama, TOKENIZER, kind, hidden_size=hidden, intermediate_size=inner,
-                     num_hidden_layers=layers)  # fmt: skip
+    made.write_llama(
+        large.llama, llama, TOKENIZER, kind, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers
+    )
     trained = made.random_tensors(made.checkpoint_shapes(hidden=hidden, layers=layers), 7, torch.float32)
     made.write_checkpoint(large.checkpoint, trained)
     small, opened = files.folder, large.folder

@@ -102,9 +102,22 @@ def test_figures_published_ones_and_counts_are_on_the_page_and_in_the_json(tmp_p
     told = of(cases, counts={"several boxes": 7}, problems=["3 x a box outside: val.json row 1"], absent=4)
     report.write(tmp_path, [told])
     texts = " ".join(Page((tmp_path / "report.html").read_text(encoding="utf-8")).texts)
-    for wanted in ("50.00", "40.00\u201360.00", "88.69", "MiniGPT-v2, arXiv 2310.09478v1", "125.00", "answers 100",
-                   "malformed 3", "missing 2", "several boxes 7", "pictures not on disk 4", "val.json row 1", "strict",
-                   "split val", "model bundled"):  # fmt: skip
+    for wanted in (
+        "50.00",
+        "40.00\u201360.00",
+        "88.69",
+        "MiniGPT-v2, arXiv 2310.09478v1",
+        "125.00",
+        "answers 100",
+        "malformed 3",
+        "missing 2",
+        "several boxes 7",
+        "pictures not on disk 4",
+        "val.json row 1",
+        "strict",
+        "split val",
+        "model bundled",
+    ):
         assert wanted in texts, wanted
     found = json.loads((tmp_path / "report.json").read_text())["reports"][0]
     assert found["figures"]["accuracy"]["value"] == 0.5 and found["figures"]["accuracy"]["low"] == 0.4
@@ -132,8 +145,11 @@ def test_hostile_text_is_shown_not_obeyed(tmp_path, picture):
 
 
 def test_questions_without_boxes_show_question_truth_and_answer(tmp_path, picture):
-    cases = [Case(0, picture, "what colour?", "blue", "red, maroon", right=0.3), Case(1, picture, "how many?", "", "2"),
-             Case(2, None, "which of these is text?", "both", "both", right=1.0)]  # fmt: skip
+    cases = [
+        Case(0, picture, "what colour?", "blue", "red, maroon", right=0.3),
+        Case(1, picture, "how many?", "", "2"),
+        Case(2, None, "which of these is text?", "both", "both", right=1.0),
+    ]
     report.write(tmp_path, [of(cases)])
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     texts = " ".join(page.texts)
@@ -196,11 +212,23 @@ def case(right, side=10.0, words="x", x=5.0, y=5.0, size=(90, 90)):
 def test_bins_hold_every_case_once_with_its_mean():
     bins = plots.by_size([case(1, 31.9), case(0, 32), case(1, 32), case(1, 63.9), case(0, 1000)])
     assert [(b.label, b.count, b.mean) for b in bins] == [
-        ("0\u201332", 1, 1), ("32\u201364", 3, 2 / 3), ("64\u201396", 0, 0), ("96\u2013160", 0, 0),
-        ("160\u2013256", 0, 0), ("256+", 1, 0)]  # fmt: skip
+        ("0\u201332", 1, 1),
+        ("32\u201364", 3, 2 / 3),
+        ("64\u201396", 0, 0),
+        ("96\u2013160", 0, 0),
+        ("160\u2013256", 0, 0),
+        ("256+", 1, 0),
+    ]
     words = plots.by_length([case(1, words="a " * n) for n in (1, 2, 4, 5, 6, 7, 9, 10, 40)])
     assert [(b.label, b.count) for b in words] == [
-        ("1", 1), ("2", 1), ("3", 0), ("4", 1), ("5\u20136", 2), ("7\u20139", 2), ("10+", 2)]  # fmt: skip
+        ("1", 1),
+        ("2", 1),
+        ("3", 0),
+        ("4", 1),
+        ("5\u20136", 2),
+        ("7\u20139", 2),
+        ("10+", 2),
+    ]
 
 
 def test_positions_are_thirds_of_the_picture():
@@ -208,7 +236,10 @@ def test_positions_are_thirds_of_the_picture():
         [case(1, 2, x=0, y=0), case(0, 2, x=88, y=0), case(1, 2, x=44, y=88), case(1, 2, x=44, y=88)]
     )
     assert {b.label: (b.count, b.mean) for b in bins if b.count} == {
-        "top left": (1, 1), "top right": (1, 0), "bottom centre": (2, 1)}  # fmt: skip
+        "top left": (1, 1),
+        "top right": (1, 0),
+        "bottom centre": (2, 1),
+    }
     assert len(bins) == 9
 
 

@@ -33,12 +33,16 @@ def began(output: Path, **changes) -> None:
     identity_of(Recipe(str(output), **changes)).save(output)
 
 
-@pytest.mark.parametrize(("changes", "told"), [
-    ({"lr": 0.5}, "lr was 0.001 and is 0.5"), ({"batch": 2}, "batch was 16 and is 2"),
-    ({"seed": 3}, "seed was 1 and is"),
-    ({"trained": ["lora"]}, "trained was .* and is .'lora'."),
-    ({"data": DataConfig([SourceConfig("sums")])}, "data.sources.0.name was None and is 'sums'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"lr": 0.5}, "lr was 0.001 and is 0.5"),
+        ({"batch": 2}, "batch was 16 and is 2"),
+        ({"seed": 3}, "seed was 1 and is"),
+        ({"trained": ["lora"]}, "trained was .* and is .'lora'."),
+        ({"data": DataConfig([SourceConfig("sums")])}, "data.sources.0.name was None and is 'sums'"),
+    ],
+)
 def test_another_recipe_is_refused_by_its_keys(tmp_path, changes, told):
     began(tmp_path)
     with pytest.raises(UserError, match=told):
@@ -149,13 +153,16 @@ def test_a_siglip_tower_is_filled_without_its_pooling_head(tmp_path):
         fill_tower(VisionTower(SIGLIP), tmp_path / "strange.safetensors")
 
 
-@pytest.mark.parametrize(("name", "options", "problem"), [
-    ("vit_base_patch16_siglp_384", {}, "vit_base_patch16_siglip_384"),
-    ("convnext_tiny", {}, "it is a convolutional network"),
-    ("resnet18", {}, "it is a convolutional network"),
-    ("vit_tiny_patch16_224", {"dept": 1}, "dept"),
-    ("swin_tiny_patch4_window7_224", {}, "must be a plain vision transformer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "options", "problem"),
+    [
+        ("vit_base_patch16_siglp_384", {}, "vit_base_patch16_siglip_384"),
+        ("convnext_tiny", {}, "it is a convolutional network"),
+        ("resnet18", {}, "it is a convolutional network"),
+        ("vit_tiny_patch16_224", {"dept": 1}, "dept"),
+        ("swin_tiny_patch4_window7_224", {}, "must be a plain vision transformer"),
+    ],
+)
 def test_a_timm_name_that_is_no_tower_is_told(name, options, problem):
     with pytest.raises(UserError, match=problem):
         VisionTower(VisionConfig(name, options, image_size=224))

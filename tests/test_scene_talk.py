@@ -15,9 +15,17 @@ from minigptv2.sample import Exchange, Sample
 from minigptv2.tasks import STATEMENT, TASKS, answer_text, render
 
 TALK = {
-    "caption": 1, "grounding": 1, "refer": 3, "seek": 1, "near_miss": 1, "identify": 2, "detection": 3, "statement": 3,
-    "vqa": 5, "chat": 4,
-}  # fmt: skip
+    "caption": 1,
+    "grounding": 1,
+    "refer": 3,
+    "seek": 1,
+    "near_miss": 1,
+    "identify": 2,
+    "detection": 3,
+    "statement": 3,
+    "vqa": 5,
+    "chat": 4,
+}
 SIDE = 224
 SAID = {words: name for name, ways in WORDED.items() for words in ways}  # "to the left of": "left of"
 BETWEEN = "|".join(sorted(map(re.escape, SAID), key=len, reverse=True))
@@ -30,24 +38,40 @@ EXTREMES = {
     "small": tuple(f"the {w} {{}}" for w in ("small", "little", "smaller", "smallest")),
 }
 OUTERMOST = {
-    "on the left": "left", "furthest to the left": "left", "the leftmost thing": "left",
-    "on the right": "right", "furthest to the right": "right", "the rightmost thing": "right",
-    "at the top": "up", "the highest thing": "up", "at the bottom": "down", "the lowest thing": "down",
-    "the biggest thing": "big", "the largest object": "big", "the smallest thing": "small",
-}  # fmt: skip
+    "on the left": "left",
+    "furthest to the left": "left",
+    "the leftmost thing": "left",
+    "on the right": "right",
+    "furthest to the right": "right",
+    "the rightmost thing": "right",
+    "at the top": "up",
+    "the highest thing": "up",
+    "at the bottom": "down",
+    "the lowest thing": "down",
+    "the biggest thing": "big",
+    "the largest object": "big",
+    "the smallest thing": "small",
+}
 LEAST = {
-    "left": lambda b: b.center[0], "right": lambda b: -b.center[0], "up": lambda b: b.center[1],
-    "down": lambda b: -b.center[1], "big": lambda b: -b.area, "small": lambda b: b.area,
-}  # fmt: skip
+    "left": lambda b: b.center[0],
+    "right": lambda b: -b.center[0],
+    "up": lambda b: b.center[1],
+    "down": lambda b: -b.center[1],
+    "big": lambda b: -b.area,
+    "small": lambda b: b.area,
+}
 
 
 def _is_so(relation: str, a: Box, b: Box) -> bool:
     """By the centres and areas alone, with no margin."""
     return {
-        "left of": a.center[0] < b.center[0], "right of": a.center[0] > b.center[0],
-        "above": a.center[1] < b.center[1], "below": a.center[1] > b.center[1],
-        "bigger than": a.area > b.area, "smaller than": a.area < b.area,
-    }[relation]  # fmt: skip
+        "left of": a.center[0] < b.center[0],
+        "right of": a.center[0] > b.center[0],
+        "above": a.center[1] < b.center[1],
+        "below": a.center[1] > b.center[1],
+        "bigger than": a.area > b.area,
+        "smaller than": a.area < b.area,
+    }[relation]
 
 
 def _named(noun: str, things) -> list[Thing]:

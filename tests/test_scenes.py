@@ -110,9 +110,10 @@ def test_no_two_colours_are_mistaken():
         for _ in range(200):
             h, s, v = colorsys.rgb_to_hsv(*(c / 255 for c in _hsv(rng, *ranges)))
             fitting = {
-                other for other, (hues, ss, vs) in COLORS.items()
+                other
+                for other, (hues, ss, vs) in COLORS.items()
                 if _within(360 * h, *hues, 0) and ss[0] <= s <= ss[1] and vs[0] <= v <= vs[1]
-            }  # fmt: skip
+            }
             assert fitting <= {name}, f"{name} {360 * h:.0f} {s:.2f} {v:.2f}"
 
 

@@ -67,9 +67,7 @@ def stream(encoder, datasets, weights=None, batch=2, seed=1, data=None, **option
 
 def told(micro: Micro, encoder: Encoder) -> list[str]:
     """The answers of a padded micro, row by row."""
-    return [
-        encoder.tokenizer.decode([t for t in row if t >= 0]).strip() for row in micro.batch.labels.tolist()
-    ]  # fmt: skip
+    return [encoder.tokenizer.decode([t for t in row if t >= 0]).strip() for row in micro.batch.labels.tolist()]
 
 
 def same(one: Micro, other: Micro) -> bool:
@@ -188,9 +186,14 @@ def test_a_micro_trains_the_model(tiny_model):
 
 @pytest.mark.parametrize(
     ("bad", "reason"),
-    [("missing", "does not exist"), ("long", "too long"), ("unanswered", "no answer"), ("empty", "no answer"),
-     ("row", "torn")],
-)  # fmt: skip
+    [
+        ("missing", "does not exist"),
+        ("long", "too long"),
+        ("unanswered", "no answer"),
+        ("empty", "no answer"),
+        ("row", "torn"),
+    ],
+)
 def test_a_record_that_cannot_be_used_is_replaced_and_reported(encoder, tmp_path, bad, reason):
     made = Made(20, tmp_path, bad)
     micros = take(stream(encoder, [made], batch=4, pack=False, data={"max_bad_share": 1.0}), 10)

@@ -78,12 +78,15 @@ ASKED = "Based on the image, respond to this question with a short answer: who?"
         ("okvqa", "[vqa] " + ASKED),
         ("gqa", "[vqa] " + ASKED),
         ("iconqa", "[vqa] " + ASKED),
-        ("vizwiz", "[vqa] The question is 'who?' Based on the image, answer the question with a single word or phrase. "
-         "and reply 'unanswerable' when the provided information is insufficient"),
+        (
+            "vizwiz",
+            "[vqa] The question is 'who?' Based on the image, answer the question with a single word or phrase. "
+            "and reply 'unanswerable' when the provided information is insufficient",
+        ),
         ("vsr", "[vqa] Based on the image, is this statement true or false? who?"),
         ("hateful_memes", "This is an image writting 'who?'. Is this image hateful? Answer yes or no. Answer:"),
     ],
-)  # fmt: skip
+)
 def test_the_published_evaluation_asks_word_for_word(benchmark, expected):
     """As it reaches the model: nothing is stripped, corrected or put before it."""
     asked = question_of(EVALUATION[benchmark].format("who?"))
@@ -164,9 +167,15 @@ def test_names_are_folded_where_they_stand_in_a_wording_or_a_list():
 
 @pytest.mark.parametrize(
     "words",
-    ["who is on the left", "the boy in back ,", "baseball player ` gibson ´.", "what is it?",
-     "a girl wearing green t shirt ..", "the biggest toilet they ' ve got !"],
-)  # fmt: skip
+    [
+        "who is on the left",
+        "the boy in back ,",
+        "baseball player ` gibson ´.",
+        "what is it?",
+        "a girl wearing green t shirt ..",
+        "the biggest toilet they ' ve got !",
+    ],
+)
 def test_published_expressions_are_asked_as_they_stand(words):
     text = EVALUATION["refcoco"].replace("{}", words)
     assert instruction_text(question_of(text), (1, 1), "center", None) == text

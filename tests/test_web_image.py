@@ -90,11 +90,14 @@ def test_the_model_opens_addresses_and_reads_them_once(web, tiny_model):
     answer = tiny_model.chat(URL, "[caption]", 2, allow_urls=True)
     assert answer.image.size == (30, 20) and len(web.connected) == 1
     calls = (
-        lambda **k: tiny_model.chat_batch([(URL, "hi")], 2, **k), lambda **k: tiny_model.see([URL], **k),
-        lambda **k: tiny_model.start_chat(URL, **k), lambda **k: tiny_model.stream(URL, "hi", 2, **k),
-        lambda **k: tiny_model.encode_image(URL, **k), lambda **k: tiny_model.logprobs(URL, "hi", "a", **k),
+        lambda **k: tiny_model.chat_batch([(URL, "hi")], 2, **k),
+        lambda **k: tiny_model.see([URL], **k),
+        lambda **k: tiny_model.start_chat(URL, **k),
+        lambda **k: tiny_model.stream(URL, "hi", 2, **k),
+        lambda **k: tiny_model.encode_image(URL, **k),
+        lambda **k: tiny_model.logprobs(URL, "hi", "a", **k),
         lambda **k: tiny_model.logprobs_batch([(URL, "hi", "a")], **k),
-    )  # fmt: skip
+    )
     for call in calls:
         call(allow_urls=True)
         with pytest.raises(UserError, match="allow_urls"):
@@ -103,10 +106,30 @@ def test_the_model_opens_addresses_and_reads_them_once(web, tiny_model):
 
 @pytest.mark.parametrize(
     "address",
-    ["127.0.0.1", "10.1.1.1", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "240.0.0.1",
-     "255.255.255.255", "::1", "::", "fe80::1", "fc00::1", "fec0::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
-     "2002:7f00:1::", "2001:0:1::1", "64:ff9b::7f00:1", "::7f00:1"],
-)  # fmt: skip
+    [
+        "127.0.0.1",
+        "10.1.1.1",
+        "192.168.0.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "::",
+        "fe80::1",
+        "fc00::1",
+        "fec0::1",
+        "ff02::1",
+        "::ffff:127.0.0.1",
+        "::ffff:10.0.0.1",
+        "2002:7f00:1::",
+        "2001:0:1::1",
+        "64:ff9b::7f00:1",
+        "::7f00:1",
+    ],
+)
 def test_private_addresses_are_never_opened(web, address):
     assert not is_public(address)
     web.hosts |= {"images.test": [address], "mixed.test": [PUBLIC, address]}
@@ -147,11 +170,15 @@ def test_a_redirect_is_checked_again_and_a_host_is_looked_up_once_for_each(web):
 @pytest.mark.parametrize(
     "url, said",
     [
-        ("http://me:secret@images.test/a.png", "name or password"), ("http://images.test:8080/a.png", "port 8080"),
-        ("http://images.test:99999/a.png", "cannot be read"), ("http:///a.png", "no host"), ("http://[::1/a", "read"),
-        ("http://nowhere.test/a.png", "not found"), ("http://images.test/none", "404 Not Found"),
+        ("http://me:secret@images.test/a.png", "name or password"),
+        ("http://images.test:8080/a.png", "port 8080"),
+        ("http://images.test:99999/a.png", "cannot be read"),
+        ("http:///a.png", "no host"),
+        ("http://[::1/a", "read"),
+        ("http://nowhere.test/a.png", "not found"),
+        ("http://images.test/none", "404 Not Found"),
     ],
-)  # fmt: skip
+)
 def test_what_is_refused(web, url, said):
     web.pages["/none"] = reply(status="404 Not Found")
     refused(url, said)
@@ -175,8 +202,10 @@ def test_size_and_time_are_bounded(web, monkeypatch):
 
 
 def test_what_lies_there_must_be_an_image_whatever_its_type(web):
-    web.pages |= {"/page": reply(b"<html>", **{"Content-Type": "image/png"}),
-                  "/image": reply(png(), **{"Content-Type": "text/html"})}  # fmt: skip
+    web.pages |= {
+        "/page": reply(b"<html>", **{"Content-Type": "image/png"}),
+        "/image": reply(png(), **{"Content-Type": "text/html"}),
+    }
     with pytest.raises(UserError, match="images.test/page.* is no picture"):
         open_image("http://images.test/page", allow_urls=True)
     assert open_image("http://images.test/image", allow_urls=True).size == (30, 20)

@@ -27,9 +27,10 @@ _SPACE = " \t\r\n"
 _FAR = 1e9  # pixels; no box reaches so far, infinity and what is no number included
 _HEAD = 4096  # bytes of a file that tell what it is
 _TO_OPEN = {
-    FileNotFoundError: "Check the path.", IsADirectoryError: "It is a folder: name the file in it.",
+    FileNotFoundError: "Check the path.",
+    IsADirectoryError: "It is a folder: name the file in it.",
     PermissionError: "Give yourself read permission (chmod).",
-}  # fmt: skip
+}
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\\w")
 _SHARE = 1.001  # the most of a box in shares of the image's sides, rounding included
 T = TypeVar("T")
@@ -74,9 +75,10 @@ def open_text(path: Path):
         return path.open(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be opened.", f"The system says: {getattr(error, 'strerror', None) or error}.",
+            f"{path} cannot be opened.",
+            f"The system says: {getattr(error, 'strerror', None) or error}.",
             _TO_OPEN.get(type(error), "Give the path of the annotation file."),
-        ) from error  # fmt: skip
+        ) from error
 
 
 def read_json(path: Path) -> Any:
@@ -117,9 +119,10 @@ def _refuse_other_forms(path: Path, line: str, record: Any) -> None:
     """Raises UserError where the first line shows that a file is not JSON Lines at all."""
     if isinstance(record, list) and record and isinstance(record[0], dict) or line[0] == "[" and _is_bad(record):
         raise UserError(
-            f"{path} holds one JSON list.", "In JSON Lines each line is one object, without brackets around all.",
+            f"{path} holds one JSON list.",
+            "In JSON Lines each line is one object, without brackets around all.",
             "Write each item of the list on a line of its own.",
-        )  # fmt: skip
+        )
     if _is_bad(record) and (form := _form_of(path)):
         raise _of_another_form(path, form)
 
@@ -209,9 +212,10 @@ def damaged(path: Path, error: object) -> UserError:
         words, advice = mistake
         return UserError(f"{path} is no JSON: {words}.", f"Reading it failed with: {error}.", advice)
     return UserError(
-        f"{path} is damaged or of another format.", f"Reading it failed with: {error}.",
+        f"{path} is damaged or of another format.",
+        f"Reading it failed with: {error}.",
         "Check that it is the right file and that it is whole.",
-    )  # fmt: skip
+    )
 
 
 def _of_another_form(path: Path, form: tuple[str, str]) -> UserError:

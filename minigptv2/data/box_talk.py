@@ -65,9 +65,10 @@ def too_many(boxes: Mapping[str, Sequence[Box]]) -> list[str]:
 def _detection(things: Things, size: tuple[int, int], rng: random.Random) -> list[Exchange]:
     """Every label alone, several together, and one that is not there, alone or among the several."""
     there = [
-        Phrase(label, tuple(boxes)) for label, boxes in things.boxes.items()
+        Phrase(label, tuple(boxes))
+        for label, boxes in things.boxes.items()
         if boxes and len(boxes) <= MOST_BOXES and label not in things.incomplete
-    ]  # fmt: skip
+    ]
     out = [Exchange("detection", (phrase,)) for phrase in there]
     nothing = [Phrase(rng.choice(things.absent))] if things.absent else []
     out += [Exchange("detection", (phrase,)) for phrase in nothing]
@@ -81,9 +82,10 @@ def _detection(things: Things, size: tuple[int, int], rng: random.Random) -> lis
 def _refer(things: Things, size: tuple[int, int], rng: random.Random) -> list[Exchange]:
     """Every label that one thing has, and one that nothing has."""
     out = [
-        Exchange("refer", (Phrase(label, tuple(boxes)),)) for label, boxes in things.boxes.items()
+        Exchange("refer", (Phrase(label, tuple(boxes)),))
+        for label, boxes in things.boxes.items()
         if len(boxes) == 1 and label not in things.incomplete
-    ]  # fmt: skip
+    ]
     return out + ([Exchange("refer", (Phrase(rng.choice(things.absent)),))] if things.absent else [])
 
 
@@ -91,7 +93,9 @@ def _identify(things: Things, size: tuple[int, int], rng: random.Random) -> list
     """Every box that is large enough to be written and that no other label has."""
     every = [(label, box) for label, boxes in things.boxes.items() for box in boxes]
     return [
-        Exchange("identify", (Phrase(label, (box,)),)) for label, box in every
-        if box.x2 - box.x1 >= _LEAST_SIDE * size[0] and box.y2 - box.y1 >= _LEAST_SIDE * size[1]
+        Exchange("identify", (Phrase(label, (box,)),))
+        for label, box in every
+        if box.x2 - box.x1 >= _LEAST_SIDE * size[0]
+        and box.y2 - box.y1 >= _LEAST_SIDE * size[1]
         and not any(other != label and iou(box, b) > _SAME for other, b in every)
-    ]  # fmt: skip
+    ]

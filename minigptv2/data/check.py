@@ -174,12 +174,18 @@ def _check_own(file: Path, images: str, quick: bool, orientation: str) -> Report
                 size = frame.size
             report.drawn.append((entry.image, size, boxes))
     report.counts = {
-        "lines": lines, "pictures": len({path for path, _, _ in report.drawn}), "boxes": counts["boxes"],
-        "labels": len(report.labels), "captions": counts["caption"], "captions with boxes": counts["grounding"],
-        "questions": counts["vqa"], "conversations": counts["conversations"], "turns in them": counts["turns"],
+        "lines": lines,
+        "pictures": len({path for path, _, _ in report.drawn}),
+        "boxes": counts["boxes"],
+        "labels": len(report.labels),
+        "captions": counts["caption"],
+        "captions with boxes": counts["grounding"],
+        "questions": counts["vqa"],
+        "conversations": counts["conversations"],
+        "turns in them": counts["turns"],
         "tokens in the longest, by estimate": longest,
         "lines without a picture": counts["text"],
-    }  # fmt: skip
+    }
     return report
 
 
@@ -218,10 +224,13 @@ def _check_coco(file: Path, images: str, quick: bool, orientation: str) -> Repor
         problems.add(UPRIGHT_ELSEWHERE, f"{frames['unknown']} images", dropped=False)
     report.usable = len(usable)
     report.counts = {
-        "pictures": len(coco.images), "pictures without a box": sum(not image.things for image in coco.images),
-        "boxes": sum(report.labels.values()), "crowds, left out": crowds, "categories": len(coco.labels),
+        "pictures": len(coco.images),
+        "pictures without a box": sum(not image.things for image in coco.images),
+        "boxes": sum(report.labels.values()),
+        "crowds, left out": crowds,
+        "categories": len(coco.labels),
         "categories with a box": len(report.labels),
-    }  # fmt: skip
+    }
     return report
 
 

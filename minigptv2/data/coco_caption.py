@@ -24,9 +24,14 @@ LAYOUT: Layout = {split: (_KARPATHY,) for split in ("train", "val", "test")} | {
     for split in ("train2014", "val2014", "train2017", "val2017")
 }
 COUNTS = {
-    "train": 566747, "val": 5000, "test": 5000, "train2014": 414113, "val2014": 40504, "train2017": 591753,
+    "train": 566747,
+    "val": 5000,
+    "test": 5000,
+    "train2014": 414113,
+    "val2014": 40504,
+    "train2017": 591753,
     "val2017": 5000,
-}  # fmt: skip
+}
 DOWNLOADS = {
     "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip": "",
     "http://images.cocodataset.org/annotations/annotations_trainval2014.zip": "",

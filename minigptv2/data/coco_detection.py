@@ -51,9 +51,14 @@ class CocoDetection:
     """
 
     def __init__(
-        self, file: str, images: str = "", tasks: Iterable[str] = TASKS, exchanges: int = 8, absent: bool = True,
+        self,
+        file: str,
+        images: str = "",
+        tasks: Iterable[str] = TASKS,
+        exchanges: int = 8,
+        absent: bool = True,
         orientation: str = "auto",
-    ):  # fmt: skip
+    ):
         self.tasks, self.most = options_of(tasks, TASKS, exchanges)
         self.orientation = orientation
         coco = CocoFile(Path(file), images, orientation)
@@ -71,9 +76,10 @@ class CocoDetection:
             frame = upright(record.path, record.size, record.given, self.orientation)
         except Malformed as error:
             raise UserError(
-                f"{record.path} has {error}.", "Width and height are those of the image as it is stored, or upright.",
+                f"{record.path} has {error}.",
+                "Width and height are those of the image as it is stored, or upright.",
                 "Correct them, with the boxes, in the annotation file.",
-            ) from error  # fmt: skip
+            ) from error
         boxes = {label: [frame.box(box) for box in found] for label, found in record.things.boxes.items()}
         things = Things(boxes, record.things.absent, record.things.incomplete)
         said = _said(things, frame.size, self.tasks, self.most, index)
@@ -104,7 +110,5 @@ def records_of(coco: CocoFile, tasks: Iterable[str] = TASKS, absent: bool = True
             coco.problems.add(NOTHING, where, dropped=False)
 
 
-def _said(
-    things: Things, size: tuple[int, int], tasks: Iterable[str], most: int, seed: int
-) -> tuple[Exchange, ...]:
+def _said(things: Things, size: tuple[int, int], tasks: Iterable[str], most: int, seed: int) -> tuple[Exchange, ...]:
     return tuple(exchanges(things, size, tasks, most, random.Random(seed)))

@@ -184,10 +184,13 @@ class CocoFile:
         """Labels of which surely nothing is in the image, in the order of the categories."""
         present = image.present
         return [
-            label for label in self.category_of
-            if label not in present and label not in self.roots and not self._kin.get(label, _NONE) & present
+            label
+            for label in self.category_of
+            if label not in present
+            and label not in self.roots
+            and not self._kin.get(label, _NONE) & present
             and (image.negatives is None or label in image.negatives)
-        ]  # fmt: skip
+        ]
 
     # ---- categories ----
 
@@ -410,8 +413,9 @@ class CocoFile:
         if label is None:
             self._by_id[picture].unsure |= unclear
             self._by_id[picture].unusable += 1
-            raise Malformed("a 'category_id' that two categories have" if unclear else
-                            "a 'category_id' that no category has")  # fmt: skip
+            raise Malformed(
+                "a 'category_id' that two categories have" if unclear else "a 'category_id' that no category has"
+            )
         return self._by_id[picture], self.category_of[label], label
 
     def _crowd(self, given: Any, where: str) -> bool:
@@ -422,9 +426,17 @@ class CocoFile:
         return plain in _TRUE
 
     def _thing(
-        self, place: int, row: dict, category: Id, label: str, xywh: list, crowd: bool, image: CocoImage, again: bool,
+        self,
+        place: int,
+        row: dict,
+        category: Id,
+        label: str,
+        xywh: list,
+        crowd: bool,
+        image: CocoImage,
+        again: bool,
         where: str,
-    ) -> Thing:  # fmt: skip
+    ) -> Thing:
         area = row.get("area", xywh[2] * xywh[3])
         if isinstance(area, bool) or not isinstance(area, int | float) or not 0 <= area < math.inf:
             self._note(OTHER_AREA, where)

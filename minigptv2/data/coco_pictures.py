@@ -20,9 +20,14 @@ from minigptv2.files import is_dir, is_file
 # relative to the folder that the user names: flat, by year, and as the tools of RefCOCO unpack them
 _YEARS = ("train2014", "val2014", "train2017", "val2017", "trainval2017", "test2014", "test2015", "test2017")
 FOLDERS = (
-    "", *_YEARS, "images", *(f"images/{year}" for year in _YEARS), *(f"coco/{year}" for year in _YEARS),
-    *(f"coco/images/{year}" for year in _YEARS), "images/mscoco/images/train2014",
-)  # fmt: skip
+    "",
+    *_YEARS,
+    "images",
+    *(f"images/{year}" for year in _YEARS),
+    *(f"coco/{year}" for year in _YEARS),
+    *(f"coco/images/{year}" for year in _YEARS),
+    "images/mscoco/images/train2014",
+)
 _NAME = re.compile(r"(COCO_\w+2\d{3}_)?(\d{12})\.jpg")
 _NAMED = re.compile(r"(?:COCO_\w+2\d{3}_)?(\d{12})\.jpg$")  # at the end of a path
 _LONGEST = 200  # characters of a name that is shown
@@ -39,7 +44,7 @@ class CocoPictures:
                 f"{self.folder} is no folder.",
                 f"COCO's pictures are looked for in it and in {', '.join(FOLDERS[1:5])}.",
                 "Give the folder of the pictures as `images`.",
-            )  # fmt: skip
+            )
         self._listed: list[tuple[str, np.ndarray]] = []  # what precedes the number in a path; sorted numbers
         for below in FOLDERS:
             place = os.path.join(folder, below) if below else os.fspath(folder)
@@ -52,9 +57,10 @@ class CocoPictures:
             names = os.listdir(place)
         except OSError as error:
             raise UserError(
-                f"{place} cannot be listed.", f"The system says: {error.strerror}.",
+                f"{place} cannot be listed.",
+                f"The system says: {error.strerror}.",
                 "Check that you may read this folder of images.",
-            ) from None  # fmt: skip
+            ) from None
         for name in names:
             if match := _NAME.fullmatch(name):
                 found.setdefault(match[1] or "", []).append(int(match[2]))
@@ -94,8 +100,17 @@ class ImageFinder:
             places = tuple(Path(images, below) for below in ("", part, f"images/{part}"))
         else:
             near, above = file.absolute().parent, file.absolute().parent.parent
-            places = (near, near / "images", near / part, near / "data", above / "images" / part, above / part,
-                      above / "images", above / "data", above)  # fmt: skip
+            places = (
+                near,
+                near / "images",
+                near / part,
+                near / "data",
+                above / "images" / part,
+                above / part,
+                above / "images",
+                above / "data",
+                above,
+            )
         names = [name for name in names if isinstance(name, str)]
         tried = [*names[:_TRIED], *names[:: max(1, len(names) // _TRIED)][:_TRIED]]
         hits = {place: sum(_there(place, name) for name in tried) for place in places}

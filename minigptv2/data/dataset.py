@@ -126,9 +126,10 @@ def named_class(what: str, name: str, known: Mapping[str, str], advice: str) -> 
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"The {what} {name!r} cannot be imported: {error}", "It must be my_package.module:Class.",
+            f"The {what} {name!r} cannot be imported: {error}",
+            "It must be my_package.module:Class.",
             "Check the name, and that its package is installed.",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def open_dataset(name: str, options: dict[str, Any]) -> Dataset:
@@ -147,7 +148,8 @@ def open_dataset(name: str, options: dict[str, Any]) -> Dataset:
         kind = _KINDS.get(hint if isinstance(hint, str) else getattr(hint, "__name__", ""))
         if kind is not None and type(value) is not kind[0]:
             raise UserError(
-                f"The option {option} of {name!r} is {value!r}.", f"It must be {kind[1]}.",
+                f"The option {option} of {name!r} is {value!r}.",
+                f"It must be {kind[1]}.",
                 "Put text that looks like a number into quotes." if kind[0] is str else "Correct it.",
-            )  # fmt: skip
+            )
     return reader(**options)

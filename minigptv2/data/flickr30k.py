@@ -129,18 +129,20 @@ class Flickr30k:
 def _names(folder: Path, split: str) -> list[str]:
     if not is_dir(folder / "Sentences") or not is_dir(folder / "Annotations"):
         raise UserError(
-            f"{folder} has no folders Sentences and Annotations.", "They hold the captions and the boxes.",
+            f"{folder} has no folders Sentences and Annotations.",
+            "They hold the captions and the boxes.",
             f"Unpack annotations.zip there; see {document('datasets/flickr30k.md', PAGE)} for the layout.",
-        )  # fmt: skip
+        )
     if split == "all":
         return sorted((f.stem for f in (folder / "Sentences").glob("*.txt")), key=lambda n: (len(n), n))
     try:
         names = (folder / f"{split}.txt").read_text(encoding="utf-8").split()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{folder / split}.txt cannot be read.", "It lists the pictures of the split, a number a line.",
+            f"{folder / split}.txt cannot be read.",
+            "It lists the pictures of the split, a number a line.",
             "Choose train, val, test, or all for every picture.",
-        ) from error  # fmt: skip
+        ) from error
     return [Path(name).stem for name in names]
 
 

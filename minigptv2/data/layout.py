@@ -93,9 +93,10 @@ def require(root: str | os.PathLike, layout: Layout, split: str, page: str) -> l
         raise UserError(f"There is no folder {root}.", "`root` is the folder of the data set.", f"See {page}.")
     if lost := missing(root, layout[split]):
         raise UserError(
-            f"{root} has no {', no '.join(lost)}.", f"The split {split!r} needs them.",
+            f"{root} has no {', no '.join(lost)}.",
+            f"The split {split!r} needs them.",
             f"Get them from {page}.",
-        )  # fmt: skip
+        )
     return [path for place in layout[split] if (path := find(root, place)) is not None]
 
 
@@ -105,9 +106,10 @@ def names_in(folder: Path) -> set[str]:
         return set(os.listdir(folder))
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be listed: {error.strerror}.", "It is the folder of the pictures.",
+            f"{folder} cannot be listed: {error.strerror}.",
+            "It is the folder of the pictures.",
             "Check that it exists and that you may read it.",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def image_in(folder: Path, there: set[str], name: str) -> str:
@@ -120,6 +122,7 @@ def require_records(count: int, file: Path, problems: Problems) -> None:
     """Raises UserError where not one record of a file is left, and says why."""
     if not count:
         raise UserError(
-            f"{file} gives no record.", "; ".join(problems.lines()) or "It is empty.",
+            f"{file} gives no record.",
+            "; ".join(problems.lines()) or "It is empty.",
             "Check that the annotations and the images lie where they are looked for.",
-        )  # fmt: skip
+        )

@@ -70,13 +70,16 @@ class Mixture:
         for number, (size, weight) in enumerate(zip(self.sizes, weights, strict=True)):
             if not (weight >= 0 and math.isfinite(weight)):
                 raise UserError(
-                    f"Source {number} has weight {weight}.", "A weight is a number, 0 or more.", "Correct it.",
-                )  # fmt: skip
+                    f"Source {number} has weight {weight}.",
+                    "A weight is a number, 0 or more.",
+                    "Correct it.",
+                )
             if weight > 0 and not size:
                 raise UserError(
-                    f"Source {number} has no records.", "Only a source with records can be drawn from.",
+                    f"Source {number} has no records.",
+                    "Only a source with records can be drawn from.",
                     "Check its options, or remove it.",
-                )  # fmt: skip
+                )
         self._edges = sorted({0, *(n for span in spans for n in span if n is not None)})  # where the weights change
         self._shares = []  # for the positions from each edge on: [sources] cumulative weights
         for edge in self._edges:
@@ -88,7 +91,7 @@ class Mixture:
                     f"From sample {edge} on no source may be drawn from.",
                     "At every step at least one source must have a weight over 0.",
                     "Check weight, first_step and last_step of data.sources.",
-                )  # fmt: skip
+                )
         self._before = [np.zeros(len(self.sizes), np.int64)]  # of each block: [sources] samples that precede it
         self._blocks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._keys: dict[tuple[int, int], bytes] = {}
@@ -98,9 +101,10 @@ class Mixture:
         source = int(sources[position % BLOCK])
         if source == _NOTHING:
             raise UserError(
-                f"At sample {position} no source may be drawn from any more.", "All have ended with their last_step.",
+                f"At sample {position} no source may be drawn from any more.",
+                "All have ended with their last_step.",
                 "Train fewer steps, or let a source go on.",
-            )  # fmt: skip
+            )
         epoch, index = divmod(int(ordinals[position % BLOCK]), self.sizes[source])
         return source, shuffled(index, self.sizes[source], self._key(source, epoch))
 
@@ -192,16 +196,18 @@ def open_mixture(data: DataConfig, seed: int, samples_per_step: int) -> tuple[li
     and last_step become positions. Sources that differ only in when they are drawn from share one data set."""
     if not data.sources:
         raise UserError(
-            "data.sources is empty.", "It lists what is trained on: name, weight and options of each source.",
+            "data.sources is empty.",
+            "It lists what is trained on: name, weight and options of each source.",
             "minigptv2 train --help lists recipes to copy from.",
-        )  # fmt: skip
+        )
     opened: dict[str, Dataset] = {}
     for source in data.sources:
         if source.first_step < 0 or (source.last_step is not None and source.last_step < source.first_step):
             raise UserError(
                 f"The source {source.name!r} has first_step {source.first_step} and last_step {source.last_step}.",
-                "Steps are counted from 0, and the last one does not come before the first.", "Correct them.",
-            )  # fmt: skip
+                "Steps are counted from 0, and the last one does not come before the first.",
+                "Correct them.",
+            )
         which = repr((source.name, source.options))
         if which not in opened:
             opened[which] = open_dataset(source.name, source.options)
@@ -210,7 +216,7 @@ def open_mixture(data: DataConfig, seed: int, samples_per_step: int) -> tuple[li
                     f"The source {source.name!r} has no records.",
                     "; ".join(opened[which].problems.lines()) or "Nothing was left out as wrong.",
                     f"Check its options: {source.options}.",
-                )  # fmt: skip
+                )
             _judge(source.name, opened[which], data.max_bad_share)
     datasets = [opened[repr((s.name, s.options))] for s in data.sources]
     spans = [
@@ -229,4 +235,4 @@ def _judge(name: str, dataset: Dataset, limit: float) -> None:
                 f"{'; '.join(dataset.problems.lines())}.",
                 f"Up to {limit:.1%} of them may be so (data.max_bad_share).",
                 "Look at the data with minigptv2 data check, or raise the limit.",
-            )  # fmt: skip
+            )

@@ -112,10 +112,12 @@ class Own:
         marked = [t for t in self.tasks if t in box_talk.TASKS]
         others = [e for e in entry.asked if e.task in self.tasks]
         absent = entry.absent + [
-            name for name in self.labels
-            if entry.image and not (name in entry.boxes or name in entry.incomplete or name in entry.elsewhere)
+            name
+            for name in self.labels
+            if entry.image
+            and not (name in entry.boxes or name in entry.incomplete or name in entry.elsewhere)
             and name not in entry.absent
-        ]  # fmt: skip
+        ]
         rng.shuffle(others)
         others = others[: max(self.most // 2, self.most - len(entry.boxes))]
         things = Things(entry.boxes, absent, frozenset(entry.incomplete))
@@ -156,9 +158,10 @@ def frame_of(entry: Entry, orientation: str) -> Upright:
         return frame
     except Malformed as error:
         raise UserError(
-            f"{entry.image} has {error}.", f"Its boxes are read as those of the image with orientation={orientation}.",
+            f"{entry.image} has {error}.",
+            f"Its boxes are read as those of the image with orientation={orientation}.",
             "Correct size and boxes of the line, or choose the option orientation: upright, stored or auto.",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def _turned(exchange: Exchange, frame: Upright) -> Exchange:
@@ -242,9 +245,7 @@ def _settle_image(same: list[Entry], problems: Problems) -> None:
 class _Line:
     """One line while it is read. spelled: see `entries_of`; it grows."""
 
-    def __init__(
-        self, number: int, name: str, row: dict, problems: Problems, spelled: dict[str, str], context: int
-    ):
+    def __init__(self, number: int, name: str, row: dict, problems: Problems, spelled: dict[str, str], context: int):
         self.row, self.problems, self.spelled, self.context = row, problems, spelled, context
         self.entry, self.where = Entry(number, name), f"line {number}"
 
@@ -290,9 +291,10 @@ class _Line:
                 near = difflib.get_close_matches(str(key), keys, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(keys)}"
                 self.problems.add(
-                    f"an unknown key {key!r}, which was not read ({hint})", f"{self.where} {part}".strip(),
+                    f"an unknown key {key!r}, which was not read ({hint})",
+                    f"{self.where} {part}".strip(),
                     dropped=False,
-                )  # fmt: skip
+                )
 
     def _list(self, key: str) -> list:
         if key not in self.row:

@@ -36,17 +36,33 @@ LAYOUT: Layout = {  # the original form needs both files, the flat one its own
     for part, (name, split) in PARTS.items()
 }
 COUNTS = {
-    "refcoco val": 10834, "refcoco testA": 5657, "refcoco testB": 5095, "refcoco+ val": 10758, "refcoco+ testA": 5726,
-    "refcoco+ testB": 4889, "refcocog val": 4896, "refcocog test": 9602,
-}  # fmt: skip
+    "refcoco val": 10834,
+    "refcoco testA": 5657,
+    "refcoco testB": 5095,
+    "refcoco+ val": 10758,
+    "refcoco+ testA": 5726,
+    "refcoco+ testB": 4889,
+    "refcocog val": 4896,
+    "refcocog test": 9602,
+}
 DOWNLOADS: dict[str, str] = {}  # the page names zip files of another server, not checked
 OPTIONS = {part: {"name": name, "split": split} for part, (name, split) in PARTS.items()}
 _PICTURE = re.compile(r"COCO_(?:train|val)2014_(\d{12})(?:_\d+)?")
 # what the unpickler raises on damaged data
 _CORRUPT = (
-    pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError,
-    RecursionError, AssertionError, OSError, struct.error,
-)  # fmt: skip
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    AssertionError,
+    OSError,
+    struct.error,
+)
 
 
 class Row(NamedTuple):
@@ -135,9 +151,10 @@ class RefCoco:
         splits = sorted({str(r.get("split")) for r in references if isinstance(r, dict)})
         if self.split not in splits:
             raise UserError(
-                f"{self.file} has no split {self.split!r}.", f"Its splits: {', '.join(splits) or 'none'}.",
+                f"{self.file} has no split {self.split!r}.",
+                f"Its splits: {', '.join(splits) or 'none'}.",
                 "Choose one of them, or another `by`.",
-            )  # fmt: skip
+            )
         number, seen = 0, set()
         for place, reference in enumerate(references):
             if not isinstance(reference, dict) or "split" not in reference:
@@ -233,8 +250,9 @@ def read_pickle(path: Path) -> Any:
             return _PlainUnpickler(file, encoding="latin1").load()
     except _Refused as error:
         raise UserError(
-            f"{path} would load {error}.", "Only dicts, lists, text and numbers are read from a pickle, no code.",
+            f"{path} would load {error}.",
+            "Only dicts, lists, text and numbers are read from a pickle, no code.",
             "Do not open it with other tools; download the original file again.",
-        ) from None  # fmt: skip
+        ) from None
     except _CORRUPT as error:
         raise damaged(path, str(error) or type(error).__name__) from error

@@ -26,9 +26,19 @@ from minigptv2.files import whole
 from minigptv2.sample import Sample
 
 TASKS = (
-    "caption", "grounding", "refer", "seek", "near_miss", "identify", "detection", "statement", "one_way", "comparison",
-    "vqa", "chat",
-)  # fmt: skip
+    "caption",
+    "grounding",
+    "refer",
+    "seek",
+    "near_miss",
+    "identify",
+    "detection",
+    "statement",
+    "one_way",
+    "comparison",
+    "vqa",
+    "chat",
+)
 KEPT = 64  # scenes whose things are kept in one file
 
 
@@ -140,8 +150,9 @@ class Scenes:
         if things[0] != self.series.draw(self.first).things:
             raise UserError(
                 f"{folder} holds the things of scenes that were drawn otherwise.",
-                "Another version of this program, of Pillow or of NumPy drew them.", "Delete the folder.",
-            )  # fmt: skip
+                "Another version of this program, of Pillow or of NumPy drew them.",
+                "Delete the folder.",
+            )
         return things
 
     def _file(self, folder: Path, block: int) -> Path:
@@ -167,10 +178,14 @@ def _read(file: Path) -> list[tuple[Thing, ...]] | None:
 
 def _check(count: int, exchanges: int, most: int, dialogues: float, repeats: float, first: int, side: int) -> None:
     for name, value, numbers, lowest, highest in (
-        ("count", count, int, 1, math.inf), ("exchanges", exchanges, int, 1, math.inf), ("most", most, int, 1, 8),
-        ("first", first, int, 0, math.inf), ("side", side, int, 56, math.inf),
-        ("dialogues", dialogues, int | float, 0, 1), ("repeats", repeats, int | float, 0, 1),
-    ):  # fmt: skip
+        ("count", count, int, 1, math.inf),
+        ("exchanges", exchanges, int, 1, math.inf),
+        ("most", most, int, 1, 8),
+        ("first", first, int, 0, math.inf),
+        ("side", side, int, 56, math.inf),
+        ("dialogues", dialogues, int | float, 0, 1),
+        ("repeats", repeats, int | float, 0, 1),
+    ):
         if isinstance(value, bool) or not isinstance(value, numbers) or not lowest <= value <= highest:
             raise UserError(
                 f"The option {name} of scenes is {value!r}.",

@@ -112,8 +112,12 @@ class Talk:
 
     def detection(self) -> Exchange:
         if self.rng.random() < 0.2:
-            return Exchange("detection", tuple(self._groups(plain=True)), self.rng.choice(("everything", "all things")),
-                            " ".join(["{}"] * len(self.names)))  # fmt: skip
+            return Exchange(
+                "detection",
+                tuple(self._groups(plain=True)),
+                self.rng.choice(("everything", "all things")),
+                " ".join(["{}"] * len(self.names)),
+            )
         count = self.rng.choice((1, 1, 1, 2, 2, 3))
         words: list[str] = []
         for _ in range(count):
@@ -158,15 +162,36 @@ class Talk:
         return Exchange("vqa", question=f"is the {a} {both[0]} or {both[1]} the {b}?", answer=answer)
 
     def vqa(self) -> Exchange | None:
-        kind = self.rng.choice((self._what_color, self._which_thing, self._how_many, self._is_there, self._is_so,
-                                self._extreme, self._beside))  # fmt: skip
+        kind = self.rng.choice(
+            (
+                self._what_color,
+                self._which_thing,
+                self._how_many,
+                self._is_there,
+                self._is_so,
+                self._extreme,
+                self._beside,
+            )
+        )
         found = kind()
         return found and Exchange("vqa", question=found[0], answer=found[1])
 
     def chat(self) -> Exchange | None:
-        kind = self.rng.choice((self._where, self._where, self._what_color, self._which_thing, self._how_many,
-                                self._is_there, self._extreme, self._beside, self._see, self._name_it,
-                                self._about_me))  # fmt: skip
+        kind = self.rng.choice(
+            (
+                self._where,
+                self._where,
+                self._what_color,
+                self._which_thing,
+                self._how_many,
+                self._is_there,
+                self._extreme,
+                self._beside,
+                self._see,
+                self._name_it,
+                self._about_me,
+            )
+        )
         found = kind()
         if found is None:
             return None
@@ -215,8 +240,9 @@ class Talk:
             return None
         kind = self.rng.choice(kinds)
         color = next(t.color for t in self.things if t.kind == kind)
-        return self.rng.choice((f"what color is the {kind}?", f"which color does the {kind} have?",
-                                f"what colour is the {kind}?")), color  # fmt: skip
+        return self.rng.choice(
+            (f"what color is the {kind}?", f"which color does the {kind} have?", f"what colour is the {kind}?")
+        ), color
 
     def _which_thing(self):
         colors = [c for c, n in self.colors.items() if n == 1]
@@ -237,8 +263,9 @@ class Talk:
             kind, color = thing.kind, (thing.color + " ") if self.rng.random() < 0.4 else ""
         count = sum(t.kind == kind and (not color or t.color == color.strip()) for t in self.things)
         many = color + plural(kind)
-        return self.rng.choice((f"how many {many} are there?", f"how many {many} do you see?",
-                                f"count the {many}.")), NUMBERS[count]  # fmt: skip
+        return self.rng.choice(
+            (f"how many {many} are there?", f"how many {many} do you see?", f"count the {many}.")
+        ), NUMBERS[count]
 
     def _is_there(self):
         there = self.rng.random() < 0.5
@@ -247,8 +274,13 @@ class Talk:
             if there
             else self.absent()
         )
-        question = self.rng.choice((f"is there {article(words)}?", f"do you see {article(words)}?",
-                                    f"is there {article(words)} in the picture?"))  # fmt: skip
+        question = self.rng.choice(
+            (
+                f"is there {article(words)}?",
+                f"do you see {article(words)}?",
+                f"is there {article(words)} in the picture?",
+            )
+        )
         return question, "yes" if there else "no"
 
     def _is_so(self):
@@ -296,13 +328,21 @@ class Talk:
         return self._asked_where(bare), "{}", Phrase(bare, (thing.box,))
 
     def _asked_where(self, words: str) -> str:
-        return self.rng.choice((f"where is the {words}?", f"Where is the {words}?", f"can you find the {words}?",
-                                f"show me the {words}", f"find the {words}"))  # fmt: skip
+        return self.rng.choice(
+            (
+                f"where is the {words}?",
+                f"Where is the {words}?",
+                f"can you find the {words}?",
+                f"show me the {words}",
+                f"find the {words}",
+            )
+        )
 
     def _see(self):
         caption = self.caption().answer
-        return self.rng.choice(("what do you see?", "what is in the picture?", "describe the picture.",
-                                "What is in this image?")), caption  # fmt: skip
+        return self.rng.choice(
+            ("what do you see?", "what is in the picture?", "describe the picture.", "What is in this image?")
+        ), caption
 
     def _name_it(self):
         if len(self.things) != 1:
@@ -310,14 +350,16 @@ class Talk:
         return self.rng.choice(("what is this?", "what is it?", "name it")), article(self.things[0].name)
 
     def _about_me(self):
-        return self.rng.choice((
-            ("hello", "Hello! Ask me about the picture."),
-            ("hi", "Hello! Ask me about the picture."),
-            ("thank you", "You are welcome."),
-            ("thanks!", "You are welcome."),
-            ("who are you?", "I am a small MiniGPT-v2 that knows drawn pictures of simple things."),
-            ("what can you do?", "I can describe drawn pictures, find things in them and answer questions."),
-        ))  # fmt: skip
+        return self.rng.choice(
+            (
+                ("hello", "Hello! Ask me about the picture."),
+                ("hi", "Hello! Ask me about the picture."),
+                ("thank you", "You are welcome."),
+                ("thanks!", "You are welcome."),
+                ("who are you?", "I am a small MiniGPT-v2 that knows drawn pictures of simple things."),
+                ("what can you do?", "I can describe drawn pictures, find things in them and answer questions."),
+            )
+        )
 
     # ---- what the scene holds ----
 
@@ -382,10 +424,12 @@ class Talk:
         noun, rivals = self._noun(thing)
         if not rivals:
             return None
-        places = {"left of": ("the left {}", "the leftmost {}", "the {} on the left"),
-                  "right of": ("the right {}", "the rightmost {}", "the {} on the right"),
-                  "above": ("the upper {}", "the {} at the top", "the highest {}"),
-                  "below": ("the lower {}", "the {} at the bottom", "the lowest {}")}  # fmt: skip
+        places = {
+            "left of": ("the left {}", "the leftmost {}", "the {} on the left"),
+            "right of": ("the right {}", "the rightmost {}", "the {} on the right"),
+            "above": ("the upper {}", "the {} at the top", "the highest {}"),
+            "below": ("the lower {}", "the {} at the bottom", "the lowest {}"),
+        }
         fitting = [w for r, w in places.items() if all(self._holds(r, thing, t) for t in rivals)]
         return self.rng.choice(self.rng.choice(fitting)).format(noun) if fitting else None
 

@@ -61,9 +61,10 @@ class Member:
         data = _bytes_at(self.path, self.offset, self.size)
         if len(data) < self.size:
             raise UserError(
-                f"{self} ends after {len(data)} of {self.size} bytes.", "The tar was changed since it was indexed.",
+                f"{self} ends after {len(data)} of {self.size} bytes.",
+                "The tar was changed since it was indexed.",
                 "Start again, so that its index is made anew.",
-            )  # fmt: skip
+            )
         return data
 
     open = read  # as `images.LazyPicture` calls it
@@ -92,9 +93,10 @@ class Cell:
             value = value.get("bytes")
         if not isinstance(value, bytes):
             raise UserError(
-                f"{self} holds no bytes of a picture.", f"It holds {type(value).__name__}.",
+                f"{self} holds no bytes of a picture.",
+                f"It holds {type(value).__name__}.",
                 "Name the right column as `picture`.",
-            )  # fmt: skip
+            )
         return value
 
     open = read  # as `images.LazyPicture` calls it
@@ -161,8 +163,9 @@ class Shards:
         if not self._shards:
             raise UserError(
                 f"None of the {len(found)} shards has a record that can be used.",
-                "; ".join(self.problems.lines()) or "They are empty.", "Check `files`, and the options that filter.",
-            )  # fmt: skip
+                "; ".join(self.problems.lines()) or "They are empty.",
+                "Check `files`, and the options that filter.",
+            )
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -203,9 +206,10 @@ class Shards:
                 opened = self._open_index(shard)
             if opened is None:
                 raise UserError(
-                    f"The index of {shard} does not fit it.", "The shard was changed while it was read.",
+                    f"The index of {shard} does not fit it.",
+                    "The shard was changed while it was read.",
                     "Start again when it is complete.",
-                )  # fmt: skip
+                )
             yield opened
 
     def _index_file(self, shard: str) -> Path:
@@ -252,9 +256,10 @@ class Shards:
                     new.write_bytes(head + rows)
             except OSError as error:
                 raise UserError(
-                    f"The index {file} cannot be written.", f"The system says: {error.strerror}.",
+                    f"The index {file} cannot be written.",
+                    f"The system says: {error.strerror}.",
                     "Name a folder that you may write to as `index`.",
-                ) from error  # fmt: skip
+                ) from error
 
 
 def _pictured(record: Record) -> Record:
@@ -267,9 +272,10 @@ def _pictured(record: Record) -> Record:
 def changed(key: str, error: Malformed) -> UserError:
     """For a record that was usable when the index was made, and is no more."""
     return UserError(
-        f"{key} has {error}.", "It had not when it was indexed: the shard was changed since.",
+        f"{key} has {error}.",
+        "It had not when it was indexed: the shard was changed since.",
         "Start again, so that its index is made anew.",
-    )  # fmt: skip
+    )
 
 
 def _written(path: str) -> str:
@@ -320,9 +326,10 @@ def _expand(patterns: Iterable[str]) -> list[str]:
             lost = [f for f in found if not os.path.isfile(f)]
             if lost or not found:
                 raise UserError(
-                    f"There is no shard {lost[0] if lost else name}.", f"It is asked for by {pattern!r}.",
+                    f"There is no shard {lost[0] if lost else name}.",
+                    f"It is asked for by {pattern!r}.",
                     "Correct the pattern, or download the rest.",
-                )  # fmt: skip
+                )
             files |= dict.fromkeys(found)
     return list(files)
 
@@ -479,9 +486,10 @@ def _arrow():
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(
-            "Parquet files cannot be read here.", "They are read with pyarrow, which is not installed.",
+            "Parquet files cannot be read here.",
+            "They are read with pyarrow, which is not installed.",
             'Install it: pip install "minigptv2[parquet]"',
-        ) from error  # fmt: skip
+        ) from error
     return pyarrow
 
 
@@ -516,9 +524,10 @@ def _columns(path: str, picture: str) -> tuple[tuple[str, ...], str]:
     schema = pyarrow.parquet.read_schema(path, memory_map=True)
     if picture and picture not in schema.names:
         raise UserError(
-            f"{path} has no column {picture!r}.", f"Its columns: {', '.join(schema.names)}.",
+            f"{path} has no column {picture!r}.",
+            f"Its columns: {', '.join(schema.names)}.",
             "Name one of them as `picture`.",
-        )  # fmt: skip
+        )
     picture = picture or next((name for name in _PICTURE_COLUMNS if name in schema.names), "")
     binary = (pyarrow.types.is_binary, pyarrow.types.is_large_binary, pyarrow.types.is_struct)
     # bytes are read only when the picture is opened; a path is a word like others

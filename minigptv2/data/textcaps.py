@@ -22,8 +22,9 @@ LAYOUT: Layout = {
 COUNTS = {"train": 109765, "val": 3166, "test": 3289}
 _FILES = "https://dl.fbaipublicfiles.com/textvqa"
 DOWNLOADS = {f"{_FILES}/data/textcaps/{LAYOUT[split][0]}": "" for split in LAYOUT} | {
-    f"{_FILES}/images/train_val_images.zip": "", f"{_FILES}/images/test_images.zip": "",
-}  # fmt: skip
+    f"{_FILES}/images/train_val_images.zip": "",
+    f"{_FILES}/images/test_images.zip": "",
+}
 
 
 class TextCaps:

@@ -60,9 +60,10 @@ class VisualGenome:
         for file in files:
             if not is_file(file):
                 raise UserError(
-                    f"{file} is not there.", f"The regions need {REGIONS} and {PICTURES}.",
+                    f"{file} is not there.",
+                    f"The regions need {REGIONS} and {PICTURES}.",
                     f"See {document('datasets/visual_genome.md', PAGE)} for the layout.",
-                )  # fmt: skip
+                )
         self.images = Path(images or root)
         self._read_pictures(files[1])
         self._read_regions(files[0], below_area)

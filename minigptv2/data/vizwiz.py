@@ -19,7 +19,7 @@ from minigptv2.data.annotations import (
     optional_text,
     read_json,
     words_of,
-)  # fmt: skip
+)
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout, image_in, names_in, require, require_records
 from minigptv2.sample import Exchange, Sample

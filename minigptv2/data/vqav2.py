@@ -21,7 +21,7 @@ from minigptv2.data.annotations import (
     rows_of,
     unique,
     words_of,
-)  # fmt: skip
+)
 from minigptv2.data.coco_pictures import CocoPictures
 from minigptv2.data.dataset import Problems
 from minigptv2.data.layout import Layout, require, require_records
@@ -37,10 +37,12 @@ LAYOUT: Layout = {
 COUNTS = {"train": 443757, "val": 214354, "test-dev": 107394, "test": 447793}
 _FILES = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/v2_"
 DOWNLOADS = {
-    f"{_FILES}Questions_Train_mscoco.zip": "", f"{_FILES}Annotations_Train_mscoco.zip": "",
-    f"{_FILES}Questions_Val_mscoco.zip": "", f"{_FILES}Annotations_Val_mscoco.zip": "",
+    f"{_FILES}Questions_Train_mscoco.zip": "",
+    f"{_FILES}Annotations_Train_mscoco.zip": "",
+    f"{_FILES}Questions_Val_mscoco.zip": "",
+    f"{_FILES}Annotations_Val_mscoco.zip": "",
     f"{_FILES}Questions_Test_mscoco.zip": "",
-}  # fmt: skip
+}
 NO_ANSWER = "a question without an answer"
 
 

@@ -27,9 +27,13 @@ LAYOUT: Layout = {
     part: (tuple(f"{place}{kind}/{split}.jsonl" for place in PLACES),) for part, (kind, split) in PARTS.items()
 }
 COUNTS = {
-    "random train": 7680, "random dev": 1097, "random test": 2195, "zeroshot train": 3489, "zeroshot dev": 340,
+    "random train": 7680,
+    "random dev": 1097,
+    "random test": 2195,
+    "zeroshot train": 3489,
+    "zeroshot dev": 340,
     "zeroshot test": 1222,
-}  # fmt: skip
+}
 DOWNLOADS: dict[str, str] = {}  # the files lie in the page's repository, below data/splits
 OPTIONS = {part: {"kind": kind, "split": split} for part, (kind, split) in PARTS.items()}
 
@@ -52,9 +56,10 @@ class VSR:
         self.file = next((f for f in files if is_file(f)), None)
         if self.file is None:
             raise UserError(
-                f"{root} holds no {kind}/{split}.jsonl.", f"Looked for {', '.join(map(str, files))}.",
+                f"{root} holds no {kind}/{split}.jsonl.",
+                f"Looked for {', '.join(map(str, files))}.",
                 f"See {document('datasets/vsr.md', PAGE)} for the layout.",
-            )  # fmt: skip
+            )
         pictures = CocoPictures(images or root)
         self.records: list[tuple[int, Path, str, bool, str]] = []
         for number, row in read_json_lines(self.file):

@@ -55,8 +55,9 @@ class WebCaptions:
         except (TypeError, ValueError, re.error) as error:
             raise UserError(
                 f"The filter of captions cannot be understood: {error}.",
-                "words is [least, most]; without is a regular expression of Python.", "Correct it.",
-            ) from error  # fmt: skip
+                "words is [least, most]; without is a regular expression of Python.",
+                "Correct it.",
+            ) from error
         purpose = f"captions-{caption}-{self.least_words}-{self.most_words}-{without}-{sorted(self.least.items())}"
         self.shards = Shards(shards, self._judge, purpose, index, images, picture)
         self.problems: Problems = self.shards.problems

@@ -26,9 +26,14 @@ class AbsentPhrases:
     max_new_tokens = 50
 
     def __init__(
-        self, root: str, split: str = "val2017", images: str = "", instances: str = "", seed: int = 0,
+        self,
+        root: str,
+        split: str = "val2017",
+        images: str = "",
+        instances: str = "",
+        seed: int = 0,
         orientation: str = "auto",
-    ):  # fmt: skip
+    ):
         self.data, self.seed = CocoDetection(root, split, images, instances, orientation=orientation), seed
         self.files, self.problems, self.excluded = self.data.files, self.data.problems, self.data.excluded
         self.name = f"absent phrases {instances.removesuffix('.json') or split}"

@@ -30,9 +30,12 @@ _SAMPLES, _SAMPLE = 64, 1 << 18
 _FORM = 'A row is {"index": row of the annotation file from 0, "text": "the raw answer"}, one a line.'
 # keys of the first line that must agree before answers are continued, and what differs where they do not
 SAME_RUN = {
-    "benchmark": "benchmark", "data": "annotation file", "questions": "prompts or split", "model": "model",
+    "benchmark": "benchmark",
+    "data": "annotation file",
+    "questions": "prompts or split",
+    "model": "model",
     "answering": "number format or longest answer",
-}  # fmt: skip
+}
 SAME_DATA = ("benchmark", "data")  # that must agree before answers are scored again
 
 
@@ -64,8 +67,10 @@ def head_of(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, str]:
     for i in items:
         asked.update(json.dumps([i.index, i.instruction, i.candidates]).encode())
     return {
-        "benchmark": benchmark.name, "data": fingerprint(benchmark.files), "questions": asked.hexdigest()[:16],
-    }  # fmt: skip
+        "benchmark": benchmark.name,
+        "data": fingerprint(benchmark.files),
+        "questions": asked.hexdigest()[:16],
+    }
 
 
 class AnswersFile:
@@ -91,16 +96,17 @@ class AnswersFile:
         head = _object(whole[0]).get("run")
         if not isinstance(head, dict):
             raise UserError(
-                f"{self.path} holds no answers of this program.", "Its first line does not name a run.",
+                f"{self.path} holds no answers of this program.",
+                "Its first line does not name a run.",
                 "Give another output=, or score the file as it is with --rescore.",
-            )  # fmt: skip
+            )
         differing = [what for key, what in SAME_RUN.items() if head.get(key) != self.head.get(key)]
         if differing:
             raise UserError(
                 f"{self.path} holds answers of another run; what differs: {', '.join(differing)}.",
                 f"It was begun for {head.get('benchmark')!r}, model {head.get('title')!r}; two runs are never mixed.",
                 "Give another output=, or delete that file.",
-            )  # fmt: skip
+            )
         good = [line for line in whole[1:] if _row(line) is not None]
         if rest or len(good) < len(whole) - 1:
             self._replace([whole[0], *good])
@@ -149,7 +155,7 @@ def told_where_it_cannot_be_written(
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be written.", f"The system says: {getattr(error, 'strerror', None) or error}.", advice
-        ) from error  # fmt: skip
+        ) from error
 
 
 @contextmanager
@@ -169,9 +175,10 @@ def one_run(folder: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"Another evaluation is writing to {folder}.", "Two runs at once would mix their answers.",
+                    f"Another evaluation is writing to {folder}.",
+                    "Two runs at once would mix their answers.",
                     "Wait until it ends, or give another output=.",
-                ) from None  # fmt: skip
+                ) from None
             except OSError:
                 pass  # a file system without locks
         yield
@@ -224,15 +231,17 @@ def read_foreign(
                 continue
             if isinstance(_object(line).get("run"), dict):
                 raise UserError(
-                    f"{path} line {number} begins another run.", "A file holds the answers of one run.",
+                    f"{path} line {number} begins another run.",
+                    "A file holds the answers of one run.",
                     "Give each run its own file.",
-                )  # fmt: skip
+                )
             raise UserError(f"{path} line {number} is no answer: {line[:60]!r}.", _FORM, "Correct or remove that line.")
         if row.index in first:
             raise UserError(
                 f"{path} line {number} answers row {row.index}, as line {first[row.index]} does.",
-                "Each row of the annotation file has one answer.", "Remove one of the two.",
-            )  # fmt: skip
+                "Each row of the annotation file has one answer.",
+                "Remove one of the two.",
+            )
         first[row.index] = number
         if row.index in known:
             out[row.index] = row
@@ -247,7 +256,7 @@ def read_foreign(
             f"{path} line {number} answers row {index}{more}, which {head['benchmark']} does not ask.",
             f"It asks {len(known)} rows, from {min(known, default=0)} to {max(known, default=0)}.",
             "Count rows of the annotation file from 0, and name the data set and split that were answered.",
-        )  # fmt: skip
+        )
     return out, aside, told
 
 
@@ -269,7 +278,7 @@ def _check_same_data(path: Path, run: dict[str, Any], head: dict[str, Any]) -> N
             f"{path} holds answers to other questions; what differs: {', '.join(differing)}.",
             f"It is of {run.get('benchmark')!r}, {run.get('data')}; this is {head['benchmark']!r}, {head['data']}.",
             "Name the data set and split that were answered, and their annotation file as it was.",
-        )  # fmt: skip
+        )
 
 
 def _object(line: str) -> dict:

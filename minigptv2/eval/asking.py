@@ -50,9 +50,12 @@ def share_of(items: Sequence[Item], rank: int, world: int) -> list[Item]:
 
 
 def ask(
-    model: MiniGPTv2, items: Sequence[Item], batch: int, max_new_tokens: int,
+    model: MiniGPTv2,
+    items: Sequence[Item],
+    batch: int,
+    max_new_tokens: int,
     keep: Callable[[list[Prediction]], None],
-) -> dict[int, Unasked]:  # fmt: skip
+) -> dict[int, Unasked]:
     """Ask every item and hand answers to `keep` as they come, in no order. What could not be asked, by its index."""
     unasked: dict[int, Unasked] = {}
     for window in _windows(pictures_of(items), batch * WINDOW):
@@ -72,9 +75,12 @@ def ask(
 
 
 def _answers(
-    model: MiniGPTv2, items: Sequence[Item], seen: dict[str, Seen | None], max_new_tokens: int,
+    model: MiniGPTv2,
+    items: Sequence[Item],
+    seen: dict[str, Seen | None],
+    max_new_tokens: int,
     unasked: dict[int, Unasked],
-) -> list[Prediction]:  # fmt: skip
+) -> list[Prediction]:
     """The answers to these items at once; what the model refuses goes to `unasked`."""
     answers = model.chat_batch([(seen[i.picture], i.instruction) for i in items], max_new_tokens, errors="return")
     out = []

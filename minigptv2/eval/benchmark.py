@@ -243,9 +243,10 @@ def open_benchmark(name: str, options: dict[str, Any], beside: Sequence[str] = (
     lacking = [option for option, default in known.items() if default is None and option not in options]
     if lacking:
         raise UserError(
-            f"The benchmark {name!r} was given no {lacking[0]}.", f"Its options: {', '.join(known)}.",
+            f"The benchmark {name!r} was given no {lacking[0]}.",
+            f"Its options: {', '.join(known)}.",
             f"Add {lacking[0]}=... to the command.",
-        )  # fmt: skip
+        )
     return kind(**options)
 
 

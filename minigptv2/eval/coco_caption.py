@@ -43,9 +43,13 @@ class CocoCaption:
     needs = ("pycocoevalcap", "Java")
 
     def __init__(
-        self, root: str, split: str = "test", images: str = "", captions: str = "",
+        self,
+        root: str,
+        split: str = "test",
+        images: str = "",
+        captions: str = "",
         instruction: str = EVALUATION["coco_caption"],
-    ):  # fmt: skip
+    ):
         (self.file,) = annotation_files(root, LAYOUT, split, PAGE, (captions,))
         self.files, self.instruction = (self.file,), instruction
         self.name = f"coco_caption {captions.removesuffix('.json') or split}"
@@ -62,9 +66,7 @@ class CocoCaption:
         out = []
         for number, (picture, path, captions) in enumerate(self.captions):
             if captions:
-                out.append(
-                    Item(number, path, (0, 0), self.instruction, str(path), tuple(captions), key=str(picture))
-                )
+                out.append(Item(number, path, (0, 0), self.instruction, str(path), tuple(captions), key=str(picture)))
         return out
 
     def score(self, items: Sequence[Item], predictions: Mapping[int, Prediction], rules: Rules) -> Scored:
@@ -73,9 +75,16 @@ class CocoCaption:
         references = {i.index: list(i.truth) for i in items}
         outcomes, corpus = metrics.caption_scores(said, references, METRICS)
         cases = [
-            Case(i.index, i.image, self.instruction, said[i.index], "; ".join(i.truth),
-                 right=metrics.as_share(outcomes["CIDEr"][i.index])) for i in items
-        ]  # fmt: skip
+            Case(
+                i.index,
+                i.image,
+                self.instruction,
+                said[i.index],
+                "; ".join(i.truth),
+                right=metrics.as_share(outcomes["CIDEr"][i.index]),
+            )
+            for i in items
+        ]
         return Scored(len(items), frozenset(invalid), outcomes, corpus, cases, judged=metrics.CIDER_SHARE)
 
     def _official(self, content: dict) -> list[tuple[int, Path, list[str]]]:

@@ -51,9 +51,14 @@ class CocoDetection:
     needs = ("pycocotools",)
 
     def __init__(
-        self, root: str, split: str = "val2017", images: str = "", instances: str = "", ask: str = "present",
+        self,
+        root: str,
+        split: str = "val2017",
+        images: str = "",
+        instances: str = "",
+        ask: str = "present",
         orientation: str = "auto",
-    ):  # fmt: skip
+    ):
         self.ask, self.orientation = one_of("ask", ask, ASK), orientation
         (self.file,) = annotation_files(root, LAYOUT, split, PAGE, (instances,))
         self.files = (self.file,)
@@ -82,10 +87,16 @@ class CocoDetection:
             frame, things = self.frame(image), []
             for thing in image.things:
                 count += 1
-                things.append({
-                    "id": count, "image_id": image.number, "category_id": thing.category,
-                    "bbox": _turned(thing.xywh, frame), "area": thing.area, "iscrowd": int(thing.crowd),
-                })  # fmt: skip
+                things.append(
+                    {
+                        "id": count,
+                        "image_id": image.number,
+                        "category_id": thing.category,
+                        "bbox": _turned(thing.xywh, frame),
+                        "area": thing.area,
+                        "iscrowd": int(thing.crowd),
+                    }
+                )
             asked = {t["category_id"] for t in things} if self.ask == "present" and things else self.kinds
             exchange = Exchange("detection", tuple(Phrase(name) for k, name in self.kinds.items() if k in asked))
             text, truth = instruction_text(exchange, (0, 0), "floor", None), Truth(image.number, tuple(things), frame)
@@ -112,24 +123,43 @@ class CocoDetection:
                     continue
                 named[place] = replace(box, phrase=self.kinds[kind])
                 x1, y1, x2, y2 = box.xyxy
-                found.append({"image_id": item.truth[0], "category_id": kind, "bbox": [x1, y1, x2 - x1, y2 - y1],
-                              "score": 1.0 if box.score is None else box.score})  # fmt: skip
+                found.append(
+                    {
+                        "image_id": item.truth[0],
+                        "category_id": kind,
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "score": 1.0 if box.score is None else box.score,
+                    }
+                )
             truth = tuple(_box(t["bbox"], self.kinds[t["category_id"]]) for t in item.truth[1])
             single = [place for place, thing in enumerate(item.truth[1]) if not thing.get("iscrowd")]
             met = dict(zip(single, metrics.met(named, [truth[place] for place in single], 0.5)))
             counts = metrics.Counts(sum(met.values()), len(single), len(named))
             right = 0.0 if prediction.ended == "missing" else counts.f1
             cases.append(
-                Case(item.index, item.image, item.words, prediction.text, "", truth, tuple(named), right, item.size,
-                     tuple(met.get(place) for place in range(len(truth))))
-            )  # fmt: skip
+                Case(
+                    item.index,
+                    item.image,
+                    item.words,
+                    prediction.text,
+                    "",
+                    truth,
+                    tuple(named),
+                    right,
+                    item.size,
+                    tuple(met.get(place) for place in range(len(truth))),
+                )
+            )
         number = _in_order(i.truth[0] for i in items)
         truth = {
             "images": [{"id": number[i.truth[0]], "width": i.size[0], "height": i.size[1]} for i in items],
-            "annotations": [{**t, "image_id": number[i.truth[0]], "category_id": category[t["category_id"]]}
-                            for i in items for t in i.truth[1]],
+            "annotations": [
+                {**t, "image_id": number[i.truth[0]], "category_id": category[t["category_id"]]}
+                for i in items
+                for t in i.truth[1]
+            ],
             "categories": [{"id": category[kind], "name": name} for kind, name in self.kinds.items()],
-        }  # fmt: skip
+        }
         for row in found:
             row |= {"image_id": number[row["image_id"]], "category_id": category[row["category_id"]]}
         precision = metrics.coco_average_precision(truth, found)

@@ -40,8 +40,10 @@ Form = Literal["coco", "lmms", "pictures", "rows", "lines"]
 # form -> the benchmark whose answers it can say; "rows", one list, and "lines", one row a line, can say any
 HOLDS: dict[Form, str] = {"coco": "coco_detection", "lmms": "refcoco", "pictures": "refcoco"}
 NAMES: dict[Form, str] = {
-    "coco": "COCO results", "lmms": "lmms-lab's RefCOCO lines", "pictures": "the published evaluation's lists",
-}  # fmt: skip
+    "coco": "COCO results",
+    "lmms": "lmms-lab's RefCOCO lines",
+    "pictures": "the published evaluation's lists",
+}
 
 
 def form_of(file: str | Path) -> Form | None:
@@ -71,7 +73,7 @@ def require(form: Form, benchmark: str, what: str) -> None:
             f"{what} {NAMES[form]}, and the benchmark is {benchmark!r}.",
             f"Only {' and '.join(f'{benchmark} has {NAMES[form]}' for form, benchmark in HOLDS.items())}.",
             "Every run keeps its answers in answers.jsonl, and --rescore takes such a file for any benchmark.",
-        )  # fmt: skip
+        )
 
 
 def require_writable(file: str) -> None:
@@ -95,7 +97,11 @@ def write(
 
 
 def read(
-    form: Form, file: str | Path, items: Sequence[Item], asked: Sequence[Item], categories: Mapping[Id, str],
+    form: Form,
+    file: str | Path,
+    items: Sequence[Item],
+    asked: Sequence[Item],
+    categories: Mapping[Id, str],
     excluded: Collection[int] = (),
 ) -> tuple[dict[int, Prediction], dict[str, int], Problems]:
     """Answers by index; counts to show beside the figures; what fits no question.
@@ -152,8 +158,14 @@ def coco_results(
                 problems.add("a phrase that is no category", f"case {case.index} {box.phrase!r}")
             else:
                 box = box if truth is None else truth.frame.back(box)
-                rows.append({"image_id": number, "category_id": category, "bbox": _xywh(box),
-                             "score": 1.0 if box.score is None else box.score})  # fmt: skip
+                rows.append(
+                    {
+                        "image_id": number,
+                        "category_id": category,
+                        "bbox": _xywh(box),
+                        "score": 1.0 if box.score is None else box.score,
+                    }
+                )
     return rows, problems
 
 
@@ -207,11 +219,20 @@ def write_refcoco_lines(file: str | Path, cases: Iterable[Case], question: str =
         if len(case.truth) != 1:
             problems.add("a case without exactly one true box", f"case {case.index}")
             continue
-        lines.append(json.dumps({
-            "question_id": str(case.index), "question": (question or "{}").replace("{}", case.words),
-            "answer": [case.words], "bbox": _xywh(case.truth[0]), "file_name": _file_name(case.image),
-            "pred": case.answer, "pred_bbox": _xywh(case.boxes[0]) if case.boxes else None,
-        }, ensure_ascii=False))  # fmt: skip
+        lines.append(
+            json.dumps(
+                {
+                    "question_id": str(case.index),
+                    "question": (question or "{}").replace("{}", case.words),
+                    "answer": [case.words],
+                    "bbox": _xywh(case.truth[0]),
+                    "file_name": _file_name(case.image),
+                    "pred": case.answer,
+                    "pred_bbox": _xywh(case.boxes[0]) if case.boxes else None,
+                },
+                ensure_ascii=False,
+            )
+        )
     _write(Path(file), "".join(f"{line}\n" for line in lines))
     return problems
 

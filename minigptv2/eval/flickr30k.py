@@ -36,9 +36,10 @@ class Flickr30k:
         self.reader = Reader(root, split, TASKS[task], images)
         folder = Path(root)
         self.files = tuple(
-            f for name in dict.fromkeys(r[0] for r in self.reader.records)
+            f
+            for name in dict.fromkeys(r[0] for r in self.reader.records)
             for f in (folder / "Sentences" / f"{name}.txt", folder / "Annotations" / f"{name}.xml")
-        )  # fmt: skip
+        )
         self.name = f"flickr30k {split} {task}"
         self.problems, self.excluded = self.reader.problems, {}
         self.published: Mapping[str, tuple[Published, ...]] = {}
@@ -48,9 +49,17 @@ class Flickr30k:
         samples = [self.reader[i] for i in range(len(self.reader))]
         if self.task == "phrases":
             return [
-                Item(n, s.image, s.size, instruction_text(s.exchanges[0], s.size, "floor", None), str(s.image),
-                     s.exchanges[0].phrases, words=s.exchanges[0].question) for n, s in enumerate(samples)
-            ]  # fmt: skip
+                Item(
+                    n,
+                    s.image,
+                    s.size,
+                    instruction_text(s.exchanges[0], s.size, "floor", None),
+                    str(s.image),
+                    s.exchanges[0].phrases,
+                    words=s.exchanges[0].question,
+                )
+                for n, s in enumerate(samples)
+            ]
         pictures: dict[str, tuple] = {}
         for sample in samples:
             pictures.setdefault(str(sample.image), (sample, []))[1].extend(sample.exchanges[0].phrases)
@@ -75,9 +84,19 @@ class Flickr30k:
             truth = tuple(Box(*b.xyxy, p.text) for p in item.truth for b in p.boxes)
             met = tuple(right for p, right in zip(item.truth, first) for _ in p.boxes)
             cases.append(
-                Case(item.index, item.image, item.words, prediction.text, "", truth, boxes, sum(first) / len(first),
-                     item.size, met)
-            )  # fmt: skip
+                Case(
+                    item.index,
+                    item.image,
+                    item.words,
+                    prediction.text,
+                    "",
+                    truth,
+                    boxes,
+                    sum(first) / len(first),
+                    item.size,
+                    met,
+                )
+            )
         corpus = {metric: _share(by) for metric, by in found.items()}
         return Scored(len(items), frozenset(invalid), {}, corpus, cases, {"phrases": sum(len(i.truth) for i in items)})
 

@@ -29,9 +29,12 @@ Interval = tuple[float, float]
 
 
 def bootstrap(
-    scored: Scored, items: Sequence[Item], resamples: int = RESAMPLES, seed: int = 0,
+    scored: Scored,
+    items: Sequence[Item],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
     corpus_resamples: int = CORPUS_RESAMPLES,
-) -> dict[str, Interval]:  # fmt: skip
+) -> dict[str, Interval]:
     """metric -> (low, high), for every outcome and corpus figure of `scored`. The same seed gives the same numbers.
 
     `Item.picture` is the unit. A metric of fewer than two pictures has no interval and is left out.

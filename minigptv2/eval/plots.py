@@ -121,16 +121,24 @@ def _bars(title: str, axis: str, bins: Sequence[Bin]) -> str:
     for n, b in enumerate(bins):
         middle, half = round(_LEFT + wide * (n + 0.5), 1), round(wide * 0.34, 1)
         if b.count:
-            parts.append(f'<rect class="bar" x="{middle - half:.1f}" y="{y(b.mean)}" width="{2 * half}" '
-                         f'height="{y(0) - y(b.mean):.1f}" rx="2"/>')  # fmt: skip
-            parts.append(f'<path class="whisker" d="M{middle} {y(b.low)}V{y(b.high)}M{middle - 4:.1f} {y(b.low)}h8'
-                         f'M{middle - 4:.1f} {y(b.high)}h8"/>')  # fmt: skip
+            parts.append(
+                f'<rect class="bar" x="{middle - half:.1f}" y="{y(b.mean)}" width="{2 * half}" '
+                f'height="{y(0) - y(b.mean):.1f}" rx="2"/>'
+            )
+            parts.append(
+                f'<path class="whisker" d="M{middle} {y(b.low)}V{y(b.high)}M{middle - 4:.1f} {y(b.low)}h8'
+                f'M{middle - 4:.1f} {y(b.high)}h8"/>'
+            )
         parts.append(f'<text class="tick" x="{middle}" y="{y(0) + 15}" text-anchor="middle">{escape(b.label)}</text>')
         parts.append(f'<text class="count" x="{middle}" y="{y(0) + 29}" text-anchor="middle">n={b.count}</text>')
-    parts.append(f'<text class="axis" x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">'
-                 f"{escape(axis)}</text>")  # fmt: skip
-    parts.append(f'<text class="axis" transform="translate(14 {_TOP + high / 2}) rotate(-90)" text-anchor="middle">'
-                 "Right, %</text>")  # fmt: skip
+    parts.append(
+        f'<text class="axis" x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">'
+        f"{escape(axis)}</text>"
+    )
+    parts.append(
+        f'<text class="axis" transform="translate(14 {_TOP + high / 2}) rotate(-90)" text-anchor="middle">'
+        "Right, %</text>"
+    )
     return _plot(title, f"{axis}: share of right answers", parts, bins)
 
 
@@ -142,30 +150,42 @@ def _grid(title: str, axis: str, bins: Sequence[Bin]) -> str:
         x, y = left + column * (side + gap) * stretch, _TOP + row * (side + gap)
         width = side * stretch
         share = f"{100 * b.mean:.1f}" if b.count else "\u2013"
-        parts.append(f'<rect class="cell" x="{x:.1f}" y="{y}" width="{width:.1f}" height="{side}" rx="3" '
-                     f'fill-opacity="{0.08 + 0.5 * b.mean if b.count else 0.04:.2f}"/>')  # fmt: skip
-        parts.append(f'<text class="value" x="{x + width / 2:.1f}" y="{y + side / 2 + 1}" text-anchor="middle">'
-                     f"{share}</text>")  # fmt: skip
-        parts.append(f'<text class="count" x="{x + width / 2:.1f}" y="{y + side / 2 + 17}" text-anchor="middle">'
-                     f"n={b.count}</text>")  # fmt: skip
+        parts.append(
+            f'<rect class="cell" x="{x:.1f}" y="{y}" width="{width:.1f}" height="{side}" rx="3" '
+            f'fill-opacity="{0.08 + 0.5 * b.mean if b.count else 0.04:.2f}"/>'
+        )
+        parts.append(
+            f'<text class="value" x="{x + width / 2:.1f}" y="{y + side / 2 + 1}" text-anchor="middle">{share}</text>'
+        )
+        parts.append(
+            f'<text class="count" x="{x + width / 2:.1f}" y="{y + side / 2 + 17}" text-anchor="middle">'
+            f"n={b.count}</text>"
+        )
         if column == 0:
-            parts.append(f'<text class="tick" x="{left - 8}" y="{y + side / 2 + 4}" text-anchor="end">'
-                         f"{_THIRDS[0][row]}</text>")  # fmt: skip
+            parts.append(
+                f'<text class="tick" x="{left - 8}" y="{y + side / 2 + 4}" text-anchor="end">{_THIRDS[0][row]}</text>'
+            )
         if row == 2:
-            parts.append(f'<text class="tick" x="{x + width / 2:.1f}" y="{y + side + 15}" text-anchor="middle">'
-                         f"{_THIRDS[1][column]}</text>")  # fmt: skip
-    parts.append(f'<text class="axis" x="{_WIDTH / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(axis)}; '
-                 "right, %</text>")  # fmt: skip
+            parts.append(
+                f'<text class="tick" x="{x + width / 2:.1f}" y="{y + side + 15}" text-anchor="middle">'
+                f"{_THIRDS[1][column]}</text>"
+            )
+    parts.append(
+        f'<text class="axis" x="{_WIDTH / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(axis)}; right, %</text>'
+    )
     return _plot(title, f"{axis}: share of right answers", parts, bins)
 
 
 def _plot(title: str, description: str, parts: Sequence[str], bins: Sequence[Bin]) -> str:
     rows = "".join(
         f'<tr><th scope="row">{escape(b.label)}</th><td>{b.count}</td>'
-        + (f"<td>{100 * b.mean:.1f}</td><td>{100 * b.low:.1f}\u2013{100 * b.high:.1f}</td></tr>" if b.count else
-           "<td>\u2013</td><td>\u2013</td></tr>")
+        + (
+            f"<td>{100 * b.mean:.1f}</td><td>{100 * b.low:.1f}\u2013{100 * b.high:.1f}</td></tr>"
+            if b.count
+            else "<td>\u2013</td><td>\u2013</td></tr>"
+        )
         for b in bins
-    )  # fmt: skip
+    )
     return (
         f'<figure class="plot"><figcaption>{escape(title)}</figcaption>'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(description)}">'

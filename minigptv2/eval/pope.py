@@ -34,9 +34,10 @@ class Pope(ShortAnswers):
         file = next((p for p in places if p.is_file()), None)
         if file is None:
             raise UserError(
-                f"{root} holds no coco_pope_{split}.json.", f"Looked for {places[0]} and {places[1]}.",
+                f"{root} holds no coco_pope_{split}.json.",
+                f"Looked for {places[0]} and {places[1]}.",
                 "Get it from https://github.com/AoiDragon/POPE, output/coco.",
-            )  # fmt: skip
+            )
         super().__init__(f"pope {split}", (file,))
         pictures, seen = CocoPictures(images or root), set()
         for number, row in read_json_lines(file):
@@ -87,8 +88,12 @@ class Pope(ShortAnswers):
         answered = {
             i.index: _said(cleaned(predictions[i.index].text), rules) == "yes" for i in items
         }  # of malformed ones: no
-        scored.corpus = {"precision": precision, "recall": recall, "F1": f1,
-                         "share of yes": lambda indexes: share([answered[i] for i in indexes])}  # fmt: skip
+        scored.corpus = {
+            "precision": precision,
+            "recall": recall,
+            "F1": f1,
+            "share of yes": lambda indexes: share([answered[i] for i in indexes]),
+        }
         return scored
 
 

@@ -19,10 +19,15 @@ THRESHOLDS = (0.5, 0.75, 0.9)
 _PAPER = "arXiv 2310.09478, version not recorded"
 # acc@0.5 of data set and split, in per cent: the model after stage 2, and after stage 3
 _ACCURACY = {
-    "refcoco val": (88.69, 88.06), "refcoco testA": (91.65, 91.29), "refcoco testB": (85.33, 84.30),
-    "refcoco+ val": (79.97, 79.58), "refcoco+ testA": (85.12, 85.52), "refcoco+ testB": (74.45, 73.32),
-    "refcocog val": (84.44, 84.19), "refcocog test": (84.66, 84.31),
-}  # fmt: skip
+    "refcoco val": (88.69, 88.06),
+    "refcoco testA": (91.65, 91.29),
+    "refcoco testB": (85.33, 84.30),
+    "refcoco+ val": (79.97, 79.58),
+    "refcoco+ testA": (85.12, 85.52),
+    "refcoco+ testB": (74.45, 73.32),
+    "refcocog val": (84.44, 84.19),
+    "refcocog test": (84.66, 84.31),
+}
 
 
 class RefCocoBoxes:
@@ -43,7 +48,13 @@ class RefCocoBoxes:
         ask = EVALUATION["refcoco"]
         return [
             Item(
-                r.number, r.picture, r.size, ask.replace("{}", r.words), str(r.picture), r.box, words=r.words,
+                r.number,
+                r.picture,
+                r.size,
+                ask.replace("{}", r.words),
+                str(r.picture),
+                r.box,
+                words=r.words,
                 key=r.reference,
             )
             for r in self.reader.records
@@ -63,9 +74,18 @@ class RefCocoBoxes:
                 scored.outcomes[name][item.index] = float(metrics.is_hit(overlap, threshold, rules.scoring))
             scored.outcomes["mean IoU"][item.index] = overlap
             scored.cases.append(
-                Case(item.index, item.image, item.words, prediction.text, "", (item.truth,), boxes[:1],
-                     scored.outcomes[names[THRESHOLDS[0]]][item.index], item.size)
-            )  # fmt: skip
+                Case(
+                    item.index,
+                    item.image,
+                    item.words,
+                    prediction.text,
+                    "",
+                    (item.truth,),
+                    boxes[:1],
+                    scored.outcomes[names[THRESHOLDS[0]]][item.index],
+                    item.size,
+                )
+            )
         scored.invalid = frozenset(invalid)
         return scored
 
@@ -78,9 +98,14 @@ class RefCocoWords:
     needs = ("pycocoevalcap", "Java")
 
     def __init__(
-        self, root: str, dataset: str = "refcoco", split: str = "val", images: str = "", by: str = "",
+        self,
+        root: str,
+        dataset: str = "refcoco",
+        split: str = "val",
+        images: str = "",
+        by: str = "",
         coding: Coding = "floor",
-    ):  # fmt: skip
+    ):
         self.coding = coding
         self.reader = RefCoco(root, dataset, split, "identify", images=images, by=by)
         self.name, self.files = f"{dataset} {split} reg", files_of(self.reader)
@@ -110,9 +135,19 @@ class RefCocoWords:
         references = {i.index: list(i.truth[1]) for i in items}
         outcomes, corpus = metrics.caption_scores(said, references, ("CIDEr", "METEOR"))
         cases = [
-            Case(i.index, i.image, i.instruction, said[i.index], "; ".join(i.truth[1]), (i.truth[0],), (),
-                 metrics.as_share(outcomes["CIDEr"][i.index]), i.size) for i in items
-        ]  # fmt: skip
+            Case(
+                i.index,
+                i.image,
+                i.instruction,
+                said[i.index],
+                "; ".join(i.truth[1]),
+                (i.truth[0],),
+                (),
+                metrics.as_share(outcomes["CIDEr"][i.index]),
+                i.size,
+            )
+            for i in items
+        ]
         return Scored(len(items), frozenset(invalid), outcomes, corpus, cases, judged=metrics.CIDER_SHARE)
 
 

@@ -31,8 +31,10 @@ _QUALITY = 72
 _TALLEST = 18  # rem, of a picture on the page
 _MOST_LETTERS = 400  # of a question or an answer
 
-_SCORING = {"strict": "strict: IoU of continuous boxes, right at or above the threshold",
-            "compat": "compat: boxes a pixel larger, right above the threshold, as the published code"}  # fmt: skip
+_SCORING = {
+    "strict": "strict: IoU of continuous boxes, right at or above the threshold",
+    "compat": "compat: boxes a pixel larger, right above the threshold, as the published code",
+}
 _DECODE = {"floor": "floor: box numbers as they are", "center": "center: box numbers plus half a hundredth"}
 
 
@@ -159,8 +161,10 @@ def _range(figure: Figure) -> str:
 
     parts = ['<line class="grid" x1="4" x2="156" y1="9" y2="9"/>']
     if figure.low is not None:
-        parts.append(f'<rect class="interval" x="{x(figure.low)}" y="6" height="6" rx="3" '
-                     f'width="{max(1.0, x(figure.high) - x(figure.low)):.1f}"/>')  # fmt: skip
+        parts.append(
+            f'<rect class="interval" x="{x(figure.low)}" y="6" height="6" rx="3" '
+            f'width="{max(1.0, x(figure.high) - x(figure.low)):.1f}"/>'
+        )
     parts += [f'<line class="other" x1="{x(p.value)}" x2="{x(p.value)}" y1="2" y2="16"/>' for p in figure.published]
     parts.append(f'<circle class="dot" cx="{x(figure.value)}" cy="9" r="4"/>')
     return f'<svg viewBox="0 0 160 18" width="160" height="18" aria-hidden="true">{"".join(parts)}</svg>'
@@ -191,8 +195,9 @@ def _legend(cases: Sequence[Case]) -> str:
         '<svg viewBox="0 0 30 16" width="30" height="16" aria-hidden="true">'
         '<rect class="halo" x="3" y="3" width="24" height="10"/>'
         f'<rect class="{kind}" x="3" y="3" width="24" height="10"/>'
-        f"</svg>{word} " for kind, word in (("truth", "truth (solid)"), ("answer", "answer (dashed)"))
-    )  # fmt: skip
+        f"</svg>{word} "
+        for kind, word in (("truth", "truth (solid)"), ("answer", "answer (dashed)"))
+    )
     return f'<div class="legend">{keys}</div>'
 
 
@@ -209,8 +214,9 @@ def _card(case: Case, report: Report, pictures: _Pictures) -> str:
         rows[1] = ("truth", "none")
     words = "".join(
         f"<div><dt>{name}</dt><dd>{_text(_short(value)) or '<em>empty</em>'}</dd></div>"
-        for name, value in rows if value or name == "answer"
-    )  # fmt: skip
+        for name, value in rows
+        if value or name == "answer"
+    )
     return (
         f'<article class="case"><div class="picture">{pictures.html(case)}</div>'
         f'<div class="facts"><span class="index">#{case.index}</span> {" ".join(facts)}</div><dl>{words}</dl></article>'
@@ -257,8 +263,10 @@ class _Pictures:
 def _rectangles(boxes: Sequence[Box], kind: str) -> str:
     parts = []
     for box in boxes:
-        place = (f'x="{box.x1:.1f}" y="{box.y1:.1f}" width="{max(0.0, box.x2 - box.x1):.1f}" '
-                 f'height="{max(0.0, box.y2 - box.y1):.1f}"')  # fmt: skip
+        place = (
+            f'x="{box.x1:.1f}" y="{box.y1:.1f}" width="{max(0.0, box.x2 - box.x1):.1f}" '
+            f'height="{max(0.0, box.y2 - box.y1):.1f}"'
+        )
         parts.append(f'<rect class="halo" {place}/><rect class="{kind}" {place}/>')
     return "".join(parts)
 

@@ -49,8 +49,9 @@ def of_rows(
     if not any(item.key for item in items):
         raise UserError(
             f"{file} names its questions ({', '.join(key for key in _NAMES if key in rows[0])}).",
-            "The questions of this benchmark have no such names.", 'Give each answer its row as "index", from 0.',
-        )  # fmt: skip
+            "The questions of this benchmark have no such names.",
+            'Give each answer its row as "index", from 0.',
+        )
     return _by_name(file, rows, named, items)
 
 
@@ -77,7 +78,7 @@ def _by_place(file: Path, rows: Sequence[dict], items: Sequence[Item], excluded:
             f"{file} holds {len(rows)} answers that do not name their question.",
             f"The annotation file has {count} rows, and such answers go by their place.",
             'Name the data set and split that were answered, or give each answer its row as "index".',
-        )  # fmt: skip
+        )
     out: dict[int, str] = {}
     problems = Problems()
     for number, row in enumerate(rows):
@@ -88,8 +89,9 @@ def _by_place(file: Path, rows: Sequence[dict], items: Sequence[Item], excluded:
         if "gt" in row and isinstance(item.truth, str) and not _same(row["gt"], item):
             raise UserError(
                 f"{file} row {number} says that {row['gt']!r} is right.",
-                f"In the annotation file it is {item.truth!r}.", "Give the annotation file that was answered.",
-            )  # fmt: skip
+                f"In the annotation file it is {item.truth!r}.",
+                "Give the annotation file that was answered.",
+            )
         out[number] = _text(file, number, row, item)
     return out, problems
 
@@ -109,9 +111,10 @@ def of_pictures(file: Path, answers: Mapping[str, Any], items: Sequence[Item]) -
     for key, texts in answers.items():
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise UserError(
-                f"{file}: the answers of {key[:80]!r} are {str(texts)[:80]}.", "They must be a list of texts.",
+                f"{file}: the answers of {key[:80]!r} are {str(texts)[:80]}.",
+                "They must be a list of texts.",
                 "Write the file anew.",
-            )  # fmt: skip
+            )
         asked = by_key.get(key, [])
         if not asked:
             problems.add(_NOT_ASKED, key[:80])
@@ -154,4 +157,4 @@ def _no_answer(file: Path, number: int, row: Any) -> UserError:
         f"{file} row {number} is no answer: {str(row)[:80]}.",
         f"A row names its question ({', '.join(_NAMES)}, or index), and its answer ({', '.join(_ANSWERS)}).",
         "Correct or remove it.",
-    )  # fmt: skip
+    )

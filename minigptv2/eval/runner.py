@@ -42,7 +42,7 @@ from minigptv2.eval.benchmark import (
     Scoring,
     open_benchmark,
     options_of,
-)  # fmt: skip
+)
 
 SMOKE, SMOKE_PICTURES = 16, 2  # questions, or pictures of a benchmark that makes them
 _AGAIN = "Make room, or give another output=; answers that are there are not asked again."
@@ -93,10 +93,15 @@ class _Run:
 
 
 def run(
-    config: str | Path, overrides: Sequence[str] = (), smoke: bool = False, rescore: str | None = None,
-    allow_missing: bool = False, export_coco: str | None = None, export_lmms: str | None = None,
+    config: str | Path,
+    overrides: Sequence[str] = (),
+    smoke: bool = False,
+    rescore: str | None = None,
+    allow_missing: bool = False,
+    export_coco: str | None = None,
+    export_lmms: str | None = None,
     base: str | None = None,
-) -> list[Report]:  # fmt: skip
+) -> list[Report]:
     """Evaluate and print; one report a benchmark. smoke: a few questions, to see that it runs."""
     from minigptv2.eval.report import write
 
@@ -137,9 +142,10 @@ def _runs(given: dict[str, Any], where: str, smoke: bool) -> list[_Run]:
         )
     if len(several) > 1 and any(given.get(key) for key in ("rescore", "export_coco", "export_lmms")):
         raise UserError(
-            f"{where} runs {len(several)} benchmarks.", "A file of answers answers one.",
+            f"{where} runs {len(several)} benchmarks.",
+            "A file of answers answers one.",
             "Score or write it with the config of its own benchmark.",
-        )  # fmt: skip
+        )
     out, common = [], [f.name for f in dataclasses.fields(EvalConfig)]
     for number, added in enumerate(several):
         here = f"{where}.runs[{number}]" if len(several) > 1 else where
@@ -150,8 +156,9 @@ def _runs(given: dict[str, Any], where: str, smoke: bool) -> list[_Run]:
         if config.batch < 1 or config.limit < 0:
             raise UserError(
                 f"{here}: batch is {config.batch}, limit is {config.limit}.",
-                "batch is 1 or more; limit is 0, for all, or more.", "Correct it.",
-            )  # fmt: skip
+                "batch is 1 or more; limit is 0, for all, or more.",
+                "Correct it.",
+            )
         if not config.benchmark:
             raise UserError(
                 f"{here} names no benchmark.", f"Known: {', '.join(BENCHMARKS)}.", "Add benchmark: refcoco, say."
@@ -175,9 +182,10 @@ def _runs(given: dict[str, Any], where: str, smoke: bool) -> list[_Run]:
         out.append(_Run(config, benchmark, folder))
     if len({r.folder for r in out}) < len(out):
         raise UserError(
-            f"{where} runs the same benchmark twice.", "Each has its own folder, by its name.",
+            f"{where} runs the same benchmark twice.",
+            "Each has its own folder, by its name.",
             "Remove one, or change its options.",
-        )  # fmt: skip
+        )
     return out
 
 
@@ -202,9 +210,10 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
     everything = benchmark.items()
     if not everything:
         raise UserError(
-            f"{benchmark.name} has no questions.", "; ".join(benchmark.problems.lines()) or "Its files hold no rows.",
+            f"{benchmark.name} has no questions.",
+            "; ".join(benchmark.problems.lines()) or "Its files hold no rows.",
             "Check the annotation files.",
-        )  # fmt: skip
+        )
     items = [i for i in everything if i.index < config.limit] if config.limit else everything
     head = head_of(benchmark, everything)
     asked, seconds, counts, strange, unasked = 0, 0.0, {}, [], {}
@@ -225,7 +234,7 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
                 f" {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}.",
                 "Every question needs its picture.",
                 "Give their folder (images= or root=), or count and leave them out with --allow-missing.",
-            )  # fmt: skip
+            )
         model, decode, predictions, asked, seconds, unasked = _ask_all(
             one, models, head, items, set(absent), rank, world
         )
@@ -235,14 +244,16 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
     items = [i for i in items if i.index in predictions or str(i.image) not in without]
     if not items:
         raise UserError(
-            f"None of the pictures of {benchmark.name} is on disk.", f"Looked for {absent[0]} and others.",
+            f"None of the pictures of {benchmark.name} is on disk.",
+            f"Looked for {absent[0]} and others.",
             "Give their folder (images= or root=).",
-        )  # fmt: skip
+        )
     if unasked and not any(i.index in predictions for i in items):
         raise UserError(
             f"None of the {len(items)} questions of {benchmark.name} could be asked.",
-            "; ".join(_causes(unasked.values()).lines()), "Check the images, and how long the model's context is.",
-        )  # fmt: skip
+            "; ".join(_causes(unasked.values()).lines()),
+            "Check the images, and how long the model's context is.",
+        )
     if config.allow_missing:
         damaged = {index: why for index, why in unasked.items() if why.kind == BAD_IMAGE}
         unasked = {index: why for index, why in unasked.items() if index not in damaged}
@@ -262,14 +273,24 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
         categories = {name: number for number, name in getattr(benchmark, "categories", {}).items()}
         strange += [f"{file}: {line}" for line in exchange.write(form, file, answered, categories, items).lines()]
     return Report(
-        name=benchmark.name, benchmark=config.benchmark, settings={"limit": config.limit} if config.limit else {},
-        model=model, rules=rules, figures=_figures(scored, items, benchmark), total=scored.total,
-        invalid=len(scored.invalid), missing=len(missing), absent=len(absent),
-        failed=list(_causes(unasked.values()).lines()), counts={**scored.counts, **counts},
-        problems=[*benchmark.problems.lines(), *strange], seconds=round(seconds, 1),
-        answers_per_second=round(asked / seconds, 2) if asked and seconds else 0.0, judged=scored.judged,
+        name=benchmark.name,
+        benchmark=config.benchmark,
+        settings={"limit": config.limit} if config.limit else {},
+        model=model,
+        rules=rules,
+        figures=_figures(scored, items, benchmark),
+        total=scored.total,
+        invalid=len(scored.invalid),
+        missing=len(missing),
+        absent=len(absent),
+        failed=list(_causes(unasked.values()).lines()),
+        counts={**scored.counts, **counts},
+        problems=[*benchmark.problems.lines(), *strange],
+        seconds=round(seconds, 1),
+        answers_per_second=round(asked / seconds, 2) if asked and seconds else 0.0,
+        judged=scored.judged,
         cases=scored.cases,
-    )  # fmt: skip
+    )
 
 
 def _given(
@@ -290,7 +311,7 @@ def _given(
             f"{file} answers none of the {len(asked)} questions.",
             "; ".join(why) + "." if why else f"It holds {len(predictions) or 'no'} answers.",
             "Name the data set and split that were answered.",
-        )  # fmt: skip
+        )
     return predictions, counts, told, [f"{file}: {line}" for line in problems.lines()]
 
 
@@ -312,10 +333,13 @@ def _ask_all(
     own = "center" if model.config.box_coding == "center" else "floor"
     title = config.model or "bundled"
     head = {
-        **head, "model": model_fingerprint(model_folder(config.model) if config.model else BUNDLED),
+        **head,
+        "model": model_fingerprint(model_folder(config.model) if config.model else BUNDLED),
         "answering": f"{str(model.dtype).removeprefix('torch.')} {config.quantize} {benchmark.max_new_tokens}",
-        "prompt": model.config.prompt, "decode": config.decode or own, "title": title,
-    }  # fmt: skip
+        "prompt": model.config.prompt,
+        "decode": config.decode or own,
+        "title": title,
+    }
     file = AnswersFile(one.folder / "answers.jsonl", head)
     if rank == 0:
         file.prepare()
@@ -325,9 +349,10 @@ def _ask_all(
     mine = [i for i in share_of(items, rank, world) if i.index not in there and str(i.image) not in absent]
     _wait(world)  # nobody appends before everyone has read
     began = time.time()
-    with file.appending() as append, tqdm(
-        total=len(mine), desc=benchmark.name, unit=" answers", disable=rank > 0
-    ) as bar:  # fmt: skip
+    with (
+        file.appending() as append,
+        tqdm(total=len(mine), desc=benchmark.name, unit=" answers", disable=rank > 0) as bar,
+    ):
 
         def keep(predictions: list[Prediction]) -> None:
             append(predictions)
@@ -414,8 +439,13 @@ def table(report: Report) -> str:
         between = "" if figure.low is None else f"{figure.low:.4f} to {figure.high:.4f}"
         published = "; ".join(f"{p.value:.4f} {p.model} ({p.source})" for p in figure.published)
         rows.append(f"| {name} | {figure.value:.4f} | {between} | {published} |")
-    numbers = {"total": report.total, "invalid": report.invalid, "missing answers": report.missing,
-               "pictures not on disk": report.absent, **report.counts}  # fmt: skip
+    numbers = {
+        "total": report.total,
+        "invalid": report.invalid,
+        "missing answers": report.missing,
+        "pictures not on disk": report.absent,
+        **report.counts,
+    }
     rows += [f"| {name} | {value} | | |" for name, value in numbers.items()]
     rows.append(f"| scoring, decode | {report.rules.scoring}, {report.rules.decode} | | |")
     rows.append(f"| model | {report.model} | | |")

@@ -32,10 +32,14 @@ COUNTED = {
 }
 # outcomes by kind of question, in the order of the table
 FIGURES = {
-    "refer": REFER[0.5], "refer, closer": REFER[0.75], "identify": "identify, kind and colour right",
-    "statement": "spatial statements", "absent": "absent phrase refused", "vqa": "short answers",
+    "refer": REFER[0.5],
+    "refer, closer": REFER[0.75],
+    "identify": "identify, kind and colour right",
+    "statement": "spatial statements",
+    "absent": "absent phrase refused",
+    "vqa": "short answers",
     "all": "malformed answers",
-}  # fmt: skip
+}
 JUDGED = "one box at IoU 0.5; of lists of boxes F1 at IoU 0.5; of words the whole answer"
 
 
@@ -86,9 +90,7 @@ class HeldOutScenes:
         size = (self.size, self.size)
         for start in range(0, self.count, TOGETHER):
             numbers = range(start, min(start + TOGETHER, self.count))
-            asked = [
-                questions(held_out(self.seed, n, self.size), random.Random(f"{self.seed}/{n}")) for n in numbers
-            ]  # fmt: skip
+            asked = [questions(held_out(self.seed, n, self.size), random.Random(f"{self.seed}/{n}")) for n in numbers]
             for kind in dict.fromkeys(kind for each in asked for kind in each):
                 rng = random.Random(f"{self.seed}/{start}/{kind}")
                 for number, each in zip(numbers, asked):
@@ -130,9 +132,19 @@ class HeldOutScenes:
             scored.outcomes["malformed answers"][item.index] = float(malformed)
             said = exchange.answer or ("" if wanted else answer_text(exchange, item.size, self.coding))
             scored.cases.append(
-                Case(item.index, item.image, item.words, prediction.text, said, wanted, found.boxes, right, item.size,
-                     tuple(met))
-            )  # fmt: skip
+                Case(
+                    item.index,
+                    item.image,
+                    item.words,
+                    prediction.text,
+                    said,
+                    wanted,
+                    found.boxes,
+                    right,
+                    item.size,
+                    tuple(met),
+                )
+            )
         scored.outcomes = {name: by for name, by in scored.outcomes.items() if by}
         scored.invalid = frozenset(invalid)
         for kind, name in COUNTED.items():

@@ -72,8 +72,14 @@ class ShortAnswers(ABC):
                 scored.outcomes.setdefault(metric, {})[item.index] = value
             first = next(iter(outcome.values()), None)
             scored.cases.append(
-                Case(item.index, item.image, item.words or item.instruction, prediction.text, self.wanted(item),
-                     right=first)
-            )  # fmt: skip
+                Case(
+                    item.index,
+                    item.image,
+                    item.words or item.instruction,
+                    prediction.text,
+                    self.wanted(item),
+                    right=first,
+                )
+            )
         scored.invalid = frozenset(invalid)
         return scored

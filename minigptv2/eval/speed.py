@@ -15,9 +15,32 @@ from minigptv2.eval.benchmark import Item, Prediction
 
 # RefCOCO val: how many of its 1,500 pictures have so many expressions
 EXPRESSIONS = {
-    2: 41, 3: 53, 4: 31, 5: 177, 6: 696, 7: 17, 8: 80, 9: 169, 10: 18, 11: 57, 12: 74, 13: 10, 14: 12, 15: 28, 16: 4,
-    17: 11, 18: 4, 19: 3, 20: 5, 21: 3, 22: 1, 24: 3, 25: 1, 26: 1, 27: 1,
-}  # fmt: skip
+    2: 41,
+    3: 53,
+    4: 31,
+    5: 177,
+    6: 696,
+    7: 17,
+    8: 80,
+    9: 169,
+    10: 18,
+    11: 57,
+    12: 74,
+    13: 10,
+    14: 12,
+    15: 28,
+    16: 4,
+    17: 11,
+    18: 4,
+    19: 3,
+    20: 5,
+    21: 3,
+    22: 1,
+    24: 3,
+    25: 1,
+    26: 1,
+    27: 1,
+}
 PLAIN_BATCH, BATCH, MAX_NEW_TOKENS = 10, 64, 50
 
 
@@ -40,9 +63,10 @@ def run(
     ended = time.perf_counter()
     answers = {p.index: p.text for p in kept}
     rates = {
-        "plain": len(items) / (between - began), "ours": len(items) / (ended - between),
+        "plain": len(items) / (between - began),
+        "ours": len(items) / (ended - between),
         "equal": sum(answers[i.index].strip() == text.strip() for i, text in zip(items, slow)) / len(items),
-    }  # fmt: skip
+    }
     print(f"{len(items)} expressions about {pictures} pictures, {opened.device}, {opened.dtype}")
     print(f"plain way, batch {PLAIN_BATCH}:  {rates['plain']:.1f} expressions/s")
     print(
@@ -94,9 +118,13 @@ def plain(model, items: list[Item]) -> list[str]:
             pixels = to_pixels(torch.from_numpy(np.stack([np.asarray(squash(i, side)) for i in images])))
             visual = model.network.encode_images(pixels.to(model.device, model.dtype))
             written = decoder.generate(
-                inputs_embeds=model.network.embed(batch.ids, visual), attention_mask=(batch.blocks >= 0).long(),
-                max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=tokenizer.eos, pad_token_id=tokenizer.eos,
-            )  # fmt: skip
+                inputs_embeds=model.network.embed(batch.ids, visual),
+                attention_mask=(batch.blocks >= 0).long(),
+                max_new_tokens=MAX_NEW_TOKENS,
+                do_sample=False,
+                eos_token_id=tokenizer.eos,
+                pad_token_id=tokenizer.eos,
+            )
         out += [tokenizer.decode(ids) for ids in written.tolist()]
     decoder.config._attn_implementation = ours
     return out

@@ -68,9 +68,11 @@ class MiniGPTv2ForLmms(lmms):
                 (answer,) = self.asker.model.chat_batch([question], self._limit(question, kwargs))
                 said.append(cut(answer.text, kwargs.get("until")))
                 visuals, context, done, rounds, info = to_text(
-                    self.task_dict[task][split][doc_id], previous_output=list(said), round_idx=len(said),
+                    self.task_dict[task][split][doc_id],
+                    previous_output=list(said),
+                    round_idx=len(said),
                     previous_round_info=info,
-                )  # fmt: skip
+                )
                 if done:
                     break
                 visuals = self._flat(visuals)

@@ -23,9 +23,16 @@ class Asker:
     """
 
     def __init__(
-        self, pretrained: str = "", device: str | None = None, dtype: str | None = None, quantize: str | None = None,
-        prompt: str = "vqa", several: str = "refuse", max_new_tokens: int | str = 300, model: Any = None,
-    ):  # fmt: skip
+        self,
+        pretrained: str = "",
+        device: str | None = None,
+        dtype: str | None = None,
+        quantize: str | None = None,
+        prompt: str = "vqa",
+        several: str = "refuse",
+        max_new_tokens: int | str = 300,
+        model: Any = None,
+    ):
         from minigptv2.api import MiniGPTv2
 
         self.wording = wording_of(prompt)
@@ -54,17 +61,19 @@ class Asker:
         if room < wanted and not self._told_of_room:
             _LOG.warning(
                 "%d new tokens do not fit beside a question; its answer gets the %d that are left, and so do others.",
-                wanted, room,
-            )  # fmt: skip
+                wanted,
+                room,
+            )
             self._told_of_room = True
         return min(wanted, room)
 
     def image(self, images: Sequence[Any]) -> Any:
         if len(images) > 1 and self.several == "refuse":
             raise UserError(
-                f"A question is about {len(images)} pictures.", "This model takes one.",
+                f"A question is about {len(images)} pictures.",
+                "This model takes one.",
                 "Leave this task out, or give several=first to ask about the first picture alone.",
-            )  # fmt: skip
+            )
         return images[0] if len(images) else None
 
 
@@ -77,9 +86,10 @@ def wording_of(prompt: str) -> str:
     if "{}" in prompt:
         return prompt
     raise UserError(
-        f"The prompt {prompt!r} is unknown.", f"Known: {', '.join(dict.fromkeys([*TASKS, *EVALUATION]))}.",
+        f"The prompt {prompt!r} is unknown.",
+        f"Known: {', '.join(dict.fromkeys([*TASKS, *EVALUATION]))}.",
         "Or give a wording of your own that holds {} where the question goes.",
-    )  # fmt: skip
+    )
 
 
 def cut(text: str, until: str | Sequence[str] | None) -> str:

@@ -33,16 +33,23 @@ class Supervision:
     losses: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     def summed(self) -> tuple[torch.Tensor | float, torch.Tensor | float]:
-        """The losses summed over all queries by their weights, each a mean over its heads; and the sum of the weights.
-        """
+        """The losses summed over all queries by their weights, each a mean over its heads; and the sum of the
+        weights."""
         return sum((m.mean(1) * w).sum() for m, w in self.losses), sum(w.sum() for _, w in self.losses)
 
 
 @torch.compiler.disable  # group counts differ from step to step: each would be compiled anew
 def packed_attention(
-    module, query, key, value, attention_mask, scaling=None, layout: Layout | None = None,
-    supervision: Supervision | None = None, **kwargs,
-):  # fmt: skip
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling=None,
+    layout: Layout | None = None,
+    supervision: Supervision | None = None,
+    **kwargs,
+):
     """What transformers calls in every layer: [1, H, T, D] each -> ([1, T, H, D], None). Without a layout: SDPA."""
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

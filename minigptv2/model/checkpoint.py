@@ -37,9 +37,13 @@ _OLD = ".old"
 
 
 def save_folder(
-    model: GroundingVLM, tokenizer: Tokenizer | FamilyTokenizer, folder: Path, dtype: torch.dtype = torch.float16,
-    max_shard: int = SHARD, report: LoadReport | None = None,
-) -> None:  # fmt: skip
+    model: GroundingVLM,
+    tokenizer: Tokenizer | FamilyTokenizer,
+    folder: Path,
+    dtype: torch.dtype = torch.float16,
+    max_shard: int = SHARD,
+    report: LoadReport | None = None,
+) -> None:
     """Write the folder, whole or not at all: it is made under another name first. An older one there is replaced.
 
     max_shard: bytes; a larger model is stored in several files. report: what its loader did, stored as report.json.
@@ -56,9 +60,15 @@ def save_folder(
 
 
 def save_trained(
-    model: GroundingVLM, tokenizer: Tokenizer | FamilyTokenizer, folder: Path, trained: dict[str, torch.Tensor],
-    frozen: dict[str, torch.Tensor], base: Path | None, small: bool, dtype: torch.dtype = torch.float16,
-) -> None:  # fmt: skip
+    model: GroundingVLM,
+    tokenizer: Tokenizer | FamilyTokenizer,
+    folder: Path,
+    trained: dict[str, torch.Tensor],
+    frozen: dict[str, torch.Tensor],
+    base: Path | None,
+    small: bool,
+    dtype: torch.dtype = torch.float16,
+) -> None:
     """As `save_folder`, for a model in training, whose own tensors may be divided among processes or in few bits.
 
     trained, frozen: its tensors by their names in the model. base: the model folder that it began from, which keeps the
@@ -111,9 +121,10 @@ def _replaced(folder: Path, write: Callable[[Path], None]) -> None:
         new.rename(folder)
     except (OSError, SafetensorError) as error:  # a full disk is either, whoever writes
         raise UserError(
-            f"{folder} cannot be written: {error}", "A model needs a writable folder and room on the disk.",
+            f"{folder} cannot be written: {error}",
+            "A model needs a writable folder and room on the disk.",
             "Make room, or choose another place.",
-        ) from error  # fmt: skip
+        ) from error
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)
@@ -125,16 +136,22 @@ def check_target(folder: Path) -> None:
     """Raise UserError where `save_folder` would refuse the folder, before any work is done."""
     if folder.exists() and not (folder.is_dir() and ((folder / CONFIG).exists() or not any(folder.iterdir()))):
         raise UserError(
-            f"{folder} exists and is no model folder.", "A model is saved to a new folder or over an older model.",
+            f"{folder} exists and is no model folder.",
+            "A model is saved to a new folder or over an older model.",
             "Choose another name.",
-        )  # fmt: skip
+        )
 
 
 def _write(
-    model: GroundingVLM, config: ModelConfig, tensors: Mapping[str, torch.Tensor],
-    adapter: dict[str, torch.Tensor] | None, tokenizer: Tokenizer | FamilyTokenizer, new: Path, dtype: torch.dtype,
+    model: GroundingVLM,
+    config: ModelConfig,
+    tensors: Mapping[str, torch.Tensor],
+    adapter: dict[str, torch.Tensor] | None,
+    tokenizer: Tokenizer | FamilyTokenizer,
+    new: Path,
+    dtype: torch.dtype,
     max_shard: int,
-) -> None:  # fmt: skip
+) -> None:
     """adapter: its tensors by their names in the model; None: as the model holds them."""
     from safetensors.torch import save_file
 
@@ -206,8 +223,10 @@ def _stored(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
     stored = tensor.detach().cpu().to(dtype).contiguous()
     if not stored.isfinite().all():
         raise UserError(
-            f"The tensor {name} is not finite in {dtype}.", "Weights must be finite.", "Train again, more gently.",
-        )  # fmt: skip
+            f"The tensor {name} is not finite in {dtype}.",
+            "Weights must be finite.",
+            "Train again, more gently.",
+        )
     return stored
 
 
@@ -258,15 +277,18 @@ def read_config(folder: Path) -> ModelConfig:
     for names in ((CONFIG,), (WEIGHTS, INDEX), (TOKENIZER, f"{LANGUAGE}/tokenizer_config.json")):
         if not any(is_file(folder / name) for name in names):
             raise UserError(
-                f"{folder} has no {names[0]}.", f"A model folder holds {CONFIG}, {WEIGHTS} and {TOKENIZER}.",
+                f"{folder} has no {names[0]}.",
+                f"A model folder holds {CONFIG}, {WEIGHTS} and {TOKENIZER}.",
                 "Check the path; save_pretrained(folder) writes such a folder.",
-            )  # fmt: skip
+            )
     try:
         data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:  # ValueError: no UTF-8, no JSON, an endless number
         raise UserError(
-            f"{folder / CONFIG} is no JSON: {error}", "It is written by save_pretrained.", "Save the model again.",
-        ) from None  # fmt: skip
+            f"{folder / CONFIG} is no JSON: {error}",
+            "It is written by save_pretrained.",
+            "Save the model again.",
+        ) from None
     return from_dict(ModelConfig, data, str(folder / CONFIG))
 
 
@@ -279,26 +301,30 @@ def _base_of(folder: Path, config: ModelConfig, base: Path | None) -> Path | Non
     if not config.base:
         if base is not None:
             raise UserError(
-                f"{folder} is a whole model, and base is {base}.", "Only a folder of what was trained has a base.",
+                f"{folder} is a whole model, and base is {base}.",
+                "Only a folder of what was trained has a base.",
                 "Leave base away.",
-            )  # fmt: skip
+            )
         return None
     if base is None:
         raise UserError(
-            f"{folder} holds only what was trained; the rest is in its base.", f"Its base was {config.base}.",
+            f"{folder} holds only what was trained; the rest is in its base.",
+            f"Its base was {config.base}.",
             f"Name that folder: from_pretrained(folder, base={config.base!r}), or --base {config.base}.",
-        )  # fmt: skip
+        )
     base = path_of(base, "base")
     if read_config(base).base:
         raise UserError(
-            f"The base {base} holds only what was trained.", "A base is a whole model folder.",
+            f"The base {base} holds only what was trained.",
+            "A base is a whole model folder.",
             f"{folder} was trained from {config.base}.",
-        )  # fmt: skip
+        )
     if mark_of(base) != config.base_mark:
         raise UserError(
-            f"The weights of {base} are not those that {folder} was trained from.", f"Its base was {config.base}.",
+            f"The weights of {base} are not those that {folder} was trained from.",
+            f"Its base was {config.base}.",
             "Name that folder, or a copy of it.",
-        )  # fmt: skip
+        )
     return base
 
 
@@ -311,8 +337,9 @@ def _names(file: Path) -> Iterator[None]:
         said = " ".join(str(error).split())[:300]
         raise UserError(
             f"No model can be built from {file}: {type(error).__name__}: {said}",
-            "Its sizes and names must be those that the model was saved with.", "Copy the whole model folder again.",
-        ) from error  # fmt: skip
+            "Its sizes and names must be those that the model was saved with.",
+            "Copy the whole model folder again.",
+        ) from error
 
 
 def _fill(model: GroundingVLM, found: Tensors, dtype: torch.dtype | None) -> None:
@@ -322,8 +349,9 @@ def _fill(model: GroundingVLM, found: Tensors, dtype: torch.dtype | None) -> Non
     problems += [f"{k} is unknown" for k in found if k not in wanted]
     problems += [
         f"{k} has shape {list(found.shapes[k])} instead of {list(wanted[k])}"
-        for k in wanted if k in found and found.shapes[k] != wanted[k]
-    ]  # fmt: skip
+        for k in wanted
+        if k in found and found.shapes[k] != wanted[k]
+    ]
     if not problems:
         for name in found:
             if not _finite(put(model, name, found[name], dtype)):
@@ -335,7 +363,7 @@ def _fill(model: GroundingVLM, found: Tensors, dtype: torch.dtype | None) -> Non
             f"{found.path} does not fit its config: {'; '.join(problems[:3])}{more}.",
             f"All {len(wanted)} tensors of the model must be there, in their shapes, finite.",
             f"Check that {CONFIG} and {WEIGHTS} belong together.",
-        )  # fmt: skip
+        )
     if model.config.language.tie_word_embeddings:
         model.decoder.tie_weights()
     if left := empty_places(model):
@@ -351,9 +379,10 @@ def _fill_adapter(model: GroundingVLM, folder: Path) -> None:
 
     if not (folder / "adapter_model.safetensors").is_file():
         raise UserError(
-            f"{folder} has no adapter_model.safetensors.", "The config asks for a LoRA adapter in peft's format.",
+            f"{folder} has no adapter_model.safetensors.",
+            "The config asks for a LoRA adapter in peft's format.",
             "Copy the whole model folder.",
-        )  # fmt: skip
+        )
     wanted = model.config.lora
     tensors = open_file(folder / "adapter_model.safetensors")
     found = {name: tensors[name] for name in tensors}
@@ -365,7 +394,7 @@ def _fill_adapter(model: GroundingVLM, folder: Path) -> None:
             f"{folder} does not fit the model: {', '.join(wrong[:3])} missing, unknown, not finite or misshapen.",
             f"It must be an adapter with r = {wanted.r} on {', '.join(wanted.targets)}.",
             "Copy the whole model folder.",
-        )  # fmt: skip
+        )
     peft.set_peft_model_state_dict(model.language, found)
 
 
@@ -375,12 +404,15 @@ def _open_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | FamilyToke
         tokenizer = Tokenizer.load(file) if file.is_file() else FamilyTokenizer(folder / LANGUAGE)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
-            f"{file} cannot be read: {error}", "It must be a SentencePiece model with <s> and </s>.", "Copy it again.",
-        ) from None  # fmt: skip
+            f"{file} cannot be read: {error}",
+            "It must be a SentencePiece model with <s> and </s>.",
+            "Copy it again.",
+        ) from None
     named = bool(config.language.name)  # whose table of tokens may be filled up to a round number
     if tokenizer.size > config.language.vocab_size or (tokenizer.size != config.language.vocab_size and not named):
         raise UserError(
-            f"{file} has {tokenizer.size} pieces, the model {config.language.vocab_size}.", "They must be equal.",
+            f"{file} has {tokenizer.size} pieces, the model {config.language.vocab_size}.",
+            "They must be equal.",
             "Use the tokenizer that was saved with the model.",
-        )  # fmt: skip
+        )
     return tokenizer

@@ -110,9 +110,13 @@ def steps(
 
 @torch.inference_mode()
 def generate_about(
-    model: GroundingVLM, tokenizer: Tokenizer, rows: Sequence[Encoded], owners: Sequence[int], visual: torch.Tensor,
+    model: GroundingVLM,
+    tokenizer: Tokenizer,
+    rows: Sequence[Encoded],
+    owners: Sequence[int],
+    visual: torch.Tensor,
     max_new_tokens: int,
-) -> list[Generated]:  # fmt: skip
+) -> list[Generated]:
     """As `generate`, for rows of one picture each, several about the same: what stands up to the end of a picture is
     computed once for all its rows.
 
@@ -128,9 +132,12 @@ def generate_about(
     shared = collate([heads[first[p]] for p in range(len(visual))]).to(device)  # [P, S], no padding
     cache = new_cache()
     model.decoder.model(
-        inputs_embeds=model.embed(shared.ids, visual), position_ids=shared.positions, past_key_values=cache,
-        use_cache=True, attention_mask=attention_bias(attention_mask(shared.blocks), visual.dtype),
-    )  # fmt: skip
+        inputs_embeds=model.embed(shared.ids, visual),
+        position_ids=shared.positions,
+        past_key_values=cache,
+        use_cache=True,
+        attention_mask=attention_bias(attention_mask(shared.blocks), visual.dtype),
+    )
     cache.batch_select_indices(torch.tensor(owners, device=device))
     batch = collate(tails, left=True).to(device)  # [B, L]
     embedded = model.embed(batch.ids, None)  # [B, L, D]
@@ -143,9 +150,14 @@ def generate_about(
 
 
 def _write(
-    model: GroundingVLM, tokenizer: Tokenizer, cache, embedded: torch.Tensor, mask: torch.Tensor,
-    positions: torch.Tensor, max_new_tokens: int,
-) -> Iterator[list[Generated]]:  # fmt: skip
+    model: GroundingVLM,
+    tokenizer: Tokenizer,
+    cache,
+    embedded: torch.Tensor,
+    mask: torch.Tensor,
+    positions: torch.Tensor,
+    max_new_tokens: int,
+) -> Iterator[list[Generated]]:
     """Token after token behind what the cache and `embedded` [B, L, D] hold; mask: [B, 1, L, cached + L].
 
     Rows that have ended are computed no more once they are half of all.
@@ -156,9 +168,12 @@ def _write(
     running = [True] * len(rows)
     for _ in range(max_new_tokens):
         states = decoder.model(
-            inputs_embeds=embedded, attention_mask=attention_bias(mask, embedded.dtype), position_ids=positions,
-            past_key_values=cache, use_cache=True,
-        ).last_hidden_state  # fmt: skip
+            inputs_embeds=embedded,
+            attention_mask=attention_bias(mask, embedded.dtype),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
         logits = decoder.lm_head(states[:, -1]).float()  # [computed, vocabulary]
         logits[:, tokenizer.size :] = -torch.inf  # rows that fill the table up to a round number are no tokens
         chosen, probability = _choose(logits, [grammar.allowed(rows[i].ids) for i in computed])

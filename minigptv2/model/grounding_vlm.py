@@ -98,9 +98,12 @@ class GroundingVLM(nn.Module):
         return Losses(*(total / max(1, tokens or len(losses)) for total in (losses.sum(), attention, weight)))
 
     def token_losses(
-        self, batch: Batch, visual: torch.Tensor | None, supervision: Supervision | None = None,
+        self,
+        batch: Batch,
+        visual: torch.Tensor | None,
+        supervision: Supervision | None = None,
         text_only: bool = False,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """[supervised]: -log of the probability of every supervised token, row after row, given all before it.
 
         visual: [P, V, D] of all pictures of the batch, in order. supervision: gets the losses of supervised attention.

@@ -51,12 +51,13 @@ def build_named(name: str | Path, weights: bool = True) -> tuple[nn.Module, Lang
             f"The language model {str(name)!r} cannot be opened: {' '.join(str(error).split())[:300]}",
             "It is a folder with config.json and weights, or a hub's name.",
             "Check the name. Nothing is downloaded unless HF_HUB_OFFLINE=0 and TRANSFORMERS_OFFLINE=0 are set.",
-        ) from None  # fmt: skip
+        ) from None
     if found.model_type not in FAMILIES:
         raise UserError(
-            f"{name} is of the family {found.model_type!r}.", f"These fit: {', '.join(FAMILIES)}.",
+            f"{name} is of the family {found.model_type!r}.",
+            f"These fit: {', '.join(FAMILIES)}.",
             "Choose one of them.",
-        )  # fmt: skip
+        )
     own = {f.name: getattr(found, f.name) for f in fields(LanguageConfig) if hasattr(found, f.name)}
     return language, LanguageConfig(**{**own, "name": str(name)})
 

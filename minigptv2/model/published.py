@@ -42,9 +42,11 @@ _ROTARY_RULE = "*.rotary_emb.inv_freq: computed from the config"
 _TAIL = re.compile(r"(norm|fc_norm|head)\..*")
 _TAIL_RULE = "norm.*, fc_norm.*, head.*: the tower ends after its last block"
 _LLAMA_FILES = (
-    ("model.safetensors.index.json", open_shards), ("model.safetensors", open_file),
-    ("pytorch_model.bin.index.json", open_shards), ("pytorch_model.bin", open_file),
-)  # fmt: skip
+    ("model.safetensors.index.json", open_shards),
+    ("model.safetensors", open_file),
+    ("pytorch_model.bin.index.json", open_shards),
+    ("pytorch_model.bin", open_file),
+)
 _READ_AS: dict[Coding, str] = {
     "center": "boxes are read as the middle of their hundredths (center): the weights were trained on cut numbers",
     "floor": "boxes are read as in the published code (floor): half a hundredth too far left and up on the average",
@@ -54,9 +56,16 @@ _ADVICE = "docs/weights.md names the files that belong together."
 
 
 def load_published(
-    checkpoint: Path, eva: Path, llama: Path, prompt: str = "published", vision: Mapping[str, int] | None = None,
-    image_size: int = 448, lora_alpha: int = 16, dtype: torch.dtype = torch.float32, box_coding: Coding = "center",
-) -> tuple[GroundingVLM, Tokenizer, LoadReport]:  # fmt: skip
+    checkpoint: Path,
+    eva: Path,
+    llama: Path,
+    prompt: str = "published",
+    vision: Mapping[str, int] | None = None,
+    image_size: int = 448,
+    lora_alpha: int = 16,
+    dtype: torch.dtype = torch.float32,
+    box_coding: Coding = "center",
+) -> tuple[GroundingVLM, Tokenizer, LoadReport]:
     """The model in `dtype` on the CPU (its adapter in float32), the tokenizer, and what became of each tensor.
 
     vision: num_heads (default: width / 88) and depth (default: all blocks, but 39 of the 40 of ViT-g). image_size:
@@ -93,9 +102,16 @@ class Fitted:
 
 
 def fit(
-    tower: Tensors, trained: Tensors, base: Tensors, language: LanguageConfig, prompt: str = "published",
-    vision: Mapping[str, int] | None = None, image_size: int = 448, lora_alpha: int = 16, box_coding: Coding = "center",
-) -> Fitted:  # fmt: skip
+    tower: Tensors,
+    trained: Tensors,
+    base: Tensors,
+    language: LanguageConfig,
+    prompt: str = "published",
+    vision: Mapping[str, int] | None = None,
+    image_size: int = 448,
+    lora_alpha: int = 16,
+    box_coding: Coding = "center",
+) -> Fitted:
     """The model that these names and shapes make: no tensor is read. Raises UnfitError where they make none."""
     sizes, grid = _vision_config(tower, dict(vision or {}), image_size)
     merge = _merge(trained.shapes, sizes.timm_options["embed_dim"])
@@ -105,8 +121,9 @@ def fit(
     if patches % merge:
         raise UserError(
             f"image_size is {image_size}: {patches} patches, which cannot be joined by {merge}.",
-            f"The projection joins {merge} neighbouring patches.", "The published size is 448.",
-        )  # fmt: skip
+            f"The projection joins {merge} neighbouring patches.",
+            "The published size is 448.",
+        )
     try:
         with without_weights():
             model = GroundingVLM(config)
@@ -114,8 +131,9 @@ def fit(
         said = " ".join(str(error).split())[:300]
         raise UserError(
             f"No model has the sizes of these files: {type(error).__name__}: {said}",
-            f"A tower of {sizes.timm_options}, a language model of {asdict(language)}.", _ADVICE,
-        ) from error  # fmt: skip
+            f"A tower of {sizes.timm_options}, a language model of {asdict(language)}.",
+            _ADVICE,
+        ) from error
     parts = [_tower_part(model, tower), _trained_part(model, trained), _base_part(model, base)]
     fitted = Fitted(model, parts, LoadReport([part.source for part in parts]), grid)
     if (new := model.vision.patches) != math.prod(grid):
@@ -155,9 +173,14 @@ def _fill(fitted: Fitted, dtype: torch.dtype) -> None:
 
 
 def convert(
-    checkpoint: Path, eva: Path, llama: Path, out: Path, merge: bool = False,
-    dtype: torch.dtype | Literal["float16", "bfloat16", "float32"] = "float16", **options: Any,
-) -> LoadReport:  # fmt: skip
+    checkpoint: Path,
+    eva: Path,
+    llama: Path,
+    out: Path,
+    merge: bool = False,
+    dtype: torch.dtype | Literal["float16", "bfloat16", "float32"] = "float16",
+    **options: Any,
+) -> LoadReport:
     """Write the published files as one model folder, whole or not at all, with the report in it as report.json.
 
     merge: fold the LoRA into the base, so that the folder needs no adapter. dtype: of what is written; the adapter is
@@ -186,18 +209,21 @@ def _vision_config(tower: Tensors, options: dict[str, int], image_size: int) -> 
     side = 0 if wrong else math.isqrt(max(0, shapes["pos_embed"][1] - 1))
     if wrong or shapes["pos_embed"][:2] != (1, side * side + 1):
         raise UserError(
-            f"{tower.path} has no {wrong[0]} of {ranks[wrong[0]]} dimensions." if wrong
+            f"{tower.path} has no {wrong[0]} of {ranks[wrong[0]]} dimensions."
+            if wrong
             else f"{tower.path} has a position table of {shapes['pos_embed'][1]} places, which are no square and one.",
-            "Likely cause: this is not the EVA-CLIP ViT-g file eva_vit_g.pth.", _ADVICE,
-        )  # fmt: skip
+            "Likely cause: this is not the EVA-CLIP ViT-g file eva_vit_g.pth.",
+            _ADVICE,
+        )
     width, patch = shapes["pos_embed"][2], shapes["patch_embed.proj.weight"][2]
     hidden = shapes["blocks.0.mlp.fc1.weight"][0]
     count = 1 + max(blocks)
     if count != len(blocks):
         raise UserError(
             f"{tower.path} has {len(blocks)} blocks, but the last one has the number {max(blocks)}.",
-            "Blocks are numbered from 0 on. Likely cause: tensors were removed, or this is another file.", _ADVICE,
-        )  # fmt: skip
+            "Blocks are numbered from 0 on. Likely cause: tensors were removed, or this is another file.",
+            _ADVICE,
+        )
     depth = options.get("depth", 39 if (count, width) == (40, 1408) else count)
     if depth > count:
         raise UserError(f"vision depth is {depth}.", f"{tower.path} has {count} blocks.", "Give a smaller depth.")
@@ -208,12 +234,13 @@ def _vision_config(tower: Tensors, options: dict[str, int], image_size: int) -> 
             f"{' heads' if heads else ''}.",
             "No tensor tells how many heads there are; the width must divide by them.",
             'Give it with vision={"num_heads": n} or --vision-heads n.',
-        )  # fmt: skip
+        )
     if image_size % patch:
         raise UserError(
-            f"image_size is {image_size}.", f"It must be a multiple of the patch, {patch} pixels.",
+            f"image_size is {image_size}.",
+            f"It must be a multiple of the patch, {patch} pixels.",
             "The published size is 448.",
-        )  # fmt: skip
+        )
     ratio = hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
     sizes = {"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": ratio}
     return VisionConfig("eva_giant_patch14_224", sizes, image_size), (side, side)
@@ -268,16 +295,28 @@ def _language_config(file: Path, shapes: Mapping[str, Shape]) -> tuple[LanguageC
             raise ValueError("it holds no mapping")
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(
-            f"{file} cannot be read: {error}", "A Llama folder has a config.json.", "Copy the whole folder again.",
-        ) from None  # fmt: skip
+            f"{file} cannot be read: {error}",
+            "A Llama folder has a config.json.",
+            "Copy the whole folder again.",
+        ) from None
     rope = data.get("rope_parameters") or {}
     names = LanguageConfig.__dataclass_fields__
     given = {name: data[name] for name in names if data.get(name) is not None}
     given.setdefault("num_key_value_heads", data.get("num_attention_heads"))
     given.setdefault("rms_norm_eps", 1e-6)
     given.setdefault("rope_theta", rope.get("rope_theta", 10000.0) if isinstance(rope, dict) else 10000.0)
-    lacking = [name for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                                 "num_attention_heads", "max_position_embeddings") if name not in given]  # fmt: skip
+    lacking = [
+        name
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        )
+        if name not in given
+    ]
     if lacking:
         raise UserError(
             f"{file} lacks {', '.join(lacking)}.", "It must be the config of a Llama.", "Copy the folder again."
@@ -326,8 +365,14 @@ def _judge(file: Path, data: dict, config: LanguageConfig) -> list[str]:
         notes.append(f"{file} calls itself {name!r}: likely the base LLaMA-2 and not LLaMA-2-chat")
     if config.hidden_size != WIDTH_7B:
         return notes
-    sizes = ("vocab_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-             "rope_theta")  # fmt: skip
+    sizes = (
+        "vocab_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "rope_theta",
+    )
     other = [s for s in sizes if getattr(config, s) != getattr(LLAMA_2_7B, s)]
     first_llama = config.max_position_embeddings == 2048 and config.rms_norm_eps == 1e-6
     if other:
@@ -358,8 +403,11 @@ def _refuse_other_sizes(file: Path, config: LanguageConfig, shapes: Mapping[str,
         f"{first}mlp.gate_proj.weight": (config.intermediate_size, config.hidden_size),
         f"{first}self_attn.k_proj.weight": (shared, config.hidden_size),
     }
-    wrong = [f"{k} has shape {list(shapes[k])} instead of {list(v)}" for k, v in wanted.items()
-             if k in shapes and shapes[k] != v]  # fmt: skip
+    wrong = [
+        f"{k} has shape {list(shapes[k])} instead of {list(v)}"
+        for k, v in wanted.items()
+        if k in shapes and shapes[k] != v
+    ]
     if len(layers) != config.num_hidden_layers or max(layers) != len(layers) - 1:
         wrong.insert(0, f"there are {len(layers)} layers instead of {config.num_hidden_layers}")
     if wrong:
@@ -376,9 +424,10 @@ def _open_tokenizer(file: Path, config: LanguageConfig) -> Tokenizer:
         tokenizer = Tokenizer.load(file)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
-            f"{file} cannot be read: {error}", "A Llama folder has the SentencePiece model tokenizer.model.",
+            f"{file} cannot be read: {error}",
+            "A Llama folder has the SentencePiece model tokenizer.model.",
             "Copy the whole folder again.",
-        ) from None  # fmt: skip
+        ) from None
     if tokenizer.size != config.vocab_size:
         raise UserError(
             f"{file} has {tokenizer.size} pieces, its config.json says vocab_size {config.vocab_size}.",
@@ -427,15 +476,19 @@ def _older_name(name: str) -> str:
 def _base_part(model: GroundingVLM, base: Tensors) -> Part:
     wanted = {
         name.replace(".base_layer.", "."): (f"language.base_model.model.{name}", tuple(t.shape))
-        for name, t in model.decoder.state_dict().items() if "lora_" not in name
-    }  # fmt: skip
+        for name, t in model.decoder.state_dict().items()
+        if "lora_" not in name
+    }
     return _compare("Llama folder", base, wanted, lambda name: None)
 
 
 def _compare(
-    role: str, tensors: Tensors, wanted: Mapping[str, tuple[str, Shape]], ignored: Callable[[str], str | None],
+    role: str,
+    tensors: Tensors,
+    wanted: Mapping[str, tuple[str, Shape]],
+    ignored: Callable[[str], str | None],
     known_as: Callable[[str], str] = str,
-) -> Part:  # fmt: skip
+) -> Part:
     """What of `wanted` (name -> place in the model, shape) is in a file, and the place of each tensor that fits.
 
     known_as: the name in `wanted` for a name in the file. A tensor that is there twice is unknown the second time.
@@ -511,6 +564,7 @@ def _cause(source: Source, shapes: Mapping[str, Shape], width: int, hidden: int)
 def _refuse_overflow(tensor: torch.Tensor, name: str, dtype: torch.dtype) -> None:
     if tensor.isfinite().all():
         raise UserError(
-            f"{name} holds numbers that are too large for {dtype}.", "bfloat16 and float32 hold larger ones.",
+            f"{name} holds numbers that are too large for {dtype}.",
+            "bfloat16 and float32 hold larger ones.",
             "Open or convert it with dtype bfloat16.",
-        )  # fmt: skip
+        )

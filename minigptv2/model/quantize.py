@@ -64,16 +64,18 @@ def check_quantization(how: str, device: torch.device, dtype: torch.dtype) -> No
     """Raises UserError where `how` is none of WAYS, or device, dtype or the installed packages do not allow it."""
     if how not in WAYS:
         raise UserError(
-            f"quantize is {how!r}.", f"It must be one of {', '.join(WAYS)}, or nothing at all.",
+            f"quantize is {how!r}.",
+            f"It must be one of {', '.join(WAYS)}, or nothing at all.",
             "Try int8 on a CPU, 4bit on a GPU.",
-        )  # fmt: skip
+        )
     needs = f"{how} needs {WAYS[how]}."
     if how == "int8":
         if (device.type, dtype) != ("cpu", torch.float32):
             raise UserError(
                 f"quantize is 'int8', but the model runs on {device.type} in {str(dtype).removeprefix('torch.')}.",
-                needs, "Leave dtype away on a CPU; on a GPU try 8bit or 4bit, or choose the device cpu.",
-            )  # fmt: skip
+                needs,
+                "Leave dtype away on a CPU; on a GPU try 8bit or 4bit, or choose the device cpu.",
+            )
         return
     if device.type != "cuda":
         raise UserError(
@@ -83,9 +85,10 @@ def check_quantization(how: str, device: torch.device, dtype: torch.dtype) -> No
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"quantize is {how!r}, but bitsandbytes cannot be imported: {error}.", needs,
+            f"quantize is {how!r}, but bitsandbytes cannot be imported: {error}.",
+            needs,
             'Run pip install "minigptv2[quantize]".',
-        ) from None  # fmt: skip
+        ) from None
 
 
 def _bitsandbytes_layer(layer: nn.Linear, how: str, device: torch.device, dtype: torch.dtype) -> nn.Module:

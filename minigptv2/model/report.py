@@ -42,8 +42,9 @@ class Source:
     def counts(self) -> dict[str, int]:
         return {
             name: value if isinstance(value, int) else len(value)
-            for name, value in vars(self).items() if name not in ("role", "path")
-        }  # fmt: skip
+            for name, value in vars(self).items()
+            if name not in ("role", "path")
+        }
 
 
 @dataclass

@@ -47,8 +47,10 @@ class Safetensors:
                 yield opened
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"{self.file} cannot be read: {error}", "It must be a complete safetensors file.", "Copy it again.",
-            ) from None  # fmt: skip
+                f"{self.file} cannot be read: {error}",
+                "It must be a complete safetensors file.",
+                "Copy it again.",
+            ) from None
 
 
 class Pickled:
@@ -99,7 +101,7 @@ class Pickled:
                     f"{self.file} has nothing under {self.key!r}; it holds: {found}.",
                     f"The published layout keeps its tensors under {self.key!r}.",
                     "Give the file as it was published or as its training wrote it.",
-                )  # fmt: skip
+                )
             content = content[self.key]
         bad = None
         if not isinstance(content, dict) or not content:
@@ -108,9 +110,10 @@ class Pickled:
             bad = f"{odd[0]!r}, which is no plain tensor with a name"
         if bad:
             raise UserError(
-                f"{self.file} holds{where} {bad}.", "It must hold named tensors and nothing else there.",
+                f"{self.file} holds{where} {bad}.",
+                "It must hold named tensors and nothing else there.",
                 "Give the file as it was published.",
-            )  # fmt: skip
+            )
         return dict(content)
 
 
@@ -130,8 +133,9 @@ class Tensors(Mapping[str, torch.Tensor]):
                 if name in self.homes:
                     raise UserError(
                         f"{name} is in {self.homes[name].file.name} and in {file.file.name}.",
-                        "A tensor is in one shard.", "Copy the whole folder again.",
-                    )  # fmt: skip
+                        "A tensor is in one shard.",
+                        "Copy the whole folder again.",
+                    )
                 self.homes[name], self.shapes[name] = file, shape
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -170,23 +174,26 @@ def open_shards(index: Path) -> Tensors:
             raise ValueError("a shard is a file beside it")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise UserError(
-            f"{index} cannot be read: {type(error).__name__}: {error}", "It must say which tensor is in which shard.",
+            f"{index} cannot be read: {type(error).__name__}: {error}",
+            "It must say which tensor is in which shard.",
             "Copy it again.",
-        ) from None  # fmt: skip
+        ) from None
     missing = [s for s in shards if not is_file(folder / s)]
     if missing:
         raise UserError(
-            f"{folder} lacks {', '.join(missing[:3])}.", f"{index.name} names {len(shards)} shards; all must be there.",
+            f"{folder} lacks {', '.join(missing[:3])}.",
+            f"{index.name} names {len(shards)} shards; all must be there.",
             "Copy or download the missing ones.",
-        )  # fmt: skip
+        )
     kinds = [Safetensors(folder / s) if s.endswith(".safetensors") else Pickled(folder / s) for s in shards]
     tensors = Tensors(folder, kinds)
     lost = [name for name in homes if name not in tensors]
     if lost:
         raise UserError(
-            f"{homes[lost[0]]} does not hold {lost[0]}.", f"{index.name} says that it does.",
+            f"{homes[lost[0]]} does not hold {lost[0]}.",
+            f"{index.name} says that it does.",
             "Copy the whole folder again.",
-        )  # fmt: skip
+        )
     return tensors
 
 
@@ -199,9 +206,11 @@ def laid_over(own: Tensors, base: Tensors) -> Tensors:
 
 def _plain(value: object) -> bool:
     return (
-        isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
         and not value.is_quantized
-    )  # fmt: skip
+    )
 
 
 def _unreadable(file: Path, error: Exception) -> UserError:

@@ -88,9 +88,7 @@ def fill_tower(tower: VisionTower, file: Path) -> None:
     trunk, depth = tower.trunk.state_dict(), len(tower.trunk.blocks)
     norm = {"weight": found.pop("ln_vision.weight", None), "bias": found.pop("ln_vision.bias", None)}
     beyond = re.compile(rf"(blocks\.(\d+)|{'|'.join(_AFTER_BLOCKS)})\.")
-    left = {
-        k for k in found if k not in trunk and (m := beyond.match(k)) and (m[2] is None or int(m[2]) >= depth)
-    }  # fmt: skip
+    left = {k for k in found if k not in trunk and (m := beyond.match(k)) and (m[2] is None or int(m[2]) >= depth)}
     found = {k: v.float() for k, v in found.items() if k not in left}
     grid = tower.trunk.patch_embed.grid_size
     if "pos_embed" in found and found["pos_embed"].shape != trunk["pos_embed"].shape:
@@ -105,7 +103,7 @@ def fill_tower(tower: VisionTower, file: Path) -> None:
             f"{file} does not fit the tower {tower.config.timm_name}: {'; '.join(wrong[:3])}{more}.",
             f"All {len(trunk)} tensors of the tower must be there, in timm's names.",
             "Check model.vision in the recipe.",
-        )  # fmt: skip
+        )
     tower.trunk.load_state_dict(found, strict=False)  # k_bias alone may be missing: a buffer of zeros, never trained
     if norm["weight"] is not None:
         tower.ln_vision.load_state_dict(norm)
@@ -143,14 +141,20 @@ def _build_named(config: VisionConfig) -> nn.Module:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), 3)
         raise UserError(
-            f"timm has no model {name!r}.", f"The nearest names: {', '.join(near) or 'none'}.",
+            f"timm has no model {name!r}.",
+            f"The nearest names: {', '.join(near) or 'none'}.",
             "Correct model.vision.timm_name; timm.list_models() gives all names.",
-        )  # fmt: skip
+        )
     try:
         trunk = timm.create_model(
-            name, pretrained=False, checkpoint_path="", img_size=config.image_size, num_classes=0, global_pool="",
+            name,
+            pretrained=False,
+            checkpoint_path="",
+            img_size=config.image_size,
+            num_classes=0,
+            global_pool="",
             **config.timm_options,
-        )  # fmt: skip
+        )
         if isinstance(getattr(trunk, "blocks", None), nn.Sequential | nn.ModuleList) and hasattr(trunk, "pos_embed"):
             trunk.norm = nn.Identity()
             return trunk
@@ -163,7 +167,7 @@ def _build_named(config: VisionConfig) -> nn.Module:
         f"The timm model {name!r} cannot be the vision tower: {problem}.",
         "It must be a plain vision transformer, which gives one vector a patch, with options that timm knows.",
         "Choose another model.vision.timm_name, such as vit_base_patch16_siglip_384, or correct timm_options.",
-    )  # fmt: skip
+    )
 
 
 def _is_convolutional(name: str) -> bool:

@@ -69,7 +69,7 @@ class Targets:
             [i for i in range(self.side) if low <= (i + 0.5) / self.side <= high]
             or [min(self.side - 1, int((low + high) / 2 * self.side))]
             for low, high in ((box.y1, box.y2), (box.x1, box.x2))
-        )  # fmt: skip
+        )
         return {(y * self.side + x) // self.merge for y in rows for x in columns}
 
 

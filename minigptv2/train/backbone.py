@@ -227,11 +227,14 @@ class SceneStream:
         self._states = states or [views.first_state(worker) for worker in range(max(1, workers))]
         self._batches = iter(
             torch.utils.data.DataLoader(
-                _Batches(views, self._states), batch_size=None, num_workers=workers,
-                prefetch_factor=4 if workers else None, worker_init_fn=heed_parent_only,
+                _Batches(views, self._states),
+                batch_size=None,
+                num_workers=workers,
+                prefetch_factor=4 if workers else None,
+                worker_init_fn=heed_parent_only,
                 generator=torch.Generator(),  # else opening it would draw from the model's generator
             )
-        )  # fmt: skip
+        )
 
 
 def _mirrored(targets: DenseTargets, grid: int) -> DenseTargets:
@@ -275,12 +278,15 @@ def dense_loss(outputs, kind, color, box, phase: Phase) -> tuple[torch.Tensor, d
     box_loss = -((near * box_logits.log_softmax(-1)).sum(-1).mean(-1) * weight).sum()
     with torch.no_grad():
         readings = {
-            "thing": thing_loss, "kind": kind_loss, "color": color_loss, "box": box_loss,
+            "thing": thing_loss,
+            "kind": kind_loss,
+            "color": color_loss,
+            "box": box_loss,
             "thing_right": ((thing_logits > 0) == on_thing).float().mean(),
             "kind_right": (kind_logits.argmax(-1) == kind).float().mean(),
             "color_right": (color_logits.argmax(-1) == color).float().mean(),
             "box_error": (box_logits.argmax(-1) - numbers).abs().mean(),
-        }  # fmt: skip
+        }
     return thing_loss + phase.kinds * kind_loss + color_loss + phase.boxes * box_loss, readings
 
 
@@ -359,7 +365,7 @@ def build_dense(recipe: Recipe, device: torch.device) -> DenseModel:
                 f"A phase has image_size {phase.image_size} and frame {phase.frame}.",
                 f"Both are multiples of {patch}, a patch of this tower, and a frame is no smaller than what it frames.",
                 "Correct them in the recipe.",
-            )  # fmt: skip
+            )
     model = DenseModel(tower)
     if recipe.init:
         _fill(model, Path(recipe.init))
@@ -376,9 +382,10 @@ def save_weights(model: DenseModel, output: Path) -> None:
             save_file({k: v.contiguous() for k, v in model.state_dict().items()}, new)
     except (OSError, SafetensorError) as error:  # a full disk is either of them
         raise UserError(
-            f"{output / WEIGHTS} cannot be written: {error}", "The weights need room on the disk.",
+            f"{output / WEIGHTS} cannot be written: {error}",
+            "The weights need room on the disk.",
             "Make room and run the same command again: it goes on from the last checkpoint.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _fill(model: DenseModel, folder: Path) -> None:
@@ -390,14 +397,16 @@ def _fill(model: DenseModel, folder: Path) -> None:
     elif (folder / MODEL).is_file():
         found = {
             k.replace("vision.", "tower.", 1): v.float()
-            for k, v in load_file(folder / MODEL).items() if k.startswith("vision.")
-        }  # fmt: skip
+            for k, v in load_file(folder / MODEL).items()
+            if k.startswith("vision.")
+        }
         found |= {k: v for k, v in model.state_dict().items() if k.startswith("head.")}
     else:
         raise UserError(
             f"{folder} holds neither {WEIGHTS} nor {MODEL}.",
-            "init is the output folder of a backbone run or a model folder.", "Leave init away to begin from nothing.",
-        )  # fmt: skip
+            "init is the output folder of a backbone run or a model folder.",
+            "Leave init away to begin from nothing.",
+        )
     grid = round((found[_TABLE].shape[1] - 1) ** 0.5)
     model.tower.resize(grid * model.tower.config.image_size // model.tower.trunk.patch_embed.grid_size[0])
     model.load_state_dict(found)

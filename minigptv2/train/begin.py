@@ -56,7 +56,7 @@ def begin(recipe: Recipe, world: World, begun: bool = False) -> tuple[GroundingV
             f"It must be bundled, a model folder ({CONFIG}), the output of a backbone run ({BACKBONE}), or {NOTHING}; "
             "or be empty where model.language.name and tower name the parts.",
             "Train the stage before first, or give init=FOLDER.",
-        )  # fmt: skip
+        )
     made = train_tokenizer(scene_texts(recipe), VOCABULARY) if world.rank == 0 else b""
     tokenizer = Tokenizer(world.told(made))
     recipe.model.language.vocab_size = tokenizer.size
@@ -79,9 +79,10 @@ def _put_together(recipe: Recipe, world: World, begun: bool) -> Path:
         config = replace(recipe.model, language=sizes, lora=LoraConfig())
         if not recipe.tower:
             raise UserError(
-                "tower is empty.", "A model that is put together needs the weights of its vision tower.",
+                "tower is empty.",
+                "A model that is put together needs the weights of its vision tower.",
                 "Give tower=FILE, such as eva_vit_g.pth, for the timm model that model.vision.timm_name names.",
-            )  # fmt: skip
+            )
         model = GroundingVLM(config, language)
         fill_tower(model.vision, Path(recipe.tower))
         pieces = name / TOKENIZER
@@ -110,12 +111,13 @@ def choose_trained(model: GroundingVLM, recipe: Recipe) -> None:
             f"The model's prompt is {model.config.prompt!r}.",
             "In that prompt an answer of the history is part of the next question: it would not be learned.",
             f'Set "prompt" to "training" in the {CONFIG} of its folder.',
-        )  # fmt: skip
+        )
     if recipe.quantize and "language" in recipe.trained:
         raise UserError(
             f"trained is {recipe.trained}, and quantize is {recipe.quantize!r}.",
-            "Weights in few bits are frozen.", "Train [projector, lora], or leave quantize away.",
-        )  # fmt: skip
+            "Weights in few bits are frozen.",
+            "Train [projector, lora], or leave quantize away.",
+        )
     if not recipe.trained:
         raise UserError("trained is empty.", "It names what is not frozen.", "Try trained=[projector, lora].")
     if "lora" in recipe.trained and not hasattr(model.language, "peft_config"):
@@ -124,7 +126,7 @@ def choose_trained(model: GroundingVLM, recipe: Recipe) -> None:
                 "trained names lora, but neither the model nor the recipe has one.",
                 "model.lora.r is its rank, 1 or more.",
                 "Try model.lora.r=64.",
-            )  # fmt: skip
+            )
         model.config.lora = recipe.model.lora
         model.add_lora()
     model.requires_grad_(False)

@@ -79,9 +79,14 @@ def bench_data(model: Path, pictures: int = 16, rounds: int = 3, base: Path | No
 
 
 def bench_cache(
-    model: Path, scenes: int = 24, rounds: int = 3, device: str = "cpu", dtype: torch.dtype | None = None,
-    exchanges: int = 10, base: Path | None = None,
-) -> Compared:  # fmt: skip
+    model: Path,
+    scenes: int = 24,
+    rounds: int = 3,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    exchanges: int = 10,
+    base: Path | None = None,
+) -> Compared:
     """Training samples a second with the features of the tower from a cache, against drawing and encoding the scenes at
     every step. exchanges: questions about each; the fewer, the larger the tower's part. The cache is built before the
     clock runs."""
@@ -97,9 +102,13 @@ def bench_cache(
 
 
 def bench_packing(
-    model: Path, scenes: int = 24, rounds: int = 3, device: str = "cpu", dtype: torch.dtype | None = None,
+    model: Path,
+    scenes: int = 24,
+    rounds: int = 3,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
     base: Path | None = None,
-) -> Compared:  # fmt: skip
+) -> Compared:
     """Training samples a second with packed rows against padded ones, both with cached features: scenes with ten
     questions each, a quarter of them conversations."""
     network, encoder, coding = _open(model, device, base)
@@ -114,9 +123,13 @@ def bench_packing(
 
 
 def bench_loop(
-    model: Path, scenes: int = 24, rounds: int = 9, device: str = "cpu", dtype: torch.dtype | None = None,
+    model: Path,
+    scenes: int = 24,
+    rounds: int = 9,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
     base: Path | None = None,
-) -> Compared:  # fmt: skip
+) -> Compared:
     """Samples a second of training steps: the whole step of the loop against forward, backward and update alone, on the
     same batches, that lie on the device already."""
     (network, encoder, coding), (other, *_) = _open(model, device, base), _open(model, device, base)
@@ -127,8 +140,18 @@ def bench_loop(
     place = torch.device(device)
     batches = itertools.cycle([(m, m.on(place)) for m in micros])
     with tempfile.TemporaryDirectory() as output:
-        recipe = Recipe(output, max_steps=1 << 40, save_every=1 << 40, batch=BATCH, log_every=1, clip=0.0, lr=0.0,
-                        lowest_lr=0.0, weight_decay=0.0, tensorboard=False)  # fmt: skip
+        recipe = Recipe(
+            output,
+            max_steps=1 << 40,
+            save_every=1 << 40,
+            batch=BATCH,
+            log_every=1,
+            clip=0.0,
+            lr=0.0,
+            lowest_lr=0.0,
+            weight_decay=0.0,
+            tensorboard=False,
+        )
         settings = Settings(dtype or best_dtype(place), "adamw", 0.0, clip=0.0)
         engine = Engine(other, World(0, 1, place), settings)
         with redirect_stderr(io.StringIO()), Journal(recipe, engine.world, 0) as journal:  # the bar is written, unseen
@@ -151,8 +174,10 @@ def dtype_of(name: str | None) -> torch.dtype | None:
     """The number format of training's products by its name; None for no name. Raises UserError for another one."""
     if name not in (None, "float32", "bfloat16"):
         raise UserError(
-            f"The dtype is {name!r}.", "Training multiplies in float32 or bfloat16.", "Give one of them.",
-        )  # fmt: skip
+            f"The dtype is {name!r}.",
+            "Training multiplies in float32 or bfloat16.",
+            "Give one of them.",
+        )
     return getattr(torch, name) if name else None
 
 
@@ -177,9 +202,7 @@ def _turns(ours: Callable, plain: Callable, rounds: int, device: str = "cpu") ->
     return BATCH / ours_spent, BATCH / plain_spent
 
 
-def _open(
-    folder: Path, device: str = "cpu", base: Path | None = None
-) -> tuple[GroundingVLM, Encoder, Coding]:
+def _open(folder: Path, device: str = "cpu", base: Path | None = None) -> tuple[GroundingVLM, Encoder, Coding]:
     network, tokenizer = load_folder(folder, base=base)
     config = network.config
     encoder = Encoder(tokenizer, config.prompt, network.image_tokens, config.language.max_position_embeddings)
@@ -220,10 +243,13 @@ def _plain_loader(photos: _Photos, encoder: Encoder, coding: Coding, size: int):
     """Batches as a loader without any of this makes them: PIL decodes, torchvision resizes and normalises."""
     from torchvision import transforms
 
-    to_tensor = transforms.Compose([
-        transforms.Resize((size, size), interpolation=transforms.InterpolationMode.BICUBIC),
-        transforms.ToTensor(), transforms.Normalize(MEAN, STD),
-    ])  # fmt: skip
+    to_tensor = transforms.Compose(
+        [
+            transforms.Resize((size, size), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
     position, mixture = 0, Mixture([photos], [1.0], SEED)
     while True:
         samples = [photos[mixture[position + k][1]] for k in range(BATCH)]

@@ -53,9 +53,10 @@ def save_checkpoint(output: Path, engine: Engine, progress: Progress, keep: int)
     """Write the checkpoint of this step and remove all but the newest `keep`. All processes call it."""
     weights, optimizer = engine.gather()
     random = {
-        f"{kind}/{rank}": state for rank, own in enumerate(engine.world.all(_random_state(engine.world)))
+        f"{kind}/{rank}": state
+        for rank, own in enumerate(engine.world.all(_random_state(engine.world)))
         for kind, state in own.items()
-    }  # fmt: skip
+    }
     if engine.world.rank == 0:
         try:
             _write(_folder(output, progress.step), weights, optimizer, random, progress)
@@ -67,7 +68,7 @@ def save_checkpoint(output: Path, engine: Engine, progress: Progress, keep: int)
                 f"The checkpoint of step {progress.step} cannot be written: {error}",
                 f"A checkpoint needs room in {output}; {keep} are kept and one more while it is written.",
                 "Make room and run the same command again: it goes on from the checkpoint before.",
-            ) from error  # fmt: skip
+            ) from error
     engine.world.wait()
 
 
@@ -80,9 +81,10 @@ def load_checkpoint(output: Path, engine: Engine) -> tuple[Progress, list[str]]:
     if not name:
         if said:
             raise UserError(
-                f"No checkpoint in {output} is whole: {'; '.join(said)}", "A run goes on from its newest whole one.",
+                f"No checkpoint in {output} is whole: {'; '.join(said)}",
+                "A run goes on from its newest whole one.",
                 "Delete the folder to begin again, or choose another with output=...",
-            )  # fmt: skip
+            )
         return Progress(), []
     folder = output / "checkpoints" / name
     weights, optimizer, random = (_read(folder / f"{n}.safetensors") for n in ("weights", "optimizer", "random"))
@@ -92,7 +94,7 @@ def load_checkpoint(output: Path, engine: Engine) -> tuple[Progress, list[str]]:
             f"{folder} is of another model or trains other weights.",
             "A run resumes with the recipe that it began with.",
             "Delete the folder to begin again, or choose another with output=...",
-        )  # fmt: skip
+        )
     engine.put(weights, optimizer)
     if progress.world == engine.world.size:
         _set_random_state(engine.world, random)

@@ -56,7 +56,7 @@ class DeepSpeedEngine(Engine):
                 f"optimizer is {settings.optimizer!r}.",
                 "ZeRO divides the weights as one long row: only adamw allows that.",
                 "Give optimizer=adamw, or deepspeed= for a run without DeepSpeed.",
-            )  # fmt: skip
+            )
         super().__init__(model, world, settings)
 
     @property
@@ -74,9 +74,11 @@ class DeepSpeedEngine(Engine):
             groups = [{k: g[k] for k in ("params", "weight_decay")} for g in optimizer.param_groups]
             optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(groups, lr=1.0, betas=optimizer.defaults["betas"])
         config = {
-            **self.config, "train_micro_batch_size_per_gpu": 1,  # it only serves DeepSpeed's own counts
-            "gradient_accumulation_steps": settings.accumulate, "gradient_clipping": settings.clip,
-        }  # fmt: skip
+            **self.config,
+            "train_micro_batch_size_per_gpu": 1,  # it only serves DeepSpeed's own counts
+            "gradient_accumulation_steps": settings.accumulate,
+            "gradient_clipping": settings.clip,
+        }
         self.deep, *_ = deepspeed.initialize(
             model=_Loss(self.model, self.world.device, settings), optimizer=optimizer, config=config
         )
@@ -189,9 +191,16 @@ class DeepSpeedEngine(Engine):
 
 
 _RECIPES_OWN = (
-    "optimizer", "scheduler", "bf16", "fp16", "amp", "gradient_clipping", "gradient_accumulation_steps",
-    "train_batch_size", "train_micro_batch_size_per_gpu",
-)  # fmt: skip
+    "optimizer",
+    "scheduler",
+    "bf16",
+    "fp16",
+    "amp",
+    "gradient_clipping",
+    "gradient_accumulation_steps",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+)
 
 
 def read_deepspeed(file: Path) -> dict:
@@ -202,16 +211,17 @@ def read_deepspeed(file: Path) -> dict:
         config = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"deepspeed is {str(file)!r}, which cannot be read: {error}", "It must be a JSON file of DeepSpeed's.",
+            f"deepspeed is {str(file)!r}, which cannot be read: {error}",
+            "It must be a JSON file of DeepSpeed's.",
             f"Those that come along: {known}.",
-        ) from None  # fmt: skip
+        ) from None
     double = [key for key in _RECIPES_OWN if key in config]
     if double:
         raise UserError(
             f"{file} sets {', '.join(double)}.",
             "These come from the recipe, so that they hold with and without DeepSpeed.",
             "Remove them from the JSON file.",
-        )  # fmt: skip
+        )
     return config
 
 

@@ -108,9 +108,10 @@ class Engine:
         names = {id(p): name for name, p in self.trained.items()}
         states = {
             f"{entry}/{names[id(p)]}": value.detach().cpu()
-            for optimizer in self.optimizers for p, entries in optimizer.state.items()
+            for optimizer in self.optimizers
+            for p, entries in optimizer.state.items()
             for entry, value in entries.items()
-        }  # fmt: skip
+        }
         return weights, states
 
     def put(self, weights: State, states: State) -> None:
@@ -126,7 +127,7 @@ class Engine:
                     optimizer.state[parameter] = {
                         entry: value if entry == "step" else _laid_out_as(parameter, value)
                         for entry, value in found.items()
-                    }  # fmt: skip
+                    }
 
     def frozen(self, wanted: Callable[[str], bool]) -> State:
         """The tensors of the model with wanted names that are not trained, on the CPU; all processes call it."""

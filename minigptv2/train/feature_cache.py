@@ -78,8 +78,9 @@ class FeatureCache:
         if key not in self._places:
             raise UserError(
                 self._unreadable.get(key, f"{key} is not in the feature cache {self.folder}."),
-                "The cache is built when a run begins, from the pictures that are there then.", "Begin the run again.",
-            )  # fmt: skip
+                "The cache is built when a run begins, from the pictures that are there then.",
+                "Begin the run again.",
+            )
         shard, row = self._places[key]
         if shard not in self._open:
             self._open[shard] = np.load(self.folder / f"{self._names[shard]}.npy", mmap_mode="r")
@@ -168,7 +169,7 @@ def build_cache(
                     f"{folder} still lacks {waiting} pictures that other processes were to compute.",
                     f"None was added for {STALLED // 60} minutes. All processes must see the same folder.",
                     "Look into their output, and begin the run again: what is there is kept.",
-                )  # fmt: skip
+                )
             if not todo:
                 time.sleep(1)
             for shard in _sound(folder, verify=False):
@@ -179,9 +180,13 @@ def build_cache(
 def _begin(folder: Path, tower: VisionTower, fast_decode: bool) -> None:
     """Write what the folder's features are of, or compare with it."""
     about = {
-        "format": FORMAT, "tower": fingerprint(tower), "image_size": tower.config.image_size, "patches": tower.patches,
-        "channels": tower.width, "fast_decode": fast_decode,
-    }  # fmt: skip
+        "format": FORMAT,
+        "tower": fingerprint(tower),
+        "image_size": tower.config.image_size,
+        "patches": tower.patches,
+        "channels": tower.width,
+        "fast_decode": fast_decode,
+    }
     file = folder / ABOUT
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -189,16 +194,18 @@ def _begin(folder: Path, tower: VisionTower, fast_decode: bool) -> None:
         if not file.exists():
             if any(folder.glob("*.npy")):
                 raise UserError(
-                    f"{folder} holds .npy files, but no {ABOUT}.", "It is not a folder that a feature cache made.",
+                    f"{folder} holds .npy files, but no {ABOUT}.",
+                    "It is not a folder that a feature cache made.",
                     "Choose another with cache.dir=...",
-                )  # fmt: skip
+                )
             _write(file, json.dumps(about, indent=2).encode())
         found = json.loads(file.read_text())
     except OSError as error:
         raise UserError(
-            f"The feature cache {folder} cannot be written: {error}", "It needs a writable folder.",
+            f"The feature cache {folder} cannot be written: {error}",
+            "It needs a writable folder.",
             "Choose another with cache.dir=..., or leave it away.",
-        ) from error  # fmt: skip
+        ) from error
     except ValueError:
         found = {}
     if found != about:
@@ -207,7 +214,7 @@ def _begin(folder: Path, tower: VisionTower, fast_decode: bool) -> None:
             f"{folder} holds features of another tower or of other settings: {', '.join(other)} differs.",
             "Features can only be read by a run with the tower that wrote them.",
             "Delete the folder, or choose another with cache.dir=...",
-        )  # fmt: skip
+        )
 
 
 def _sweep(folder: Path) -> None:
@@ -309,9 +316,12 @@ def _compute(
 
     keys = list(pictures)
     loaded = torch.utils.data.DataLoader(
-        _Decoded(list(pictures.values()), tower.config.image_size, fast), batch, num_workers=workers,
-        collate_fn=list, generator=torch.Generator(),
-    )  # fmt: skip
+        _Decoded(list(pictures.values()), tower.config.image_size, fast),
+        batch,
+        num_workers=workers,
+        collate_fn=list,
+        generator=torch.Generator(),
+    )
     done: list[np.ndarray] = []  # features of the shard to come, [N, C] each
     named: list[str] = []
     unreadable: dict[str, str] = {}

@@ -17,10 +17,27 @@ from minigptv2.train.recipe import Recipe
 FILE = "run.json"
 # keys that may differ when a run is taken up: where and how fast it computes, what it writes, and how long it goes on
 MAY_CHANGE = (
-    "output", "max_steps", "workers", "device", "precision", "deepspeed", "micro_batch", "gradient_checkpointing",
-    "compile", "pack", "cache", "log_every", "check_every", "save_every", "keep", "tensorboard", "wandb",
-    "data.max_bad_share", "data.least_judged", "phases.*.steps",
-)  # fmt: skip
+    "output",
+    "max_steps",
+    "workers",
+    "device",
+    "precision",
+    "deepspeed",
+    "micro_batch",
+    "gradient_checkpointing",
+    "compile",
+    "pack",
+    "cache",
+    "log_every",
+    "check_every",
+    "save_every",
+    "keep",
+    "tensorboard",
+    "wandb",
+    "data.max_bad_share",
+    "data.least_judged",
+    "phases.*.steps",
+)
 _TOLD = 3  # differences
 _LARGE = 1 << 26  # bytes of a file over which its mark is taken of pieces
 _PIECES, _PIECE = 64, 1 << 12
@@ -84,7 +101,7 @@ def take_up(output: Path, now: Identity, begun: bool) -> list[str]:
             f"{output} holds a run of another recipe: {'; '.join(wrong[:_TOLD])}{more}.",
             "A run goes on with what it began with; docs/finetune.md lists the keys that may change.",
             "Give another output=..., or delete the folder to begin anew.",
-        )  # fmt: skip
+        )
     now.finished, now.contents = before.finished, before.contents | now.contents
     old, new = (of.recipe.get("max_steps") for of in (before, now))
     return [f"max_steps was {old} and is {new}: the learning rate follows the new one"] if old != new else []

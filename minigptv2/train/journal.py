@@ -69,7 +69,7 @@ class Journal:
 
     def step(
         self, step: int, readings: dict[str, float], norm: float, rate: float, failures: int, dropped_turns: int = 0
-    ) -> None:  # fmt: skip
+    ) -> None:
         """A row of the log: this step's readings, as `Engine.readings` gives them, speeds since the row before.
         failures, dropped_turns: since the run began, records that could not be used and turns that the context had no
         room for. Of a stage's readings, loss is that of its answers; missed is, by supervised attention, the mean of
@@ -78,18 +78,29 @@ class Journal:
         now = time.perf_counter()
         spent = now - self._began
         row = {
-            "step": step, "loss": loss, "norm": norm, "lr": rate, "samples_per_s": self._samples / spent,
-            "tokens_per_s": self._tokens / spent, "wait_share": self._waited / spent, "memory_gb": self._memory(),
-            "failures": failures, "dropped_turns": dropped_turns,
+            "step": step,
+            "loss": loss,
+            "norm": norm,
+            "lr": rate,
+            "samples_per_s": self._samples / spent,
+            "tokens_per_s": self._tokens / spent,
+            "wait_share": self._waited / spent,
+            "memory_gb": self._memory(),
+            "failures": failures,
+            "dropped_turns": dropped_turns,
             **{name: value for name, value in readings.items() if name != "loss"},
-        }  # fmt: skip
+        }
         self._began, self._waited, self._samples, self._tokens = now, 0.0, 0, 0
         if not self.quiet:
             self._write(row)
             self._bar.set_postfix(
-                loss=f"{loss:.3f}", lr=f"{rate:.1e}", samples_s=f"{row['samples_per_s']:.1f}",
-                tokens_s=f"{row['tokens_per_s']:.0f}", wait=f"{row['wait_share']:.0%}", gb=f"{row['memory_gb']:.1f}",
-            )  # fmt: skip
+                loss=f"{loss:.3f}",
+                lr=f"{rate:.1e}",
+                samples_s=f"{row['samples_per_s']:.1f}",
+                tokens_s=f"{row['tokens_per_s']:.0f}",
+                wait=f"{row['wait_share']:.0%}",
+                gb=f"{row['memory_gb']:.1f}",
+            )
 
     def readings(self, step: int, readings: dict[str, float]) -> None:
         if not self.quiet:
@@ -110,9 +121,10 @@ class Journal:
             self._log.flush()
         except OSError as error:
             raise UserError(
-                f"{self._log.name} cannot be written: {error}", "A run needs room on the disk.",
+                f"{self._log.name} cannot be written: {error}",
+                "A run needs room on the disk.",
                 "Make room and run the same command again: it goes on from its last checkpoint.",
-            ) from error  # fmt: skip
+            ) from error
         curves = {f"train/{k}": v for k, v in row.items() if k != "step"}
         if self._curves is not None:
             for name, value in curves.items():
@@ -150,8 +162,9 @@ def _open_wandb(recipe: Recipe):
     except ImportError:
         raise UserError(
             f"wandb is {recipe.wandb!r}, but the package wandb is not installed.",
-            "Curves go to TensorBoard and output/log.jsonl without it.", "Run pip install wandb, or leave wandb away.",
-        ) from None  # fmt: skip
+            "Curves go to TensorBoard and output/log.jsonl without it.",
+            "Run pip install wandb, or leave wandb away.",
+        ) from None
     output = Path(recipe.output)
     kept = output / "wandb.id"  # so that a run that is taken up goes on with its own curves
     if not kept.is_file():

@@ -112,9 +112,10 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         process = "" if local_rank is None else f" by process {local_rank} of this machine"
         raise UserError(
-            f"The device {name or 'cuda'!r} cannot be used{process}.", f"torch says: {str(error).splitlines()[0]}",
+            f"The device {name or 'cuda'!r} cannot be used{process}.",
+            f"torch says: {str(error).splitlines()[0]}",
             "Try device=cpu, or as many processes as there are GPUs.",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def _number(name: str) -> int | None:

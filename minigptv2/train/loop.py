@@ -72,9 +72,10 @@ def run(config: str | Path, overrides: list[str] = (), smoke: bool = False) -> P
             return train_stage(recipe, world)
         if world.size > 1:
             raise UserError(
-                f"A backbone was given to {world.size} processes.", "The backbone is trained by one.",
+                f"A backbone was given to {world.size} processes.",
+                "The backbone is trained by one.",
                 "Run minigptv2 train without torchrun or deepspeed.",
-            )  # fmt: skip
+            )
         return pretrain(recipe, world)
 
 
@@ -99,9 +100,15 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
 
     micro, accumulate = micros_of(recipe, world.size)
     settings = Settings(
-        dtype, recipe.optimizer, recipe.weight_decay, accumulate, recipe.clip, recipe.gradient_checkpointing,
-        "pixels" if cache is None else "features", recipe.attention,
-    )  # fmt: skip
+        dtype,
+        recipe.optimizer,
+        recipe.weight_decay,
+        accumulate,
+        recipe.clip,
+        recipe.gradient_checkpointing,
+        "pixels" if cache is None else "features",
+        recipe.attention,
+    )
     model.train()
     model.vision.eval()
     engine = open_engine(model, world, settings, recipe.deepspeed)
@@ -119,11 +126,22 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
     if world.rank == 0:
         identity.save(output)
     stream = open_stream(
-        recipe.data, encoder, model.config.box_coding, model.config.vision.image_size, seed=recipe.seed, batch=micro,
-        samples_per_step=recipe.batch, start=progress.samples, rank=world.rank, world=world.size,
-        workers=recipe.workers, pack=recipe.pack, cache=cache, opened=opened,
+        recipe.data,
+        encoder,
+        model.config.box_coding,
+        model.config.vision.image_size,
+        seed=recipe.seed,
+        batch=micro,
+        samples_per_step=recipe.batch,
+        start=progress.samples,
+        rank=world.rank,
+        world=world.size,
+        workers=recipe.workers,
+        pack=recipe.pack,
+        cache=cache,
+        opened=opened,
         targets=Targets(tokenizer.words, model.vision.patches, model.config.merge) if recipe.attention else None,
-    )  # fmt: skip
+    )
     reading = Reading(model, encoder) if recipe.check_every else None
     with StopSignal() as stop, Journal(recipe, world, progress.step) as journal:
         for words in compared + said:
@@ -159,9 +177,11 @@ def pretrain(recipe: Recipe, world: World) -> Path | None:
     settings = Settings(_dtype(recipe, world), recipe.optimizer, recipe.weight_decay, clip=recipe.clip)
     engine = DenseEngine(model, world, settings, recipe.phases)
     progress, said = load_checkpoint(output, engine)
-    if progress.step >= steps and is_file(output / WEIGHTS) and (
-        identity.finished == progress.step or not is_file(output / RUN)
-    ):  # fmt: skip
+    if (
+        progress.step >= steps
+        and is_file(output / WEIGHTS)
+        and (identity.finished == progress.step or not is_file(output / RUN))
+    ):
         for words in (*compared, f"{output} is finished after step {progress.step}: nothing was changed"):
             print(words, file=sys.stderr)
         return output
@@ -218,10 +238,15 @@ class Stage:
         began = time.perf_counter()
         micros = [next(self.stream) for _ in range(engine.settings.accumulate)]
         waited = time.perf_counter() - began
-        tokens, samples, failures, dropped_turns, stopping = world.sums([
-            sum(m.supervised for m in micros), sum(m.samples for m in micros), sum(len(m.failures) for m in micros),
-            sum(m.dropped_turns for m in micros), self.stop.came,
-        ])  # fmt: skip
+        tokens, samples, failures, dropped_turns, stopping = world.sums(
+            [
+                sum(m.supervised for m in micros),
+                sum(m.samples for m in micros),
+                sum(len(m.failures) for m in micros),
+                sum(m.dropped_turns for m in micros),
+                self.stop.came,
+            ]
+        )
         rate = learning_rate(progress.step, recipe.max_steps, recipe.lr, recipe.lowest_lr, recipe.warmup)
         engine.set_rate(rate)
         logged = (progress.step + 1) % recipe.log_every == 0
@@ -299,9 +324,10 @@ def _check_divided(recipe: Recipe) -> None:
 def _check_save(recipe: Recipe, kept_in: Path | None) -> None:
     if recipe.save == "small" and kept_in is None:
         raise UserError(
-            f"save is 'small', and init is {recipe.init!r}.", "What is frozen must be in a model folder, the base.",
+            f"save is 'small', and init is {recipe.init!r}.",
+            "What is frozen must be in a model folder, the base.",
             "Give save=whole, or begin from a model folder.",
-        )  # fmt: skip
+        )
 
 
 def _tell_problems(recipe: Recipe, datasets: list, world: World) -> None:
@@ -312,10 +338,14 @@ def _tell_problems(recipe: Recipe, datasets: list, world: World) -> None:
             told.add(id(dataset))
             for line in dataset.problems.lines():
                 print(f"{source.name}: {line}", file=sys.stderr)
-            rows.append({
-                "source": source.name, "options": source.options, "records": len(dataset),
-                "problems": dataset.problems.counts,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "source": source.name,
+                    "options": source.options,
+                    "records": len(dataset),
+                    "problems": dataset.problems.counts,
+                }
+            )
     if world.rank == 0:
         with whole(Path(recipe.output) / "problems.json") as new:
             new.write_text(json.dumps(rows, indent=2, default=str) + "\n")
@@ -325,9 +355,15 @@ def _cache(recipe: Recipe, model, datasets: list, world: World) -> FeatureCache 
     if not recipe.cache.dir:
         return None
     cache = build_cache(
-        recipe.cache, model.vision, datasets, device=world.device, workers=recipe.workers, rank=world.rank,
-        world=world.size, fast_decode=recipe.data.fast_decode,
-    )  # fmt: skip
+        recipe.cache,
+        model.vision,
+        datasets,
+        device=world.device,
+        workers=recipe.workers,
+        rank=world.rank,
+        world=world.size,
+        fast_decode=recipe.data.fast_decode,
+    )
     world.wait()
     return cache
 

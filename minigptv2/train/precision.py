@@ -27,13 +27,15 @@ def call_in(module: nn.Module, dtype: torch.dtype, *args, **kwargs):
         return module(*args, **kwargs)
     keep = {
         f"{name}.{part}"
-        for name, child in module.named_modules() if stays_float32(child)
+        for name, child in module.named_modules()
+        if stays_float32(child)
         for part in ("weight", "bias")
-    }  # fmt: skip
+    }
     weights = {
         name: p.to(dtype)
-        for name, p in module.named_parameters() if name not in keep and p.is_floating_point() and p.dtype != dtype
-    }  # fmt: skip
+        for name, p in module.named_parameters()
+        if name not in keep and p.is_floating_point() and p.dtype != dtype
+    }
     args = [a.to(dtype) if torch.is_tensor(a) and a.is_floating_point() else a for a in args]
     kwargs = {k: a.to(dtype) if torch.is_tensor(a) and a.is_floating_point() else a for k, a in kwargs.items()}
     return functional_call(module, weights, tuple(args), kwargs)

@@ -117,23 +117,36 @@ def read_recipe(config: str | Path, overrides: list[str] = (), smoke: bool = Fal
         recipe = from_dict(Recipe, overridden(asdict(_smoke(recipe)), list(overrides)), str(file))
     if recipe.deepspeed:
         recipe.deepspeed = find_deepspeed(recipe.deepspeed, file)
-    for name, least in (("max_steps", 0), ("batch", 1), ("micro_batch", 0), ("save_every", 1), ("log_every", 1),
-                        ("check_every", 0), ("keep", 1), ("workers", 0), ("warmup", 0), ("seed", 0),
-                        ("attention", 0), ("guided_steps", 0)):  # fmt: skip
+    for name, least in (
+        ("max_steps", 0),
+        ("batch", 1),
+        ("micro_batch", 0),
+        ("save_every", 1),
+        ("log_every", 1),
+        ("check_every", 0),
+        ("keep", 1),
+        ("workers", 0),
+        ("warmup", 0),
+        ("seed", 0),
+        ("attention", 0),
+        ("guided_steps", 0),
+    ):
         if getattr(recipe, name) < least:
             raise UserError(
                 f"{name} is {getattr(recipe, name)}.", f"It must be {least} or more.", "Correct it in the recipe."
             )
     if recipe.guided_steps and not recipe.attention:
         raise UserError(
-            f"guided_steps is {recipe.guided_steps}, and attention is 0.", "Only supervised attention is guided.",
+            f"guided_steps is {recipe.guided_steps}, and attention is 0.",
+            "Only supervised attention is guided.",
             "Give attention=1, or guided_steps=0.",
-        )  # fmt: skip
+        )
     if recipe.attention and not recipe.pack:
         raise UserError(
-            f"attention is {recipe.attention}, and pack is false.", "Attention is supervised in packed rows.",
+            f"attention is {recipe.attention}, and pack is false.",
+            "Attention is supervised in packed rows.",
             "Give attention=0, or pack=true.",
-        )  # fmt: skip
+        )
     return recipe
 
 
@@ -142,9 +155,10 @@ def micros_of(recipe: Recipe, processes: int) -> tuple[int, int]:
     share, rest = divmod(recipe.batch, processes)
     if rest or not share:
         raise UserError(
-            f"batch is {recipe.batch}, with {processes} processes.", "The batch must divide by the processes.",
+            f"batch is {recipe.batch}, with {processes} processes.",
+            "The batch must divide by the processes.",
             f"Try batch={max(1, share) * processes}.",
-        )  # fmt: skip
+        )
     most = min(share, recipe.micro_batch or share)
     micro = max(n for n in range(1, most + 1) if share % n == 0)
     return micro, share // micro
@@ -154,23 +168,43 @@ def _smoke(recipe: Recipe) -> Recipe:
     """The same recipe on a model of a few thousand weights, drawn scenes, sums and two steps."""
     stem = (8,) * len(VisionConfig.stem_channels)
     model = replace(
-        recipe.model, vision=VisionConfig(width=32, depth=1, heads=2, stem_channels=stem), merge=4,
-        language=LanguageConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                                num_key_value_heads=2), lora=LoraConfig(r=2),
-    )  # fmt: skip
+        recipe.model,
+        vision=VisionConfig(width=32, depth=1, heads=2, stem_channels=stem),
+        merge=4,
+        language=LanguageConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+        ),
+        lora=LoraConfig(r=2),
+    )
     scenes = [s for s in recipe.data.sources if s.name == "scenes"]
     if scenes:
         sources = [replace(s, options={**s.options, "count": 16, "exchanges": 4, "things": ""}) for s in scenes]
     else:
         sources = [SourceConfig("scenes", 3, {"count": 16, "exchanges": 4}), SourceConfig("sums", 1, {"count": 16})]
     return replace(
-        recipe, model=model, phases=[replace(p, steps=2, batch=2) for p in recipe.phases],
-        data=replace(recipe.data, sources=sources), output=recipe.output + "-smoke",
+        recipe,
+        model=model,
+        phases=[replace(p, steps=2, batch=2) for p in recipe.phases],
+        data=replace(recipe.data, sources=sources),
+        output=recipe.output + "-smoke",
         cache=replace(recipe.cache, dir=recipe.cache.dir and recipe.cache.dir + "-smoke"),
-        init=_smoke_init(recipe), tower="", quantize="", deepspeed="", save="whole",
-        max_steps=2, batch=4, micro_batch=0, warmup=1, log_every=1, check_every=0, save_every=1, workers=0,
-        compile=False, wandb="", tokenizer_scenes=60,
-    )  # fmt: skip
+        init=_smoke_init(recipe),
+        tower="",
+        quantize="",
+        deepspeed="",
+        save="whole",
+        max_steps=2,
+        batch=4,
+        micro_batch=0,
+        warmup=1,
+        log_every=1,
+        check_every=0,
+        save_every=1,
+        workers=0,
+        compile=False,
+        wandb="",
+        tokenizer_scenes=60,
+    )
 
 
 def _smoke_init(recipe: Recipe) -> str:

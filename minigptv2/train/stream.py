@@ -108,9 +108,22 @@ def open_stream(
     datasets, mixture = opened or open_mixture(data, seed, samples_per_step)
     mixture.counts(start)  # here, so that no worker has to
     micros = _Micros(
-        [s.name for s in data.sources], datasets, mixture, encoder, coding, image_size, data.fast_decode, seed, batch,
-        start, rank, world, pack, cache, targets,
-    )  # fmt: skip
+        [s.name for s in data.sources],
+        datasets,
+        mixture,
+        encoder,
+        coding,
+        image_size,
+        data.fast_decode,
+        seed,
+        batch,
+        start,
+        rank,
+        world,
+        pack,
+        cache,
+        targets,
+    )
     return _told(micros, workers, Failures(data.max_bad_share, data.least_judged))
 
 
@@ -128,10 +141,13 @@ def row_of(sample: Sample, encoder: Encoder, coding: Coding, rng: random.Random)
 def _told(micros: _Micros, workers: int, failures: Failures) -> Iterator[Micro]:
     """The micros, in order whatever the number of workers; what a worker raised is raised here."""
     loader = torch.utils.data.DataLoader(
-        micros, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None,
+        micros,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
         worker_init_fn=heed_parent_only,
         generator=torch.Generator(),  # else opening it would draw from the generator that dropout uses
-    )  # fmt: skip
+    )
     for micro in loader:
         if isinstance(micro, _Stopped):
             raise UserError(*micro.parts)
@@ -205,8 +221,9 @@ class _Micros(torch.utils.data.IterableDataset):
                 failures.append(f"{name}: {error.given}")
         raise UserError(
             f"{ATTEMPTS} records in a row cannot be used: {'; '.join(failures[-_EXAMPLES:])}",
-            f"They are of the source {self.names[source]!r}.", "Look at it with minigptv2 data check.",
-        )  # fmt: skip
+            f"They are of the source {self.names[source]!r}.",
+            "Look at it with minigptv2 data check.",
+        )
 
     def _picture(self, image) -> np.ndarray | torch.Tensor:
         """[H, W, 3] uint8, or [N, C] float16 from the cache."""

@@ -26,7 +26,7 @@ TALKS: dict[str, tuple[bool, list[tuple[str, str]]]] = {  # with a picture or no
     "three answers": (True, [("what is this?", "A red balloon."), ("[refer] it", "{<1><2><45><100>}"), ("é\n猫", "?")]),
     "no picture": (False, [("hello", "")]),
     "no picture, three questions": (False, [("hello", "Hello!"), ("who are you?", "A model."), ("why?", "")]),
-}  # fmt: skip
+}
 
 
 def published_strings(prompt: str, pictured: bool, talk: list[tuple[str, str]]) -> list[str]:
@@ -59,11 +59,21 @@ def llama_like() -> bytes:
     text += ["[INST] <Img> </Img>  [/INST] [vqa] [refer] {<10><20><30><40>}  the  a  red blue cat balloon is it?"] * 5
     made = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text), model_writer=made, model_type="bpe", vocab_size=400, hard_vocab_limit=False,
-        byte_fallback=True, split_digits=True, allow_whitespace_only_pieces=True, remove_extra_whitespaces=False,
-        add_dummy_prefix=True, normalization_rule_name="identity", character_coverage=0.98, num_threads=1,
+        sentence_iterator=iter(text),
+        model_writer=made,
+        model_type="bpe",
+        vocab_size=400,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=True,
+        normalization_rule_name="identity",
+        character_coverage=0.98,
+        num_threads=1,
         minloglevel=2,
-    )  # fmt: skip
+    )
     return made.getvalue()
 
 

@@ -29,10 +29,16 @@ def files(tmp_path_factory) -> dict:
     trained = made.random_tensors(made.checkpoint_shapes(), 3, torch.float32)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 140, 3), np.uint8)).save(folder / "picture.png")
     return {
-        "paths": (made.write_checkpoint(folder / "checkpoint.pth", trained), made.write_eva(folder / "eva.pth", eva),
-                  made.write_llama(folder / "llama", vocabulary, tokenizer)),
-        "eva": eva, "trained": trained, "llama": vocabulary, "picture": folder / "picture.png",
-    }  # fmt: skip
+        "paths": (
+            made.write_checkpoint(folder / "checkpoint.pth", trained),
+            made.write_eva(folder / "eva.pth", eva),
+            made.write_llama(folder / "llama", vocabulary, tokenizer),
+        ),
+        "eva": eva,
+        "trained": trained,
+        "llama": vocabulary,
+        "picture": folder / "picture.png",
+    }
 
 
 def _size(tokenizer: bytes) -> int:

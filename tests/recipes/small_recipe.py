@@ -16,23 +16,42 @@ ROOT = Path(__file__).parents[2]
 STEM = [8] * len(VisionConfig.stem_channels)
 MODEL = {
     "vision": {"width": 32, "depth": 1, "heads": 2, "stem_channels": STEM, "image_size": 112},
-    "language": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-                 "num_key_value_heads": 2},
+    "language": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    },
     "lora": {"r": 2},
-}  # fmt: skip
+}
 
 
 def write_recipe(folder: Path, init: Path | str) -> Path:
     recipe = {
-        "output": str(folder / "output"), "init": str(init), "trained": ["projector", "lora"], "model": MODEL,
+        "output": str(folder / "output"),
+        "init": str(init),
+        "trained": ["projector", "lora"],
+        "model": MODEL,
         "tokenizer_scenes": 40,
-        "data": {"sources": [
-            {"name": "scenes", "weight": 2, "options": {"count": 40, "exchanges": 3, "side": 112}},
-            {"name": "sums", "weight": 1, "options": {"count": 40}},
-        ]},
-        "max_steps": 4, "batch": 8, "lr": 3e-3, "lowest_lr": 1e-3, "warmup": 1, "log_every": 1, "save_every": 2,
-        "workers": 0, "precision": "float32", "device": "cpu", "tensorboard": False,
-    }  # fmt: skip
+        "data": {
+            "sources": [
+                {"name": "scenes", "weight": 2, "options": {"count": 40, "exchanges": 3, "side": 112}},
+                {"name": "sums", "weight": 1, "options": {"count": 40}},
+            ]
+        },
+        "max_steps": 4,
+        "batch": 8,
+        "lr": 3e-3,
+        "lowest_lr": 1e-3,
+        "warmup": 1,
+        "log_every": 1,
+        "save_every": 2,
+        "workers": 0,
+        "precision": "float32",
+        "device": "cpu",
+        "tensorboard": False,
+    }
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
     return file
@@ -55,9 +74,13 @@ def stop_after_two_steps(
     """Run minigptv2 with these arguments, which write to output, and send this signal to all of its processes, which
     then ends with this exit code; what it told."""
     running = subprocess.Popen(
-        [sys.executable, "-m", "minigptv2", *arguments], env=environment(), start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "minigptv2", *arguments],
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     begun, log = time.monotonic(), output / "log.jsonl"
     while not log.is_file() or log.read_text().count("\n") < 2:
         assert running.poll() is None and time.monotonic() < begun + 280

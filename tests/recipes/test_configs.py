@@ -54,9 +54,16 @@ def test_a_deepspeed_file_that_says_what_the_recipe_says_is_refused(tmp_path):
         read_deepspeed(tmp_path / "own.json")
 
 
-@pytest.mark.parametrize(("batch", "micro", "processes", "expected"), [
-    (24, 0, 4, (6, 1)), (24, 6, 1, (6, 4)), (24, 6, 8, (3, 1)), (24, 5, 1, (4, 6)), (7, 3, 1, (1, 7)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("batch", "micro", "processes", "expected"),
+    [
+        (24, 0, 4, (6, 1)),
+        (24, 6, 1, (6, 4)),
+        (24, 6, 8, (3, 1)),
+        (24, 5, 1, (4, 6)),
+        (7, 3, 1, (1, 7)),
+    ],
+)
 def test_a_batch_is_divided_evenly(batch, micro, processes, expected):
     recipe = read_recipe(CONFIGS / "stage3.yaml", [f"batch={batch}", f"micro_batch={micro}"])
     assert micros_of(recipe, processes) == expected

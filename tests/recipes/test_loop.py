@@ -399,11 +399,23 @@ def test_frozen_weights_on_their_way_to_a_gpu_stay_in_the_16_bits_of_their_folde
         assert a.dtype == torch.float32 and ("lora_" in name or torch.equal(a, b)), name
 
 
-@pytest.mark.parametrize("given", [
-    "device=tpu0", "device=meta", "precision=float16", "trained=[]", "quantize=4bit", "deepspeed=nowhere.json",
-    "wandb=mine", "batch=0", "keep=0", "init=", "data.sources=[]",
-    f"check_every=5 deepspeed={ROOT / 'train_configs/deepspeed/zero3.json'}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given",
+    [
+        "device=tpu0",
+        "device=meta",
+        "precision=float16",
+        "trained=[]",
+        "quantize=4bit",
+        "deepspeed=nowhere.json",
+        "wandb=mine",
+        "batch=0",
+        "keep=0",
+        "init=",
+        "data.sources=[]",
+        f"check_every=5 deepspeed={ROOT / 'train_configs/deepspeed/zero3.json'}",
+    ],
+)
 def test_what_cannot_be_is_told_in_three_lines(recipe, tmp_path, capsys, given):
     if given == "wandb=mine" and importlib.util.find_spec("wandb"):
         pytest.skip("wandb is installed")

@@ -22,7 +22,24 @@ from minigptv2.data.kinds.triangle import triangle
 from minigptv2.data.kinds.umbrella import umbrella
 
 KINDS = {
-    "balloon": balloon, "ball": ball, "box": box, "triangle": triangle, "star": star, "heart": heart, "house": house,
-    "tree": tree, "car": car, "cup": cup, "fish": fish, "moon": moon, "flower": flower, "umbrella": umbrella,
-    "boat": boat, "kite": kite, "sun": sun, "cloud": cloud, "person": person, "cat": cat,
-}  # fmt: skip
+    "balloon": balloon,
+    "ball": ball,
+    "box": box,
+    "triangle": triangle,
+    "star": star,
+    "heart": heart,
+    "house": house,
+    "tree": tree,
+    "car": car,
+    "cup": cup,
+    "fish": fish,
+    "moon": moon,
+    "flower": flower,
+    "umbrella": umbrella,
+    "boat": boat,
+    "kite": kite,
+    "sun": sun,
+    "cloud": cloud,
+    "person": person,
+    "cat": cat,
+}
