@@ -26,11 +26,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from minigptv2.data.annotations import one_of  # noqa: E402
+from minigptv2.data.annotations import check_choice  # noqa: E402
 from minigptv2.data.dataset import DATASETS, open_dataset  # noqa: E402
-from minigptv2.data.layout import OnDisk, missing, on_disk  # noqa: E402
+from minigptv2.data.layout import DatasetFiles, missing, on_disk  # noqa: E402
 from minigptv2.errors import UserError  # noqa: E402
-from minigptv2.terminal import print_error, visible  # noqa: E402
+from minigptv2.terminal import escape_control_chars, print_error  # noqa: E402
 
 KEPT = "downloads"  # below root: the files as they came
 _CHUNK = 1 << 20  # bytes
@@ -47,7 +47,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--download", action="store_true", help="fetch the files that have a fixed address")
     args = parser.parse_args(words)
     try:
-        one_of("name", args.name, (*prepared(), "all"))
+        check_choice("name", args.name, (*prepared(), "all"))
         roots = {n: Path(args.root, n) for n in prepared()} if args.name == "all" else {args.name: Path(args.root)}
         whole = [_prepare(name, root, args) for name, root in roots.items()]
     except UserError as error:
@@ -65,9 +65,9 @@ def prepared() -> list[str]:
 def _prepare(name: str, root: Path, args: argparse.Namespace) -> bool:
     """Prints what is there; whether that is all."""
     told = on_disk(name)
-    parts = [one_of("split", args.split, tuple(told.layout))] if args.split else list(told.layout)
+    parts = [check_choice("split", args.split, tuple(told.layout))] if args.split else list(told.layout)
     width = max(12, *map(len, parts))
-    print(f"{name} in {visible(str(root))}, from {told.page}")
+    print(f"{name} in {escape_control_chars(str(root))}, from {told.page}")
     if args.download and (told.downloads or args.name != "all"):
         _download(told, root)
     whole = True
@@ -80,9 +80,9 @@ def _prepare(name: str, root: Path, args: argparse.Namespace) -> bool:
         else:
             lines = _records(name, told, root, part, args)
         whole = whole and lines[0] != "missing" and not lines[0].startswith("incomplete")
-        print(f"  {part:<{width}} {visible(lines[0])}", flush=True)
+        print(f"  {part:<{width}} {escape_control_chars(lines[0])}", flush=True)
         for line in lines[1:]:
-            print(f"  {'':<{width}}   {visible(line)}")
+            print(f"  {'':<{width}}   {escape_control_chars(line)}")
     if not whole:
         print(f"  Get what is missing from {told.page}; datasets/{name}.md shows where it belongs.")
         if not args.download and told.downloads:
@@ -92,10 +92,10 @@ def _prepare(name: str, root: Path, args: argparse.Namespace) -> bool:
     return whole
 
 
-def _records(name: str, told: OnDisk, root: Path, part: str, args: argparse.Namespace) -> list[str]:
+def _records(name: str, told: DatasetFiles, root: Path, part: str, args: argparse.Namespace) -> list[str]:
     """How many records the reader gives, against those of the published files, and what was wrong with others."""
     options = told.options_of(part, root)
-    if args.images and "images" in told.takes and (args.name != "all" or "images" not in options):
+    if args.images and "images" in told.reader_options and (args.name != "all" or "images" not in options):
         options["images"] = args.images
     try:
         data = open_dataset(name, options)
@@ -114,7 +114,7 @@ def _records(name: str, told: OnDisk, root: Path, part: str, args: argparse.Name
 # ---- download ----
 
 
-def _download(told: OnDisk, root: Path) -> None:
+def _download(told: DatasetFiles, root: Path) -> None:
     if not told.downloads:
         raise UserError(
             "This set has no files with fixed addresses.",

@@ -9,19 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from minigptv2.boxes import Box, Coding, parse
+from minigptv2.boxes import Box, BoxRounding, parse
 from minigptv2.bundled import BUNDLED, model_folder
 from minigptv2.errors import UserError
-from minigptv2.files import path_of, shown
-from minigptv2.images import Original, is_tensor, open_image, open_original, squash, to_pixels
-from minigptv2.sample import Answer, Exchange, Sample, TokenLogprob, Turn
+from minigptv2.files import shorten, to_path
+from minigptv2.images import Original, is_tensor, normalize, open_image, open_original, resize_square
+from minigptv2.sample import Answer, QuestionAnswer, Sample, TokenLogprob, Turn
 from minigptv2.tasks import TASKS, question_of, render
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from minigptv2.encode import Encoded
+    from minigptv2.encode import EncodedRow
     from minigptv2.model.generate import Generated
     from minigptv2.model.report import LoadReport
 
@@ -35,9 +35,9 @@ class MiniGPTv2:
     """One model, ready to answer. Build it with `from_pretrained`.
 
     An image is a path, bytes, a binary file object, a Pillow image, a numpy array ([H, W, 3] uint8), a torch tensor
-    ([3, H, W], uint8 or 0..1), what `see` gave for one, or None for a question without one; `images.open_image` says
-    more. allow_urls, of every call that takes an image: whether a web address is an image, too; it is opened only if it
-    is of http or https and leads to a public host.
+    ([3, H, W], uint8 or 0..1), what `encode_images` gave for one, or None for a question without one;
+    `images.open_image` says more. allow_urls, of every call that takes an image: whether a web address is an image,
+    too; it is opened only if it is of http or https and leads to a public host.
 
     errors, of every call that takes many: "raise" raises the UserError of the first question or image that is wrong and
     names its place in the list; "return" puts it into its place among the results, and the others are answered. What is
@@ -56,7 +56,7 @@ class MiniGPTv2:
         dtype: torch.dtype | str | None = None,
         quantize: str | None = None,
     ):
-        from minigptv2.encode import Encoder
+        from minigptv2.encode import PromptEncoder
         from minigptv2.model.skeleton import cast
 
         self.device, self.dtype = _place(device, dtype, quantize)
@@ -68,7 +68,7 @@ class MiniGPTv2:
         self.network = cast(network.eval(), self.dtype).to(self.device)
         self.tokenizer, self.config = tokenizer, network.config
         context = self.config.language.max_position_embeddings
-        self.encoder = Encoder(tokenizer, self.config.prompt, network.image_tokens, context)
+        self.encoder = PromptEncoder(tokenizer, self.config.prompt, network.image_tokens, context)
 
     def __repr__(self) -> str:
         side, dtype = self.config.vision.image_size, str(self.dtype).removeprefix("torch.")
@@ -114,7 +114,7 @@ class MiniGPTv2:
         quantize: str | None = None,
         image_size: int = 448,
         lora_alpha: int = 16,
-        box_coding: Coding = "center",
+        box_coding: BoxRounding = "center",
     ) -> MiniGPTv2:
         """Open the published files as they are: a checkpoint's .pth, eva_vit_g.pth, a LLaMA-2-7b-chat folder.
 
@@ -127,7 +127,7 @@ class MiniGPTv2:
         from minigptv2.model.published import load_published
 
         device, dtype = _place(device, dtype, quantize)  # before the weights are read
-        files = [path_of(checkpoint, "checkpoint"), path_of(eva, "EVA file"), path_of(llama, "LLaMA folder")]
+        files = [to_path(checkpoint, "checkpoint"), to_path(eva, "EVA file"), to_path(llama, "LLaMA folder")]
         network, tokenizer, report = load_published(
             *files,
             prompt,
@@ -154,7 +154,7 @@ class MiniGPTv2:
                 "A folder holds weights of 16 bits.",
                 "Copy the folder that it was opened from, and give quantize again when you open the copy.",
             )
-        save_folder(self.network, self.tokenizer, path_of(folder, "model folder"))
+        save_folder(self.network, self.tokenizer, to_path(folder, "model folder"))
 
     def chat(
         self, image: Any, instruction: str, max_new_tokens: int = MAX_NEW_TOKENS, *, allow_urls: bool = False
@@ -178,14 +178,14 @@ class MiniGPTv2:
         pairs = _tuples(questions, "questions", "chat_batch", ("image", "instruction"))
         return self._chat(pairs, max_new_tokens, allow_urls, _each("questions", errors))
 
-    def see(
+    def encode_images(
         self, images: Iterable[Any], *, errors: Literal["raise", "return"] = "raise", allow_urls: bool = False
-    ) -> list[Seen | UserError]:
+    ) -> list[EncodedImage | UserError]:
         """Open and encode images once, to ask about them in several calls: give a Seen in an image's place.
 
         images: any iterable of them. Raises UserError for a bad image, and None is one here; see errors above.
         """
-        given = _items(images, "images", "see([image])")
+        given = _items(images, "images", "encode_images([image])")
         return self._see(given, allow_urls, _each("images", errors))
 
     def stream(
@@ -217,7 +217,7 @@ class MiniGPTv2:
         triples = _tuples(asked, "asked", "logprobs_batch", ("image", "instruction", "answer"))
         return self._logprobs(triples, allow_urls, _each("asked", errors))
 
-    def encode_image(self, image: Any, *, allow_urls: bool = False) -> torch.Tensor:
+    def image_features(self, image: Any, *, allow_urls: bool = False) -> torch.Tensor:
         """[V, D] float32 on the CPU: an image as the language model gets it, V visual tokens of its width D.
 
         V is 256 at the published sizes and 64 in the bundled model. Raises UserError for a bad image.
@@ -228,7 +228,7 @@ class MiniGPTv2:
 
     def _chat(self, pairs: Sequence[tuple[Any, str]], max_new_tokens: int, allow_urls: bool, each: _Each) -> list:
         from minigptv2.encode import collate
-        from minigptv2.model.generate import generate, generate_about
+        from minigptv2.model.generate import generate, generate_shared_prefix
 
         _check_room(max_new_tokens)
         opened = self._opener(allow_urls)
@@ -246,7 +246,7 @@ class MiniGPTv2:
         if len(different) < len(rows) and all(i is not None for i in different):
             place = {id(i): n for n, i in enumerate(different)}
             owners, visual = [place[id(i)] for i in images], self._visual(different)
-            generated = generate_about(self.network, self.tokenizer, rows, owners, visual, max_new_tokens)
+            generated = generate_shared_prefix(self.network, self.tokenizer, rows, owners, visual, max_new_tokens)
         else:
             visual = self._visual([image for row in rows for image in row.images])
             batch = collate(rows, left=True).to(self.device)
@@ -257,7 +257,7 @@ class MiniGPTv2:
     def _logprobs(self, triples: Sequence[tuple[Any, str, str]], allow_urls: bool, each: _Each) -> list:
         import torch
 
-        from minigptv2.encode import IGNORED, collate
+        from minigptv2.encode import IGNORE_INDEX, collate
 
         opened = self._opener(allow_urls)
 
@@ -273,7 +273,7 @@ class MiniGPTv2:
         visual = self._visual([image for row in rows for image in row.images])
         with torch.inference_mode():
             losses = iter(self.network.token_losses(collate(rows).to(self.device), visual).tolist())
-        tokens = iter([[i for i in row.labels if i != IGNORED] for row in rows])
+        tokens = iter([[i for i in row.labels if i != IGNORE_INDEX] for row in rows])
         return [
             [TokenLogprob(self.tokenizer.words(i), i, -next(losses)) for i in next(tokens)]
             if isinstance(p, _Asked)
@@ -287,43 +287,45 @@ class MiniGPTv2:
         fresh = list({id(p): p for p in prepared if isinstance(p, _Opened)}.values())
         if not fresh:
             return prepared
-        seen = {id(p): Seen(p.original, v, self) for p, v in zip(fresh, self._visual(fresh))}
+        seen = {id(p): EncodedImage(p.original, v, self) for p, v in zip(fresh, self._visual(fresh))}
         return [seen.get(id(p), p) for p in prepared]
 
-    def _see_one(self, image: Any, allow_urls: bool) -> Seen:
+    def _see_one(self, image: Any, allow_urls: bool) -> EncodedImage:
         return self._see([image], allow_urls, _plainly)[0]
 
-    def _opener(self, allow_urls: bool) -> Callable[[Any], _Opened | Seen | None]:
+    def _opener(self, allow_urls: bool) -> Callable[[Any], _Opened | EncodedImage | None]:
         """What opens one image after another, and the same one once."""
         side, known = self.config.vision.image_size, {}
 
-        def opened(image: Any) -> _Opened | Seen | None:
+        def opened(image: Any) -> _Opened | EncodedImage | None:
             if image is None:
                 return None
-            if isinstance(image, Seen):
+            if isinstance(image, EncodedImage):
                 if image.model is self:
                     return image
                 raise UserError(
                     f"{image!r} was encoded by another model.",
-                    "What `see` gives is for the model that gave it.",
+                    "What `encode_images` gives is for the model that gave it.",
                     "Give the image itself, or let this model see it.",
                 )
             key = str(image) if isinstance(image, (str, Path)) else id(image)
             if key not in known:
                 upright, original = open_original(image, allow_urls)
-                known[key] = _Opened(original, squash(upright, side))
+                known[key] = _Opened(original, resize_square(upright, side))
             return known[key]
 
         return opened
 
-    def _encode(self, exchanges: Sequence[Exchange], image: _Opened | Seen | None, room: int) -> Encoded:
+    def _encode(
+        self, exchanges: Sequence[QuestionAnswer], image: _Opened | EncodedImage | None, room: int
+    ) -> EncodedRow:
         return self.encoder.encode(self._turns(exchanges, image), room)
 
-    def _turns(self, exchanges: Sequence[Exchange], image: _Opened | Seen | None) -> list[Turn]:
+    def _turns(self, exchanges: Sequence[QuestionAnswer], image: _Opened | EncodedImage | None) -> list[Turn]:
         size = image.size if image is not None else (0, 0)
         return render(Sample(image, size, tuple(exchanges)), self.config.box_coding)
 
-    def _visual(self, images: Sequence[_Opened | Seen]) -> torch.Tensor | None:
+    def _visual(self, images: Sequence[_Opened | EncodedImage]) -> torch.Tensor | None:
         """[P, V, D] visual tokens of images, each encoded once; those of a Seen are taken from it."""
         import numpy as np
         import torch
@@ -332,16 +334,16 @@ class MiniGPTv2:
             return None
         different = list({id(i): i for i in images}.values())
         place = {id(i): n for n, i in enumerate(different)}
-        fresh = [i for i in different if not isinstance(i, Seen)]
+        fresh = [i for i in different if not isinstance(i, EncodedImage)]
         with torch.inference_mode():
             encoded = iter(())
             if fresh:
                 pixels = torch.from_numpy(np.stack([np.asarray(i.squashed) for i in fresh]))
-                encoded = iter(self.network.encode_images(to_pixels(pixels).to(self.device, self.dtype)))
-            visual = torch.stack([i.visual if isinstance(i, Seen) else next(encoded) for i in different])
+                encoded = iter(self.network.encode_images(normalize(pixels).to(self.device, self.dtype)))
+            visual = torch.stack([i.visual if isinstance(i, EncodedImage) else next(encoded) for i in different])
         return visual[[place[id(i)] for i in images]]
 
-    def _answer(self, generated: Generated, exchange: Exchange, image: _Opened | Seen | None) -> Answer:
+    def _answer(self, generated: Generated, exchange: QuestionAnswer, image: _Opened | EncodedImage | None) -> Answer:
         text = self.tokenizer.decode(generated.ids)
         size = image.size if image is not None else (0, 0)
         found = parse(text, *size, self.config.box_coding)
@@ -357,7 +359,7 @@ class MiniGPTv2:
             score = float(_geometric_mean(chances))
             boxes.append(Box(*box.xyxy, phrase, round(score, 4)))
         source = None if image is None else image.original
-        return Answer(text, tuple(boxes), exchange.task, generated.ended, found.problems, source)
+        return Answer(text, tuple(boxes), exchange.task, generated.finish_reason, found.problems, source)
 
 
 @dataclass(eq=False)
@@ -377,13 +379,13 @@ class _Opened:
 class _Asked:
     """A question that is ready for the model."""
 
-    exchange: Exchange
-    image: _Opened | Seen | None
-    row: Encoded
+    exchange: QuestionAnswer
+    image: _Opened | EncodedImage | None
+    row: EncodedRow
 
 
-class Seen:
-    """An image that is opened and encoded, for many questions: `MiniGPTv2.see` makes it.
+class EncodedImage:
+    """An image that is opened and encoded, for many questions: `MiniGPTv2.encode_images` makes it.
 
     visual: [V, D], what the language model gets of it, on the model's device. The decoded pixels are not kept.
     """
@@ -412,17 +414,17 @@ class Chat:
     seen: the image, None in a conversation without one. exchanges: what was said.
     """
 
-    def __init__(self, model: MiniGPTv2, seen: Seen | None = None):
+    def __init__(self, model: MiniGPTv2, seen: EncodedImage | None = None):
         self.model, self.seen = model, seen
-        self.exchanges: list[Exchange] = []
+        self.history: list[QuestionAnswer] = []
 
     def __repr__(self) -> str:
         about = "no image" if self.seen is None else "an image of {} x {} pixels".format(*self.seen.size)
-        return f"Chat(about {about}, {len(self.exchanges)} turns said)"
+        return f"Chat(about {about}, {len(self.history)} turns said)"
 
     @property
     def image(self) -> Image.Image | None:
-        """The upright image, as `Seen.image`."""
+        """The upright image, as `EncodedImage.image`."""
         return None if self.seen is None else self.seen.image
 
     @property
@@ -448,7 +450,7 @@ class Chat:
 
     def reset(self) -> None:
         """Forget what was said; keep the image."""
-        self.exchanges = []
+        self.history = []
 
 
 class Stream:
@@ -457,10 +459,10 @@ class Stream:
     A second iteration gives the same text from its beginning, and asks nothing again.
     """
 
-    def __init__(self, chat: Chat, exchange: Exchange, max_new_tokens: int):
+    def __init__(self, chat: Chat, exchange: QuestionAnswer, max_new_tokens: int):
         _check_room(max_new_tokens)
         self.chat, self.exchange, self.max_new_tokens = chat, exchange, max_new_tokens
-        self.said = chat.exchanges
+        self.said = chat.history
         self.row = chat.model._encode([*self.said, exchange], chat.seen, max_new_tokens)
         self.answer: Answer | None = None
         self._pieces: list[str] = []
@@ -469,7 +471,7 @@ class Stream:
     def __repr__(self) -> str:
         state = "read to its end" if self.answer else f"{len(self._pieces)} pieces read" if self._rest else "not begun"
         asked = f"{TASKS[self.exchange.task].tag} {self.exchange.question}".strip()
-        return f"Stream({shown(asked)}, {state})"
+        return f"Stream({shorten(asked)}, {state})"
 
     def __iter__(self) -> Iterator[str]:
         place = 0
@@ -495,11 +497,11 @@ class Stream:
         import torch
 
         from minigptv2.encode import collate
-        from minigptv2.model.generate import steps
+        from minigptv2.model.generate import generate_stepwise
 
         model, shown = self.chat.model, ""
         batch = collate([self.row], left=True).to(model.device)
-        written = steps(model.network, model.tokenizer, batch, self.chat.visual, self.max_new_tokens)
+        written = generate_stepwise(model.network, model.tokenizer, batch, self.chat.visual, self.max_new_tokens)
         while True:
             with torch.inference_mode():  # not around a `yield`, as the caller's own code would run in it
                 following = next(written, None)
@@ -514,7 +516,7 @@ class Stream:
         answer = model._answer(generated, self.exchange, self.chat.seen)
         if answer.text[len(shown) :]:
             yield answer.text[len(shown) :]
-        said = Exchange(self.exchange.task, question=self.exchange.question, answer=answer.text, verbatim=True)
+        said = QuestionAnswer(self.exchange.task, question=self.exchange.question, answer=answer.text, verbatim=True)
         self.said.append(said)
         self.answer = answer
 
@@ -527,7 +529,7 @@ def _each(name: str, errors: str) -> _Each:
     """`_plainly` for the things in the list of this name: a UserError names its place, or stands there."""
     if errors not in ERRORS:
         raise UserError(
-            f"errors is {shown(errors)}.", f"It must be one of {', '.join(ERRORS)}.", 'Try errors="return".'
+            f"errors is {shorten(errors)}.", f"It must be one of {', '.join(ERRORS)}.", 'Try errors="return".'
         )
 
     def done(work: Callable[[Any], Any], given: Sequence[Any]) -> list:
@@ -558,7 +560,7 @@ def _items(given: Any, name: str, call: str) -> list:
     except TypeError:
         one = True
     if one:
-        raise UserError(f"{name} is {shown(given)}.", "It must be a list, or an iterable in order.", f"Try {call}.")
+        raise UserError(f"{name} is {shorten(given)}.", "It must be a list, or an iterable in order.", f"Try {call}.")
     return list(things)
 
 
@@ -568,7 +570,7 @@ def _tuples(given: Any, name: str, call: str, parts: tuple[str, ...]) -> list[tu
     rows = _items(given, name, f"{call}([{form}])")
     for place, row in enumerate(rows):
         if not isinstance(row, (tuple, list)) or len(row) != len(parts):
-            held = f"holds {len(row)} things" if isinstance(row, (tuple, list)) else f"is {shown(row)}"
+            held = f"holds {len(row)} things" if isinstance(row, (tuple, list)) else f"is {shorten(row)}"
             raise UserError(
                 f"{name}[{place}] {held}.",
                 f"Each of them must be a {'pair' if len(parts) == 2 else 'triple'} {form}.",
@@ -580,11 +582,11 @@ def _tuples(given: Any, name: str, call: str, parts: tuple[str, ...]) -> list[tu
 def _check_room(max_new_tokens: Any) -> None:
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise UserError(
-            f"max_new_tokens is {shown(max_new_tokens)}.", "It must be a whole number, 1 or more.", "Leave it away."
+            f"max_new_tokens is {shorten(max_new_tokens)}.", "It must be a whole number, 1 or more.", "Leave it away."
         )
 
 
-def _question(instruction: Any) -> Exchange:
+def _question(instruction: Any) -> QuestionAnswer:
     return question_of(_text(instruction, "instruction", 'Try "[refer] red balloon".'))
 
 
@@ -597,7 +599,7 @@ def _given_answer(answer: Any) -> str:
 
 def _text(given: Any, name: str, advice: str) -> str:
     if not isinstance(given, str):
-        raise UserError(f"The {name} is {shown(given)}.", "It must be text.", advice)
+        raise UserError(f"The {name} is {shorten(given)}.", "It must be text.", advice)
     try:
         given.encode()
     except UnicodeEncodeError as error:

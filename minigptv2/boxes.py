@@ -17,11 +17,11 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Coding = Literal["floor", "center", "round"]
-CODINGS: tuple[Coding, ...] = ("floor", "center", "round")
+BoxRounding = Literal["floor", "center", "round"]
+BOX_ROUNDINGS: tuple[BoxRounding, ...] = ("floor", "center", "round")
 BINS = 100
 DELIMITER = "<delim>"
-JOINTS = ("{<", "><", ">}")  # what opens a box, stands between its numbers and closes it
+BOX_TOKENS = ("{<", "><", ">}")  # what opens a box, stands between its numbers and closes it
 PHRASE_OPEN, PHRASE_CLOSE = "<p>", "</p>"
 
 _BOX = re.compile(r"\{<(\d{1,3})><(\d{1,3})><(\d{1,3})><(\d{1,3})>\}")
@@ -67,7 +67,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Parsed:
+class ParsedText:
     """What `parse` found. spans: where each box stands in the text, [start, end). problems: why something that looks
     like a box is none, in words."""
 
@@ -76,7 +76,7 @@ class Parsed:
     problems: tuple[str, ...]
 
 
-def format_box(box: Box, width: float, height: float, coding: Coding = "round") -> str:
+def format_box(box: Box, width: float, height: float, coding: BoxRounding = "round") -> str:
     """The text of one box on a picture of width x height pixels; outside values are clamped to the picture.
 
     coding: "round" takes the nearest hundredth; "floor" and "center" cut, as the published weights were trained.
@@ -86,17 +86,17 @@ def format_box(box: Box, width: float, height: float, coding: Coding = "round") 
     return "{" + "".join(f"<{n}>" for n in numbers) + "}"
 
 
-def format_boxes(boxes, width: float, height: float, coding: Coding = "round") -> str:
+def format_boxes(boxes, width: float, height: float, coding: BoxRounding = "round") -> str:
     """Several boxes of one phrase, joined by the delimiter."""
     return DELIMITER.join(format_box(b, width, height, coding) for b in boxes)
 
 
-def format_phrase(phrase: str, boxes, width: float, height: float, coding: Coding = "round") -> str:
+def format_phrase(phrase: str, boxes, width: float, height: float, coding: BoxRounding = "round") -> str:
     """A grounded phrase: `<p>phrase</p> {<..>}`; what of the phrase would read as markup is left out."""
-    return f"{PHRASE_OPEN}{plain(phrase)}{PHRASE_CLOSE} {format_boxes(boxes, width, height, coding)}"
+    return f"{PHRASE_OPEN}{strip_markup_chars(phrase)}{PHRASE_CLOSE} {format_boxes(boxes, width, height, coding)}"
 
 
-def parse(text: str, width: float, height: float, coding: Coding = "round") -> Parsed:
+def parse(text: str, width: float, height: float, coding: BoxRounding = "round") -> ParsedText:
     """Every box in the text, in pixels of a picture of width x height. Never raises, whatever the text.
 
     coding: how the numbers become pixels; "center" adds half a hundredth, the middle of what "floor" cut to.
@@ -127,7 +127,7 @@ def parse(text: str, width: float, height: float, coding: Coding = "round") -> P
             problems.append(
                 f"{text[opening.start() : opening.start() + 24]!r} does not continue as {{<x1><y1><x2><y2>}}"
             )
-    return Parsed(tuple(boxes), tuple(spans), tuple(problems))
+    return ParsedText(tuple(boxes), tuple(spans), tuple(problems))
 
 
 def _problem(numbers: list[int]) -> str | None:
@@ -139,7 +139,7 @@ def _problem(numbers: list[int]) -> str | None:
     return None
 
 
-def plain(words: str) -> str:
+def strip_markup_chars(words: str) -> str:
     """The words without what reads as markup of a phrase or box, whole or broken off; others stay to the character."""
     while (bare := _MARKUP.sub(" ", words)) != words:  # taking one out may join the halves of another
         words = " ".join(bare.split())

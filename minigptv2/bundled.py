@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Literal
 
 from minigptv2.errors import UserError
-from minigptv2.files import is_dir, is_file, path_of, refuse_device
+from minigptv2.files import is_dir, is_file, refuse_device, to_path
 
 _PACKAGE = Path(__file__).parent
 BUNDLED = _PACKAGE / "weights"
 _MODEL_NAMES = ("bundled", "minigptv2/weights")
 
 
-def configs_of(command: Literal["train", "eval"]) -> Path:
+def config_folder(command: Literal["train", "eval"]) -> Path:
     """The folder of a command's recipes: inside an installed package; beside it in a checkout."""
     inside = _PACKAGE / f"{command}_configs"
     return inside if inside.is_dir() else _PACKAGE.parent / inside.name
 
 
-def recipes_of(command: Literal["train", "eval"]) -> dict[str, Path]:
+def list_recipes(command: Literal["train", "eval"]) -> dict[str, Path]:
     """Every recipe by its name, such as "stage3" and "tiny/stage1"."""
-    folder = configs_of(command)
+    folder = config_folder(command)
     return {f.relative_to(folder).with_suffix("").as_posix(): f for f in sorted(folder.rglob("*.yaml"))}
 
 
@@ -32,7 +32,7 @@ def find_recipe(command: Literal["train", "eval"], given: str | os.PathLike) -> 
 
     A file that exists wins. Raises UserError, with the nearest names, where there is neither.
     """
-    path, known = Path(given), recipes_of(command)
+    path, known = Path(given), list_recipes(command)
     if is_file(path):
         return path
     name = path.as_posix().removeprefix(f"{command}_configs/").removesuffix(".yaml")
@@ -53,7 +53,7 @@ def find_deepspeed(given: str, recipe: Path) -> str:
     """DeepSpeed's JSON file. The first that exists: `given`, a file of its name in `deepspeed/` beside the recipe, the
     one that comes along; else `given`."""
     name = Path(given).name
-    places = (Path(given), recipe.parent / "deepspeed" / name, configs_of("train") / "deepspeed" / name)
+    places = (Path(given), recipe.parent / "deepspeed" / name, config_folder("train") / "deepspeed" / name)
     return str(next(filter(is_file, places), given))
 
 
@@ -70,13 +70,13 @@ def model_folder(given: str | os.PathLike, what: str = "model folder") -> Path:
     A folder that exists wins. `minigptv2/weights`, its place in a checkout, is understood from any folder. what: names
     it in the UserError for what can be no path.
     """
-    path = path_of(given, what)
+    path = to_path(given, what)
     return BUNDLED if path.as_posix() in _MODEL_NAMES and not is_dir(path) else path
 
 
 def summaries(command: Literal["train", "eval"]) -> str:
     """A line for each recipe: its name, and the first sentence of its file's comment."""
-    known = recipes_of(command)
+    known = list_recipes(command)
     width = max(map(len, known), default=0)
     return "\n".join(f"  {name:<{width}}  {_summary(file)}" for name, file in known.items())
 

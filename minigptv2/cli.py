@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, NoReturn, TextIO
 
 from minigptv2 import __version__
-from minigptv2.bundled import configs_of, summaries
+from minigptv2.bundled import config_folder, summaries
 from minigptv2.errors import UserError, unknown
 from minigptv2.terminal import print_error, task_lines
 
@@ -268,7 +268,7 @@ def _chat(args: argparse.Namespace) -> int:
     pictures, instruction = terminal.pictures_and_instruction(args.words, args.instruction)
     if instruction is None:
         return terminal.converse(load, pictures, longest, args.json, args.save)
-    run = terminal.Run(load, instruction, longest, args.batch_size, args.json)
+    run = terminal.BatchChat(load, instruction, longest, args.batch_size, args.json)
     return run.ask(pictures, args.save)
 
 
@@ -398,19 +398,21 @@ def _data(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from minigptv2.data.check import check, write_sheet
-    from minigptv2.terminal import visible
+    from minigptv2.terminal import escape_control_chars
 
     report = check(args.file, args.images, args.quick, args.orientation)
     for line in report.lines():
-        print(visible(line))
+        print(escape_control_chars(line))
     if args.sheet and report.drawn:
         sheet, shown = write_sheet(report, Path(args.sheet), args.most)
-        print(f"sheet: {visible(str(sheet))}, {shown} pictures")
+        print(f"sheet: {escape_control_chars(str(sheet))}, {shown} pictures")
     return report.code
 
 
 def _recipe_arguments(parser: Parser, command: Literal["train", "eval"]) -> None:
-    parser.epilog = f"recipes, by name from any folder; their files are in {configs_of(command)}:\n{summaries(command)}"
+    parser.epilog = (
+        f"recipes, by name from any folder; their files are in {config_folder(command)}:\n{summaries(command)}"
+    )
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a recipe below")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that replace those of the file")
     parser.add_argument("--smoke", action="store_true", help="a few steps on a few samples, to see that it runs")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from minigptv2.boxes import Coding
+from minigptv2.boxes import BoxRounding
 from minigptv2.conversation import Prompt
 from minigptv2.errors import UserError, unknown
 
@@ -70,17 +70,17 @@ class LoraConfig:
 
 @dataclass
 class ModelConfig:
-    """merge: visual tokens that become one. prompt: a key of `conversation.WRAPPERS`. box_coding: how box numbers are
-    rounded and decoded, one of `boxes.CODINGS`; "center" for the published weights. knows: one line that tells a user
-    what the weights know. base, base_mark: of a folder that holds only what was trained: where the rest is, and what
-    its weights file is known by."""
+    """merge: visual tokens that become one. prompt: a key of `conversation.PROMPT_TEMPLATES`. box_coding: how box
+    numbers are rounded and decoded, one of `boxes.BOX_ROUNDINGS`; "center" for the published weights. knows: one line
+    that tells a user what the weights know. base, base_mark: of a folder that holds only what was trained: where the
+    rest is, and what its weights file is known by."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     merge: int = 4
     prompt: Prompt = "llama2"
-    box_coding: Coding = "round"
+    box_coding: BoxRounding = "round"
     knows: str = ""
     base: str = ""
     base_mark: str = ""

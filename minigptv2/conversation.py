@@ -16,32 +16,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from minigptv2.sample import Picture, Turn
+from minigptv2.sample import ImagePiece, Turn
 
 
 @dataclass(frozen=True)
-class Wrapper:
+class PromptTemplate:
     """The text around a user's turn and around each picture.
 
-    first_bos: how many BOS the conversation begins with; each later turn of the user begins with one. joined_history:
-    an answer that another question follows is one segment with the question before it, without EOS, and no loss is
-    taken over it; else every answer is a segment of its own and ends with EOS, as the last one always does.
-    """
+    first_bos: how many BOS the conversation begins with; each later turn of the user begins with one.
+    answers_in_prompt: an answer that another question follows is one segment with the question before it, without EOS,
+    and no loss is taken over it; else every answer is a segment of its own and ends with EOS, as the last one always
+    does."""
 
     user_open: str
     user_close: str
     image_open: str
     image_close: str
     first_bos: int = 1
-    joined_history: bool = False
+    answers_in_prompt: bool = False
 
 
 Prompt = Literal["llama2", "training", "published"]
-_LLAMA2 = Wrapper("[INST] ", " [/INST]", "<Img>", "</Img> ")
-WRAPPERS: dict[Prompt, Wrapper] = {
+_LLAMA2 = PromptTemplate("[INST] ", " [/INST]", "<Img>", "</Img> ")
+PROMPT_TEMPLATES: dict[Prompt, PromptTemplate] = {
     "llama2": _LLAMA2,
     "training": replace(_LLAMA2, user_close="  [/INST]"),  # what the published weights were trained on
-    "published": replace(_LLAMA2, first_bos=2, joined_history=True),  # what their published numbers were asked with
+    "published": replace(_LLAMA2, first_bos=2, answers_in_prompt=True),  # what their published numbers were asked with
 }
 
 
@@ -51,16 +51,16 @@ class Segment:
 
     kind: Literal["text", "image", "bos", "eos"]
     text: str = ""
-    image: Picture | None = None
+    image: ImagePiece | None = None
     supervised: bool = False
 
 
-def segments(turns: Sequence[Turn], wrapper: Wrapper) -> list[Segment]:
+def segments(turns: Sequence[Turn], wrapper: PromptTemplate) -> list[Segment]:
     """The segments of a conversation, in order. A user's words never change its structure: they are text only."""
     out: list[Segment] = []
     last_question = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=0)
     for number, turn in enumerate(turns):
-        if turn.role == "assistant" and out and wrapper.joined_history and number < last_question:
+        if turn.role == "assistant" and out and wrapper.answers_in_prompt and number < last_question:
             out[-1] = Segment("text", out[-1].text + "".join(turn.pieces).strip())
             continue
         if turn.role == "assistant":
@@ -70,7 +70,7 @@ def segments(turns: Sequence[Turn], wrapper: Wrapper) -> list[Segment]:
         out += [Segment("bos")] * (1 if out else wrapper.first_bos)
         text = wrapper.user_open
         for piece in turn.pieces:
-            if isinstance(piece, Picture):
+            if isinstance(piece, ImagePiece):
                 out += [Segment("text", text + wrapper.image_open), Segment("image", image=piece)]
                 text = wrapper.image_close
             else:

@@ -22,7 +22,7 @@ _LINE, _FONT = 1 / 180, 1 / 32  # of the geometric mean of width and height
 _SMALLEST_FONT = 9  # pixels; below it letters cannot be told apart
 _MOST_LETTERS = 200  # of a phrase
 
-Place = tuple[int, int, int, int]
+TextRect = tuple[int, int, int, int]
 
 
 def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
@@ -42,7 +42,7 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     for (left, top, right, bottom), colour in zip(frames, colours, strict=True):
         thick = min(line, (min(right - left, bottom - top) + 1) // 2)
         pen.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=thick)
-    taken: list[Place] = []
+    taken: list[TextRect] = []
     for box, frame, colour in zip(boxes, frames, colours, strict=True):
         label = _label(box, max(_SMALLEST_FONT, round(scale * _FONT)), colour, image.width)
         if label is None or 2 * label.height > image.height:
@@ -70,7 +70,7 @@ def save_png(image: Image.Image, file: Path, taken: Collection[Path] = ()) -> Pa
         ) from None
 
 
-def _frame(box: Box, line: int, size: tuple[int, int]) -> Place:
+def _frame(box: Box, line: int, size: tuple[int, int]) -> TextRect:
     left, right = _span(box.x1, box.x2, 2 * line + 1, size[0])
     top, bottom = _span(box.y1, box.y2, 2 * line + 1, size[1])
     return left, top, right, bottom
@@ -129,12 +129,12 @@ def _black_or_white(label: Image.Image) -> str:
     return "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 else "white"
 
 
-def _find_place(label: tuple[int, int], frame: Place, size: tuple[int, int], taken: Sequence[Place]) -> Place:
+def _find_place(label: tuple[int, int], frame: TextRect, size: tuple[int, int], taken: Sequence[TextRect]) -> TextRect:
     """The first candidate that covers no earlier label, else the one that covers least."""
     return min(_candidates(label, frame, size), key=lambda place: sum(_shared(place, other) for other in taken))
 
 
-def _candidates(label: tuple[int, int], frame: Place, size: tuple[int, int]) -> Iterator[Place]:
+def _candidates(label: tuple[int, int], frame: TextRect, size: tuple[int, int]) -> Iterator[TextRect]:
     """Places in order of preference, all inside the picture: above the frame, inside it, below it, further away."""
     width, height = label
     left, top, right, bottom = frame
@@ -148,6 +148,6 @@ def _candidates(label: tuple[int, int], frame: Place, size: tuple[int, int]) -> 
             yield x, y, x + width, y + height
 
 
-def _shared(a: Place, b: Place) -> int:
+def _shared(a: TextRect, b: TextRect) -> int:
     """The area that two places share, in pixels."""
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))

@@ -12,18 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigptv2.conversation import WRAPPERS, Segment, segments
+from minigptv2.conversation import PROMPT_TEMPLATES, Segment, segments
 from minigptv2.errors import UserError
-from minigptv2.sample import Picture, Turn
+from minigptv2.sample import ImagePiece, Turn
 
 if TYPE_CHECKING:
     import torch
 
-IMAGE_ID = -1  # at every place that a visual token will take; no tokenizer gives it, so no text can
-SHARED = 0  # the block that every other block of its row may look at
-IGNORED = -100  # the label of what has no loss
-STAYS = 0.125  # how much a token counts that should look where the one before it did
-LENGTHS = [*range(16, 128, 16), *range(128, 512, 64), *range(512, 1 << 20, 512)]  # that packed blocks are padded to
+IMAGE_TOKEN_ID = -1  # at every place that a visual token will take; no tokenizer gives it, so no text can
+SHARED_BLOCK = 0  # the block that every other block of its row may look at
+IGNORE_INDEX = -100  # the label of what has no loss
+REPEAT_WEIGHT = 0.125  # how much a token counts that should look where the one before it did
+BUCKET_LENGTHS = [
+    *range(16, 128, 16),
+    *range(128, 512, 64),
+    *range(512, 1 << 20, 512),
+]  # that packed blocks are padded to
 
 
 class Tokenizer:
@@ -39,7 +43,7 @@ class Tokenizer:
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.bos, self.eos = self._pieces.bos_id(), self._pieces.eos_id()
         self.size = self._pieces.get_piece_size()
-        if min(self.bos, self.eos) < 0:  # -1 stands for "has none", and is IMAGE_ID here
+        if min(self.bos, self.eos) < 0:  # -1 stands for "has none", and is IMAGE_TOKEN_ID here
             raise ValueError("it has no token for the beginning or the end of a text")
 
     @classmethod
@@ -63,7 +67,7 @@ class Tokenizer:
         return self.piece(index).replace("▁", " ")
 
 
-class FamilyTokenizer:
+class HFTokenizer:
     """A tokenizer of transformers, for language models without a SentencePiece file (Qwen); used like `Tokenizer`.
 
     Where the family has no token for the beginning of a text, the one that separates texts stands in for it.
@@ -100,12 +104,13 @@ class FamilyTokenizer:
 
 
 @dataclass
-class Encoded:
-    """One row. ids: IMAGE_ID where a visual token goes; labels: the id itself where supervised, else IGNORED.
+class EncodedRow:
+    """One row. ids: IMAGE_TOKEN_ID where a visual token goes; labels: the id itself where supervised, else
+    IGNORE_INDEX.
 
-    looks: the visual tokens, by their number in the picture, that a token should look at in training; () for most.
-    positions restart after the shared block; blocks: SHARED, or the number of the exchange a token belongs to (one
-    block alone: an ordinary causal row). images: what `images.open_image` takes, in the order of their places.
+    target_tokens: the visual tokens, by their number in the picture, that a token should look at in training; () for
+    most. positions restart after the shared block; blocks: SHARED, or the number of the exchange a token belongs to
+    (one block alone: an ordinary causal row). images: what `images.open_image` takes, in the order of their places.
     dropped_turns: how many of the oldest questions, each with its answer, are not in the row, as the context is full.
     """
 
@@ -113,33 +118,33 @@ class Encoded:
     labels: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
-    looks: list[tuple[int, ...]] = field(default_factory=list)
+    target_tokens: list[tuple[int, ...]] = field(default_factory=list)
     images: list[object] = field(default_factory=list)
     dropped_turns: int = 0
 
-    def add(self, ids: Sequence[int], supervised: bool = False, block: int = SHARED) -> None:
+    def add(self, ids: Sequence[int], supervised: bool = False, block: int = SHARED_BLOCK) -> None:
         if self.blocks and self.blocks[-1] == block:
             start = self.positions[-1] + 1
         else:
-            start = 1 + max((p for p, b in zip(self.positions, self.blocks) if b == SHARED), default=-1)
+            start = 1 + max((p for p, b in zip(self.positions, self.blocks) if b == SHARED_BLOCK), default=-1)
         self.ids += ids
-        self.labels += ids if supervised else [IGNORED] * len(ids)
+        self.labels += ids if supervised else [IGNORE_INDEX] * len(ids)
         self.positions += range(start, start + len(ids))
         self.blocks += [block] * len(ids)
-        self.looks += [()] * len(ids)
+        self.target_tokens += [()] * len(ids)
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-class Encoder:
+class PromptEncoder:
     """Turns -> Encoded, for one model: its tokenizer, its prompt wrapper, its visual tokens a picture, its context."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: str, image_tokens: int, context: int):
-        self.tokenizer, self.wrapper = tokenizer, WRAPPERS[prompt]
+        self.tokenizer, self.wrapper = tokenizer, PROMPT_TEMPLATES[prompt]
         self.image_tokens, self.context = image_tokens, context
 
-    def encode(self, turns: Sequence[Turn], room: int = 0) -> Encoded:
+    def encode(self, turns: Sequence[Turn], room: int = 0) -> EncodedRow:
         """One conversation as one row that fits the context with `room` tokens to spare.
 
         The oldest turns are dropped where it does not fit, never the picture or the last question; UserError where
@@ -147,9 +152,9 @@ class Encoder:
         """
         kept, dropped = list(turns), 0
         while True:
-            row = Encoded(dropped_turns=dropped)
+            row = EncodedRow(dropped_turns=dropped)
             for segment in segments(kept, self.wrapper):
-                self._append(row, segment, SHARED)
+                self._append(row, segment, SHARED_BLOCK)
             if len(row) + room <= self.context:
                 return row
             shorter = _without_oldest(kept)
@@ -162,7 +167,7 @@ class Encoder:
                 )
             kept, dropped = shorter, dropped + 1
 
-    def encode_side_by_side(self, turns: Sequence[Turn]) -> Encoded:
+    def encode_independent_answers(self, turns: Sequence[Turn]) -> EncodedRow:
         """Independent exchanges about one picture in one row, as if each were asked alone; the picture is shared.
 
         A token sees the shared block and what precedes it in its own block:
@@ -174,16 +179,16 @@ class Encoder:
 
         UserError where one exchange and the picture are longer than the context; their sum may be.
         """
-        row, block = Encoded(), SHARED
+        row, block = EncodedRow(), SHARED_BLOCK
         if not turns or turns[0].role != "user":
             raise ValueError("The first turn must be the user's.")
-        words = [p for p in turns[0].pieces if not isinstance(p, Picture)]
-        later = [p for t in turns[1:] for p in t.pieces if isinstance(p, Picture)]
+        words = [p for p in turns[0].pieces if not isinstance(p, ImagePiece)]
+        later = [p for t in turns[1:] for p in t.pieces if isinstance(p, ImagePiece)]
         if list(turns[0].pieces[len(turns[0].pieces) - len(words) :]) != words or later:
             raise ValueError("The pictures of exchanges side by side must stand at the head of the first turn.")
         head = segments(turns[:1], self.wrapper)
         for segment in head[:-1]:
-            self._append(row, segment, SHARED)
+            self._append(row, segment, SHARED_BLOCK)
         opening = self.wrapper.image_close if row.images else self.wrapper.user_open
         for turn in turns:
             if turn.role == "user":
@@ -202,10 +207,10 @@ class Encoder:
             )
         return row
 
-    def _append(self, row: Encoded, segment: Segment, block: int) -> None:
+    def _append(self, row: EncodedRow, segment: Segment, block: int) -> None:
         if segment.kind == "image":
             row.images.append(segment.image.image)
-            row.add([IMAGE_ID] * self.image_tokens, block=block)
+            row.add([IMAGE_TOKEN_ID] * self.image_tokens, block=block)
         elif segment.kind == "text":
             row.add(self.tokenizer.encode(segment.text), segment.supervised, block)
         else:
@@ -217,7 +222,7 @@ def _without_oldest(turns: list[Turn]) -> list[Turn] | None:
     asked = [i for i, t in enumerate(turns) if t.role == "user"]
     if len(asked) < 2:
         return None
-    pictures = tuple(p for t in turns[: asked[1]] for p in t.pieces if isinstance(p, Picture))
+    pictures = tuple(p for t in turns[: asked[1]] for p in t.pieces if isinstance(p, ImagePiece))
     first, *rest = turns[asked[1] :]
     return [Turn("user", (*pictures, *first.pieces)), *rest]
 
@@ -235,7 +240,7 @@ class Batch:
     blocks: torch.Tensor
     pixels: torch.Tensor | None = None
     features: torch.Tensor | None = None
-    layout: Layout | None = None  # of one packed row, where `pack` made it
+    layout: PackedLayout | None = None  # of one packed row, where `pack` made it
 
     def to(self, device) -> Batch:
         return Batch(*(None if t is None else t.to(device) for t in vars(self).values()))
@@ -245,31 +250,32 @@ class Batch:
 class Group:
     """N blocks of M tokens each. owners: [N] whose shared part each sees; mask: [N, 1, M, S + M] bool, True: seen.
 
-    lookers: [K] which of the N * M tokens should look at certain visual tokens; looks: [K, S] bool, at which; counts:
-    [K], how much each counts: 1 where a token must find its place, less where the token before it looks there, too."""
+    query_index: [K] which of the N * M tokens should look at certain visual tokens; target_mask: [K, S] bool, at which;
+    query_weight: [K], how much each counts: 1 where a token must find its place, less where the token before it looks
+    there, too."""
 
     owners: torch.Tensor
     mask: torch.Tensor
-    lookers: torch.Tensor
-    looks: torch.Tensor
-    counts: torch.Tensor
+    query_index: torch.Tensor
+    target_mask: torch.Tensor
+    query_weight: torch.Tensor
 
 
 @dataclass
-class Layout:
+class PackedLayout:
     """A packed row: the shared parts of all pictures, `shared` tokens each, then the blocks of every group."""
 
     pictures: int
     shared: int
     groups: list[Group]
 
-    def to(self, device) -> Layout:
+    def to(self, device) -> PackedLayout:
         groups = [Group(*(t.to(device) for t in vars(g).values())) for g in self.groups]
-        return Layout(self.pictures, self.shared, groups)
+        return PackedLayout(self.pictures, self.shared, groups)
 
 
 def collate(
-    rows: Sequence[Encoded],
+    rows: Sequence[EncodedRow],
     left: bool = False,
     load: Callable[[list[object]], torch.Tensor] | None = None,
     length: int = 0,
@@ -290,14 +296,14 @@ def collate(
     images = [image for row in rows for image in row.images]
     return Batch(
         padded("ids", 0),
-        padded("labels", IGNORED),
+        padded("labels", IGNORE_INDEX),
         padded("positions", 0),
         padded("blocks", -1),
         load(images) if images and load else None,
     )
 
 
-def pack(rows: Sequence[Encoded]) -> Batch:
+def pack(rows: Sequence[EncodedRow]) -> Batch:
     """All rows as one, for training: blocks of like length lie together, so that little is padded or masked away.
 
     The blocks of a row are its exchanges side by side, or all that follows its last picture. Same loss as `collate`.
@@ -306,14 +312,14 @@ def pack(rows: Sequence[Encoded]) -> Batch:
 
     split = [_split(row) for row in rows]
     shared = max(len(head) for head, _ in split)
-    groups: dict[int, list[tuple[int, Encoded]]] = {}
+    groups: dict[int, list[tuple[int, EncodedRow]]] = {}
     for owner, (_, blocks) in enumerate(split):
         for block in blocks:
-            groups.setdefault(LENGTHS[bisect_left(LENGTHS, len(block))], []).append((owner, block))
+            groups.setdefault(BUCKET_LENGTHS[bisect_left(BUCKET_LENGTHS, len(block))], []).append((owner, block))
     heads = torch.tensor([len(head) for head, _ in split])
-    firsts = [head.ids.index(IMAGE_ID) if IMAGE_ID in head.ids else 0 for head, _ in split]
+    firsts = [head.ids.index(IMAGE_TOKEN_ID) if IMAGE_TOKEN_ID in head.ids else 0 for head, _ in split]
     parts = [collate([head for head, _ in split])]
-    layout = Layout(len(rows), shared, [])
+    layout = PackedLayout(len(rows), shared, [])
     for length, blocks in sorted(groups.items()):
         owners = torch.tensor([owner for owner, _ in blocks])
         before = torch.arange(shared) < heads[owners][:, None]  # [N, S]
@@ -322,13 +328,13 @@ def pack(rows: Sequence[Encoded]) -> Batch:
         wanted = {
             n * length + m: [firsts[owner] + place for place in places]
             for n, (owner, block) in enumerate(blocks)
-            for m, places in enumerate(block.looks)
+            for m, places in enumerate(block.target_tokens)
             if places
         }
         looks = torch.zeros(len(wanted), shared, dtype=torch.bool)
         for look, places in zip(looks, wanted.values()):
             look[places] = True
-        counts = torch.tensor([STAYS if wanted.get(i - 1) == places else 1.0 for i, places in wanted.items()])
+        counts = torch.tensor([REPEAT_WEIGHT if wanted.get(i - 1) == places else 1.0 for i, places in wanted.items()])
         lookers = torch.tensor(list(wanted), dtype=torch.long)
         layout.groups.append(Group(owners, mask[:, None], lookers, looks, counts))
         parts.append(collate([block for _, block in blocks], length=length))
@@ -336,31 +342,31 @@ def pack(rows: Sequence[Encoded]) -> Batch:
     return Batch(*(torch.cat([getattr(p, n).flatten() for p in parts])[None] for n in names), layout=layout)
 
 
-def _split(row: Encoded) -> tuple[Encoded, list[Encoded]]:
+def _split(row: EncodedRow) -> tuple[EncodedRow, list[EncodedRow]]:
     """The part of a row that all its blocks share, and the blocks."""
-    if set(row.blocks) == {SHARED}:
-        head, rest = split_after_pictures(row)
+    if set(row.blocks) == {SHARED_BLOCK}:
+        head, rest = split_after_images(row)
         return head, [rest]
     return _parts(row, row.blocks)
 
 
-def split_after_pictures(row: Encoded) -> tuple[Encoded, Encoded]:
+def split_after_images(row: EncodedRow) -> tuple[EncodedRow, EncodedRow]:
     """An ordinary causal row as what stands up to the end of its last picture (at least one token), and the rest."""
-    end = 1 + max((i for i, token in enumerate(row.ids) if token == IMAGE_ID), default=0)
-    head, (rest,) = _parts(row, [SHARED] * end + [1] * (len(row) - end))
+    end = 1 + max((i for i, token in enumerate(row.ids) if token == IMAGE_TOKEN_ID), default=0)
+    head, (rest,) = _parts(row, [SHARED_BLOCK] * end + [1] * (len(row) - end))
     return head, rest
 
 
-def _parts(row: Encoded, blocks: Sequence[int]) -> tuple[Encoded, list[Encoded]]:
-    parts: dict[int, Encoded] = {SHARED: Encoded()}
-    for token, label, position, looks, block in zip(row.ids, row.labels, row.positions, row.looks, blocks):
-        part = parts.setdefault(block, Encoded())
+def _parts(row: EncodedRow, blocks: Sequence[int]) -> tuple[EncodedRow, list[EncodedRow]]:
+    parts: dict[int, EncodedRow] = {SHARED_BLOCK: EncodedRow()}
+    for token, label, position, looks, block in zip(row.ids, row.labels, row.positions, row.target_tokens, blocks):
+        part = parts.setdefault(block, EncodedRow())
         part.ids.append(token)
         part.labels.append(label)
         part.positions.append(position)
         part.blocks.append(block)
-        part.looks.append(looks)
-    return parts.pop(SHARED), list(parts.values())
+        part.target_tokens.append(looks)
+    return parts.pop(SHARED_BLOCK), list(parts.values())
 
 
 def attention_mask(blocks: torch.Tensor) -> torch.Tensor:
@@ -373,6 +379,6 @@ def attention_mask(blocks: torch.Tensor) -> torch.Tensor:
 
     query, key = blocks[:, :, None], blocks[:, None, :]
     causal = torch.ones(blocks.shape[1], blocks.shape[1], dtype=torch.bool, device=blocks.device).tril()
-    allowed = causal & (key >= 0) & ((query == key) | (key == SHARED))
+    allowed = causal & (key >= 0) & ((query == key) | (key == SHARED_BLOCK))
     own = torch.eye(blocks.shape[1], dtype=torch.bool, device=blocks.device)
     return (allowed | own)[:, None]

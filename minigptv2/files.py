@@ -23,8 +23,8 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = ".lock"
-NEW = ".new"  # the end of the name of a file that is not whole yet
-LONGEST = 200  # bytes of a name without its suffix; systems take 255, of which a number and `whole` need some
+TMP_SUFFIX = ".new"  # the end of the name of a file that is not whole yet
+LONGEST = 200  # bytes of a name without its suffix; systems take 255, of which a number and `atomic_write` need some
 
 
 def is_file(path: str | os.PathLike) -> bool:
@@ -53,7 +53,7 @@ def refuse_device(path: str | os.PathLike) -> None:
             raise UserError(f"{path} is a device.", "An ordinary file, or a pipe, is read here.", "Check the path.")
 
 
-def path_of(given: Any, what: str) -> Path:
+def to_path(given: Any, what: str) -> Path:
     """A path as a user gave it. what: names it in the error, such as "image".
 
     Raises UserError for what can be no path on this system: another type, a NUL or a lone surrogate in it, a name that
@@ -67,28 +67,28 @@ def path_of(given: Any, what: str) -> Path:
     except (OSError, ValueError, TypeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"The {what} {shown(given)} cannot be opened, as it is no path.",
+            f"The {what} {shorten(given)} cannot be opened, as it is no path.",
             f"The system says: {reason}.",
             "Give a path, as in photos/park.jpg; base64 text is to be decoded to bytes first.",
         ) from None
     return Path(path)
 
 
-def shown(given: Any, most: int = 80) -> str:
+def shorten(given: Any, most: int = 80) -> str:
     """Any value for an error message: one line, quoted, what cannot be printed in escapes, cut to `most` letters."""
     text = " ".join(ascii(given).split()) if not isinstance(given, str) or not given.isprintable() else repr(given)
     return text if len(text) <= most else f"{text[: most - 20]}...{text[-10:]} ({len(text)} letters)"
 
 
 @contextmanager
-def whole(file: Path, shared: bool = False, over: bool = True) -> Iterator[Path]:
+def atomic_write(file: Path, shared: bool = False, over: bool = True) -> Iterator[Path]:
     """Give a name beside `file` to write to; when the block ends, the file takes its own name. An older one stays until
     then, and for good where the block or the system raises.
 
     shared: several processes may write this file at once, so each writes under a name of its own. over: whether an
     older file is replaced; FileExistsError if not.
     """
-    new = file.with_name(f"{file.name}{f'.{uuid4().hex}' if shared else ''}{NEW}")
+    new = file.with_name(f"{file.name}{f'.{uuid4().hex}' if shared else ''}{TMP_SUFFIX}")
     try:
         yield new
         with open(new, "rb+") as written:  # on the disk before the name is: a power cut leaves no empty file
@@ -101,7 +101,7 @@ def whole(file: Path, shared: bool = False, over: bool = True) -> Iterator[Path]
 
 
 @contextmanager
-def locked(folder: Path, what: str, wait: bool = False) -> Iterator[None]:
+def file_lock(folder: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Make the folder and keep other processes out of it, by a lock on its file `.lock`, until the block ends or this
     process does, however it ends. what: "run", for the errors. wait: until it is free, told once.
 
@@ -186,7 +186,7 @@ def write_beside(file: Path, data: bytes, taken: Collection[Path] = ()) -> Path:
         place = numbered(file, number)
         if not os.path.lexists(place):
             with suppress(FileExistsError):  # another process may be faster
-                with whole(place, shared=True, over=False) as new:
+                with atomic_write(place, shared=True, over=False) as new:
                     new.write_bytes(data)
                 return place
         elif place not in taken and _holds(place, data):

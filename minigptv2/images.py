@@ -1,6 +1,6 @@
 """Pictures: any source -> upright RGB -> a square of pixels -> the vision model's tensor.
 
-Pillow decodes. torch is imported by `to_pixels` alone, so that the command line can look at pictures without it.
+Pillow decodes. torch is imported by `normalize` alone, so that the command line can look at pictures without it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from minigptv2.errors import UserError
-from minigptv2.files import is_dir, path_of, shown
+from minigptv2.files import is_dir, shorten, to_path
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ _FORMATS_READ = f"These formats are read: {', '.join(FORMATS)}."
 
 
 @runtime_checkable
-class LazyPicture(Protocol):
+class LazyImage(Protocol):
     """A picture of a data set that is drawn, or read out of an archive, only when it is needed.
 
     key: names it among all pictures of all sources, for messages and for the feature cache; another picture has another
@@ -100,7 +100,7 @@ class LazyPicture(Protocol):
 def open_image(source: Any, at_least: int = 0, allow_urls: bool = False) -> Image.Image:
     """Any image as an upright RGB image in memory, without metadata: opening the result again changes nothing.
 
-    source: a path, the bytes of a file, a binary file object, a Pillow image, a `LazyPicture`, an array [H, W],
+    source: a path, the bytes of a file, a binary file object, a Pillow image, a `LazyImage`, an array [H, W],
     [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA) of uint8, uint16, bool, or floats 0..1, or a torch tensor of these
     shapes and types or with its channels first. With allow_urls also an http or https address, of a public host alone;
     see `web_image`. A file object is read from its beginning where it can be rewound, and is left where it was.
@@ -111,7 +111,7 @@ def open_image(source: Any, at_least: int = 0, allow_urls: bool = False) -> Imag
     """
     source = _read(source, allow_urls)
     if isinstance(source, str | os.PathLike):
-        path_of(source, "image")
+        to_path(source, "image")
         name = os.fsdecode(source)
         with _open_file(name) as file:
             return _decode(file, name, at_least)
@@ -124,7 +124,7 @@ def open_image(source: Any, at_least: int = 0, allow_urls: bool = False) -> Imag
         return _from_array(source, f"The array of shape {list(source.shape)} and type {source.dtype}")
     if is_tensor(source):
         return _from_tensor(source)
-    if isinstance(source, LazyPicture) and not isinstance(source, type):
+    if isinstance(source, LazyImage) and not isinstance(source, type):
         opened = source.open()
         if isinstance(opened, bytes):  # named by where they came from
             return _decode(io.BytesIO(opened), str(source), at_least)
@@ -138,7 +138,7 @@ def open_image(source: Any, at_least: int = 0, allow_urls: bool = False) -> Imag
 
 @dataclass(frozen=True)
 class _NamedBytes:
-    """The bytes of an image file, and where they came from: a `LazyPicture`."""
+    """The bytes of an image file, and where they came from: a `LazyImage`."""
 
     key: str
     data: bytes
@@ -154,7 +154,7 @@ class Original:
     """Where an opened image came from, so that it can be opened again and its decoded pixels need not be kept.
 
     A path is kept as a path; Pillow images, arrays, tensors and bytes by reference; what was read from a file object or
-    an address, as these bytes. It is a `LazyPicture`. size: width and height in pixels, upright.
+    an address, as these bytes. It is a `LazyImage`. size: width and height in pixels, upright.
     """
 
     def __init__(self, source: Any, size: tuple[int, int], stamp: tuple[int, int] | None = None):
@@ -171,7 +171,7 @@ class Original:
             if image.size == self.size:
                 return image
         raise UserError(
-            f"The image {shown(self.key)} has gone or changed since it was opened.",
+            f"The image {shorten(self.key)} has gone or changed since it was opened.",
             "It is opened again when it is needed, as its pixels are not kept.",
             "Use it before it changes, or give its bytes in place of its path.",
         )
@@ -182,7 +182,7 @@ def open_original(source: Any, allow_urls: bool = False) -> tuple[Image.Image, O
     source, stamp = _read(source, allow_urls), None
     kept = source
     if isinstance(source, str | os.PathLike):
-        path = path_of(source, "image")
+        path = to_path(source, "image")
         kept, stamp = os.path.abspath(path), _stamp(path)
     image = open_image(source)
     return image, Original(kept, image.size, stamp)
@@ -201,17 +201,17 @@ def _read(source: Any, allow_urls: bool) -> Any:
     if isinstance(source, str) and (address := re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]*)://", source)):
         if not allow_urls and address[1].lower() in ("http", "https"):
             raise UserError(
-                f"{shown(source)} is a web address.",
+                f"{shorten(source)} is a web address.",
                 "A web address is opened only where it is asked for.",
                 "Give allow_urls=True to the call in Python, or give the path of the downloaded file.",
             )
         from minigptv2.web_image import fetch
 
-        return _NamedBytes(shown(source), fetch(source))
-    known = str | os.PathLike | Image.Image | LazyPicture
+        return _NamedBytes(shorten(source), fetch(source))
+    known = str | os.PathLike | Image.Image | LazyImage
     if isinstance(source, known) or not callable(getattr(source, "read", None)):
         return source
-    name = shown(source.name) if isinstance(getattr(source, "name", None), str) else f"The {type(source).__name__}"
+    name = shorten(source.name) if isinstance(getattr(source, "name", None), str) else f"The {type(source).__name__}"
     if isinstance(source, io.TextIOBase):
         raise UserError(f"{name} is open as text.", "An image is read as bytes.", 'Open it with open(path, "rb").')
     try:
@@ -261,18 +261,18 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     return upright_size(*image_header(path))
 
 
-def squash(image: Image.Image, size: int) -> Image.Image:
+def resize_square(image: Image.Image, size: int) -> Image.Image:
     """The whole picture as size x size pixels, bicubic, without crop or padding, as MiniGPT-v2 sees it."""
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def squashed(source: Any, size: int, fast: bool = False) -> np.ndarray:
+def load_square(source: Any, size: int, fast: bool = False) -> np.ndarray:
     """Any picture that `open_image` takes, squashed: [size, size, 3] uint8. fast: a JPEG is decoded at the smallest of
     its full, half, quarter or eighth size that is no smaller than the square."""
-    return np.array(squash(open_image(source, size if fast else 0), size))
+    return np.array(resize_square(open_image(source, size if fast else 0), size))
 
 
-def to_pixels(images: torch.Tensor) -> torch.Tensor:
+def normalize(images: torch.Tensor) -> torch.Tensor:
     """[B, H, W, 3] uint8 -> [B, 3, H, W] float32, CLIP-normalised, channels last in memory."""
     import torch
 
@@ -281,7 +281,7 @@ def to_pixels(images: torch.Tensor) -> torch.Tensor:
     return x.sub_(mean).div_(std)
 
 
-def find_pictures(folder: str | os.PathLike, others: Counter[str] | None = None) -> list[Path]:
+def find_images(folder: str | os.PathLike, others: Counter[str] | None = None) -> list[Path]:
     """The image files that lie directly in a folder, by suffix in any case, sorted by name; none is opened.
 
     others: counts all else that lies there, by suffix; folders and hidden files by these words. Raises UserError if
@@ -316,7 +316,7 @@ def find_pictures(folder: str | os.PathLike, others: Counter[str] | None = None)
 
 
 def counted(others: Counter[str]) -> str:
-    """What `find_pictures` passed over, in words: "3 other entries (2 .heic, 1 a folder)"."""
+    """What `find_images` passed over, in words: "3 other entries (2 .heic, 1 a folder)"."""
     kinds = ", ".join(f"{number:,} {kind}" for kind, number in others.most_common())
     return f"{others.total():,} other {'entry' if others.total() == 1 else 'entries'} ({kinds})"
 

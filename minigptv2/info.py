@@ -29,7 +29,7 @@ PARTS = ("tower", "projector", "language", "adapter")
 
 
 @dataclass
-class Counts:
+class ParameterCounts:
     """Parameters of each part. linear: those of the language model's linear layers, rows: their output rows."""
 
     tower: int
@@ -46,10 +46,10 @@ class Counts:
 
 def info(folder: str | Path | None = None) -> str:
     """What `minigptv2 info` prints. Raises UserError where the folder is no model."""
-    from minigptv2.model.checkpoint import open_empty
+    from minigptv2.model.checkpoint import build_on_meta
 
     folder = BUNDLED if folder is None else model_folder(folder)
-    model = open_empty(folder)
+    model = build_on_meta(folder)
     config, vision, language = model.config, model.config.vision, model.config.language
     counts = count(model)
     patch = vision.image_size // round(model.vision.patches**0.5)
@@ -87,7 +87,7 @@ def info(folder: str | Path | None = None) -> str:
     return "\n\n".join(_table(rows) for rows in tables)
 
 
-def count(model) -> Counts:
+def count(model) -> ParameterCounts:
     """The parameters of a GroundingVLM, with weights or without. A tensor under two names is counted once."""
     from torch import nn
 
@@ -100,7 +100,7 @@ def count(model) -> Counts:
         for name, module in model.decoder.model.layers.named_modules()
         if isinstance(module, nn.Linear) and "lora_" not in name
     ]
-    return Counts(
+    return ParameterCounts(
         size(model.vision),
         size(model.projector),
         size(model.language) - adapter,
@@ -110,7 +110,7 @@ def count(model) -> Counts:
     )
 
 
-def memory_to_answer(config: ModelConfig, counts: Counts) -> dict[str, float]:
+def memory_to_answer(config: ModelConfig, counts: ParameterCounts) -> dict[str, float]:
     """Bytes by number format."""
     language = config.language
     head = language.hidden_size // language.num_attention_heads
@@ -124,7 +124,7 @@ def memory_to_answer(config: ModelConfig, counts: Counts) -> dict[str, float]:
     }
 
 
-def memory_to_train(config: ModelConfig, counts: Counts) -> dict[str, float]:
+def memory_to_train(config: ModelConfig, counts: ParameterCounts) -> dict[str, float]:
     """Bytes by recipe, without activations. Where there is no adapter, one of the published size is counted."""
     language, adapter = config.language, counts.adapter
     if not adapter:
@@ -146,7 +146,7 @@ def activations(config: ModelConfig, tokens: int) -> float:
     return tokens * (inputs + inside + 10 * language.vocab_size)
 
 
-def _four_bits(counts: Counts) -> float:
+def _four_bits(counts: ParameterCounts) -> float:
     return counts.linear * (0.5 + 4 / 64)
 
 

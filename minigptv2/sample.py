@@ -20,7 +20,7 @@ class Phrase:
 
 
 @dataclass(frozen=True)
-class Exchange:
+class QuestionAnswer:
     """One question and its answer, as meaning; `tasks.render` gives both their words.
 
     task: a key of `tasks.TASKS`. phrases: what is asked for, or what the grounded caption names, in order.
@@ -49,14 +49,14 @@ class Sample:
 
     image: Any
     size: tuple[int, int]
-    exchanges: tuple[Exchange, ...]
+    question_answers: tuple[QuestionAnswer, ...]
     key: str = ""
     side_by_side: bool = False
-    named: tuple[Phrase, ...] = ()
+    entities: tuple[Phrase, ...] = ()
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImagePiece:
     """The place of a picture among the pieces of a turn."""
 
     image: Any
@@ -67,7 +67,7 @@ class Turn:
     """Who speaks, and pieces of text and pictures in any order and number."""
 
     role: Literal["user", "assistant"]
-    pieces: tuple[str | Picture, ...]
+    pieces: tuple[str | ImagePiece, ...]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Answer:
     text: str
     boxes: tuple[Box, ...] = ()
     task: str = ""
-    ended: Literal["stop", "length"] = "stop"
+    finish_reason: Literal["stop", "length"] = "stop"
     problems: tuple[str, ...] = ()
     source: Any = field(default=None, repr=False, compare=False)
 
@@ -133,7 +133,7 @@ class Answer:
         return {
             "text": self.text,
             "task": self.task,
-            "ended": self.ended,
+            "ended": self.finish_reason,
             "boxes": [b.to_dict() for b in self.boxes],
             "problems": list(self.problems),
         }

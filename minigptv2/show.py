@@ -17,12 +17,12 @@ from typing import Any
 from minigptv2.bundled import model_folder
 from minigptv2.config import ModelConfig, from_dict
 from minigptv2.data.dataset import Dataset, open_dataset
-from minigptv2.encode import IGNORED, IMAGE_ID, SHARED, Encoded, Encoder, Tokenizer
+from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, SHARED_BLOCK, EncodedRow, PromptEncoder, Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.files import is_file, shortened
 from minigptv2.sample import Sample, Turn
 from minigptv2.tasks import render
-from minigptv2.terminal import visible
+from minigptv2.terminal import escape_control_chars
 
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
 
@@ -45,22 +45,22 @@ def show(
     from minigptv2.images import open_image
 
     samples = _records(open_dataset(data, options_of(options)), seed)
-    encoder, config = open_encoder(model)
+    encoder, config = open_prompt_encoder(model)
     for _ in range(number):
         sample, boxes, rng = next(samples)
         turns = render(sample, config.box_coding, rng)
-        row = encoder.encode_side_by_side(turns) if sample.side_by_side else encoder.encode(turns)
-        print(f"{visible(sample.key)}: {len(sample.exchanges)} exchanges")
+        row = encoder.encode_independent_answers(turns) if sample.side_by_side else encoder.encode(turns)
+        print(f"{escape_control_chars(sample.key)}: {len(sample.question_answers)} exchanges")
         print(conversation_text(turns))
         print(tokens_text(row, encoder.tokenizer, color))
-        supervised = sum(label != IGNORED for label in row.labels)
-        print(f"{len(row)} tokens, {row.ids.count(IMAGE_ID)} of them the picture, {supervised} supervised")
+        supervised = sum(label != IGNORE_INDEX for label in row.labels)
+        print(f"{len(row)} tokens, {row.ids.count(IMAGE_TOKEN_ID)} of them the picture, {supervised} supervised")
         if sample.image is None:
             print("no picture\n")
             continue
         name = shortened(re.sub(r"[^A-Za-z0-9_.-]+", "-", sample.key).strip("-.") or "sample")
         file = save_png(draw_boxes(open_image(sample.image), boxes), Path(out) / f"{name}.png")
-        print(f"picture: {visible(str(file))}\n")
+        print(f"picture: {escape_control_chars(str(file))}\n")
 
 
 def options_of(words: Sequence[str]) -> dict[str, Any]:
@@ -90,17 +90,19 @@ def _records(dataset: Dataset, first: int) -> Iterator[tuple[Sample, list, rando
 
     print(f"{len(dataset)} records; {len(dataset.problems.counts) or 'no'} kinds of problems")
     for line in dataset.problems.lines():
-        print(f"  {visible(line)}")
+        print(f"  {escape_control_chars(line)}")
     print()
     for number in count(first):
         sample = dataset[number % len(dataset)]
-        if not sample.exchanges:
+        if not sample.question_answers:
             continue
-        named = {(p.text, b.xyxy): Box(*b.xyxy, p.text) for e in sample.exchanges for p in e.phrases for b in p.boxes}
+        named = {
+            (p.text, b.xyxy): Box(*b.xyxy, p.text) for e in sample.question_answers for p in e.phrases for b in p.boxes
+        }
         yield sample, list(named.values()), random.Random(number)
 
 
-def open_encoder(folder: str | Path | None) -> tuple[Encoder, ModelConfig]:
+def open_prompt_encoder(folder: str | Path | None) -> tuple[PromptEncoder, ModelConfig]:
     """The encoder of a model folder, whose weights are not read."""
     import torch
 
@@ -123,33 +125,33 @@ def open_encoder(folder: str | Path | None) -> tuple[Encoder, ModelConfig]:
         raise UserError(f"{folder} cannot be read: {error}", "It must be a saved model.", "Save it again.") from None
     with torch.device("meta"):
         places = GroundingVLM(config).image_tokens
-    return Encoder(tokenizer, config.prompt, places, config.language.max_position_embeddings), config
+    return PromptEncoder(tokenizer, config.prompt, places, config.language.max_position_embeddings), config
 
 
 def conversation_text(turns: list[Turn]) -> str:
     lines = []
     for turn in turns:
         words = "".join(piece if isinstance(piece, str) else "(picture) " for piece in turn.pieces)
-        lines.append(f"  {turn.role + ':':<10} {visible(words)}")
+        lines.append(f"  {turn.role + ':':<10} {escape_control_chars(words)}")
     return "\n".join(lines)
 
 
-def tokens_text(row: Encoded, tokenizer: Tokenizer, color: bool) -> str:
+def tokens_text(row: EncodedRow, tokenizer: Tokenizer, color: bool) -> str:
     """One line a block. The run of a picture's tokens is written as (picture x 64)."""
     lines, tokens = [], list(zip(row.blocks, row.labels, row.ids))
     for block, inside in groupby(tokens, key=lambda token: token[0]):
         words = []
-        for supervised, run in groupby(inside, key=lambda token: token[1] != IGNORED):
+        for supervised, run in groupby(inside, key=lambda token: token[1] != IGNORE_INDEX):
             text = " ".join(_pieces([token[2] for token in run], tokenizer))
             words.append((f"{_GREEN}{text}{_PLAIN}" if color else f"«{text}»") if supervised else text)
-        lines.append(f"  {'shared' if block == SHARED else block:>6} | " + " ".join(words))
+        lines.append(f"  {'shared' if block == SHARED_BLOCK else block:>6} | " + " ".join(words))
     return "\n".join(lines)
 
 
 def _pieces(ids: list[int], tokenizer: Tokenizer) -> Iterator[str]:
     for index, run in groupby(ids):
         count = len(list(run))
-        if index == IMAGE_ID:
+        if index == IMAGE_TOKEN_ID:
             yield f"(picture x {count})"
         else:
-            yield from [visible(tokenizer.piece(index))] * count
+            yield from [escape_control_chars(tokenizer.piece(index))] * count

@@ -7,9 +7,9 @@ import random
 import re
 from dataclasses import dataclass
 
-from minigptv2.boxes import Coding, format_boxes, format_phrase, parse
+from minigptv2.boxes import BoxRounding, format_boxes, format_phrase, parse
 from minigptv2.errors import UserError, unknown
-from minigptv2.sample import Exchange, Phrase, Picture, Sample, Turn
+from minigptv2.sample import ImagePiece, Phrase, QuestionAnswer, Sample, Turn
 
 
 @dataclass(frozen=True)
@@ -174,22 +174,22 @@ def _check_identify(words: str) -> None:
     )
 
 
-def question_of(instruction: str) -> Exchange:
+def question_of(instruction: str) -> QuestionAnswer:
     """The exchange of an instruction as the user typed it, still without an answer."""
     task, words = split_tag(instruction)
-    return Exchange(task, question=words, verbatim=True)
+    return QuestionAnswer(task, question=words, verbatim=True)
 
 
-def render(sample: Sample, coding: Coding = "round", rng: random.Random | None = None) -> list[Turn]:
+def render(sample: Sample, coding: BoxRounding = "round", rng: random.Random | None = None) -> list[Turn]:
     """The turns of a sample: a user's and an assistant's for each exchange; the picture heads the first.
 
     rng: chooses among the wordings and the references; without it, the first. An exchange that has no answer yet gets
     no assistant turn: it is the question that the model is asked.
     """
     turns: list[Turn] = []
-    for exchange in sample.exchanges:
+    for exchange in sample.question_answers:
         words = instruction_text(exchange, sample.size, coding, rng)
-        head = (Picture(sample.image),) if sample.image is not None and not turns else ()
+        head = (ImagePiece(sample.image),) if sample.image is not None and not turns else ()
         turns.append(Turn("user", (*head, words)))
         answer = answer_text(exchange, sample.size, coding, rng)
         if answer:
@@ -197,7 +197,7 @@ def render(sample: Sample, coding: Coding = "round", rng: random.Random | None =
     return turns
 
 
-def plain_words(task: str, words: str) -> str:
+def normalize_phrase(task: str, words: str) -> str:
     """What [refer] and [detection] are asked for, in the one form in which the model meets it, however it was written:
     in small letters, proper names and acronyms too ("us flag"), single spaces between the words, and none of the marks
     . ! , right after the last word. The words of other tasks stay as they are.
@@ -210,22 +210,26 @@ def plain_words(task: str, words: str) -> str:
     return _CLOSING_MARKS.sub("", " ".join(words.split()).lower())
 
 
-def instruction_text(exchange: Exchange, size: tuple[int, int], coding: Coding, rng: random.Random | None) -> str:
+def instruction_text(
+    exchange: QuestionAnswer, size: tuple[int, int], coding: BoxRounding, rng: random.Random | None
+) -> str:
     """The words of the question, its tag before them; those of [refer] and [detection] as `plain_words` has them."""
     task = TASKS[exchange.task]
     if exchange.verbatim:
-        words = plain_words(exchange.task, exchange.question)
+        words = normalize_phrase(exchange.task, exchange.question)
     else:
         wording = rng.choice(task.wordings) if rng else task.wordings[0]
         if exchange.task == "identify":
             asked = format_boxes(exchange.phrases[0].boxes, *size, coding)
         else:
-            asked = plain_words(exchange.task, exchange.question or ", ".join(p.text for p in exchange.phrases))
+            asked = normalize_phrase(exchange.task, exchange.question or ", ".join(p.text for p in exchange.phrases))
         words = wording.replace("{}", asked)
     return f"{task.tag} {words}".strip()
 
 
-def answer_text(exchange: Exchange, size: tuple[int, int], coding: Coding, rng: random.Random | None = None) -> str:
+def answer_text(
+    exchange: QuestionAnswer, size: tuple[int, int], coding: BoxRounding, rng: random.Random | None = None
+) -> str:
     """The words of the answer; "" where there is none yet."""
     if exchange.references and not exchange.answer:
         return rng.choice(exchange.references) if rng else exchange.references[0]
@@ -248,7 +252,7 @@ def answer_text(exchange: Exchange, size: tuple[int, int], coding: Coding, rng: 
     return ""
 
 
-def _filled(answer: str, phrases: tuple[Phrase, ...], size: tuple[int, int], coding: Coding) -> str:
+def _filled(answer: str, phrases: tuple[Phrase, ...], size: tuple[int, int], coding: BoxRounding) -> str:
     """Each `{}` of the answer replaced by the next phrase with its boxes; by the boxes alone where it has no words."""
     if not phrases:
         return answer  # any `{}` in it is a text's own

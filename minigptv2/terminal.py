@@ -34,7 +34,7 @@ _LONGEST_WORD = 400  # characters of a word in a message; longer ones, such as a
 # ---- how things look on a terminal ----
 
 
-def visible(text: str) -> str:
+def escape_control_chars(text: str) -> str:
     """The text with control characters spelled out, so that no answer and no file name can steer the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
@@ -42,7 +42,7 @@ def visible(text: str) -> str:
 def print_error(error: UserError) -> None:
     """Three lines on standard error."""
     parts = (re.sub(r"\s*\n\s*", " ", part) for part in (error.given, error.allowed, error.advice))
-    _note("error: " + "\n  ".join(visible(_cut(part)) for part in parts))
+    _note("error: " + "\n  ".join(escape_control_chars(_cut(part)) for part in parts))
 
 
 def _cut(text: str) -> str:
@@ -67,7 +67,9 @@ def table(answer: Answer) -> str:
     rows = [("phrase", "x1", "y1", "x2", "y2", "score")]
     for box in answer.boxes:
         score = "" if box.score is None else f"{box.score:.2f}"
-        rows.append((visible(box.phrase).replace("\n", " ") or "-", *(str(round(v)) for v in box.xyxy), score))
+        rows.append(
+            (escape_control_chars(box.phrase).replace("\n", " ") or "-", *(str(round(v)) for v in box.xyxy), score)
+        )
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]) for row in rows
@@ -81,10 +83,10 @@ def _print_boxes(answer: Answer) -> None:
 
 
 def _print_doubts(answer: Answer) -> None:
-    if answer.ended == "length":
+    if answer.finish_reason == "length":
         _note("note: the answer was cut; --max-new-tokens allows a longer one.")
     for problem in answer.problems:
-        _note(f"note: {visible(problem)}.")
+        _note(f"note: {escape_control_chars(problem)}.")
 
 
 def _json_line(picture: str, answer: Answer) -> str:
@@ -95,7 +97,7 @@ def _write_picture(image: Image.Image, file: Path, taken: Collection[Path] = ())
     from minigptv2.drawing import save_png
 
     saved = save_png(image, file, taken)
-    _note(visible(f"saved {saved}" + (f"; {file.name} was there and is kept" if saved != file else "")))
+    _note(escape_control_chars(f"saved {saved}" + (f"; {file.name} was there and is kept" if saved != file else "")))
     return saved
 
 
@@ -141,7 +143,7 @@ def _looks_like_path(word: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """One picture to come. given: what `images.open_image` takes, or why there is none."""
 
     name: str
@@ -152,31 +154,31 @@ class Source:
         return "stdin" if self.name == STDIN else Path(self.name).stem
 
 
-def sources_of(words: Sequence[str]) -> list[Source]:
+def find_sources(words: Sequence[str]) -> list[ImageSource]:
     """Files, the pictures of folders, and standard input, in the order given."""
-    from minigptv2.images import counted, find_pictures
+    from minigptv2.images import counted, find_images
 
     if list(words).count(STDIN) > 1:
         raise UserError('"-" was given twice.', "Standard input holds one picture.", 'Give "-" once.')
     out = []
     for word in words:
         if word == STDIN:
-            out.append(Source(word, sys.stdin.buffer.read()))
+            out.append(ImageSource(word, sys.stdin.buffer.read()))
         elif os.path.isdir(word):
             others: Counter[str] = Counter()
             try:
-                out += [Source(str(file), str(file)) for file in find_pictures(word, others)]
+                out += [ImageSource(str(file), str(file)) for file in find_images(word, others)]
             except UserError as error:
-                out.append(Source(word, error))
+                out.append(ImageSource(word, error))
                 continue
             if others:
-                _note(visible(f"note: {word}: {counted(others)} passed over."))
+                _note(escape_control_chars(f"note: {word}: {counted(others)} passed over."))
         else:
-            out.append(Source(word, word))
+            out.append(ImageSource(word, word))
     return out
 
 
-def targets_of(save: str, sources: Sequence[Source], several: bool) -> list[Path]:
+def save_paths(save: str, sources: Sequence[ImageSource], several: bool) -> list[Path]:
     """The file to write for each source, no two alike, also where a file system takes a and A for the same. Refuses
     what cannot be written and what would overwrite a given image, before any work is done."""
     out = Path(save)
@@ -255,7 +257,7 @@ def _identity(file: str | Path) -> tuple[int, int] | None:
 
 
 @dataclass
-class Run:
+class BatchChat:
     """One instruction put to every picture. load: opens the model, called when the first picture is there."""
 
     load: Callable[[], MiniGPTv2]
@@ -269,9 +271,9 @@ class Run:
         from tqdm import tqdm
 
         question_of(self.instruction)
-        sources = sources_of(words)
+        sources = find_sources(words)
         several = len(sources) > 1 or sources[0].name != words[0]  # a folder of one picture is a folder
-        targets = targets_of(save, sources, several) if save is not None else [None] * len(sources)
+        targets = save_paths(save, sources, several) if save is not None else [None] * len(sources)
         jobs, model, answered, failed = list(zip(sources, targets)), None, 0, 0
         saved, unsaved = set(), 0
         with tqdm(total=len(jobs), unit="picture", disable=not (several and sys.stderr.isatty())) as bar:
@@ -306,13 +308,13 @@ class Run:
             print(_json_line(name, answer), flush=True)
         else:
             if several:
-                print(("\n" if gap else "") + visible(name))
-            print(visible(answer.text))
+                print(("\n" if gap else "") + escape_control_chars(name))
+            print(escape_control_chars(answer.text))
             _print_boxes(answer)
             _print_doubts(answer)
 
 
-def _open_each(batch) -> tuple[list[tuple[Source, Path | None, Image.Image]], list[UserError]]:
+def _open_each(batch) -> tuple[list[tuple[ImageSource, Path | None, Image.Image]], list[UserError]]:
     from minigptv2.images import open_image
 
     opened, errors = [], []
@@ -363,10 +365,10 @@ def converse(
             'Give an instruction with -i, as in -i "[caption]".',
         )
     image = open_image(words[0])
-    return Session(load(), words[0], image, max_new_tokens, as_json).run()
+    return InteractiveChat(load(), words[0], image, max_new_tokens, as_json).run()
 
 
-class Session:
+class InteractiveChat:
     """What a person types, line by line: questions go to the model, /commands are done here."""
 
     def __init__(self, model: MiniGPTv2, name: str, image: Any, max_new_tokens: int, as_json: bool = False):
@@ -386,7 +388,7 @@ class Session:
     def run(self) -> int:
         knows = self.model.config.knows
         _note(
-            visible(
+            escape_control_chars(
                 (knows.rstrip() + " " if knows else "") + f"Ask about {self.name}; commands: {' '.join(self.commands)}"
             )
         )
@@ -408,7 +410,7 @@ class Session:
         stream = self.chat.stream(line, self.max_new_tokens)
         for text in stream:
             if not self.as_json:
-                print(visible(text), end="", flush=True)
+                print(escape_control_chars(text), end="", flush=True)
         self.answer = stream.answer
         if self.as_json:
             print(_json_line(self.name, self.answer), flush=True)
@@ -449,7 +451,7 @@ class Session:
         path = _one_path(path, "/image park.png")
         self.chat = self.model.start_chat(path)
         self.name, self.answer = path, None
-        _note(visible(f"picture: {path}, {self.chat.image.width} x {self.chat.image.height}"))
+        _note(escape_control_chars(f"picture: {path}, {self.chat.image.width} x {self.chat.image.height}"))
 
     def _reset(self, _: str) -> None:
         self.chat.reset()

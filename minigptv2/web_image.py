@@ -16,7 +16,7 @@ import time
 from urllib.parse import quote, urljoin, urlsplit
 
 from minigptv2.errors import UserError
-from minigptv2.files import shown
+from minigptv2.files import shorten
 
 MAX_BYTES = 50_000_000
 MAX_REDIRECTS = 5
@@ -161,5 +161,5 @@ def _end(watched: socket.socket) -> None:
 
 def _refused(url: str, why: str) -> UserError:
     return UserError(
-        f"The web address {shown(url)} cannot be opened.", why, "Download the image, and give the path of its file."
+        f"The web address {shorten(url)} cannot be opened.", why, "Download the image, and give the path of its file."
     )

@@ -62,7 +62,7 @@ def tiny_folder(tmp_path_factory) -> Path:
 
 
 def _spoken(scenes: int) -> list[str]:
-    from minigptv2.data.scene_talk import exchanges
+    from minigptv2.data.scene_talk import scene_questions
     from minigptv2.data.scenes import draw_scene
     from minigptv2.sample import Sample
     from minigptv2.tasks import render
@@ -71,7 +71,7 @@ def _spoken(scenes: int) -> list[str]:
     for seed in range(scenes):
         scene, rng = draw_scene(seed, 112), random.Random(seed)
         if scene.things:
-            turns = render(Sample(None, scene.image.size, tuple(exchanges(scene, TALK, 16, rng))), rng=rng)
+            turns = render(Sample(None, scene.image.size, tuple(scene_questions(scene, TALK, 16, rng))), rng=rng)
             texts += [piece for turn in turns for piece in turn.pieces]
     return texts
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import minigptv2
 from minigptv2 import MiniGPTv2, UserError
-from minigptv2.encode import IMAGE_ID, attention_mask
+from minigptv2.encode import IMAGE_TOKEN_ID, attention_mask
 from minigptv2.images import open_image
 from minigptv2.model import generate
 from minigptv2.model.generate import Generated
@@ -66,8 +66,8 @@ def test_a_batch_gives_the_answers_of_one_at_a_time(tiny_model, picture, other_p
     together = tiny_model.chat_batch(questions, 12)
     alone = [tiny_model.chat(*question, max_new_tokens=12) for question in questions]
     assert [a.text for a in together] == [a.text for a in alone]
-    assert [(a.task, a.ended, [b.xyxy for b in a.boxes]) for a in together] == [
-        (a.task, a.ended, [b.xyxy for b in a.boxes]) for a in alone
+    assert [(a.task, a.finish_reason, [b.xyxy for b in a.boxes]) for a in together] == [
+        (a.task, a.finish_reason, [b.xyxy for b in a.boxes]) for a in alone
     ]
     assert len({a.text for a in alone}) > 3, "answers that are all the same prove nothing"
 
@@ -121,7 +121,7 @@ def test_a_conversation_keeps_its_history_and_its_picture(tiny_model, picture, m
         rows.append(stream.row)
     assert len(rows[0]) < len(rows[1]) < len(rows[2])
     assert [row.ids.count(tiny_model.tokenizer.bos) for row in rows] == [2, 3, 4]
-    assert all(row.ids.count(IMAGE_ID) == tiny_model.network.image_tokens for row in rows)
+    assert all(row.ids.count(IMAGE_TOKEN_ID) == tiny_model.network.image_tokens for row in rows)
     assert encoded == []
     chat.reset()
     assert chat.ask("what is this?", 6) == first
@@ -133,7 +133,7 @@ def test_a_long_conversation_forgets_its_oldest_turns(tiny_model, picture):
         stream = chat.stream("word " * 80, 2)
         list(stream)
         assert len(stream.row) <= tiny_model.encoder.context - 2
-        assert stream.row.ids.count(IMAGE_ID) == tiny_model.network.image_tokens
+        assert stream.row.ids.count(IMAGE_TOKEN_ID) == tiny_model.network.image_tokens
 
 
 def test_a_conversation_needs_no_picture(tiny_model):
@@ -151,11 +151,11 @@ def test_a_conversation_is_asked_as_the_model_says(tiny_folder, tmp_path, pictur
         stream = chat.stream("what is this?", 6)
         list(stream)
         rows.append(stream.row.ids)
-    assert chat.exchanges[0].answer
+    assert chat.history[0].answer
     assert [ids.count(tokenizer.bos) for ids in rows] == bos
     assert [ids.count(tokenizer.eos) for ids in rows] == eos
-    joined = f"[/INST]{chat.exchanges[0].answer} [INST] what"
-    assert (joined in tokenizer.decode([i for i in rows[1] if i != IMAGE_ID])) == (prompt == "published")
+    joined = f"[/INST]{chat.history[0].answer} [INST] what"
+    assert (joined in tokenizer.decode([i for i in rows[1] if i != IMAGE_TOKEN_ID])) == (prompt == "published")
 
 
 @pytest.mark.parametrize("literal", LITERALS)
@@ -164,15 +164,15 @@ def test_control_tokens_in_the_text_stay_text(tiny_model, picture, literal):
     row = tiny_model.start_chat(picture).stream(f"what {literal} is it?", 2).row
     assert row.ids.count(tokenizer.bos) == 1
     assert tokenizer.eos not in row.ids
-    assert row.ids.count(IMAGE_ID) == tiny_model.network.image_tokens
-    assert literal in tokenizer.decode([i for i in row.ids if i != IMAGE_ID])
+    assert row.ids.count(IMAGE_TOKEN_ID) == tiny_model.network.image_tokens
+    assert literal in tokenizer.decode([i for i in row.ids if i != IMAGE_TOKEN_ID])
     assert tiny_model.chat(picture, literal, 2).task == "chat"
 
 
 def test_boxes_are_pixels_with_phrase_and_score(tiny_model, picture, says_box):
     answer = tiny_model.chat(picture, "[grounding]")
     (box,) = answer.boxes
-    assert (str(answer), answer.words, answer.ended) == (GROUNDED, "red ball", "stop")
+    assert (str(answer), answer.words, answer.finish_reason) == (GROUNDED, "red ball", "stop")
     assert box.xyxy == pytest.approx((64, 80, 192, 160))
     assert (box.phrase, box.score) == ("red ball", pytest.approx(0.5))
 
@@ -228,7 +228,7 @@ def test_an_answer_has_at_most_max_new_tokens(tiny_model, picture, monkeypatch):
         answer = tiny_model.chat(picture, "hello", most)
         generated = seen.pop()
         assert len(generated.ids) <= most
-        assert answer.ended == ("length" if len(generated.ids) == most else "stop")
+        assert answer.finish_reason == ("length" if len(generated.ids) == most else "stop")
 
 
 @pytest.mark.parametrize("most", [0, -1, 2.5, "10", None])
@@ -254,7 +254,7 @@ def test_instructions_that_are_refused(tiny_model, picture, instruction):
 def _naive_logprobs(model, image, instruction: str, answer: str) -> list[float]:
     """One forward pass a token, of one row, without padding."""
     upright = None if image is None else open_image(image)
-    visual = None if image is None else model.encode_image(image)[None]
+    visual = None if image is None else model.image_features(image)[None]
     asked, out = model._encode([question_of(instruction)], upright, 1).ids, []
     for token in (*model.tokenizer.encode(answer), model.tokenizer.eos):
         ids = torch.tensor([asked])
@@ -327,11 +327,11 @@ def test_what_is_asked_about_a_given_answer_must_be_right_too(tiny_model, pictur
 
 
 def test_a_picture_is_encoded_as_the_model_sees_it(tiny_model, tiny_folder, picture):
-    visual = tiny_model.encode_image(picture)
+    visual = tiny_model.image_features(picture)
     assert visual.shape == (64, 32) and visual.dtype == torch.float32 and not visual.is_inference()
-    assert torch.equal(visual, tiny_model.encode_image(np.asarray(Image.open(picture))))
+    assert torch.equal(visual, tiny_model.image_features(np.asarray(Image.open(picture))))
     assert torch.equal(visual, tiny_model.start_chat(picture).visual[0])
-    rough = MiniGPTv2.from_pretrained(tiny_folder, "cpu", "bfloat16").encode_image(picture)
+    rough = MiniGPTv2.from_pretrained(tiny_folder, "cpu", "bfloat16").image_features(picture)
     assert rough.dtype == torch.float32 and torch.nn.functional.cosine_similarity(rough, visual).min() > 0.98
     for wrong, said in (
         (None, "None"),
@@ -340,7 +340,7 @@ def test_a_picture_is_encoded_as_the_model_sees_it(tiny_model, tiny_folder, pict
         (torch.zeros(3, 4, 4), "shape"),
     ):
         with pytest.raises(UserError, match=said):
-            tiny_model.encode_image(wrong)
+            tiny_model.image_features(wrong)
 
 
 def _count_pictures(model, monkeypatch) -> list[int]:
@@ -370,8 +370,8 @@ def test_any_iterable_of_questions_is_a_batch(tiny_model, picture):
         assert tiny_model.chat_batch(questions, 2) == expected
     judged = tiny_model.logprobs_batch(zip([picture] * 2, ["hi"] * 2, ["red", "a"]))
     assert [[t.id for t in row][:-1] for row in judged] == [tiny_model.tokenizer.encode(w) for w in ("red", "a")]
-    assert [s.size for s in tiny_model.see(p for p in (picture, str(picture)))] == [(640, 400)] * 2
-    assert tiny_model.chat_batch(iter(())) == tiny_model.see([]) == []
+    assert [s.size for s in tiny_model.encode_images(p for p in (picture, str(picture)))] == [(640, 400)] * 2
+    assert tiny_model.chat_batch(iter(())) == tiny_model.encode_images([]) == []
 
 
 @pytest.mark.parametrize(
@@ -400,9 +400,9 @@ def test_what_is_no_list_of_images(tiny_model, picture):
     one = np.zeros((4, 5, 3), np.uint8)
     for images in (picture, str(picture), b"ab", None, 5, one, torch.from_numpy(one), io.BytesIO(b"a"), {"a": 1}):
         with pytest.raises(UserError, match="images is"):
-            tiny_model.see(images)
+            tiny_model.encode_images(images)
     with pytest.raises(UserError, match=r"images\[1\]: .*NoneType"):
-        tiny_model.see([picture, None])
+        tiny_model.encode_images([picture, None])
 
 
 def test_a_bad_question_is_named_or_stands_in_its_place(tiny_model, picture):
@@ -417,7 +417,7 @@ def test_a_bad_question_is_named_or_stands_in_its_place(tiny_model, picture):
     assert list(bad) == [1, 3, 4] and bad[1].startswith("nowhere.png")
     alone = tiny_model.chat(*good, 2)
     assert [answers[0], answers[2], answers[5]] == [alone, tiny_model.chat(None, "hi", 2), alone]
-    seen = tiny_model.see(["nowhere.png", picture], errors="return")
+    seen = tiny_model.encode_images(["nowhere.png", picture], errors="return")
     assert isinstance(seen[0], UserError) and seen[1].size == (640, 400)
     judged = tiny_model.logprobs_batch([(None, "hi", ""), (None, "hi", "red")], errors="return")
     assert isinstance(judged[0], UserError) and judged[1][0].id == tiny_model.logprobs(None, "hi", "red")[0].id
@@ -429,12 +429,12 @@ def test_a_bad_question_is_named_or_stands_in_its_place(tiny_model, picture):
 
 
 def test_what_see_gave_is_an_image_everywhere(tiny_model, tiny_folder, picture):
-    (seen,) = tiny_model.see([picture])
+    (seen,) = tiny_model.encode_images([picture])
     assert tiny_model.start_chat(seen).ask("hi", 4) == tiny_model.chat(picture, "hi", 4)
     assert "".join(tiny_model.stream(seen, "hi", 4)) == tiny_model.chat(seen, "hi", 4).text
-    assert torch.equal(tiny_model.encode_image(seen), tiny_model.encode_image(picture))
+    assert torch.equal(tiny_model.image_features(seen), tiny_model.image_features(picture))
     assert tiny_model.logprobs(seen, "hi", "a")[0].id == tiny_model.logprobs(picture, "hi", "a")[0].id
-    assert tiny_model.see([seen, picture])[0] is seen
+    assert tiny_model.encode_images([seen, picture])[0] is seen
     with pytest.raises(UserError, match="another model"):
         MiniGPTv2.from_pretrained(tiny_folder, device="cpu").chat(seen, "hi")
 
@@ -442,7 +442,7 @@ def test_what_see_gave_is_an_image_everywhere(tiny_model, tiny_folder, picture):
 def test_the_views_of_a_dict_are_a_batch(tiny_model, picture):
     asked = {picture: "[caption]"}
     assert tiny_model.chat_batch(asked.items(), 2) == tiny_model.chat_batch([(picture, "[caption]")], 2)
-    assert len(tiny_model.see(asked.keys())) == len(tiny_model.see(list(asked))) == 1
+    assert len(tiny_model.encode_images(asked.keys())) == len(tiny_model.encode_images(list(asked))) == 1
 
 
 def test_an_error_about_an_array_has_three_lines(tiny_model):
@@ -483,12 +483,12 @@ def test_a_stream_asks_once_and_is_remembered_once(tiny_model, picture):
     chat = tiny_model.start_chat(picture)
     stream = chat.stream("what is this?", 8)
     first = next(iter(stream))
-    assert chat.exchanges == [] and stream.answer is None, "abandoned so far"
+    assert chat.history == [] and stream.answer is None, "abandoned so far"
     pieces = list(stream)
     assert pieces[0] == first and list(stream) == pieces and "".join(pieces) == stream.answer.text
-    assert len(chat.exchanges) == 1
+    assert len(chat.history) == 1
     next(iter(chat.stream("what is this?", 8)))
-    assert len(chat.exchanges) == 1
+    assert len(chat.history) == 1
 
 
 def test_two_streams_of_one_chat_are_remembered_as_they_end(tiny_model, picture):
@@ -497,12 +497,12 @@ def test_two_streams_of_one_chat_are_remembered_as_they_end(tiny_model, picture)
     for _ in zip(one, two):
         pass
     list(two), list(one)
-    assert sorted(e.question for e in chat.exchanges) == ["hello", "what is this?"]
+    assert sorted(e.question for e in chat.history) == ["hello", "what is this?"]
     assert two.answer == tiny_model.chat(picture, "hello", 4), "asked in the light of what was said when it was opened"
     late = chat.stream("hello", 4)
     chat.reset()
     list(late)
-    assert chat.exchanges == []
+    assert chat.history == []
 
 
 def test_a_stream_that_was_stopped_begins_anew(tiny_model, picture, monkeypatch):
@@ -518,7 +518,7 @@ def test_a_stream_that_was_stopped_begins_anew(tiny_model, picture, monkeypatch)
         patch.setattr(tiny_model.tokenizer, "decode", stopped)
         with pytest.raises(KeyboardInterrupt):
             list(stream)
-    assert stream.chat.exchanges == []
+    assert stream.chat.history == []
     assert "".join(stream) == stream.answer.text == tiny_model.chat(picture, "what is this?", 8).text
 
 
@@ -559,7 +559,7 @@ def test_what_is_no_path(tiny_model, tiny_folder, tmp_path, path):
         lambda: MiniGPTv2.from_pretrained(tiny_folder, device="cpu", base=path),
         lambda: MiniGPTv2.from_published(path, tmp_path, tmp_path),
         lambda: tiny_model.chat(path, "hi"),
-        lambda: tiny_model.see([path]),
+        lambda: tiny_model.encode_images([path]),
         lambda: tiny_model.start_chat(path),
     ):
         with pytest.raises(UserError, match="path|name|image|model|folder|file") as caught:

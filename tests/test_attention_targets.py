@@ -7,10 +7,10 @@ import torch
 
 from minigptv2.boxes import Box
 from minigptv2.data.scene_source import Scenes
-from minigptv2.encode import IMAGE_ID, STAYS, Encoder, pack
+from minigptv2.encode import IMAGE_TOKEN_ID, REPEAT_WEIGHT, PromptEncoder, pack
 from minigptv2.model import attention
 from minigptv2.model.attention import LEAST, supervised
-from minigptv2.sample import Exchange, Phrase, Picture, Sample, Turn
+from minigptv2.sample import ImagePiece, Phrase, QuestionAnswer, Sample, Turn
 from minigptv2.tasks import render
 from minigptv2.train.attention_targets import Targets
 
@@ -39,43 +39,47 @@ class PiecesOfWords:
         return self.pieces[index]
 
 
-def looked(exchange: Exchange) -> list[tuple[str, tuple[int, ...]]]:
+def looked(exchange: QuestionAnswer) -> list[tuple[str, tuple[int, ...]]]:
     """The tokens that look somewhere, and where."""
     tokenizer = PiecesOfWords()
-    row = Encoder(tokenizer, "llama2", 8, 512).encode_side_by_side(render(Sample("x", (100, 100), (exchange,))))
+    row = PromptEncoder(tokenizer, "llama2", 8, 512).encode_independent_answers(
+        render(Sample("x", (100, 100), (exchange,)))
+    )
     Targets(tokenizer.words, 16, 2).mark(row, NAMED, (100, 100))
-    return [(tokenizer.words(i).strip(), looks) for i, looks in zip(row.ids, row.looks) if looks]
+    return [(tokenizer.words(i).strip(), looks) for i, looks in zip(row.ids, row.target_tokens) if looks]
 
 
 def test_a_name_in_a_question_looks_at_what_it_names():
-    asked = Exchange("vqa", question="is the red ball left of the cat?", answer="yes")
+    asked = QuestionAnswer("vqa", question="is the red ball left of the cat?", answer="yes")
     assert looked(asked) == [("ball", AT_BALL), ("cat", AT_CAT)]
-    assert looked(Exchange("vqa", question="how many cats and balloons?", answer="one")) == [("cats", AT_CAT)]
+    assert looked(QuestionAnswer("vqa", question="how many cats and balloons?", answer="one")) == [("cats", AT_CAT)]
 
 
 def test_what_writes_a_box_looks_into_it():
-    found = looked(Exchange("refer", (Phrase("cat", (CAT,)),)))
+    found = looked(QuestionAnswer("refer", (Phrase("cat", (CAT,)),)))
     assert found[0] == ("cat", AT_CAT)
     assert [words for words, _ in found[1:]] == "{< 8 0 >< 6 0 >< 1 0 0 >< 1 0 0".split()
     assert all(looks == AT_CAT for _, looks in found)
-    assert looked(Exchange("refer", (Phrase("green moon"),))) == []
+    assert looked(QuestionAnswer("refer", (Phrase("green moon"),))) == []
 
 
 def test_a_name_before_its_box_is_led_to_by_the_thing():
-    found = looked(Exchange("grounding", (Phrase("a red ball", (BALL,)), Phrase("a cat", (CAT,))), answer="{} and {}."))
+    found = looked(
+        QuestionAnswer("grounding", (Phrase("a red ball", (BALL,)), Phrase("a cat", (CAT,))), answer="{} and {}.")
+    )
     assert [words for words, looks in found if looks == AT_BALL][:3] == ["<p>", "a", "red"]
     assert [words for words, looks in found if looks == AT_CAT][:2] == ["<p>", "a"]
     assert "</p>" not in [words for words, _ in found]
 
 
 def test_several_boxes_of_a_phrase_have_a_place_each():
-    found = looked(Exchange("detection", (Phrase("thing", (BALL, CAT)),)))
+    found = looked(QuestionAnswer("detection", (Phrase("thing", (BALL, CAT)),)))
     assert [looks for words, looks in found if words == "{<"] == [AT_BALL, AT_CAT]
     assert [looks for words, looks in found if words == "<p>"] == [AT_BALL]
 
 
 def test_an_answer_about_a_box_is_led_to_by_it():
-    found = looked(Exchange("identify", (Phrase("black cat", (CAT,)),)))
+    found = looked(QuestionAnswer("identify", (Phrase("black cat", (CAT,)),)))
     assert [words for words, _ in found] == [">}", "]", "black", "cat"]  # `]` ends [/INST]; cat leads to the end
     assert all(looks == AT_CAT for _, looks in found)
 
@@ -88,24 +92,24 @@ def test_a_thing_smaller_than_a_patch_has_a_place():
 @pytest.mark.parametrize("pictures", [0, 2])
 def test_rows_without_a_picture_or_with_two_are_left_alone(pictures):
     tokenizer = PiecesOfWords()
-    turns = [Turn("user", (*[Picture("x")] * pictures, "is there a cat?")), Turn("assistant", ("yes",))]
-    row = Encoder(tokenizer, "llama2", 8, 512).encode(turns)
+    turns = [Turn("user", (*[ImagePiece("x")] * pictures, "is there a cat?")), Turn("assistant", ("yes",))]
+    row = PromptEncoder(tokenizer, "llama2", 8, 512).encode(turns)
     Targets(tokenizer.words, 16, 2).mark(row, NAMED, (100, 100))
-    assert not any(row.looks)
+    assert not any(row.target_tokens)
 
 
 @pytest.fixture
 def marked(tiny_model):
     """Rows of drawn scenes, side by side and one after the other, and what their pictures gave the model."""
     network = tiny_model.network
-    encoder = Encoder(tiny_model.tokenizer, "llama2", network.image_tokens, 1024)
+    encoder = PromptEncoder(tiny_model.tokenizer, "llama2", network.image_tokens, 1024)
     targets = Targets(tiny_model.tokenizer.words, network.vision.patches, network.config.merge)
     scenes, rows, rng = Scenes(count=4, dialogues=0.5), [], random.Random(3)
     for index in range(4):
         sample = scenes.sample(index, rng)
         turns = render(sample, rng=rng)
-        rows.append(encoder.encode_side_by_side(turns) if sample.side_by_side else encoder.encode(turns))
-        targets.mark(rows[-1], sample.named, sample.size)
+        rows.append(encoder.encode_independent_answers(turns) if sample.side_by_side else encoder.encode(turns))
+        targets.mark(rows[-1], sample.entities, sample.size)
     torch.manual_seed(0)
     return network, rows, torch.randn(4, network.vision.patches, network.vision.width)
 
@@ -124,12 +128,12 @@ def test_what_is_missed_is_the_weight_that_falls_elsewhere(marked):
     """The weights on a token's places and on all other visual tokens are together those on all."""
     network, rows, features = marked
     everything = set(range(network.image_tokens))
-    assert {i for row in rows for looks in row.looks for i in looks} <= everything
-    kept = [list(row.looks) for row in rows]
+    assert {i for row in rows for looks in row.target_tokens for i in looks} <= everything
+    kept = [list(row.target_tokens) for row in rows]
     found = [_missed(network, rows, features)]
     for change in (lambda looks: tuple(everything - set(looks)), lambda looks: tuple(everything)):
         for row, looks in zip(rows, kept):
-            row.looks = [change(one) if one else () for one in looks]
+            row.target_tokens = [change(one) if one else () for one in looks]
         found.append(_missed(network, rows, features))
     there, elsewhere, all_of_them = ((-m).exp() - LEAST for m in found)
     layers = len(network.decoder.model.layers)
@@ -190,11 +194,11 @@ def test_a_token_that_looks_where_the_one_before_did_counts_less(marked):
     _, rows, _ = marked
     seen = set()
     for group in pack(rows).layout.groups:
-        places = dict(zip(group.lookers.tolist(), group.looks.tolist()))
-        for i, count in zip(group.lookers.tolist(), group.counts.tolist()):
-            assert count == (STAYS if places.get(i - 1) == places[i] else 1)
+        places = dict(zip(group.query_index.tolist(), group.target_mask.tolist()))
+        for i, count in zip(group.query_index.tolist(), group.query_weight.tolist()):
+            assert count == (REPEAT_WEIGHT if places.get(i - 1) == places[i] else 1)
             seen.add(count)
-    assert seen == {1, STAYS}
+    assert seen == {1, REPEAT_WEIGHT}
 
 
 def test_the_places_follow_the_picture_in_its_row(marked):
@@ -203,8 +207,8 @@ def test_the_places_follow_the_picture_in_its_row(marked):
     batch = pack(rows)
     shared = batch.ids[0, : batch.layout.pictures * batch.layout.shared].view(batch.layout.pictures, -1)
     for group in batch.layout.groups:
-        owners = group.owners[group.lookers // group.mask.shape[2]]
-        assert (shared[owners][group.looks] == IMAGE_ID).all()
+        owners = group.owners[group.query_index // group.mask.shape[2]]
+        assert (shared[owners][group.target_mask] == IMAGE_TOKEN_ID).all()
 
 
 def test_guided_attention_sees_only_what_it_should_and_halfway_the_mean_of_both(marked, monkeypatch):
@@ -229,7 +233,7 @@ def test_guided_attention_sees_only_what_it_should_and_halfway_the_mean_of_both(
         torch.testing.assert_close(half, (free + full) / 2)
         for w in (free, half, full):
             torch.testing.assert_close(w.sum(-1), torch.ones(w.shape[:2]))
-        places = torch.nn.functional.pad(group.looks, (0, full.shape[-1] - group.looks.shape[1]))
-        assert not full[group.lookers].masked_select(~places[:, None]).any()
-        others = torch.ones(len(free), dtype=torch.bool).index_fill(0, group.lookers, False)
+        places = torch.nn.functional.pad(group.target_mask, (0, full.shape[-1] - group.target_mask.shape[1]))
+        assert not full[group.query_index].masked_select(~places[:, None]).any()
+        others = torch.ones(len(free), dtype=torch.bool).index_fill(0, group.query_index, False)
         assert torch.equal(full[others], free[others])

@@ -6,14 +6,14 @@ import torch
 from minigptv2 import cli
 from minigptv2.data import scene_source
 from minigptv2.train import bench
-from minigptv2.train.precision import call_in
+from minigptv2.train.precision import call_in_dtype
 
 
 @pytest.mark.parametrize("name", ["bench_data", "bench_cache", "bench_packing", "bench_loop"])
 def test_a_bench_measures_both_ways(tiny_folder, name, monkeypatch):
     monkeypatch.setattr(bench, "BATCH", 2)
     monkeypatch.setattr(bench, "SIZES", ((1280, 960),))
-    monkeypatch.setattr(scene_source, "KEPT", 2)
+    monkeypatch.setattr(scene_source, "CACHE_SIZE", 2)
     threads = torch.get_num_threads()
     found = getattr(bench, name)(tiny_folder, 2, rounds=1)
     assert found.rate > 0 and found.plain > 0 and found.ratio == found.rate / found.plain and found.what
@@ -78,7 +78,7 @@ def test_steps_are_multiplied_in_the_dtype_that_was_given(tiny_folder, monkeypat
     monkeypatch.setattr(bench, "BATCH", 2)
     used = []
     monkeypatch.setattr(
-        bench, "call_in", lambda network, dtype, batch: used.append(dtype) or call_in(network, dtype, batch)
+        bench, "call_in_dtype", lambda network, dtype, batch: used.append(dtype) or call_in_dtype(network, dtype, batch)
     )
     bench.bench_packing(tiny_folder, 2, rounds=1, dtype=torch.bfloat16)
     assert set(used) == {torch.bfloat16}

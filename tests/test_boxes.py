@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigptv2.boxes import (
-    CODINGS,
+    BOX_ROUNDINGS,
     Box,
     format_box,
     format_boxes,
     format_phrase,
     iou,
     parse,
-    plain,
+    strip_markup_chars,
     with_scores,
     without_markup,
 )
@@ -42,7 +42,7 @@ def test_parse_takes_any_text(text):
         assert text[start] == "{" and text[end - 1] == "}"
 
 
-@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("coding", BOX_ROUNDINGS)
 @settings(max_examples=80, deadline=None)
 @given(box=boxes(), width=st.integers(1, 4000), height=st.integers(1, 4000))
 def test_there_and_back_loses_no_more_than_the_coding_says(coding, box, width, height):
@@ -54,7 +54,7 @@ def test_there_and_back_loses_no_more_than_the_coding_says(coding, box, width, h
 
 def test_the_codings_differ_as_they_should():
     box = Box(0.6, 9.4, 59.9, 100)
-    assert [format_box(box, 100, 100, c) for c in CODINGS] == ["{<0><9><59><100>}"] * 2 + ["{<1><9><60><100>}"]
+    assert [format_box(box, 100, 100, c) for c in BOX_ROUNDINGS] == ["{<0><9><59><100>}"] * 2 + ["{<1><9><60><100>}"]
     assert parse("{<0><9><59><100>}", 200, 100, "floor").boxes[0].xyxy == (0, 9, 118, 100)
     assert parse("{<0><9><59><100>}", 200, 100, "center").boxes[0].xyxy == (1, 9.5, 119, 100)
     assert format_box(Box(-5, -0.1, 101, 250), 100, 100) == "{<0><0><100><100>}"
@@ -168,10 +168,10 @@ def test_the_best_iou_that_each_coding_can_reach_on_genuine_rows():
         for r in json.loads(f.read_text())
     }
     assert len(boxes_) == 28
-    mean = dict.fromkeys(CODINGS, 0.0)
+    mean = dict.fromkeys(BOX_ROUNDINGS, 0.0)
     for (x, y, w, h), *size in boxes_:
         box = Box(x, y, x + w, y + h)
-        for coding in CODINGS:
+        for coding in BOX_ROUNDINGS:
             best = iou(box, parse(format_box(box, *size, coding), *size, coding).boxes[0])
             assert best >= 0.5
             mean[coding] += best / len(boxes_)
@@ -186,8 +186,8 @@ def test_no_phrase_breaks_its_markup(phrase):
     text = format_phrase(phrase, [Box(10, 10, 50, 50)], 100, 100)
     found = parse(text, 100, 100)
     assert not found.problems and [b.xyxy for b in found.boxes] == [(10, 10, 50, 50)]
-    assert found.boxes[0].phrase == plain(phrase).strip()
-    assert plain("red, round  ball > 3 {x}") == "red, round  ball > 3 {x}"
+    assert found.boxes[0].phrase == strip_markup_chars(phrase).strip()
+    assert strip_markup_chars("red, round  ball > 3 {x}") == "red, round  ball > 3 {x}"
 
 
 def test_json_has_no_rounding_errors():

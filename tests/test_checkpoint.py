@@ -225,7 +225,7 @@ def test_a_model_opened_in_16_bits_is_the_rounded_one(folder, dtype):
 
 
 def test_a_model_is_built_without_memory_for_its_weights(folder):
-    model = checkpoint.open_empty(folder)
+    model = checkpoint.build_on_meta(folder)
     assert all(p.is_meta for p in model.parameters()) and not any(b.is_meta for b in model.buffers())
     wanted = {name: t.shape for name, t in load_folder(folder)[0].state_dict().items()}
     assert {name: t.shape for name, t in model.state_dict().items()} == wanted

@@ -200,7 +200,7 @@ def test_an_interrupt(chat, picture, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(terminal.Run, "ask", interrupted)
+    monkeypatch.setattr(terminal.BatchChat, "ask", interrupted)
     assert chat(picture, "hi") == (130, "", "")
 
 
@@ -399,7 +399,7 @@ def test_an_answer_and_its_table(chat, picture, grounded):
 def test_an_answer_without_boxes_has_no_table(chat, picture, tiny_model):
     code, out, _ = chat(picture, "hello")
     text = tiny_model.chat(picture, "hello", 6).text
-    assert (code, out) == (0, terminal.visible(text) + "\n")
+    assert (code, out) == (0, terminal.escape_control_chars(text) + "\n")
 
 
 def test_json(chat, picture, grounded):
@@ -633,8 +633,8 @@ def test_pictures_of_one_name_are_saved_apart(chat, folder, picture, tmp_path, g
 
 def test_no_two_are_saved_under_one_name(tmp_path):
     names = ["a-2.jpg", "a.jpg", "a.png", "A.gif", "gr\u00fcn.png", "gru\u0308n.jpg", "x" * 250 + ".jpg"]
-    sources = [terminal.Source(name, name) for name in names]
-    targets = terminal.targets_of(str(tmp_path), sources, True)
+    sources = [terminal.ImageSource(name, name) for name in names]
+    targets = terminal.save_paths(str(tmp_path), sources, True)
     assert [t.name for t in targets[:4]] == ["a-2.png", "a.png", "a-3.png", "A-4.png"]
     assert len({terminal._one_name(t) for t in targets}) == len(names)
     assert len(targets[-1].name) < 210
@@ -645,8 +645,8 @@ def test_targets_look_at_each_name_once(tmp_path, monkeypatch):
     real = terminal._identity
     monkeypatch.setattr(terminal, "_identity", lambda file: looked.append(file) or real(file))
     monkeypatch.setattr(Path, "resolve", lambda *_: pytest.fail("a name was resolved"))
-    sources = [terminal.Source(f"{n // 2}.{n % 2}", "") for n in range(1000)]
-    assert len(set(terminal.targets_of(str(tmp_path), sources, True))) == 1000
+    sources = [terminal.ImageSource(f"{n // 2}.{n % 2}", "") for n in range(1000)]
+    assert len(set(terminal.save_paths(str(tmp_path), sources, True))) == 1000
     assert len(looked) == 2000
 
 
@@ -656,8 +656,8 @@ def test_answers_come_before_the_other_images_are_opened(chat, folder, monkeypat
     opened, real = [], images.open_image
     monkeypatch.setattr(images, "open_image", lambda source, *more: opened.append(source) or real(source, *more))
     at_first = []
-    give = terminal.Run._give
-    monkeypatch.setattr(terminal.Run, "_give", lambda *given: at_first.append(len(opened)) or give(*given))
+    give = terminal.BatchChat._give
+    monkeypatch.setattr(terminal.BatchChat, "_give", lambda *given: at_first.append(len(opened)) or give(*given))
     assert chat(folder, "hi", "--batch-size", 1)[0] == 1
     assert at_first[0] == 1 and len(opened) == 7
 
@@ -729,7 +729,7 @@ def test_a_conversation(chat, picture, tmp_path, tiny_model, monkeypatch):
     asked = []
     real = api.Chat.stream
     monkeypatch.setattr(
-        api.Chat, "stream", lambda self, line, most: asked.append((line, len(self.exchanges))) or real(self, line, most)
+        api.Chat, "stream", lambda self, line, most: asked.append((line, len(self.history))) or real(self, line, most)
     )
     other = tmp_path / "other one.png"
     Image.new("RGB", (50, 80), "red").save(other)
@@ -769,7 +769,7 @@ def test_a_conversation(chat, picture, tmp_path, tiny_model, monkeypatch):
         ("again?", 0),
         ("hello", 0),
     ]
-    assert terminal.visible(tiny_model.chat(picture, "what is this?", 6).text) in out
+    assert terminal.escape_control_chars(tiny_model.chat(picture, "what is this?", 6).text) in out
     assert err.startswith(tiny_model.config.knows)
     assert Image.open(tmp_path / "drawn.png").size == (50, 80)
     expected = [

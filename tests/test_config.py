@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from minigptv2.config import LoraConfig, ModelConfig, from_dict, read_yaml
-from minigptv2.conversation import WRAPPERS, Prompt
+from minigptv2.conversation import PROMPT_TEMPLATES, Prompt
 from minigptv2.errors import UserError
 
 
@@ -81,7 +81,7 @@ def test_names_are_those_that_exist(data, said):
 
 
 def test_every_prompt_of_a_config_has_its_wrapper():
-    assert set(get_args(Prompt)) == set(WRAPPERS)
+    assert set(get_args(Prompt)) == set(PROMPT_TEMPLATES)
 
 
 def test_overrides(tmp_path):

@@ -174,7 +174,7 @@ def test_training_and_evaluation_turn_boxes_alike(tmp_path, given, box):
     file = written(tmp_path, content)
     sample = CocoDetection(file)[0]
     assert sample.size == (100, 200)
-    assert {b for e in sample.exchanges for p in e.phrases for b in p.boxes} == {box}
+    assert {b for e in sample.question_answers for p in e.phrases for b in p.boxes} == {box}
     (item,) = open_benchmark("coco_detection", {"root": str(tmp_path), "instances": "ann.json"}).items()
     assert item.size == (100, 200)
     assert item.truth.things[0]["bbox"] == [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]

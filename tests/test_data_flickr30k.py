@@ -48,7 +48,7 @@ def test_a_grounded_caption(tmp_path):
     dataset = Flickr30k(_written(tmp_path))
     assert len(dataset) == 2 and not dataset.problems and dataset.captions_without_boxes == 1
     sample = dataset[0]
-    (exchange,) = sample.exchanges
+    (exchange,) = sample.question_answers
     assert exchange.answer == "{}'s {} is on the back of a field."
     assert [p.text for p in exchange.phrases] == ["A man", "hat"]
     assert [b.xyxy for b in exchange.phrases[0].boxes] == [(0, 0, 50, 80), (50, 0, 100, 80)]  # all pixels from 1 to 100
@@ -70,7 +70,10 @@ def test_the_phrases_of_a_caption(tmp_path):
 def test_a_phrase_to_all_its_boxes(tmp_path):
     """The same words stand for two chains: what is asked for by them is what either has, each box once."""
     dataset = Flickr30k(_written(tmp_path), task="phrase_to_boxes")
-    found = {dataset[i].exchanges[0].phrases[0].text: dataset[i].exchanges[0].phrases[0].boxes for i in range(2)}
+    found = {
+        dataset[i].question_answers[0].phrases[0].text: dataset[i].question_answers[0].phrases[0].boxes
+        for i in range(2)
+    }
     assert len(dataset) == 2 and set(found) == {"a man", "hat"}
     assert [b.xyxy for b in found["a man"]] == [(0, 0, 50, 80), (50, 0, 100, 80)]
     question, answer = render(dataset[0])
@@ -94,12 +97,12 @@ def test_captions_of_several_images(tmp_path):
         _written(tmp_path, captions, _xml(_thing(chains, frame), size=sizes[name]), name)
     dataset = Flickr30k(str(tmp_path))
     assert len(dataset) == 4 and not dataset.problems and dataset.missing_pictures() == []
-    assert [len(dataset[i].exchanges[0].phrases) for i in range(4)] == [3, 2, 3, 2]
+    assert [len(dataset[i].question_answers[0].phrases) for i in range(4)] == [3, 2, 3, 2]
     captions = [line for block in pictures.values() for line in block.splitlines()]
     for index, caption in enumerate(captions):
         sample = dataset[index]
         assert sample.size == open_image(sample.image).size
-        (exchange,) = sample.exchanges
+        (exchange,) = sample.question_answers
         words = exchange.answer.replace("{}", "%s") % tuple(p.text for p in exchange.phrases)
         plain = re.sub(r"\[/EN#\S+|\]", "", caption)
         assert words.replace(" ", "") == "".join(plain.split())
@@ -148,7 +151,7 @@ def test_a_document_type_in_another_encoding_is_refused_too(tmp_path):
 def test_a_malformed_box_is_counted_and_the_others_are_kept(tmp_path, box, kind):
     dataset = Flickr30k(_written(tmp_path, xml=_xml(_thing([1], (1, 1, 50, 80)), _thing([2], box))))
     assert dict(dataset.problems.counts) == {kind: 1}
-    assert [p.text for p in dataset[0].exchanges[0].phrases] == ["A man"]
+    assert [p.text for p in dataset[0].question_answers[0].phrases] == ["A man"]
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_a_whole_record(tmp_path):
     shard = _shard(tmp_path, record)
     caption = Grit(shard)[0]
     assert caption.size == (1024, 693) and not caption.side_by_side and caption.key == "grit 00000.tar 000000000"
-    (exchange,) = caption.exchanges
+    (exchange,) = caption.question_answers
     assert exchange.answer == "{} with {} that says open"
     assert [p.text for p in exchange.phrases] == ["a tin sign", "a paper note"]
     for phrase, item in zip(exchange.phrases, sorted(record["noun_chunks"])):
@@ -85,7 +85,7 @@ def test_a_whole_record(tmp_path):
         assert 0 <= box.x1 < box.x2 <= 1024 and 0 <= box.y1 < box.y2 <= 693
     for task in ("refer", "identify"):
         sample = Grit(shard, task)[0]
-        assert sample.side_by_side and [e.phrases[0].text for e in sample.exchanges] == [
+        assert sample.side_by_side and [e.phrases[0].text for e in sample.question_answers] == [
             record["caption"],
             "a paper note that says open",
         ]
@@ -95,22 +95,22 @@ def test_a_whole_record(tmp_path):
 def test_the_three_tasks(tmp_path):
     shard = _shard(tmp_path, RECORD)
     sample = Grit(shard)[0]
-    (exchange,) = sample.exchanges
+    (exchange,) = sample.question_answers
     assert exchange.answer == "{} and {} near {}" and len(exchange.phrases[0].boxes) == 2
     assert exchange.phrases[1].boxes[0].xyxy == (0, 0, 100, 100)
     assert render(sample)[1].pieces[0].endswith("near <p>a red car</p> {<50><0><100><100>}")
     refer = Grit(shard, "refer")[0]  # two dogs have no one box
-    assert [e.phrases[0].text for e in refer.exchanges] == ["a cat near a red car", "a red car"]
+    assert [e.phrases[0].text for e in refer.question_answers] == ["a cat near a red car", "a red car"]
     identify = Grit(shard, "identify")[0]
-    assert [e.phrases[0].text for e in identify.exchanges] == [
+    assert [e.phrases[0].text for e in identify.question_answers] == [
         "Two dogs",
         "Two dogs",
         "a cat near a red car",
         "a red car",
     ]
-    assert all(len(e.phrases[0].boxes) == 1 for e in identify.exchanges)
+    assert all(len(e.phrases[0].boxes) == 1 for e in identify.question_answers)
     sure = Grit(shard, "identify", least_score=0.85)[0]
-    assert [e.phrases[0].text for e in sure.exchanges] == ["Two dogs", "a red car"]
+    assert [e.phrases[0].text for e in sure.question_answers] == ["Two dogs", "a red car"]
     assert open_image(sample.image).size == (20, 10)  # made smaller by the download: the boxes are shares
 
 
@@ -122,19 +122,19 @@ def test_a_caption_beside_the_json(tmp_path):
             info = tarfile.TarInfo(f"1.{suffix}")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    assert Grit(str(tmp_path / "a.tar"))[0].exchanges == Grit(_shard(tmp_path, RECORD))[0].exchanges
+    assert Grit(str(tmp_path / "a.tar"))[0].question_answers == Grit(_shard(tmp_path, RECORD))[0].question_answers
 
 
 def test_words_that_name_two_things_are_not_asked_for(tmp_path):
     record = RECORD | {"caption": "a cat and a cat", "ref_exps": [[0, 5, 0, 0, 0.5, 1, 1], [10, 15, 0.5, 0, 1, 1, 1]]}
     with pytest.raises(UserError, match="no expression for one box"):
         Grit(_shard(tmp_path, record), "refer")
-    assert len(Grit(_shard(tmp_path, record), "identify")[0].exchanges) == 2
+    assert len(Grit(_shard(tmp_path, record), "identify")[0].question_answers) == 2
 
 
 def test_of_overlapping_chunks_the_first_and_longest_is_taken(tmp_path):
     chunks = [[4, 12, 0, 0, 1, 1, 1], [0, 8, 0, 0, 0.5, 1, 1], [0, 3, 0, 0, 0.1, 1, 1], [13, 18, 0, 0, 1, 1, 1]]
-    (exchange,) = Grit(_shard(tmp_path, RECORD | {"noun_chunks": chunks}))[0].exchanges
+    (exchange,) = Grit(_shard(tmp_path, RECORD | {"noun_chunks": chunks}))[0].question_answers
     assert exchange.answer == "{} and {} near a red car"
 
 
@@ -171,7 +171,7 @@ def test_a_malformed_record_is_counted_and_left_out(tmp_path, change, kind):
 )
 def test_a_malformed_item_is_counted_and_the_others_are_kept(tmp_path, item, kind):
     dataset = Grit(_shard(tmp_path, RECORD | {"noun_chunks": [item, *RECORD["noun_chunks"]]}))
-    assert dict(dataset.problems.counts) == {kind: 1} and len(dataset[0].exchanges[0].phrases) == 3
+    assert dict(dataset.problems.counts) == {kind: 1} and len(dataset[0].question_answers[0].phrases) == 3
 
 
 def test_a_record_without_its_picture_is_counted(tmp_path):
@@ -194,4 +194,4 @@ def test_parquet_with_pictures_on_disk(tmp_path):
         dataset = Grit(str(tmp_path / "coyo.parquet"), task, images=str(tmp_path / "pictures"), picture="key")
         assert [dataset[i].image.name for i in range(len(dataset))] == ["a.jpg", "c.jpg"]
         assert list(dataset.problems.lines()) == ["1 x a picture that is not on the disk: coyo.parquet row 1"]
-        assert dataset[1].exchanges == Grit(_shard(tmp_path, RECORD), task)[0].exchanges
+        assert dataset[1].question_answers == Grit(_shard(tmp_path, RECORD), task)[0].question_answers

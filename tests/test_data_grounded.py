@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from minigptv2.boxes import Box
-from minigptv2.data.dataset import DATASETS, Problems, open_dataset
+from minigptv2.data.dataset import DATASETS, ProblemCounter, open_dataset
 from minigptv2.errors import UserError
 from minigptv2.sample import Sample
 from minigptv2.tasks import TASKS, render
@@ -117,17 +117,17 @@ def test_the_lines_that_a_card_shows_are_options_of_the_reader(name):
 
 def test_samples_are_well_formed(opened):
     for dataset in opened:
-        assert len(dataset) > 0 and isinstance(dataset.problems, Problems) and not dataset.problems
+        assert len(dataset) > 0 and isinstance(dataset.problems, ProblemCounter) and not dataset.problems
         for sample in map(dataset.__getitem__, range(len(dataset))):
-            assert isinstance(sample, Sample) and sample.key and sample.exchanges
-            for exchange in sample.exchanges:
+            assert isinstance(sample, Sample) and sample.key and sample.question_answers
+            for exchange in sample.question_answers:
                 assert exchange.task in TASKS
                 for box in (box for phrase in exchange.phrases for box in phrase.boxes):
                     width, height = sample.size
                     assert isinstance(box, Box) and all(type(v) is float for v in box.xyxy)
                     assert 0 <= box.x1 < box.x2 <= width and 0 <= box.y1 < box.y2 <= height
             turns = render(sample)
-            assert [t.role for t in turns] == ["user", "assistant"] * len(sample.exchanges)
+            assert [t.role for t in turns] == ["user", "assistant"] * len(sample.question_answers)
             assert all("{}" not in piece for t in turns for piece in t.pieces if isinstance(piece, str))
 
 

@@ -13,11 +13,11 @@ from minigptv2 import cli
 from minigptv2.boxes import Box, parse
 from minigptv2.data import box_talk
 from minigptv2.data.annotations import SWAPPED
-from minigptv2.data.box_talk import Things
+from minigptv2.data.box_talk import LabelledBoxes
 from minigptv2.data.check import CELL, TURNED, check
 from minigptv2.data.coco_detection import CocoDetection
 from minigptv2.data.dataset import open_dataset
-from minigptv2.data.own import Own
+from minigptv2.data.own import JsonlDataset
 from minigptv2.errors import UserError
 from minigptv2.images import image_size, open_image
 from minigptv2.tasks import render
@@ -66,7 +66,7 @@ def documented(tmp_path) -> str:
 
 
 def test_the_example_of_the_document(documented):
-    data = Own(documented, exchanges=100)
+    data = JsonlDataset(documented, exchanges=100)
     assert not data.problems
     assert [data[i].key for i in range(len(data))] == [f"own.jsonl line {n}" for n in (1, 1, 2, 3)]
     asked, talked, street, text = (data[i] for i in range(4))
@@ -106,7 +106,7 @@ def test_boxes_in_both_forms_are_the_same(tmp_path):
     picture(tmp_path / "a.jpg", (100, 50))
     one = lines(tmp_path / "1", {"image": "../a.jpg", "boxes": [{"label": "x", "xyxy": [10, 5, 30, 45]}]})
     two = lines(tmp_path / "2", {"image": "a.jpg", "boxes": [{"label": "x", "xywh": [10, 5, 20, 40]}]})
-    first, second = Own(one), Own(two, images=str(tmp_path))
+    first, second = JsonlDataset(one), JsonlDataset(two, images=str(tmp_path))
     assert pairs(first) == pairs(second)
     assert first.records[0][0].boxes == {"x": [Box(10, 5, 30, 45)]}
 
@@ -114,24 +114,24 @@ def test_boxes_in_both_forms_are_the_same(tmp_path):
 def test_the_size_is_that_of_the_upright_picture(tmp_path):
     picture(tmp_path / "turned.jpg", (60, 100), orientation=6)
     assert image_size(tmp_path / "turned.jpg") == open_image(tmp_path / "turned.jpg").size == (100, 60)
-    data = Own(lines(tmp_path, {"image": "turned.jpg", "boxes": [{"label": "x", "xyxy": [50, 0, 100, 60]}]}))
+    data = JsonlDataset(lines(tmp_path, {"image": "turned.jpg", "boxes": [{"label": "x", "xyxy": [50, 0, 100, 60]}]}))
     assert data[0].size == (100, 60)
     assert ("[refer] x", "{<50><0><100><100>}") in pairs(data)
 
 
 def test_options(documented):
-    assert {q.split()[0] for q, _ in pairs(Own(documented, tasks=["refer"]))} == {"[refer]"}
-    assert len(Own(documented, tasks="chat")) == 2
-    assert [len(Own(documented, exchanges=n)[0].exchanges) for n in (1, 2, 5)] == [1, 2, 5]
-    assert pairs(Own(documented)) == pairs(Own(documented)), "a record is a function of its number"
+    assert {q.split()[0] for q, _ in pairs(JsonlDataset(documented, tasks=["refer"]))} == {"[refer]"}
+    assert len(JsonlDataset(documented, tasks="chat")) == 2
+    assert [len(JsonlDataset(documented, exchanges=n)[0].question_answers) for n in (1, 2, 5)] == [1, 2, 5]
+    assert pairs(JsonlDataset(documented)) == pairs(JsonlDataset(documented)), "a record is a function of its number"
     with pytest.raises(UserError, match="The option tasks is 'refers'"):
-        Own(documented, tasks=["refers"])
+        JsonlDataset(documented, tasks=["refers"])
     with pytest.raises(UserError, match="There is no folder"):
-        Own(documented, images="nowhere")
+        JsonlDataset(documented, images="nowhere")
     with pytest.raises(UserError, match="The option exchanges is 0"):
-        Own(documented, exchanges=0)
+        JsonlDataset(documented, exchanges=0)
     with pytest.raises(UserError, match="The option tasks is empty"):
-        Own(documented, tasks=[])
+        JsonlDataset(documented, tasks=[])
 
 
 @pytest.mark.parametrize("options", [{"file": 2017}, {"file": "x", "exchanges": "8"}, {"file": "x", "closed": 1}])
@@ -145,8 +145,8 @@ def test_a_closed_set_refuses_the_labels_of_other_lines(tmp_path):
     picture(tmp_path / "cat.jpg")
     rows = [{"image": f"{n}.jpg", "boxes": [{"label": n, "xyxy": [0, 0, 99, 99]}]} for n in ("dog", "cat")]
     file = lines(tmp_path, *rows)
-    assert not [q for q, a in pairs(Own(file, exchanges=99)) if "There is no" in a]
-    refused = {q for q, a in pairs(Own(file, exchanges=99, closed=True)) if a.startswith("There is no")}
+    assert not [q for q, a in pairs(JsonlDataset(file, exchanges=99)) if "There is no" in a]
+    refused = {q for q, a in pairs(JsonlDataset(file, exchanges=99, closed=True)) if a.startswith("There is no")}
     assert refused >= {"[refer] dog", "[refer] cat", "[detection] dog", "[detection] cat"}
 
 
@@ -234,7 +234,7 @@ def test_each_thing_that_can_be_wrong_is_told_with_its_line(tmp_path, row, kind,
     picture(tmp_path / "a.jpg")
     (tmp_path / "bad.jpg").write_text("no picture")
     file = lines(tmp_path, {**GOOD, "id": "one"}, row)
-    data = Own(file)
+    data = JsonlDataset(file)
     (found,) = data.problems.counts
     assert found.startswith(kind)
     assert data.problems.examples[found] == [where]
@@ -250,14 +250,14 @@ def test_a_label_with_a_bad_box_is_not_searched(tmp_path):
     picture(tmp_path / "a.jpg")
     boxes = [{"label": "dog", "xyxy": [1, 2, 300, 200]}, {"label": "dog", "xyxy": [1, 2, 3]}]
     for order in (boxes, boxes[::-1]):
-        data = Own(lines(tmp_path, {"image": "a.jpg", "boxes": order}))
+        data = JsonlDataset(lines(tmp_path, {"image": "a.jpg", "boxes": order}))
         assert [q.split()[0] for q, _ in pairs(data)] == ["[identify]"]
 
 
 def test_braces_in_a_conversation_are_text(tmp_path):
     picture(tmp_path / "a.jpg")
     turn = {"user": "print {dog} and {}", "assistant": "f'{name}' or {}"}
-    data = Own(lines(tmp_path, {**_box(), "conversation": [turn]}), tasks="chat")
+    data = JsonlDataset(lines(tmp_path, {**_box(), "conversation": [turn]}), tasks="chat")
     assert not data.problems
     assert pairs(data) == [(turn["user"], turn["assistant"])]
 
@@ -265,7 +265,7 @@ def test_braces_in_a_conversation_are_text(tmp_path):
 def test_a_file_of_which_nothing_can_be_used(tmp_path, capsys):
     file = lines(tmp_path, "{", {"image": "none.jpg", "caption": "x"})
     with pytest.raises(UserError, match="gives no record"):
-        Own(file)
+        JsonlDataset(file)
     assert cli.main(["data", "check", file]) == 2
     assert "nothing of this file can be used" in capsys.readouterr().out
     assert cli.main(["data", "check", str(tmp_path / "none.jsonl")]) == 2
@@ -287,9 +287,11 @@ def test_exchanges_about_boxes():
         "leaf": [Box(i, 0, i + 10, 9) for i in range(51)],
         "bird": [Box(60, 60, 80, 80)],
     }
-    things = Things(boxes, ("cow",), frozenset({"bird"}))
+    things = LabelledBoxes(boxes, ("cow",), frozenset({"bird"}))
     seen = [
-        e for seed in range(20) for e in box_talk.exchanges(things, (100, 100), box_talk.TASKS, 99, random.Random(seed))
+        e
+        for seed in range(20)
+        for e in box_talk.box_questions(things, (100, 100), box_talk.TASKS, 99, random.Random(seed))
     ]
     refer = {e.phrases[0].text: e.phrases[0].boxes for e in seen if e.task == "refer"}
     assert refer == {k: tuple(boxes[k]) for k in ("dog", "pet", "ant")} | {"cow": ()}
@@ -299,7 +301,7 @@ def test_exchanges_about_boxes():
     assert {p.text for phrases in detected for p in phrases} == {"dog", "cat", "pet", "ant", "cow"}
     assert {len(phrases) for phrases in detected} >= {1, 2, 3, 4}
     assert all(p.boxes == tuple(boxes.get(p.text, ())) for phrases in detected for p in phrases)
-    few = box_talk.exchanges(things, (100, 100), box_talk.TASKS, 4, random.Random(0))
+    few = box_talk.box_questions(things, (100, 100), box_talk.TASKS, 4, random.Random(0))
     assert Counter(e.task for e in few) == {"detection": 2, "refer": 1, "identify": 1}
 
 
@@ -322,9 +324,9 @@ def test_coco_on_genuine_pictures(file, pictures, crowds):
         sample = data[i]
         number = int(sample.key.split()[1])
         assert sample.side_by_side
-        assert 1 <= len(sample.exchanges) <= 8
+        assert 1 <= len(sample.question_answers) <= 8
         assert sample.size == open_image(sample.image).size
-        for exchange in sample.exchanges:
+        for exchange in sample.question_answers:
             tasks[exchange.task] += 1
             for phrase in exchange.phrases:
                 count = there[number][phrase.text]
@@ -522,7 +524,7 @@ def test_labels_cannot_break_a_list_and_are_one_whatever_their_capitals(tmp_path
         {"image": "a.jpg", "boxes": [{"label": "ball, red</p>", **box}]},
         {"image": "b.jpg", "boxes": [{"label": "Ball Red", **box}], "absent": ["BALL RED"], "grounding": "{ball red}"},
     ]
-    data = Own(lines(tmp_path, *rows), exchanges=99)
+    data = JsonlDataset(lines(tmp_path, *rows), exchanges=99)
     said_of = pairs(data)
     assert ("[detection] ball red", "<p>ball red</p> {<10><10><50><50>}") in said_of
     assert {q for q, _ in said_of if q.startswith("[refer]")} == {"[refer] ball red"}
@@ -544,7 +546,9 @@ def test_what_is_there_on_one_line_of_an_image_is_absent_on_none(tmp_path):
         {"image": "./a.jpg", "boxes": [cat, other]},
         {"image": "a.jpg", "absent": ["cat"], "caption": "x"},
     ]
-    data = Own(lines(tmp_path, *rows, {"image": "a.jpg", "caption": "A dog and a cat."}), exchanges=99, closed=True)
+    data = JsonlDataset(
+        lines(tmp_path, *rows, {"image": "a.jpg", "caption": "A dog and a cat."}), exchanges=99, closed=True
+    )
     assert not [a for _, a in pairs(data) if "There is no" in a]
     answers = {frozenset(b.xyxy for b in parse(a, 640, 480).boxes) for q, a in pairs(data) if q == "[detection] dog"}
     assert len(answers) == 1 and len(next(iter(answers))) == 2, "both dogs, asked from either line"
@@ -558,7 +562,7 @@ def test_boxes_in_shares_and_the_same_box_twice(tmp_path):
     picture(tmp_path / "a.jpg")
     one = {"label": "dog", "xyxy": [10, 10, 50, 50]}
     shares = {"label": "cat", "xywh": [0.1, 0.2, 0.5, 0.25]}
-    data = Own(lines(tmp_path, {"image": "a.jpg", "boxes": [one, one, shares]}), exchanges=99)
+    data = JsonlDataset(lines(tmp_path, {"image": "a.jpg", "boxes": [one, one, shares]}), exchanges=99)
     assert counted(data) == {"the same box twice, read once": 1, "a box in shares of 0..1, not in pixels": 1}
     assert data.records[0][0].boxes == {"dog": [Box(10, 10, 50, 50)]}
 
@@ -569,12 +573,12 @@ def test_more_boxes_than_detection_asks_for_are_counted(tmp_path):
     def boxes(count):
         return [{"label": "cell", "xyxy": [8 * i, 0, 8 * i + 7, 40]} for i in range(count)]
 
-    few = Own(lines(tmp_path, {"image": "a.jpg", "boxes": boxes(box_talk.MOST_BOXES)}), exchanges=99)
+    few = JsonlDataset(lines(tmp_path, {"image": "a.jpg", "boxes": boxes(box_talk.MAX_BOXES)}), exchanges=99)
     assert not few.problems and "[detection] cell" in {q for q, _ in pairs(few)}
-    file = lines(tmp_path, {"image": "a.jpg", "boxes": boxes(box_talk.MOST_BOXES + 1), "caption": "cells"})
-    many = Own(file, exchanges=99)
+    file = lines(tmp_path, {"image": "a.jpg", "boxes": boxes(box_talk.MAX_BOXES + 1), "caption": "cells"})
+    many = JsonlDataset(file, exchanges=99)
     assert counted(many) == {box_talk.TOO_MANY: 1} == dict(check(file).problems.counts)
-    assert f"more than {box_talk.MOST_BOXES} boxes" in (ROOT / "docs" / "data.md").read_text()
+    assert f"more than {box_talk.MAX_BOXES} boxes" in (ROOT / "docs" / "data.md").read_text()
 
 
 def test_a_long_conversation_is_learned_in_parts(tmp_path):
@@ -582,13 +586,13 @@ def test_a_long_conversation_is_learned_in_parts(tmp_path):
     turns = [{"user": f"what is {i}?", "assistant": f"it is {i}, " + "a red ball on a box " * 10} for i in range(40)]
     talk = [{**turns[0], "user": "<image>\nwhat is 0?"}, *turns[1:]]
     file = lines(tmp_path, {"image": "a.jpg", "conversation": talk})
-    data = Own(file)
+    data = JsonlDataset(file)
     assert len(data) > 1 and counted(data) == dict(check(file).problems.counts)
     assert list(data.problems.counts.values()) == [1]
     assert pairs(data) == [(t["user"], t["assistant"].strip()) for t in turns]
     assert {data[i].image.name for i in range(len(data))} == {"a.jpg"}
     assert data[1].key == "own.jsonl line 1 part 2"
-    assert len(Own(file, context=100_000)) == 1
+    assert len(JsonlDataset(file, context=100_000)) == 1
     assert "tokens in the longest, by estimate" in "\n".join(check(file).lines())
 
 
@@ -603,9 +607,11 @@ def test_a_long_conversation_is_learned_in_parts(tmp_path):
 def test_a_mark_of_an_image_is_its_place_or_refused(tmp_path, turns, kind):
     picture(tmp_path / "a.jpg")
     talk = [{"user": q, "assistant": a} for q, a in turns]
-    data = Own(lines(tmp_path, {"image": "a.jpg", "conversation": talk, "caption": "x"}))
+    data = JsonlDataset(lines(tmp_path, {"image": "a.jpg", "conversation": talk, "caption": "x"}))
     assert next(iter(counted(data))).startswith(kind) and len(data) == 1
-    good = Own(lines(tmp_path, {"image": "a.jpg", "conversation": [{"user": "what is\n<image>", "assistant": "x"}]}))
+    good = JsonlDataset(
+        lines(tmp_path, {"image": "a.jpg", "conversation": [{"user": "what is\n<image>", "assistant": "x"}]})
+    )
     assert pairs(good) == [("what is", "x")] and not good.problems
 
 
@@ -625,7 +631,7 @@ def test_names_that_are_none_cost_one_line(tmp_path, name, kind, capsys):
     picture(tmp_path / "b\u202f c" / " d.jpg")
     rows = [{"image": n, "caption": "x"} for n in (name, "a.jpg", "b\u202f c\\ d.jpg")]
     file = lines(tmp_path, *rows)
-    data = Own(file)
+    data = JsonlDataset(file)
     assert len(data) == 2 and [k for k in counted(data) if k.startswith(kind)]
     assert cli.main(["data", "check", file]) == 1
     out = capsys.readouterr().out
@@ -650,7 +656,7 @@ def test_a_file_of_another_form_is_named(tmp_path, content, told):
     file = tmp_path / "own.jsonl"
     file.write_bytes(content)
     with pytest.raises(UserError, match=told) as error:
-        Own(str(file))
+        JsonlDataset(str(file))
     assert "ownload" not in str(error.value) and "datasets/" not in str(error.value)
 
 
@@ -667,7 +673,7 @@ def test_a_file_of_another_form_is_named(tmp_path, content, told):
 )
 def test_a_mistake_in_json_is_named(tmp_path, line, mistake):
     picture(tmp_path / "a.jpg")
-    data = Own(lines(tmp_path, "\ufeff" + json.dumps(GOOD), line))
+    data = JsonlDataset(lines(tmp_path, "\ufeff" + json.dumps(GOOD), line))
     (kind,) = counted(data)
     assert kind.startswith(f"a line that is no JSON ({mistake}")
     (tmp_path / "x.json").write_text(line)

@@ -44,7 +44,7 @@ def test_gqa_on_genuine_questions(tmp_path, monkeypatch, chunk):
     assert len(data) == len(rows) == 9
     assert not data.problems
     for sample, (number, row) in zip((data[i] for i in range(9)), rows.items()):
-        (exchange,) = sample.exchanges
+        (exchange,) = sample.question_answers
         assert (exchange.task, exchange.question, exchange.answer) == ("vqa", row["question"], row["answer"])
         assert sample.image == tmp_path / "images" / f"{row['imageId']}.jpg"
         assert sample.key == f"val_balanced_questions.json question {number}"
@@ -53,7 +53,7 @@ def test_gqa_on_genuine_questions(tmp_path, monkeypatch, chunk):
 def test_gqa_reads_the_flat_list_of_the_published_evaluation(tmp_path):
     rows = [{"image": "n7.jpg", "question": "which?", "answer": "left"}, {"image": "n7.jpg", "question": "why?"}]
     data = opened("gqa", tmp_path, {"images/n7.jpg": None, "val_balanced_questions.json": rows}, split="val")
-    assert len(data) == 1 and data[0].exchanges[0].answer == "left"
+    assert len(data) == 1 and data[0].question_answers[0].answer == "left"
     assert data[0].image == tmp_path / "images" / "n7.jpg"
     assert data.problems.counts == {"no 'answer'": 1}
 
@@ -102,7 +102,7 @@ def test_items_equal_the_whole_file(tmp_path, monkeypatch, text):
     file.write_text(text)
     for chunk in (1, 2, 3, 1000):
         monkeypatch.setattr(annotations, "_CHUNK", chunk)
-        assert list(annotations.items_of(file)) == json.loads(text)
+        assert list(annotations.iter_json_list(file)) == json.loads(text)
 
 
 @pytest.mark.parametrize("text", ['{"a": 12, "b": {"c": [1]} }', ' {"a":1.5e3 ,"\\u00e9":"x"}\n', "{}"])
@@ -111,7 +111,7 @@ def test_members_equal_the_whole_file(tmp_path, monkeypatch, text):
     file.write_text(text)
     for chunk in (1, 2, 3, 1000):
         monkeypatch.setattr(annotations, "_CHUNK", chunk)
-        assert dict(annotations.members_of(file)) == json.loads(text)
+        assert dict(annotations.iter_json_object(file)) == json.loads(text)
 
 
 def test_an_answer_with_braces_is_words(tmp_path):
@@ -145,7 +145,7 @@ def test_okvqa(tmp_path):
         "val2014/COCO_val2014_000000051606.jpg": None,
     }
     data = opened("okvqa", tmp_path, files, split="val")
-    assert data[0].exchanges[0].references == ("braid",) * 6 + ("pony tail",) * 4
+    assert data[0].question_answers[0].references == ("braid",) * 6 + ("pony tail",) * 4
     assert data[0].image.name == "COCO_val2014_000000051606.jpg"
 
 
@@ -164,7 +164,7 @@ A_OKVQA = {
 
 def test_aokvqa(tmp_path):
     files = {"aokvqa_v1p0_train.json": [A_OKVQA], "train2017/000000299207.jpg": None}
-    (exchange,) = opened("aokvqa", tmp_path, files)[0].exchanges
+    (exchange,) = opened("aokvqa", tmp_path, files)[0].question_answers
     assert exchange.references == ("taxi",) * 5 + ("bus",) * 3 + ("ride",) * 2
     sample = opened("aokvqa", tmp_path, {}, rationale=True)[0]
     assert said(sample) == ["[vqa] What is the man by the bags awaiting?", "taxi", "Why?", "He has bags."]
@@ -230,7 +230,7 @@ def test_vizwiz(tmp_path):
     row = {"image": "VizWiz_val_00000000.jpg", "question": "What is it?", "answers": answers, "answerable": 0}
     files = {"Annotations/val.json": [row, {**row, "image": "no.jpg"}], f"val/{row['image']}": None}
     data = opened("vizwiz", tmp_path, files)
-    assert data[0].exchanges[0].references == ("unanswerable",) * 7 + ("soup",) * 3
+    assert data[0].question_answers[0].references == ("unanswerable",) * 7 + ("soup",) * 3
     assert data.problems.counts == {"a picture that is not on the disk": 1}
 
 
@@ -249,7 +249,7 @@ def test_iconqa(tmp_path):
         f"{place}/notes.txt": None,
     }
     data = opened("iconqa", tmp_path, files)
-    assert [data[i].exchanges[0].answer for i in range(len(data))] == ["6:00", "12:05"]
+    assert [data[i].question_answers[0].answer for i in range(len(data))] == ["6:00", "12:05"]
     assert data[1].image == tmp_path / place / "10" / "image.png"
     assert data.problems.counts == {
         "an 'answer' that is none of the choices": 1,
@@ -264,7 +264,7 @@ def test_hateful_memes(tmp_path):
     lines = [row, *({**row, "id": number, **other} for number, other in enumerate(others))]
     text = "\n".join(map(json.dumps, lines)) + "\nnot json\n"
     data = opened("hateful_memes", tmp_path, {"dev.jsonl": text, "img/08291.png": None})
-    assert [data[i].exchanges[0].answer for i in range(len(data))] == ["yes", "no"]
+    assert [data[i].question_answers[0].answer for i in range(len(data))] == ["yes", "no"]
     assert data[1].key == "dev.jsonl line 4"
     assert data.problems.counts == {
         "a 'label' other than 0 and 1": 1,
@@ -285,7 +285,7 @@ def test_what_is_left_out_is_the_same_for_training_and_evaluation(tmp_path):
     }
     data = opened("okvqa", tmp_path, root, split="val")
     benchmark = open_benchmark("okvqa", {"root": str(tmp_path)})
-    assert [data[i].exchanges[0].references for i in range(len(data))] == [("so",)]
+    assert [data[i].question_answers[0].references for i in range(len(data))] == [("so",)]
     assert [item.truth[0] for item in benchmark.items()] == [("so",)]
     assert data.problems.counts == benchmark.problems.counts and len(data.problems.counts) == 3
     assert set(benchmark.excluded) == {1, 2}

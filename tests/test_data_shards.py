@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minigptv2.data.annotations import Malformed
-from minigptv2.data.shards import Member, Record, Shards
+from minigptv2.data.annotations import InvalidRecord
+from minigptv2.data.shards import Record, Shards, TarImage
 from minigptv2.errors import UserError
 from minigptv2.images import open_image
 
@@ -154,7 +154,7 @@ def test_names_that_no_file_has_are_counted(tmp_path):
 def test_what_a_judge_refuses_is_counted_and_left_out(tmp_path):
     def judge(record):
         if record.fields["n"] % 3 == 0:
-            raise Malformed("a multiple of three")
+            raise InvalidRecord("a multiple of three")
         return ["an even number"] if record.fields["n"] % 2 == 0 else []
 
     for _ in range(2):  # made, then read back
@@ -171,7 +171,7 @@ def test_what_a_judge_refuses_is_counted_and_left_out(tmp_path):
 
 
 def _refuse():
-    raise Malformed("too small")
+    raise InvalidRecord("too small")
 
 
 def test_an_index_is_used_again_until_the_shard_changes(tmp_path):
@@ -304,7 +304,7 @@ def test_a_shard_that_changes_while_it_is_read_is_told(tmp_path):
 def test_what_only_looks_like_a_picture_is_told(tmp_path):
     (tmp_path / "a").write_bytes(b"no picture")
     with pytest.raises(UserError, match="at byte 0 is no picture"):
-        open_image(Member(str(tmp_path / "a"), 0, 10))
+        open_image(TarImage(str(tmp_path / "a"), 0, 10))
     with (tmp_path / "a").open() as text, pytest.raises(UserError, match="is open as text"):
         open_image(text)
 

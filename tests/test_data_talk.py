@@ -11,7 +11,7 @@ from minigptv2.boxes import parse
 from minigptv2.data.dataset import open_dataset
 from minigptv2.errors import UserError
 from minigptv2.images import open_image
-from minigptv2.sample import Picture
+from minigptv2.sample import ImagePiece
 from minigptv2.tasks import render
 
 MICRO = Path(__file__).parent / "data" / "coco_text"
@@ -28,13 +28,13 @@ def test_official_captions_on_genuine_rows(tmp_path):
     val = opened("coco_caption", tmp_path, {}, split="val2017", images=str(MICRO))
     assert (len(train), len(val)) == (53, len({a["image_id"] for a in given}))
     assert not train.problems
-    assert sorted(w for i in range(53) for w in train[i].exchanges[0].references) == sorted(
+    assert sorted(w for i in range(53) for w in train[i].question_answers[0].references) == sorted(
         " ".join(a["caption"].split()) for a in given
     )
-    assert {len(train[i].exchanges[0].references) for i in range(53)} == {1}
+    assert {len(train[i].question_answers[0].references) for i in range(53)} == {1}
     first = val[0]
     of_first = [" ".join(a["caption"].split()) for a in given if a["image_id"] == given[0]["image_id"]]
-    assert list(first.exchanges[0].references) == of_first
+    assert list(first.question_answers[0].references) == of_first
     assert open_image(first.image).size > (1, 1)
     assert said(first) == ["[caption] describe the picture.", of_first[0]]
     assert {said(s)[1] for s in [first]} == {of_first[0]}
@@ -68,7 +68,7 @@ def test_karpathy_splits(tmp_path):
     assert [said(train[i])[1] for i in range(len(train))] == ["a dog", "one dog", "a cat"]
     assert train.problems.counts == {"an empty 'raw'": 1}
     test = opened("coco_caption", tmp_path, {}, split="test")
-    assert [test[i].exchanges[0].references for i in range(len(test))] == [("a", "b", "c")]
+    assert [test[i].question_answers[0].references for i in range(len(test))] == [("a", "b", "c")]
     assert test.problems.counts == {"a picture that is not on the disk": 1}
     assert len(opened("coco_caption", tmp_path, {}, split="test", per="caption")) == 3
     assert len(opened("coco_caption", tmp_path, {}, split="train", per="picture")) == 2
@@ -92,7 +92,7 @@ def test_textcaps(tmp_path):
     assert [said(train[i])[1] for i in range(len(train))] == ["a sign that says stop", "a red stop sign"]
     assert train.problems.counts == {"an empty 'caption_str'": 1, "a picture that is not on the disk": 1}
     val = opened("textcaps", tmp_path, {}, split="val")
-    assert val[0].exchanges[0].references == ("a sign that says stop", "a red stop sign")
+    assert val[0].question_answers[0].references == ("a sign that says stop", "a red stop sign")
     assert said(opened("textcaps", tmp_path, {}, split="test")[0]) == ["[caption] describe the picture."]
 
 
@@ -126,7 +126,7 @@ def test_llava(tmp_path, split, file):
     data = opened("llava", tmp_path, {file: rows, "train2017/000000442786.jpg": None}, split=split)
     assert len(data) == 2
     assert said(data[0]) == ["What is it?", "A Plaza,\nwith 2 cars!", "Why?", "It's busy; see {the sign}."]
-    assert isinstance(render(data[0])[0].pieces[0], Picture)
+    assert isinstance(render(data[0])[0].pieces[0], ImagePiece)
     assert said(data[1]) == ["Why?", "So."]
     assert data.problems.counts == {
         "a conversation that is no pairs of question and answer": 1,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minigptv2.data.annotations import items_of
+from minigptv2.data.annotations import iter_json_list
 from minigptv2.data.visual_genome import PICTURES, REGIONS, VisualGenome
 from minigptv2.errors import UserError
 from minigptv2.tasks import render
@@ -31,7 +31,7 @@ def test_every_genuine_region_is_read():
     assert dict(dataset.problems.counts) == {f"an 'image_id' that {PICTURES} lacks": 6}
     for index, row in enumerate(rows):
         sample = dataset[index]
-        (phrase,) = sample.exchanges[0].phrases
+        (phrase,) = sample.question_answers[0].phrases
         x, y, w, h = (row[side] for side in ("x", "y", "width", "height"))
         assert phrase.boxes[0].xyxy == (x, y, x + w, y + h) and phrase.text == " ".join(row["phrase"].split())
         assert sample.size == sizes[row["image_id"]] and sample.image.name == f"{row['image_id']}.jpg"
@@ -41,7 +41,7 @@ def test_every_genuine_region_is_read():
 
 def test_only_small_regions_are_taken_as_published():
     dataset, everything = VisualGenome(str(GENUINE)), VisualGenome(str(GENUINE), below_area=0)
-    areas = [everything[i].exchanges[0].phrases[0].boxes[0].area for i in range(len(everything))]
+    areas = [everything[i].question_answers[0].phrases[0].boxes[0].area for i in range(len(everything))]
     assert len(dataset) == sum(area < 16384 for area in areas) == 14
     assert dataset.too_large == len(everything) - len(dataset) == 10
 
@@ -80,7 +80,7 @@ def test_a_malformed_region_is_named_and_left_out(tmp_path, change, kind):
     dataset = VisualGenome(_written(tmp_path, [REGION, REGION | change, 7, REGION | {"region_id": 8, "x": -4}]))
     assert dataset.problems.counts == {kind: 1, "a record that is no JSON object": 1}
     assert [dataset[i].key for i in range(2)] == ["visual_genome region 5", "visual_genome region 8"]
-    assert dataset[1].exchanges[0].phrases[0].boxes[0].xyxy == (0, 20, 26, 60)
+    assert dataset[1].question_answers[0].phrases[0].boxes[0].xyxy == (0, 20, 26, 60)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1, 2", '[{"a": 1}, {"b"', '[{"a": 1} x]', "[1e", '["x'])
@@ -88,7 +88,7 @@ def test_a_list_that_is_none_or_cut_short_is_told(tmp_path, text):
     file = tmp_path / "list.json"
     file.write_text(text)
     with pytest.raises(UserError, match=r"list\.json is (damaged|no JSON|empty)"):
-        list(items_of(file))
+        list(iter_json_list(file))
 
 
 def test_a_long_list_is_read_piece_by_piece(tmp_path, monkeypatch):
@@ -98,7 +98,7 @@ def test_a_long_list_is_read_piece_by_piece(tmp_path, monkeypatch):
         file.write_text(dumped, encoding="utf-8")
         for chunk in (1, 7, 64, 1 << 20):
             monkeypatch.setattr("minigptv2.data.annotations._CHUNK", chunk)
-            assert list(items_of(file)) == items
+            assert list(iter_json_list(file)) == items
 
 
 def test_what_is_not_there_is_told(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minigptv2.data.annotations import by_frequency
-from minigptv2.data.coco_pictures import CocoPictures
+from minigptv2.data.coco_pictures import CocoImages
 from minigptv2.data.dataset import open_dataset
 from minigptv2.errors import UserError
 from minigptv2.tasks import render
@@ -28,13 +28,13 @@ def test_questions_and_ten_answers(root):
     assert not data.problems
     first = data[0]
     assert first.image == MICRO / "images" / "000000006818.jpg"
-    (exchange,) = first.exchanges
+    (exchange,) = first.question_answers
     assert (exchange.task, exchange.question) == ("vqa", "What color is the wall?")
     assert len(exchange.references) == 10
     assert exchange.references[0] == "white"
     assert first.key == "v2_OpenEnded_mscoco_val2014_questions.json question 6818000"
     for i in range(len(data)):
-        given = data[i].exchanges[0].references
+        given = data[i].question_answers[0].references
         assert list(given) == sorted(given, key=lambda a: (-given.count(a), given.index(a)))
         assert data[i].image.is_file()
     assert [t.role for t in render(first)] == ["user", "assistant"]
@@ -64,7 +64,7 @@ def test_a_test_split_has_no_answers(root):
     (root / "v2_OpenEnded_mscoco_val2014_questions.json").rename(root / "v2_OpenEnded_mscoco_test2015_questions.json")
     data = open_dataset("vqav2", {"root": str(root), "split": "test", "images": str(MICRO)})
     assert len(data) == 9
-    assert data[0].exchanges[0].references == ()
+    assert data[0].question_answers[0].references == ()
     assert [t.role for t in render(data[0])] == ["user"]
 
 
@@ -115,7 +115,7 @@ def test_pictures_are_found_in_every_layout(tmp_path, place):
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
     (file.parent / "notes.txt").touch()
-    pictures = CocoPictures(tmp_path)
+    pictures = CocoImages(tmp_path)
     assert pictures.find(9).samefile(file)
     assert 9 in pictures
     assert 8 not in pictures

@@ -34,7 +34,7 @@ def _written(folder: Path, *rows) -> Path:
 )
 def test_every_genuine_statement_is_read(kind, split, count, true, relations):
     dataset = VSR(str(GENUINE), kind, split)
-    answers = [dataset[i].exchanges[0].answer for i in range(len(dataset))]
+    answers = [dataset[i].question_answers[0].answer for i in range(len(dataset))]
     assert len(answers) == count and answers.count("true") == true and answers.count("false") == count - true
     assert len({record[4] for record in dataset.records}) == relations
     assert not dataset.problems and dataset.excluded == []

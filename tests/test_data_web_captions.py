@@ -33,7 +33,7 @@ def _shard(folder: Path, *samples: dict[str, bytes | str]) -> str:
 
 
 def _captions(dataset) -> list[str]:
-    return [dataset[i].exchanges[0].answer for i in range(len(dataset))]
+    return [dataset[i].question_answers[0].answer for i in range(len(dataset))]
 
 
 @pytest.mark.parametrize("name", ["laion", "cc3m", "sbu"])

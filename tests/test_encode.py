@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minigptv2.conversation import WRAPPERS
+from minigptv2.conversation import PROMPT_TEMPLATES
 from minigptv2.encode import (
-    IGNORED,
-    IMAGE_ID,
-    SHARED,
+    IGNORE_INDEX,
+    IMAGE_TOKEN_ID,
+    SHARED_BLOCK,
     Batch,
-    Encoded,
-    Encoder,
+    EncodedRow,
+    PromptEncoder,
     Tokenizer,
     attention_mask,
     collate,
@@ -19,7 +19,7 @@ from minigptv2.encode import (
 )
 from minigptv2.errors import UserError
 from minigptv2.model.grounding_vlm import attention_bias
-from minigptv2.sample import Exchange, Picture, Sample, Turn
+from minigptv2.sample import ImagePiece, QuestionAnswer, Sample, Turn
 from minigptv2.tasks import render
 
 PLACES = 4  # visual tokens a picture
@@ -35,9 +35,9 @@ HOSTILE = (
     "<0x02>",
 )
 TALK = (
-    Exchange("vqa", question="what color is the ball?", answer="red"),
-    Exchange("caption", answer="a red ball and two cats."),
-    Exchange("chat", question="hello", answer="Hello! Ask me about the picture."),
+    QuestionAnswer("vqa", question="what color is the ball?", answer="red"),
+    QuestionAnswer("caption", answer="a red ball and two cats."),
+    QuestionAnswer("chat", question="hello", answer="Hello! Ask me about the picture."),
 )
 
 
@@ -46,49 +46,49 @@ def _turns(exchanges=TALK, image="x.png") -> list[Turn]:
 
 
 @pytest.fixture
-def encoder(tiny_model) -> Encoder:
-    return Encoder(tiny_model.tokenizer, "llama2", PLACES, 512)
+def encoder(tiny_model) -> PromptEncoder:
+    return PromptEncoder(tiny_model.tokenizer, "llama2", PLACES, 512)
 
 
-def _supervised(row: Encoded) -> list[list[int]]:
+def _supervised(row: EncodedRow) -> list[list[int]]:
     """The runs of supervised ids."""
     runs: list[list[int]] = [[]]
     for label in row.labels:
-        if label != IGNORED:
+        if label != IGNORE_INDEX:
             runs[-1].append(label)
         elif runs[-1]:
             runs.append([])
     return [r for r in runs if r]
 
 
-@pytest.mark.parametrize("way", ["encode", "encode_side_by_side"])
+@pytest.mark.parametrize("way", ["encode", "encode_independent_answers"])
 def test_supervised_are_the_answers_and_their_ends(encoder, way):
     row, tokenizer = getattr(encoder, way)(_turns()), encoder.tokenizer
     runs = _supervised(row)
     assert [tokenizer.decode(r) for r in runs] == [e.answer for e in TALK]
     assert all(r[-1] == tokenizer.eos and r.count(tokenizer.eos) == 1 for r in runs)
-    assert all(label in (IGNORED, i) for label, i in zip(row.labels, row.ids))
-    assert row.ids.count(IMAGE_ID) == PLACES and row.images == ["x.png"]
+    assert all(label in (IGNORE_INDEX, i) for label, i in zip(row.labels, row.ids))
+    assert row.ids.count(IMAGE_TOKEN_ID) == PLACES and row.images == ["x.png"]
     assert len(row.ids) == len(row.labels) == len(row.positions) == len(row.blocks)
 
 
 def test_a_conversation_is_an_ordinary_causal_row(encoder):
     row = encoder.encode(_turns())
-    assert row.positions == list(range(len(row))) and set(row.blocks) == {SHARED}
+    assert row.positions == list(range(len(row))) and set(row.blocks) == {SHARED_BLOCK}
     assert row.ids.count(encoder.tokenizer.bos) == len(TALK)
     assert row.ids[0] == encoder.tokenizer.bos
 
 
 def test_who_sees_whom_side_by_side():
-    row = Encoded()
-    row.add([1, 7, IMAGE_ID])
+    row = EncodedRow()
+    row.add([1, 7, IMAGE_TOKEN_ID])
     row.add([10, 11], block=1)
     row.add([12], supervised=True, block=1)
     row.add([20], block=2)
     row.add([21, 22], supervised=True, block=2)
     assert row.positions == [0, 1, 2, 3, 4, 5, 3, 4, 5]
-    assert row.labels == [IGNORED] * 5 + [12, IGNORED, 21, 22]
-    short = Encoded([1, 2], [IGNORED] * 2, [0, 1], [SHARED] * 2)
+    assert row.labels == [IGNORE_INDEX] * 5 + [12, IGNORE_INDEX, 21, 22]
+    short = EncodedRow([1, 2], [IGNORE_INDEX] * 2, [0, 1], [SHARED_BLOCK] * 2)
     mask = attention_mask(collate([row, short]).blocks)
     assert mask.shape == (2, 1, 9, 9)
     expected = """
@@ -121,10 +121,10 @@ def test_side_by_side_is_as_each_alone(tiny_model, encoder, image):
     torch.manual_seed(0)
     features = torch.randn(1, PLACES * model.config.merge, model.vision.width) if image else None
     visual = model.encode_images(None, features) if image else None
-    together = encoder.encode_side_by_side(_turns(image=image))
+    together = encoder.encode_independent_answers(_turns(image=image))
     both = collate([together])
     logits = _logits(model, both, visual)[0]
-    shared = together.blocks.count(SHARED)
+    shared = together.blocks.count(SHARED_BLOCK)
     total = count = 0
     for number, exchange in enumerate(TALK, 1):
         row = encoder.encode(_turns((exchange,), image))
@@ -135,19 +135,19 @@ def test_side_by_side_is_as_each_alone(tiny_model, encoder, image):
         torch.testing.assert_close(logits[inside], alone[shared:], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(logits[:shared], alone[:shared], atol=1e-5, rtol=1e-5)
         labels = torch.tensor(row.labels)[1:]
-        total += F.cross_entropy(alone[:-1], labels, ignore_index=IGNORED, reduction="sum").item()
-        count += int((labels != IGNORED).sum())
+        total += F.cross_entropy(alone[:-1], labels, ignore_index=IGNORE_INDEX, reduction="sum").item()
+        count += int((labels != IGNORE_INDEX).sum())
     both.features = features
     assert model(both).answer.item() == pytest.approx(total / count, rel=1e-5)
 
 
 def test_a_packed_row_has_the_loss_and_gradients_of_the_rows_in_it(tiny_model, encoder):
     model, merge = tiny_model.network, tiny_model.network.config.merge
-    long = Exchange("chat", question="what do you see? " * 9, answer="a red ball and two cats, " * 9)
+    long = QuestionAnswer("chat", question="what do you see? " * 9, answer="a red ball and two cats, " * 9)
     rows = [
-        encoder.encode_side_by_side(_turns((*TALK, long))),
+        encoder.encode_independent_answers(_turns((*TALK, long))),
         encoder.encode(_turns()),
-        encoder.encode_side_by_side(_turns(image=None)),  # a shorter shared part than those with a picture
+        encoder.encode_independent_answers(_turns(image=None)),  # a shorter shared part than those with a picture
         encoder.encode(_turns(TALK[:1], image=None)),
     ]
     torch.manual_seed(0)
@@ -166,12 +166,12 @@ def test_a_packed_row_has_the_loss_and_gradients_of_the_rows_in_it(tiny_model, e
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("prompt", WRAPPERS)
+@pytest.mark.parametrize("prompt", PROMPT_TEMPLATES)
 def test_rows_with_any_number_of_pictures_anywhere_are_packed_alike(tiny_model, prompt):
     """Two pictures in a row, a picture after an answer, text alone, one exchange, several, questions side by side."""
     model, merge = tiny_model.network, tiny_model.network.config.merge
-    encoder = Encoder(tiny_model.tokenizer, prompt, PLACES, 512)
-    first, second, third = (Picture(name) for name in "abc")
+    encoder = PromptEncoder(tiny_model.tokenizer, prompt, PLACES, 512)
+    first, second, third = (ImagePiece(name) for name in "abc")
     rows = [
         encoder.encode([Turn("user", (first, " and ", second, "what is new?")), Turn("assistant", ("a cat.",))]),
         encoder.encode(
@@ -186,7 +186,7 @@ def test_rows_with_any_number_of_pictures_anywhere_are_packed_alike(tiny_model, 
         ),
         encoder.encode(_turns(TALK * 3, image=None)),
         encoder.encode(_turns(TALK[:1])),
-        encoder.encode_side_by_side(_turns()),
+        encoder.encode_independent_answers(_turns()),
     ]
     assert [len(row.images) for row in rows] == [2, 3, 0, 1, 1]
     torch.manual_seed(0)
@@ -208,12 +208,12 @@ def test_a_batch_of_text_alone_is_packed_alike(tiny_model, encoder):
     torch.testing.assert_close(packed, padded, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("prompt", WRAPPERS)
+@pytest.mark.parametrize("prompt", PROMPT_TEMPLATES)
 @pytest.mark.parametrize("image", ["x.png", None])
 def test_ids_side_by_side_are_those_of_each_alone(tiny_model, prompt, image):
-    encoder = Encoder(tiny_model.tokenizer, prompt, PLACES, 512)
-    together = encoder.encode_side_by_side(_turns(image=image))
-    shared = together.blocks.count(SHARED)
+    encoder = PromptEncoder(tiny_model.tokenizer, prompt, PLACES, 512)
+    together = encoder.encode_independent_answers(_turns(image=image))
+    shared = together.blocks.count(SHARED_BLOCK)
     for number, exchange in enumerate(TALK, 1):
         inside = [i for i, block in enumerate(together.blocks) if block == number]
         row = encoder.encode(_turns((exchange,), image))
@@ -221,11 +221,11 @@ def test_ids_side_by_side_are_those_of_each_alone(tiny_model, prompt, image):
         assert row.labels == together.labels[:shared] + [together.labels[i] for i in inside]
 
 
-@pytest.mark.parametrize("prompt", WRAPPERS)
+@pytest.mark.parametrize("prompt", PROMPT_TEMPLATES)
 def test_what_is_left_of_a_long_conversation_begins_as_a_whole_one(tiny_model, prompt):
-    question = Exchange("vqa", question="and what is this?")
-    alone = Encoder(tiny_model.tokenizer, prompt, PLACES, 512).encode(_turns((question,)))
-    short = Encoder(tiny_model.tokenizer, prompt, PLACES, len(alone))
+    question = QuestionAnswer("vqa", question="and what is this?")
+    alone = PromptEncoder(tiny_model.tokenizer, prompt, PLACES, 512).encode(_turns((question,)))
+    short = PromptEncoder(tiny_model.tokenizer, prompt, PLACES, len(alone))
     assert short.encode(_turns((*TALK, question))).ids == alone.ids
 
 
@@ -234,30 +234,30 @@ def test_what_is_left_of_a_long_conversation_begins_as_a_whole_one(tiny_model, p
     [
         [],
         [Turn("assistant", ("a",))],
-        [Turn("user", ("before", Picture("x"), "after"))],
-        [Turn("user", (Picture("x"), "a")), Turn("user", (Picture("y"), "b"))],
+        [Turn("user", ("before", ImagePiece("x"), "after"))],
+        [Turn("user", (ImagePiece("x"), "a")), Turn("user", (ImagePiece("y"), "b"))],
     ],
 )
 def test_side_by_side_refuses_what_it_would_lose(encoder, turns):
     with pytest.raises(ValueError):
-        encoder.encode_side_by_side(turns)
+        encoder.encode_independent_answers(turns)
 
 
 def test_pictures_may_stand_anywhere_in_a_conversation(encoder):
     turns = [
-        Turn("user", ("compare", Picture("a"), "with", Picture("b"))),
+        Turn("user", ("compare", ImagePiece("a"), "with", ImagePiece("b"))),
         Turn("assistant", ("done",)),
-        Turn("user", (Picture("c"), "?")),
+        Turn("user", (ImagePiece("c"), "?")),
     ]
     row = encoder.encode(turns)
-    assert row.images == ["a", "b", "c"] and row.ids.count(IMAGE_ID) == 3 * PLACES
-    both = [Turn("user", (Picture("a"), Picture("b"), "?"))]
-    front = encoder.encode_side_by_side(both)
+    assert row.images == ["a", "b", "c"] and row.ids.count(IMAGE_TOKEN_ID) == 3 * PLACES
+    both = [Turn("user", (ImagePiece("a"), ImagePiece("b"), "?"))]
+    front = encoder.encode_independent_answers(both)
     assert front.images == ["a", "b"] and front.ids == encoder.encode(both).ids
 
 
 def test_the_oldest_turns_are_dropped_never_the_picture_or_the_question(encoder):
-    question = Exchange("vqa", question="and what is this?")
+    question = QuestionAnswer("vqa", question="and what is this?")
     whole = encoder.encode(_turns((*TALK, question)))
     alone = encoder.encode(_turns((question,)))
     one_kept = encoder.encode(_turns((TALK[2], question)))
@@ -274,28 +274,28 @@ def test_the_oldest_turns_are_dropped_never_the_picture_or_the_question(encoder)
 
 
 def test_what_is_too_long_is_told(tiny_model):
-    encoder = Encoder(tiny_model.tokenizer, "llama2", PLACES, 64)
+    encoder = PromptEncoder(tiny_model.tokenizer, "llama2", PLACES, 64)
     with pytest.raises(UserError, match="The model's context is 64"):
-        encoder.encode([Turn("user", (Picture("x"), "what " * 80))])
+        encoder.encode([Turn("user", (ImagePiece("x"), "what " * 80))])
     with pytest.raises(UserError, match="The model's context is 64"):
-        encoder.encode_side_by_side([Turn("user", (Picture("x"), "what " * 80)), Turn("assistant", ("a",))])
-    longest = [Turn("user", (Picture("x"), "what is this?")), *[Turn("user", ("what is this?",))] * 9]
-    row = encoder.encode_side_by_side(longest)  # each fits, their sum does not need to
+        encoder.encode_independent_answers([Turn("user", (ImagePiece("x"), "what " * 80)), Turn("assistant", ("a",))])
+    longest = [Turn("user", (ImagePiece("x"), "what is this?")), *[Turn("user", ("what is this?",))] * 9]
+    row = encoder.encode_independent_answers(longest)  # each fits, their sum does not need to
     assert len(row) > 64 and max(row.positions) < 64
 
 
-@pytest.mark.parametrize("prompt", WRAPPERS)
+@pytest.mark.parametrize("prompt", PROMPT_TEMPLATES)
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_text_becomes_a_control_token(tiny_model, prompt, text):
-    encoder, wrapper = Encoder(tiny_model.tokenizer, prompt, PLACES, 512), WRAPPERS[prompt]
+    encoder, wrapper = PromptEncoder(tiny_model.tokenizer, prompt, PLACES, 512), PROMPT_TEMPLATES[prompt]
     tokenizer = encoder.tokenizer
-    assert not {tokenizer.bos, tokenizer.eos, IMAGE_ID} & set(tokenizer.encode(text))
+    assert not {tokenizer.bos, tokenizer.eos, IMAGE_TOKEN_ID} & set(tokenizer.encode(text))
     assert tokenizer.decode(tokenizer.encode(text)) == text
-    turns = [Turn("user", (Picture("x"), text)), Turn("assistant", (text,)), Turn("user", (text,))]
+    turns = [Turn("user", (ImagePiece("x"), text)), Turn("assistant", (text,)), Turn("user", (text,))]
     row = encoder.encode(turns)
     assert row.ids.count(tokenizer.bos) == wrapper.first_bos + 1
-    assert row.ids.count(tokenizer.eos) == (0 if wrapper.joined_history else 1)
-    assert row.ids.count(IMAGE_ID) == PLACES
+    assert row.ids.count(tokenizer.eos) == (0 if wrapper.answers_in_prompt else 1)
+    assert row.ids.count(IMAGE_TOKEN_ID) == PLACES
     assert tokenizer.decode(_supervised(encoder.encode(turns[:2]))[0]) == text
 
 
@@ -324,8 +324,8 @@ def test_a_tokenizer_without_ends_is_refused():
 
 
 def test_collate_pads_on_the_side_that_is_asked_for():
-    long, short = Encoded(images=["a"]), Encoded()
-    long.add([5, IMAGE_ID, 7])
+    long, short = EncodedRow(images=["a"]), EncodedRow()
+    long.add([5, IMAGE_TOKEN_ID, 7])
     long.add([8], supervised=True)
     short.add([9])
     loaded = []
@@ -333,7 +333,7 @@ def test_collate_pads_on_the_side_that_is_asked_for():
     left = collate([long, short], left=True)
     assert loaded == [["a"]] and right.pixels.shape == (1, 3, 2, 2) and left.pixels is None
     assert right.ids.tolist() == [[5, -1, 7, 8], [9, 0, 0, 0]] and left.ids.tolist() == [[5, -1, 7, 8], [0, 0, 0, 9]]
-    assert right.labels.tolist()[1] == left.labels.tolist()[1] == [IGNORED] * 4
-    assert right.labels.tolist()[0] == [IGNORED] * 3 + [8]
+    assert right.labels.tolist()[1] == left.labels.tolist()[1] == [IGNORE_INDEX] * 4
+    assert right.labels.tolist()[0] == [IGNORE_INDEX] * 3 + [8]
     assert right.positions.tolist() == [[0, 1, 2, 3], [0] * 4] and left.positions.tolist() == [[0, 1, 2, 3], [0] * 4]
     assert right.blocks.tolist()[1] == [0, -1, -1, -1] and left.blocks.tolist()[1] == [-1, -1, -1, 0]

@@ -14,7 +14,7 @@ from PIL import Image
 from minigptv2 import cli
 from minigptv2.boxes import Box, format_box, format_phrase
 from minigptv2.eval import runner
-from minigptv2.eval.benchmark import BENCHMARKS, Rules, open_benchmark, options_of
+from minigptv2.eval.benchmark import BENCHMARKS, ScoringRules, open_benchmark, options_of
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "eval_configs"
@@ -66,7 +66,7 @@ def test_the_two_scorings_differ_at_the_threshold_and_by_a_pixel(tmp_path, flat)
     assert (strict["acc@0.5"], strict["acc@0.75"], strict["mean IoU"]) == (1, 0, pytest.approx(0.5))
     compat = score(tmp_path, "refcoco", [HALF] * 5, f"root={flat}", "scoring=compat")
     assert (compat["acc@0.5"], compat["mean IoU"]) == (1, pytest.approx(101 / 201))
-    assert strict["rules"] == Rules("strict", "floor") and compat["rules"] == Rules("compat", "floor")
+    assert strict["rules"] == ScoringRules("strict", "floor") and compat["rules"] == ScoringRules("compat", "floor")
 
 
 def test_the_threshold_itself_is_a_hit_in_strict_alone(tmp_path, flat):
@@ -100,7 +100,7 @@ def test_malformed_and_missing_answers_are_wrong_and_counted(tmp_path, flat):
 def test_answers_belong_to_rows_not_to_pictures(tmp_path, flat):
     found = score(tmp_path, "refcoco", [EXACT, "{<90><90><99><99>}", EXACT, "{<90><90><99><99>}", "no"], f"root={flat}")
     right = found["report"].cases
-    assert [c.right for c in right] == [1, 0, 1, 0, 0] and [c.index for c in right] == [0, 1, 2, 3, 4]
+    assert [c.score for c in right] == [1, 0, 1, 0, 0] and [c.index for c in right] == [0, 1, 2, 3, 4]
     assert "By box position" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -398,7 +398,9 @@ def test_a_killed_run_goes_on_and_a_finished_one_asks_nothing(drawn, tiny_folder
     assert {i: r["text"] for i, r in there.items()} == {i: r["text"] for i, r in rows.items()}
     assert (tmp_path / "answers.jsonl").read_bytes().startswith(whole)
     assert figures(resumed) == figures(report)
-    monkeypatch.setattr(runner, "ask", lambda model, items, *rest: pytest.fail("asked again") if items else {})
+    monkeypatch.setattr(
+        runner, "run_inference", lambda model, items, *rest: pytest.fail("asked again") if items else {}
+    )
     assert figures(asked(drawn, tiny_folder, tmp_path)[0]) == figures(report)
 
 

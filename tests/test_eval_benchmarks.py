@@ -8,15 +8,15 @@ import pytest
 
 from minigptv2.boxes import Box, format_box
 from minigptv2.eval.answers import fingerprint
-from minigptv2.eval.benchmark import Figure, Prediction, Report, Rules, open_benchmark
+from minigptv2.eval.benchmark import BenchmarkReport, Figure, Prediction, ScoringRules, open_benchmark
 from minigptv2.eval.intervals import bootstrap
 from minigptv2.eval.report import page
 
 DATA = Path(__file__).parent / "data"
-STRICT, COMPAT = Rules(), Rules("compat")
+STRICT, COMPAT = ScoringRules(), ScoringRules("compat")
 
 
-def scored(name: str, options: dict, texts: list, rules: Rules = STRICT, **more):
+def scored(name: str, options: dict, texts: list, rules: ScoringRules = STRICT, **more):
     """Figures, and what was scored. texts: by item, None where there is no answer; more: of every Prediction."""
     benchmark = open_benchmark(name, {k: str(v) if isinstance(v, Path) else v for k, v in options.items()})
     items = benchmark.items()
@@ -29,11 +29,20 @@ def scored(name: str, options: dict, texts: list, rules: Rules = STRICT, **more)
     assert found.total == len(items) == len(found.cases)
     assert len(fingerprint(benchmark.files)) == 16
     figures = found.figures([i.index for i in items])
-    assert all(case.right is None or 0 <= case.right <= 1 for case in found.cases)
+    assert all(case.score is None or 0 <= case.score <= 1 for case in found.cases)
     assert all(low <= high for low, high in bootstrap(found, items, 9, corpus_resamples=3).values())
     told = {n: Figure(v) for n, v in figures.items()}
-    report = Report(
-        name, name, {}, "a model", rules, told, found.total, len(found.invalid), judged=found.judged, cases=found.cases
+    report = BenchmarkReport(
+        name,
+        name,
+        {},
+        "a model",
+        rules,
+        told,
+        found.total,
+        len(found.invalid),
+        score_description=found.score_description,
+        cases=found.cases,
     )
     assert page([report]).endswith("</html>\n")
     return figures, found
@@ -136,7 +145,7 @@ def test_hateful_memes_gives_accuracy_and_area(tmp_path):
     assert items[0].candidates == ("no", "yes") and not items[0].instruction.startswith("[")
     chances = [(-1, -2), (-2, -1), (-2, -1.5), (-3, -1)]  # log-probabilities of no and yes
     given = {i: Prediction(i, ("no", "yes")[y > n], logprobs=(n, y)) for i, (n, y) in enumerate(chances)}
-    figures = benchmark.score(items, given, Rules()).figures(range(4))
+    figures = benchmark.score(items, given, ScoringRules()).figures(range(4))
     assert figures == {"accuracy": 0.75, "AUC": 0.75}  # of 4 pairs one, (1, 2), is the wrong way round
     figures, found = scored("hateful_memes", {"root": tmp_path}, ["No.", "it is not", "yes", None])
     assert figures["accuracy"] == 0.5 and found.invalid == {1}
@@ -192,7 +201,7 @@ def test_detection_is_average_precision_with_the_scores_of_the_boxes(instances):
     items = benchmark.items()
     for scores, wanted in (((0.9, 0.1), 51 / 101), ((0.1, 0.9), 0.5 * 51 / 101)):
         given = {0: Prediction(0, CAT), 1: Prediction(1, one_of_two, scores=scores)}
-        figures = benchmark.score(items, given, Rules()).figures([0, 1])
+        figures = benchmark.score(items, given, ScoringRules()).figures([0, 1])
         assert figures["AP50"] == pytest.approx((1 + wanted) / 2)  # recall 0 to .5 is 51 of 101 points
     _, found = scored("coco_detection", instances, [CAT + " {<9", "<p>unicorn</p> {<1><2><3><4>}"])
     assert found.invalid == {0} and found.counts == {"boxes of no known kind": 1}
@@ -200,13 +209,13 @@ def test_detection_is_average_precision_with_the_scores_of_the_boxes(instances):
 
 def test_a_picture_of_detection_is_judged_by_f1_and_each_box_by_itself(instances):
     _, found = scored("coco_detection", instances, [None, "<p>dog</p> {<0><0><50><50>}<delim>{<0><60><20><90>}"])
-    assert [(c.right, c.met) for c in found.cases] == [(0, (False,)), (0.5, (True, False))]
+    assert [(c.score, c.box_found) for c in found.cases] == [(0, (False,)), (0.5, (True, False))]
     file = instances["root"] / "instances.json"
     content = json.loads(file.read_text())
     content["annotations"][2]["iscrowd"] = 1
     write(file, content)
     _, found = scored("coco_detection", instances, [CAT, DOGS])
-    assert found.cases[1].met == (True, None)  # a crowd is neither found nor missed
+    assert found.cases[1].box_found == (True, None)  # a crowd is neither found nor missed
 
 
 def test_detection_asks_for_what_is_there_or_for_all_and_counts_what_is_wrong(instances):
@@ -294,7 +303,7 @@ def test_scenes_are_the_questions_they_always_were():
     items = open_benchmark("scenes", {"count": 60, "size": 112}).items()
     text = json.dumps([i.instruction for i in items])
     assert (len(items), hashlib.sha256(text.encode()).hexdigest()[:16]) == (397, "e31071a2962be972")
-    assert {i.picture for i in items} == {f"scene {n}" for n in range(60)} and items[0].image().size == (112, 112)
+    assert {i.image_key for i in items} == {f"scene {n}" for n in range(60)} and items[0].image().size == (112, 112)
 
 
 def test_right_answers_about_scenes_are_right():
@@ -303,10 +312,10 @@ def test_right_answers_about_scenes_are_right():
     benchmark = open_benchmark("scenes", {"count": 3, "size": 224})
     items = benchmark.items()
     right = {i.index: Prediction(i.index, answer_text(i.truth[1], i.size, "round")) for i in items}
-    figures = benchmark.score(items, right, Rules()).figures([i.index for i in items])
+    figures = benchmark.score(items, right, ScoringRules()).figures([i.index for i in items])
     assert {name for name, value in figures.items() if value != 1} == {"malformed answers"}
     wrong = {i.index: Prediction(i.index, "{<1><2>", "length") for i in items}
-    found = benchmark.score(items, wrong, Rules())
+    found = benchmark.score(items, wrong, ScoringRules())
     figures = found.figures([i.index for i in items])
     assert figures["malformed answers"] == 1 and len(found.invalid) == len(items)
     assert all(value == 0 for name, value in figures.items() if name != "malformed answers")

@@ -14,20 +14,20 @@ from PIL import Image
 
 from minigptv2 import files as files_module
 from minigptv2.config import VisionConfig
-from minigptv2.data.dataset import Problems
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.mixture import DataConfig, Mixture, SourceConfig
 from minigptv2.data.scene_source import Scenes
-from minigptv2.encode import Encoder
+from minigptv2.encode import PromptEncoder
 from minigptv2.errors import UserError
-from minigptv2.images import squashed, to_pixels
+from minigptv2.images import load_square, normalize
 from minigptv2.model.vision import VisionTower
-from minigptv2.sample import Exchange, Sample
+from minigptv2.sample import QuestionAnswer, Sample
 from minigptv2.train import feature_cache
-from minigptv2.train.feature_cache import CacheConfig, FeatureCache, build_cache, picture_key
-from minigptv2.train.precision import best_dtype, call_in
-from minigptv2.train.stream import open_stream
+from minigptv2.train.feature_cache import CacheConfig, FeatureCache, build_cache, image_key
+from minigptv2.train.precision import best_dtype, call_in_dtype
+from minigptv2.train.stream import open_dataloader
 
-TALK = (Exchange("vqa", question="what is this?", answer="a picture"),)
+TALK = (QuestionAnswer("vqa", question="what is this?", answer="a picture"),)
 ROW = 16 * 32 * 2  # bytes of one picture's features: 16 patches, 32 channels
 
 
@@ -35,7 +35,7 @@ class Files:
     """A picture a record; numbers that no picture was written for have none that can be read."""
 
     def __init__(self, folder, count: int):
-        self.folder, self.count, self.problems = folder, count, Problems()
+        self.folder, self.count, self.problems = folder, count, ProblemCounter()
 
     def __len__(self) -> int:
         return self.count
@@ -91,9 +91,9 @@ def config(tmp_path, **more) -> CacheConfig:
 
 
 def computed(tower: VisionTower, source) -> torch.Tensor:
-    pixels = to_pixels(torch.from_numpy(squashed(source, tower.config.image_size))[None])
+    pixels = normalize(torch.from_numpy(load_square(source, tower.config.image_size))[None])
     with torch.no_grad():
-        return call_in(tower, best_dtype(torch.device("cpu")), pixels)[0].half()
+        return call_in_dtype(tower, best_dtype(torch.device("cpu")), pixels)[0].half()
 
 
 # ---- what is read is what would be computed ----
@@ -119,11 +119,11 @@ def test_every_picture_of_every_source_is_kept_and_equals_the_computed_one(tower
 def test_the_loss_is_the_same_with_and_without_a_cache(tiny_model, files, tmp_path, dtype):
     network, datasets = tiny_model.network, [files, Text(None, 3), Scenes(3, exchanges=3, tasks={"refer": 1})]
     cache = build_cache(config(tmp_path), network.vision, datasets, batch=4, dtype=dtype)
-    encoder = Encoder(tiny_model.tokenizer, "llama2", network.image_tokens, 512)
+    encoder = PromptEncoder(tiny_model.tokenizer, "llama2", network.image_tokens, 512)
     data = DataConfig([SourceConfig(f"source{i}") for i in range(3)])
     losses, failures = [], []
     for given in (None, cache):
-        micros = open_stream(
+        micros = open_dataloader(
             data,
             encoder,
             "round",
@@ -137,7 +137,7 @@ def test_the_loss_is_the_same_with_and_without_a_cache(tiny_model, files, tmp_pa
         found = [next(micros) for _ in range(3)]
         assert all((m.batch.pixels is None) == (given is not None) for m in found if m.batch.ids.min() < 0)
         with torch.no_grad():
-            losses.append([call_in(network, dtype, m.on("cpu")).answer.item() for m in found])
+            losses.append([call_in_dtype(network, dtype, m.on("cpu")).answer.item() for m in found])
         failures.append([f.split(":")[0] for m in found for f in m.failures])
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
     assert failures[0] == failures[1] != []
@@ -249,7 +249,7 @@ def test_new_and_replaced_pictures_are_added(tower, files, tmp_path, few_rows):
     Image.new("RGB", (33, 20), "red").save(files.folder / "3.png")
     Image.new("RGB", (20, 33), "blue").save(files.folder / "12.png")
     cache = build_cache(config(tmp_path), tower, [files])
-    assert sorted(few_rows) == sorted(picture_key(files[n].image) for n in (3, 12, 13))
+    assert sorted(few_rows) == sorted(image_key(files[n].image) for n in (3, 12, 13))
     assert not torch.equal(cache[files[3].image], old)
     torch.testing.assert_close(cache[files[3].image], computed(tower, files[3].image), atol=2e-2, rtol=0)
 
@@ -290,8 +290,8 @@ def test_a_second_run_waits_for_the_one_that_builds_and_computes_nothing_anew(
     """The other run is a process that holds the folder; while this one waits for it, the features come."""
     other, folder = tmp_path / "other", tmp_path / "cache"
     build_cache(CacheConfig(str(other)), tower, [files])
-    script = "import sys, pathlib; from minigptv2.files import locked\n" + (
-        "with locked(pathlib.Path(sys.argv[1]), 'build'): print('held', flush=True); sys.stdin.read()"
+    script = "import sys, pathlib; from minigptv2.files import file_lock\n" + (
+        "with file_lock(pathlib.Path(sys.argv[1]), 'build'): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", script, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -18,7 +18,7 @@ from PIL import Image
 
 from minigptv2 import images
 from minigptv2.errors import UserError
-from minigptv2.images import SUFFIXES, find_pictures, open_image, squash, to_pixels
+from minigptv2.images import SUFFIXES, find_images, normalize, open_image, resize_square
 
 ODD = Path(__file__).parent / "data" / "odd_images"
 
@@ -47,7 +47,7 @@ def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
 
 
 def distance(a: Image.Image, b: Image.Image) -> float:
-    a, b = (np.asarray(squash(i, 64), dtype=float) for i in (a, b))
+    a, b = (np.asarray(resize_square(i, 64), dtype=float) for i in (a, b))
     return float(np.abs(a - b).mean())
 
 
@@ -462,7 +462,7 @@ def test_a_picture_cut_anywhere_raises_nothing_else(data):
 
 
 def test_squash_shows_the_whole_picture():
-    small = squash(gradient(300, 100), 32)
+    small = resize_square(gradient(300, 100), 32)
     assert (small.mode, small.size) == ("RGB", (32, 32))
     corners = [small.getpixel(xy)[:2] for xy in ((0, 0), (31, 0), (0, 31), (31, 31))]
     assert np.abs(np.subtract(corners, [(0, 0), (255, 0), (0, 255), (255, 255)])).max() < 8
@@ -473,7 +473,7 @@ def test_to_pixels():
     import torch
 
     batch = torch.arange(2 * 4 * 5 * 3, dtype=torch.uint8).view(2, 4, 5, 3)
-    pixels = to_pixels(batch)  # [2, 3, 4, 5]
+    pixels = normalize(batch)  # [2, 3, 4, 5]
     assert pixels.shape == (2, 3, 4, 5) and pixels.dtype == torch.float32
     assert pixels.is_contiguous(memory_format=torch.channels_last)
     for channel in range(3):
@@ -491,18 +491,18 @@ def test_find_pictures(tmp_path):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "folder.png" / "below.png").write_bytes(b"")
-    assert [p.name for p in find_pictures(tmp_path)] == ["a.png", "b.JPG", "c.Tiff"]
-    assert find_pictures(str(tmp_path)) == find_pictures(tmp_path)
+    assert [p.name for p in find_images(tmp_path)] == ["a.png", "b.JPG", "c.Tiff"]
+    assert find_images(str(tmp_path)) == find_images(tmp_path)
 
 
 def test_a_folder_without_pictures_names_the_suffixes(tmp_path):
     (tmp_path / "note.txt").write_text("no picture")
     with pytest.raises(UserError, match="holds no pictures") as caught:
-        find_pictures(tmp_path)
+        find_images(tmp_path)
     assert all(suffix in caught.value.allowed for suffix in SUFFIXES)
     for wrong in (tmp_path / "absent", tmp_path / "note.txt", "a\0b"):
         with pytest.raises(UserError, match="cannot be listed"):
-            find_pictures(wrong)
+            find_images(wrong)
 
 
 def test_every_suffix_of_a_format_that_is_read_is_looked_for():
@@ -520,7 +520,7 @@ def test_what_is_passed_over_is_counted(tmp_path):
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "folder.png").mkdir()
     others = Counter()
-    assert [p.name for p in find_pictures(tmp_path, others)] == ["a.jfif", "gone.png"]
+    assert [p.name for p in find_images(tmp_path, others)] == ["a.jfif", "gone.png"]
     assert others == {".heic": 2, ".txt": 1, "hidden": 1, "without a suffix": 1, "a folder": 1}
 
 

@@ -6,14 +6,14 @@ import torch
 from minigptv2 import UserError, cli
 from minigptv2.api import BUNDLED
 from minigptv2.config import LanguageConfig
-from minigptv2.info import Counts, activations, count, info, memory_to_answer, memory_to_train
-from minigptv2.model.checkpoint import load_folder, open_empty
+from minigptv2.info import ParameterCounts, activations, count, info, memory_to_answer, memory_to_train
+from minigptv2.model.checkpoint import build_on_meta, load_folder
 
 
 def test_parameters_are_those_of_the_opened_model(tiny_folder):
     model = load_folder(tiny_folder)[0]
     counts = count(model)
-    assert counts == count(open_empty(tiny_folder))
+    assert counts == count(build_on_meta(tiny_folder))
     assert counts.total == sum(p.numel() for p in model.parameters())
     assert counts.adapter == 2 * 2 * 2 * 4 * 32  # layers, projections, A and B, r, width
     linear = [
@@ -28,7 +28,7 @@ def test_parameters_are_those_of_the_opened_model(tiny_folder):
 def test_memory_follows_its_formulas():
     language = LanguageConfig(100, 8, 16, 3, 4, 2, 50)
     config = type("Config", (), {"language": language})
-    counts = Counts(tower=1000, projector=200, language=5000, adapter=40, linear=4000, rows=64)
+    counts = ParameterCounts(tower=1000, projector=200, language=5000, adapter=40, linear=4000, rows=64)
     cache = 2 * 3 * 2 * 2 * 50  # both, layers, key heads, width of a head, context
     assert memory_to_answer(config, counts) == {
         "float32": 4 * 6240 + 4 * cache,
@@ -48,9 +48,9 @@ def test_an_adapter_that_is_not_there_is_counted_for_training(tiny_folder):
     """As large as peft makes one of r 64 on q_proj and v_proj."""
     from minigptv2.config import LoraConfig
 
-    model = open_empty(tiny_folder)
+    model = build_on_meta(tiny_folder)
     rank_4 = count(model)
-    merged = Counts(rank_4.tower, rank_4.projector, rank_4.language, 0, rank_4.linear, rank_4.rows)
+    merged = ParameterCounts(rank_4.tower, rank_4.projector, rank_4.language, 0, rank_4.linear, rank_4.rows)
     assert model.config.lora.targets == LoraConfig().targets
     more = memory_to_train(model.config, merged)["QLoRA and projector"]
     assert more - memory_to_train(model.config, rank_4)["QLoRA and projector"] == 16 * (16 - 1) * rank_4.adapter

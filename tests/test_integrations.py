@@ -8,7 +8,7 @@ import pytest
 from minigptv2.boxes import Box
 from minigptv2.errors import UserError
 from minigptv2.eval import exchange
-from minigptv2.eval.benchmark import Case, Item
+from minigptv2.eval.benchmark import Question, ScoredAnswer
 from minigptv2.integrations import lmms_eval as kit
 from minigptv2.integrations.lmms_eval import MiniGPTv2ForLmms
 from minigptv2.integrations.questions import Asker, cut, wording_of
@@ -123,7 +123,7 @@ def test_what_the_model_says_itself_is_greedy():
             return [[types.SimpleNamespace(logprob=-1.0)] * len(a) for _, _, a in asked]
 
         def chat_batch(self, asked, limit):
-            return [types.SimpleNamespace(text="two", ended="stop")] * len(asked)
+            return [types.SimpleNamespace(text="two", finish_reason="stop")] * len(asked)
 
     model = MiniGPTv2ForLmms(model=Says())
     requests = [Request(("how many?", " two")), Request(("how many?", "three"))]
@@ -233,11 +233,11 @@ PICTURE = "COCO_train2014_000000000309.jpg"
 
 
 def case(index, words, truth, boxes=(), answer="said"):
-    return Case(index, f"/data/{PICTURE}", words, answer, "", (Box(*truth),), boxes, 0.0, (640, 400))
+    return ScoredAnswer(index, f"/data/{PICTURE}", words, answer, "", (Box(*truth),), boxes, 0.0, (640, 400))
 
 
 def item(index, words, image=PICTURE):
-    return Item(index, f"/data/{image}", (640, 400), f"find {words}", "309", words=words)
+    return Question(index, f"/data/{image}", (640, 400), f"find {words}", "309", words=words)
 
 
 CASES = [

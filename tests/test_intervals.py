@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from minigptv2.errors import UserError
-from minigptv2.eval.benchmark import Item, Scored
+from minigptv2.eval.benchmark import Question, Scored
 from minigptv2.eval.intervals import bootstrap, corpus_interval, mean_interval
 
 
 def items_of(pictures):
-    return [Item(i, None, (0, 0), "", picture) for i, picture in enumerate(pictures)]
+    return [Question(i, None, (0, 0), "", picture) for i, picture in enumerate(pictures)]
 
 
 def test_one_question_a_picture_agrees_with_the_normal_approximation():

@@ -15,9 +15,9 @@ from PIL import Image
 
 from minigptv2.config import from_dict
 from minigptv2.data import mixture as module
-from minigptv2.data.dataset import Problems, open_dataset
+from minigptv2.data.dataset import ProblemCounter, open_dataset
 from minigptv2.data.mixture import BLOCK, DataConfig, Mixture, SourceConfig, open_mixture, shuffled
-from minigptv2.data.scene_source import KEPT, Scenes
+from minigptv2.data.scene_source import CACHE_SIZE, Scenes
 from minigptv2.data.scenes import draw_scene
 from minigptv2.errors import UserError
 from minigptv2.images import open_image
@@ -193,7 +193,11 @@ def test_scenes_are_a_function_of_the_number_and_the_questions_of_the_rng(tmp_pa
         drawn = draw_scene((7, 4 + index), 112, 4)
         sample, again = scenes[index], scenes.sample(index, random.Random(1))
         assert sample == scenes[index] and sample.image.key == again.image.key == scenes.picture(index).key
-        assert sample.exchanges != again.exchanges and sample.side_by_side and len(sample.exchanges) <= 5
+        assert (
+            sample.question_answers != again.question_answers
+            and sample.side_by_side
+            and len(sample.question_answers) <= 5
+        )
         assert sample.size == (112, 112)
         assert (
             open_image(sample.image).tobytes() == open_image(scenes.picture(index)).tobytes() == drawn.image.tobytes()
@@ -211,14 +215,14 @@ def test_scenes_with_repeats_are_other_scenes(tmp_path):
 def test_kept_things_ask_the_same_without_drawing(tmp_path, monkeypatch):
     options = {"count": 70, "seed": 7, "first": 60, "side": 112}
     kept, plain = Scenes(**options, things=str(tmp_path)), Scenes(**options)
-    expected = [plain.sample(i, random.Random(i)).exchanges for i in (0, 5, 69)]
+    expected = [plain.sample(i, random.Random(i)).question_answers for i in (0, 5, 69)]
     assert len(list(tmp_path.iterdir())) == 3  # scenes 60..129 lie in three files
     broken = sorted(tmp_path.iterdir())[1]
     broken.write_text(broken.read_text()[:-30])
     again = Scenes(**options, things=str(tmp_path))
     monkeypatch.setattr("minigptv2.data.scene_source.draw_scene", None)
     for scenes in (kept, again):
-        assert [scenes.sample(i, random.Random(i)).exchanges for i in (0, 5, 69)] == expected
+        assert [scenes.sample(i, random.Random(i)).question_answers for i in (0, 5, 69)] == expected
         assert all(scenes[i].image.drawn is None for i in range(70))
 
 
@@ -226,7 +230,7 @@ def test_kept_things_of_another_drawing_are_refused(tmp_path):
     Scenes(2, side=112, things=str(tmp_path))
     (file,) = tmp_path.iterdir()
     lines = file.read_text().splitlines(keepends=True)
-    assert len(lines) == KEPT
+    assert len(lines) == CACHE_SIZE
     file.write_text("".join([lines[1], lines[0], *lines[2:]]))
     with pytest.raises(UserError, match="drawn otherwise"):
         Scenes(2, side=112, things=str(tmp_path))
@@ -236,7 +240,7 @@ def test_dialogues_are_conversations():
     scenes = Scenes(12, dialogues=0.5, side=112)
     samples = [scenes[i] for i in range(12)]
     assert {s.side_by_side for s in samples} == {True, False}
-    assert all(s.exchanges for s in samples)
+    assert all(s.question_answers for s in samples)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +301,7 @@ def test_a_few_that_are_dropped_are_within_the_limit(tmp_path):
 
 
 def test_notes_are_told_and_not_judged():
-    problems = Problems()
+    problems = ProblemCounter()
     problems.add("a box over the edge", "row 1", dropped=False)
     assert list(problems.shares(3)) == [] and problems.counts == {"a box over the edge": 1}
     problems.add("no image", "row 2")

@@ -12,16 +12,16 @@ from torch.nn import functional as F
 
 from minigptv2.boxes import parse
 from minigptv2.config import LanguageConfig, LoraConfig, ModelConfig, VisionConfig
-from minigptv2.encode import IMAGE_ID, Batch, Encoder, Tokenizer, attention_mask, collate
+from minigptv2.encode import IMAGE_TOKEN_ID, Batch, PromptEncoder, Tokenizer, attention_mask, collate
 from minigptv2.model.checkpoint import load_folder, save_folder
-from minigptv2.model.generate import BoxGrammar, generate, steps
+from minigptv2.model.generate import BoxGrammar, generate, generate_stepwise
 from minigptv2.model.grounding_vlm import GroundingVLM, attention_bias
 from minigptv2.model.projector import Projector
 from minigptv2.model.vision import VisionTower
-from minigptv2.sample import Picture, Turn
+from minigptv2.sample import ImagePiece, Turn
 from minigptv2.train.muon import Muon
 from minigptv2.train.optim import build_optimizers, learning_rate, set_learning_rate
-from minigptv2.train.precision import call_in
+from minigptv2.train.precision import call_in_dtype
 
 PLACES = 4  # visual tokens a picture
 TIMM = {"depth": 1, "embed_dim": 32, "num_heads": 2}
@@ -36,7 +36,7 @@ def _small(**changes) -> ModelConfig:
 def _small_batch(seed: int = 0) -> Batch:
     made = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, 60, (2, 12), generator=made)
-    ids[:, 2 : 2 + PLACES] = IMAGE_ID
+    ids[:, 2 : 2 + PLACES] = IMAGE_TOKEN_ID
     labels = torch.where(torch.arange(12) > 7, ids, -100)
     pixels = torch.randn(2, 3, 64, 64, generator=made)
     return Batch(ids, labels, torch.arange(12).repeat(2, 1), torch.zeros(2, 12, dtype=torch.int64), pixels)
@@ -151,8 +151,12 @@ def test_resizing_to_the_same_size_changes_nothing():
 
 def _prompts(model) -> tuple[list, torch.Tensor]:
     """Three rows of different lengths, the first and last with a picture each."""
-    encoder = Encoder(model.tokenizer, "llama2", PLACES, 512)
-    turns = ((Picture("a"), "[refer] red ball"), ("hello",), (Picture("b"), "[vqa] how many yellow fish do you see?"))
+    encoder = PromptEncoder(model.tokenizer, "llama2", PLACES, 512)
+    turns = (
+        (ImagePiece("a"), "[refer] red ball"),
+        ("hello",),
+        (ImagePiece("b"), "[vqa] how many yellow fish do you see?"),
+    )
     torch.manual_seed(1)
     features = torch.randn(2, PLACES * model.config.merge, model.network.vision.width)
     with torch.no_grad():
@@ -183,7 +187,7 @@ def test_cached_batched_decoding_is_the_naive_loop(tiny_model):
     together = generate(network, tokenizer, collate(rows, left=True), visual, 20)
     for row, found, seen in zip(rows, together, (visual[:1], None, visual[1:])):
         ids, chances, ended = _naive(network, tokenizer, row, seen, 20)
-        assert found.ids == ids and found.ended == ended
+        assert found.ids == ids and found.finish_reason == ended
         assert found.probabilities == pytest.approx(chances, abs=1e-5)
     assert len({tuple(g.ids) for g in together}) == 3  # else nothing was compared
 
@@ -213,9 +217,11 @@ def test_a_model_that_wants_the_end_stops_at_once_and_its_neighbours_go_on(tiny_
     tokenizer = tiny_model.tokenizer
     ends = _with_head(tiny_model, _Plus(tokenizer.size, {tokenizer.eos: 1e4}))
     out = generate(ends, tokenizer, collate(rows, left=True), visual, 20)
-    assert [(g.ids, g.probabilities, g.ended) for g in out] == [([], [], "stop")] * 3
+    assert [(g.ids, g.probabilities, g.finish_reason) for g in out] == [([], [], "stop")] * 3
     never = _with_head(tiny_model, _Plus(tokenizer.size, {tokenizer.eos: -1e4}))
-    seen = [[len(g.ids) for g in rows] for rows in steps(never, tokenizer, collate(rows, left=True), visual, 5)]
+    seen = [
+        [len(g.ids) for g in rows] for rows in generate_stepwise(never, tokenizer, collate(rows, left=True), visual, 5)
+    ]
     assert seen == [[n] * 3 for n in range(1, 6)]
 
 
@@ -344,7 +350,7 @@ def test_gradients_in_bfloat16_are_near_those_in_float32():
     gradients = {}
     for dtype in (torch.float32, torch.bfloat16):
         model.zero_grad()
-        loss = call_in(model, dtype, batch).answer
+        loss = call_in_dtype(model, dtype, batch).answer
         loss.backward()
         gradients[dtype] = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         assert all(g.dtype == torch.float32 for g in gradients[dtype].values())
@@ -360,7 +366,7 @@ def test_batch_norms_keep_their_statistics_in_bfloat16():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).train()
     pixels = torch.randn(4, 3, 9, 9)
-    out = call_in(module, torch.bfloat16, pixels)
+    out = call_in_dtype(module, torch.bfloat16, pixels)
     assert out.dtype == torch.bfloat16 and module[1].running_mean.dtype == torch.float32
     assert module[1].num_batches_tracked == 1 and module[1].running_mean.abs().sum() > 0
     out.float().square().mean().backward()

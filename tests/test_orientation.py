@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from minigptv2.boxes import Box, stored_box, upright_box
-from minigptv2.data.annotations import SWAPPED, Malformed, turn_of
+from minigptv2.data.annotations import SWAPPED, InvalidRecord, boxes_orientation
 from minigptv2.data.check import check
 from minigptv2.data.dataset import open_dataset
 from minigptv2.errors import UserError
@@ -66,13 +66,13 @@ def test_an_orientation_that_is_none_leaves_the_image_as_it_is(tmp_path):
     ],
 )
 def test_the_size_decides_where_it_can_tell(given, stored, orientation, choice, turn, against):
-    found, words = turn_of(given, stored, orientation, choice)
+    found, words = boxes_orientation(given, stored, orientation, choice)
     assert found == turn and bool(words) == against
 
 
 def test_swapped_sides_without_an_orientation_tell_nothing():
-    with pytest.raises(Malformed, match=SWAPPED):
-        turn_of((40, 60), (60, 40), 1)
+    with pytest.raises(InvalidRecord, match=SWAPPED):
+        boxes_orientation((40, 60), (60, 40), 1)
 
 
 @pytest.mark.parametrize("choice", ["upright", "stored", "auto"])
@@ -91,7 +91,7 @@ def test_boxes_of_json_lines_cover_the_object_whatever_turns_the_image(tmp_path,
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
     sample = open_dataset("own", {"file": str(tmp_path / "a.jsonl"), "orientation": choice})[0]
     assert sample.size == open_image(tmp_path / "a.png").size
-    assert {b.xyxy for e in sample.exchanges for p in e.phrases for b in p.boxes} == {turned.xyxy}
+    assert {b.xyxy for e in sample.question_answers for p in e.phrases for b in p.boxes} == {turned.xyxy}
     report = check(tmp_path / "a.jsonl", orientation=choice)
     assert not report.problems and [b.xyxy for b in report.drawn[0][2]] == [turned.xyxy]
 

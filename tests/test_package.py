@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minigptv2 import __version__, bundled, cli
-from minigptv2.bundled import BUNDLED, find_deepspeed, find_recipe, model_folder, recipes_of
+from minigptv2.bundled import BUNDLED, find_deepspeed, find_recipe, list_recipes, model_folder
 from minigptv2.data.dataset import open_dataset
 from minigptv2.errors import UserError
 from minigptv2.eval import speed
@@ -143,7 +143,7 @@ def test_every_recipe_is_found_by_its_name_and_its_path(command, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     folder = ROOT / f"{command}_configs"
     files = sorted(folder.rglob("*.yaml"))
-    assert sorted(recipes_of(command).values()) == files
+    assert sorted(list_recipes(command).values()) == files
     for file in files:
         path = file.relative_to(ROOT).as_posix()
         name = file.relative_to(folder).as_posix().removesuffix(".yaml")
@@ -186,7 +186,7 @@ def test_an_unknown_name_is_told_with_the_nearest(command, given, near, tmp_path
     assert cli.main([command, given]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and "does not exist, and no recipe" in lines[0]
-    assert all(name in lines[1] for name in recipes_of(command))
+    assert all(name in lines[1] for name in list_recipes(command))
     assert near in lines[2]
 
 
@@ -194,7 +194,7 @@ def test_help_lists_every_recipe(capsys):
     for command in ("train", "eval"):
         assert cli.main([command, "--help"]) == 0
         told = capsys.readouterr().out
-        assert all(f"\n  {name} " in told for name in recipes_of(command))
+        assert all(f"\n  {name} " in told for name in list_recipes(command))
 
 
 @pytest.mark.parametrize("given", ["zero2.json", "train_configs/deepspeed/zero2.json"])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from minigptv2 import MiniGPTv2, UserError
-from minigptv2.model.quantize import WAYS, Int8Linear, check_quantization, quantize_language
+from minigptv2.model.quantize import REQUIREMENTS, Int8Linear, check_quantization, quantize_language
 
 ASKED = [("[refer] red balloon", "{<10><20><30><40>}"), ("[vqa] what color is the ball?", "red"), ("hello", "Hello!")]
 
@@ -59,7 +59,7 @@ def test_int8_answers_are_well_formed_and_do_not_depend_on_the_batch(small, pict
     together = small.chat_batch(questions, 24)
     assert [a.text for a in together] == [small.chat(*question, max_new_tokens=24).text for question in questions]
     for answer in together:
-        assert answer.text and (answer.ended == "length" or not answer.problems)
+        assert answer.text and (answer.finish_reason == "length" or not answer.problems)
 
 
 def test_a_quantised_model_is_not_saved(small, tmp_path):
@@ -93,7 +93,7 @@ def test_a_wrong_way_is_told_before_the_weights_are_read(tmp_path):
         MiniGPTv2.from_pretrained(tmp_path / "nowhere", device="cpu", quantize="2bit")
 
 
-@pytest.mark.parametrize("how", [how for how in WAYS if how != "int8"])
+@pytest.mark.parametrize("how", [how for how in REQUIREMENTS if how != "int8"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_bitsandbytes_thinks_nearly_the_same(picture, monkeypatch, device, how):
     """The bundled model, since 4 bits come in blocks of 64. On a CPU users are given int8, which is faster there; that

@@ -8,7 +8,7 @@ from PIL import Image
 
 from minigptv2.boxes import Box
 from minigptv2.eval import plots, report
-from minigptv2.eval.benchmark import Case, Figure, Published, Report, Rules
+from minigptv2.eval.benchmark import BenchmarkReport, Figure, Published, ScoredAnswer, ScoringRules
 
 HOSTILE = "<script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>\"'&\x00"
 
@@ -46,7 +46,7 @@ def of(cases, **changed):
     figures = {"accuracy": Figure(0.5, 0.4, 0.6, published), "CIDEr": Figure(1.25)}
     asked = {"name": "refcoco val", "benchmark": "refcoco", "settings": {"split": "val"}, "model": "bundled"}
     counted = {"total": len(cases), "invalid": 3, "missing": 2, "cases": cases}
-    return Report(**asked, rules=Rules(), figures=figures, **counted, **changed)
+    return BenchmarkReport(**asked, rules=ScoringRules(), figures=figures, **counted, **changed)
 
 
 @pytest.fixture
@@ -57,7 +57,9 @@ def cases(picture):
         truth = Box(100, 100, 200, 200)
         answer = Box(100 + i, 100, 200 + i, 200) if i < 70 else truth
         out.append(
-            Case(i, picture, f"the red thing {i}", f"answer {i}", "", (truth,), (answer,), float(i >= 70), (640, 400))
+            ScoredAnswer(
+                i, picture, f"the red thing {i}", f"answer {i}", "", (truth,), (answer,), float(i >= 70), (640, 400)
+            )
         )
     return out
 
@@ -129,7 +131,9 @@ def test_figures_published_ones_and_counts_are_on_the_page_and_in_the_json(tmp_p
 
 
 def test_hostile_text_is_shown_not_obeyed(tmp_path, picture):
-    case = Case(0, picture, HOSTILE, HOSTILE, HOSTILE, (Box(0, 0, 9, 9, HOSTILE),), (Box(0, 0, 9, 9, HOSTILE),), 0.0)
+    case = ScoredAnswer(
+        0, picture, HOSTILE, HOSTILE, HOSTILE, (Box(0, 0, 9, 9, HOSTILE),), (Box(0, 0, 9, 9, HOSTILE),), 0.0
+    )
     told = of([case], problems=[HOSTILE], counts={HOSTILE: 1})
     told.name = told.model = told.benchmark = HOSTILE
     told.settings, told.figures = (
@@ -146,9 +150,9 @@ def test_hostile_text_is_shown_not_obeyed(tmp_path, picture):
 
 def test_questions_without_boxes_show_question_truth_and_answer(tmp_path, picture):
     cases = [
-        Case(0, picture, "what colour?", "blue", "red, maroon", right=0.3),
-        Case(1, picture, "how many?", "", "2"),
-        Case(2, None, "which of these is text?", "both", "both", right=1.0),
+        ScoredAnswer(0, picture, "what colour?", "blue", "red, maroon", score=0.3),
+        ScoredAnswer(1, picture, "how many?", "", "2"),
+        ScoredAnswer(2, None, "which of these is text?", "both", "both", score=1.0),
     ]
     report.write(tmp_path, [of(cases)])
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
@@ -160,7 +164,7 @@ def test_questions_without_boxes_show_question_truth_and_answer(tmp_path, pictur
 
 def test_a_picture_that_cannot_be_opened_is_said(tmp_path):
     gone = tmp_path / "gone <b>.jpg"
-    report.write(tmp_path, [of([Case(0, gone, "x", "y", right=0.0)])])
+    report.write(tmp_path, [of([ScoredAnswer(0, gone, "x", "y", score=0.0)])])
     assert any("gone <b>.jpg does not exist" in t for t in Page((tmp_path / "report.html").read_text()).texts)
 
 
@@ -169,7 +173,7 @@ def test_pictures_shrink_until_the_page_is_small_enough(tmp_path, monkeypatch):
     """Noise does not compress: 70 pictures of it would take 25 MB at full size."""
     noise = tmp_path / "noise.png"
     Image.effect_noise((900, 1400), 90).convert("RGB").save(noise)
-    cases = [Case(i, noise, "x", "y", right=0.0, truth=(Box(10, 20, 300, 400),)) for i in range(70)]
+    cases = [ScoredAnswer(i, noise, "x", "y", score=0.0, truth=(Box(10, 20, 300, 400),)) for i in range(70)]
     monkeypatch.setattr("minigptv2.eval.report._MOST_BYTES", 1_000_000)
     report.write(tmp_path, [of(cases)])
     text = (tmp_path / "report.html").read_text()
@@ -190,15 +194,15 @@ def test_without_cases_or_figures_there_is_still_a_page(tmp_path):
 
 
 def test_iou_of_a_case_is_the_scored_one(cases):
-    near = Case(0, None, "", "", "", (Box(0, 0, 9, 9),), (Box(5, 0, 14, 9),))
+    near = ScoredAnswer(0, None, "", "", "", (Box(0, 0, 9, 9),), (Box(5, 0, 14, 9),))
     assert report.case_iou(near, of([])) == pytest.approx(36 / 126)
     compat = of([])
-    compat.rules = Rules("compat")
+    compat.rules = ScoringRules("compat")
     assert report.case_iou(near, compat) == pytest.approx(1 / 3)
-    assert report.case_iou(Case(0, None, "", "", "", (Box(0, 0, 9, 9),)), of([])) == 0.0
-    assert report.case_iou(Case(0, None, "", ""), of([])) is None
+    assert report.case_iou(ScoredAnswer(0, None, "", "", "", (Box(0, 0, 9, 9),)), of([])) == 0.0
+    assert report.case_iou(ScoredAnswer(0, None, "", ""), of([])) is None
     assert (
-        report.case_iou(Case(0, None, "", "a cat", "a dog", (Box(0, 0, 9, 9),)), of([])) is None
+        report.case_iou(ScoredAnswer(0, None, "", "a cat", "a dog", (Box(0, 0, 9, 9),)), of([])) is None
     )  # words were asked for
 
 
@@ -206,7 +210,7 @@ def test_iou_of_a_case_is_the_scored_one(cases):
 
 
 def case(right, side=10.0, words="x", x=5.0, y=5.0, size=(90, 90)):
-    return Case(0, None, words, "", "", (Box(x, y, x + side, y + side),), (), right, size)
+    return ScoredAnswer(0, None, words, "", "", (Box(x, y, x + side, y + side),), (), right, size)
 
 
 def test_bins_hold_every_case_once_with_its_mean():
@@ -254,15 +258,15 @@ def test_plots_name_their_axes_and_give_their_numbers():
     page = Page(text)
     assert page.count("figure", class_="plot") == page.count("svg", role="img") == page.count("table") == 3
     assert sum("Right, %" in t for t in page.texts) == 2 and page.count("desc") == 3
-    unplaced = "".join(plots.plots([Case(0, None, w, "", "", (Box(0, 0, 9, 9),), (), 1.0) for w in "xy"]))
+    unplaced = "".join(plots.plots([ScoredAnswer(0, None, w, "", "", (Box(0, 0, 9, 9),), (), 1.0) for w in "xy"]))
     assert Page(unplaced).count("figure") == 2  # no position where the picture's size is unknown
-    assert "".join(plots.plots([Case(0, None, "x", "y")])) == ""
+    assert "".join(plots.plots([ScoredAnswer(0, None, "x", "y")])) == ""
 
 
 def test_boxes_of_a_list_are_judged_one_by_one():
     """A small one that was found, a large one that was not, and a crowd, which is neither."""
     several = (Box(0, 0, 9, 9), Box(40, 40, 80, 80), Box(0, 0, 90, 90))
-    listed = Case(0, None, "cat, dog", "", "", several, (), 0.5, (90, 90), (True, False, None))
+    listed = ScoredAnswer(0, None, "cat, dog", "", "", several, (), 0.5, (90, 90), (True, False, None))
     text = "".join(plots.plots([listed]))
     assert Page(text).count("figure") == 2  # by size and by position: one question has no plot by its length
     assert text.count("n=1") == 4 and text.count("n=0") > 4
@@ -270,13 +274,14 @@ def test_boxes_of_a_list_are_judged_one_by_one():
 
 def test_what_right_means_is_said(tmp_path, cases):
     for judged, said in (("", "Right: accuracy."), ("F1 of lists", "Right: F1 of lists.")):
-        report.write(tmp_path, [of(cases, judged=judged)])
+        report.write(tmp_path, [of(cases, score_description=judged)])
         assert said in (tmp_path / "report.html").read_text()
 
 
 def test_one_question_asked_of_every_picture_has_no_plot_by_its_length():
     asked = [
-        Case(n, None, words, "", right=0.5) for n, words in enumerate(["describe it", "describe it", "what is it?"])
+        ScoredAnswer(n, None, words, "", score=0.5)
+        for n, words in enumerate(["describe it", "describe it", "what is it?"])
     ]
     assert list(plots.plots(asked[:2])) == []
     (plot,) = plots.plots(asked)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from minigptv2.config import VisionConfig
 from minigptv2.data.mixture import DataConfig, SourceConfig
 from minigptv2.errors import UserError
-from minigptv2.files import LOCK, locked
+from minigptv2.files import LOCK, file_lock
 from minigptv2.model.vision import VisionTower, fill_tower
 from minigptv2.train import identity as module
 from minigptv2.train.identity import content_mark, identity_of, take_up
@@ -22,8 +22,8 @@ from minigptv2.train.recipe import Recipe
 HOLDS = """
 import sys, time
 from pathlib import Path
-from minigptv2.files import locked
-with locked(Path(sys.argv[1]), "run"):
+from minigptv2.files import file_lock
+with file_lock(Path(sys.argv[1]), "run"):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -60,7 +60,7 @@ def test_what_may_change_may_change_and_more_steps_are_told(tmp_path):
 
 def test_the_keys_that_may_change_are_documented():
     text = (Path(__file__).parents[1] / "docs/finetune.md").read_text(encoding="utf-8")
-    assert all(f"`{key}`" in text for key in module.MAY_CHANGE)
+    assert all(f"`{key}`" in text for key in module.RESUMABLE_KEYS)
 
 
 def test_a_run_of_before_is_taken_up_with_a_line_and_one_that_wrote_nothing_without(tmp_path):
@@ -104,11 +104,11 @@ def test_two_processes_exclude_each_other_until_one_is_killed(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLDS, str(output)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=f"in use by process {holder.pid} on "):
-        with locked(output, "run"):
+        with file_lock(output, "run"):
             pass
     holder.kill()
     holder.wait()
-    with locked(output, "run"):
+    with file_lock(output, "run"):
         assert (output / LOCK).is_file()
 
 
@@ -116,7 +116,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file/below", Path("/proc/none/x")):
         with pytest.raises(UserError, match="cannot be written"):
-            with locked(place, "run"):
+            with file_lock(place, "run"):
                 pass
 
 
@@ -124,7 +124,7 @@ def test_ctrl_c_asks_for_a_stop_once_and_stops_at_once_the_second_time(capfd):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     with StopSignal() as stop:
         signal.raise_signal(signal.SIGINT)
-        assert stop.came and stop.interrupted
+        assert stop.received and stop.interrupted
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):

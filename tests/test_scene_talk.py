@@ -9,9 +9,18 @@ import pytest
 
 from minigptv2.boxes import Box, iou, parse
 from minigptv2.data.kinds import KINDS
-from minigptv2.data.scene_talk import FOREIGN, NUMBERS, RELATIONS, WORDED, Talk, article, exchanges, plural
+from minigptv2.data.scene_talk import (
+    ABSENT_NOUNS,
+    NUMBERS,
+    PHRASINGS,
+    RELATIONS,
+    QuestionWriter,
+    article,
+    plural,
+    scene_questions,
+)
 from minigptv2.data.scenes import COLORS, Scene, Thing, draw_scene
-from minigptv2.sample import Exchange, Sample
+from minigptv2.sample import QuestionAnswer, Sample
 from minigptv2.tasks import STATEMENT, TASKS, answer_text, render
 
 TALK = {
@@ -27,7 +36,7 @@ TALK = {
     "chat": 4,
 }
 SIDE = 224
-SAID = {words: name for name, ways in WORDED.items() for words in ways}  # "to the left of": "left of"
+SAID = {words: name for name, ways in PHRASINGS.items() for words in ways}  # "to the left of": "left of"
 BETWEEN = "|".join(sorted(map(re.escape, SAID), key=len, reverse=True))
 EXTREMES = {
     "left": ("the left {}", "the leftmost {}", "the {} on the left"),
@@ -101,18 +110,18 @@ def scenes() -> list[Scene]:
 
 
 @pytest.fixture(scope="module")
-def talk(scenes) -> list[tuple[Scene, Exchange]]:
-    return [(s, e) for n, s in enumerate(scenes) for e in exchanges(s, TALK, 14, random.Random(n))]
+def talk(scenes) -> list[tuple[Scene, QuestionAnswer]]:
+    return [(s, e) for n, s in enumerate(scenes) for e in scene_questions(s, TALK, 14, random.Random(n))]
 
 
-def _of(talk, *tasks: str) -> Iterator[tuple[Scene, Exchange]]:
+def _of(talk, *tasks: str) -> Iterator[tuple[Scene, QuestionAnswer]]:
     return ((s, e) for s, e in talk if e.task in tasks)
 
 
 def test_every_task_occurs_and_no_question_twice(scenes, talk):
     assert {e.task for _, e in talk} == set(TASKS)
     for number, scene in enumerate(scenes):
-        asked = exchanges(scene, TALK, 14, random.Random(number))
+        asked = scene_questions(scene, TALK, 14, random.Random(number))
         assert 3 <= len(asked) <= 14
         turns = render(Sample(None, (SIDE, SIDE), tuple(asked)))
         questions = [t.pieces[0] for t in turns if t.role == "user"]
@@ -121,7 +130,9 @@ def test_every_task_occurs_and_no_question_twice(scenes, talk):
 
 
 def test_the_same_dice_say_the_same(scenes):
-    assert exchanges(scenes[0], TALK, 9, random.Random(1)) == exchanges(scenes[0], TALK, 9, random.Random(1))
+    assert scene_questions(scenes[0], TALK, 9, random.Random(1)) == scene_questions(
+        scenes[0], TALK, 9, random.Random(1)
+    )
 
 
 def test_a_referred_phrase_fits_its_thing_alone(talk):
@@ -144,7 +155,7 @@ def test_a_referred_phrase_fits_its_thing_alone(talk):
 def test_each_way_to_describe_fits_its_thing_alone(scenes, way):
     rng, tried = random.Random(3), 0
     for scene in scenes:
-        talk = Talk(scene, rng)
+        talk = QuestionWriter(scene, rng)
         for thing in talk.things:
             for _ in range(4):
                 words = getattr(talk, way)(thing)
@@ -176,7 +187,7 @@ def test_statements_are_as_true_as_they_say(talk):
 def test_what_is_said_one_way_is_as_true_as_it_says(scenes):
     said, heard = STATEMENT.partition("{}")[0], set()
     for number, scene in enumerate(scenes):
-        talk = Talk(scene, random.Random(number))
+        talk = QuestionWriter(scene, random.Random(number))
         for exchange in filter(None, (talk.one_way() for _ in range(6))):
             a, relation, b = ASKED.fullmatch(exchange.question.removeprefix(said)).groups()
             (a,), (b,) = _named(a, scene.things), _named(b, scene.things)
@@ -188,7 +199,7 @@ def test_what_is_said_one_way_is_as_true_as_it_says(scenes):
 def test_a_comparison_is_answered_by_the_one_that_holds(scenes):
     asked, heard = re.compile("is the (.+?) ((?:\\w+) (?:of|than)|above|below) or (.+?) the (.+)\\?"), Counter()
     for number, scene in enumerate(scenes):
-        talk = Talk(scene, random.Random(number))
+        talk = QuestionWriter(scene, random.Random(number))
         for exchange in filter(None, (talk.comparison() for _ in range(6))):
             a, first, second, b = asked.fullmatch(exchange.question).groups()
             (a,), (b,) = _named(a, scene.things), _named(b, scene.things)
@@ -201,7 +212,7 @@ def test_a_comparison_is_answered_by_the_one_that_holds(scenes):
 def test_a_false_relation_is_clearly_false():
     """One thing left of, above and smaller than the other: every relation said with `false` must be an opposite."""
     far = Thing("cat", "red", Box(10, 10, 30, 30)), Thing("dog", "blue", Box(120, 120, 200, 200))
-    talk, heard = Talk(Scene(far, SIDE), random.Random(0)), set()
+    talk, heard = QuestionWriter(Scene(far, SIDE), random.Random(0)), set()
     for _ in range(300):
         a, relation, b, true = talk._relation()
         first, second = far if a in ("red cat", "cat") else far[::-1]
@@ -210,7 +221,7 @@ def test_a_false_relation_is_clearly_false():
         heard.add((relation, true))
     assert heard == {(r, t) for r in RELATIONS for t in (True, False)}
     near = Thing("cat", "red", Box(10, 10, 30, 30)), Thing("dog", "blue", Box(11, 11, 31, 31))
-    talk = Talk(Scene(near, SIDE), random.Random(0))
+    talk = QuestionWriter(Scene(near, SIDE), random.Random(0))
     assert all(talk._relation() is None for _ in range(30))  # too close to call
 
 
@@ -245,7 +256,7 @@ def test_counts_and_yes_and_no_are_right(talk):
 def test_the_outermost_biggest_and_smallest_are_so(scenes):
     asked = set()
     for number, scene in enumerate(scenes):
-        talk = Talk(scene, random.Random(number))
+        talk = QuestionWriter(scene, random.Random(number))
         for question, answer in filter(None, (talk._extreme() for _ in range(6))):
             words = question.removeprefix("what is ").removesuffix("?")
             asked.add(words)
@@ -273,12 +284,12 @@ def _middle(box: tuple[float, ...]) -> tuple[float, float]:
 def test_absent_names_are_never_there(scenes):
     kinds = set()
     for number, scene in enumerate(scenes):
-        talk = Talk(scene, random.Random(number))
+        talk = QuestionWriter(scene, random.Random(number))
         for _ in range(15):
             word = talk.absent()
             assert not _named(word, scene.things)
-            kinds.add("foreign" if word.split()[-1] in FOREIGN else len(word.split()))
-    assert kinds == {"foreign", 1, 2} and not set(FOREIGN) & set(KINDS)
+            kinds.add("foreign" if word.split()[-1] in ABSENT_NOUNS else len(word.split()))
+    assert kinds == {"foreign", 1, 2} and not set(ABSENT_NOUNS) & set(KINDS)
 
 
 def test_captions_name_every_thing_once(talk):
@@ -325,7 +336,7 @@ def test_boxes_of_every_answer_come_back(talk):
 def test_in_a_dialogue_it_is_always_the_same_thing(scenes):
     heard = Counter()
     for number, scene in enumerate(scenes):
-        told = Talk(scene, random.Random(number)).dialogue()
+        told = QuestionWriter(scene, random.Random(number)).dialogue()
         if not told:
             assert all(n > 1 for n in Counter(t.name for t in scene.things).values())
             continue

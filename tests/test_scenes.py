@@ -11,7 +11,7 @@ from minigptv2.boxes import Box
 from minigptv2.data.kinds import KINDS
 from minigptv2.data.kinds.sketch import STYLES, paint
 from minigptv2.data.scenes import COLORS, LARGEST, SMALLEST, Scene, Thing, _hsv, draw_scene
-from minigptv2.train.backbone import COLOR_IDS, KIND_IDS, LEAST_SHARE, SceneViews, _mirrored, dense_targets
+from minigptv2.train.backbone import COLOR_IDS, KIND_IDS, MIN_FRACTION, SceneViews, _mirrored, dense_targets
 from minigptv2.train.recipe import Phase
 
 SIDE = 224
@@ -140,7 +140,7 @@ def _slow_targets(scene: Scene, grid: int) -> tuple[list[int], list[int], list[t
         pixels = [scene.seen[y, x] for y in range(top, top + cell, 3) for x in range(left, left + cell, 3)]
         for i in range(len(scene.things)):
             share[i, patch] = pixels.count(i + 1) / len(pixels)
-    owners = [int(share[:, p].argmax()) if share[:, p].max() >= LEAST_SHARE else -1 for p in range(grid * grid)]
+    owners = [int(share[:, p].argmax()) if share[:, p].max() >= MIN_FRACTION else -1 for p in range(grid * grid)]
     for i in range(len(scene.things)):
         if share[i].max() > 0:
             owners[int(share[i].argmax())] = i

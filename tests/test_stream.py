@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from minigptv2.data.dataset import Problems
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.mixture import DataConfig, Mixture, SourceConfig
-from minigptv2.encode import Encoder
+from minigptv2.encode import PromptEncoder
 from minigptv2.errors import UserError
-from minigptv2.images import open_image, squash, squashed, to_pixels
-from minigptv2.sample import Exchange, Sample
-from minigptv2.train.stream import ATTEMPTS, Failures, Micro, open_stream
+from minigptv2.images import load_square, normalize, open_image, resize_square
+from minigptv2.sample import QuestionAnswer, Sample
+from minigptv2.train.stream import ATTEMPTS, Failures, MicroBatch, open_dataloader
 
 SIDE = 64  # of the pictures of these tests; 4 visual tokens stand for one
 
@@ -25,13 +25,13 @@ class Made:
 
     def __init__(self, count: int, folder="", bad: str = "", name: str = "number", text: bool = False):
         self.count, self.folder, self.bad, self.name, self.text = count, folder, bad, name, text
-        self.problems = Problems()
+        self.problems = ProblemCounter()
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Sample:
-        talk = [Exchange("vqa", question="which number?", answer=f"{self.name} {index}")]
+        talk = [QuestionAnswer("vqa", question="which number?", answer=f"{self.name} {index}")]
         image = None if self.text else Image.new("RGB", (9, 9), (index, 0, 0))
         if self.bad and index % 10 == 3:
             if self.bad == "missing":
@@ -48,8 +48,8 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny_model) -> Encoder:
-    return Encoder(tiny_model.tokenizer, "llama2", 4, 256)
+def encoder(tiny_model) -> PromptEncoder:
+    return PromptEncoder(tiny_model.tokenizer, "llama2", 4, 256)
 
 
 def opened(datasets, weights=None, seed=1, **data):
@@ -60,24 +60,24 @@ def opened(datasets, weights=None, seed=1, **data):
 
 def stream(encoder, datasets, weights=None, batch=2, seed=1, data=None, **options):
     config, sources = opened(datasets, weights, seed, **(data or {}))
-    return open_stream(
+    return open_dataloader(
         config, encoder, "round", SIDE, seed=seed, batch=batch, samples_per_step=batch, opened=sources, **options
     )
 
 
-def told(micro: Micro, encoder: Encoder) -> list[str]:
+def told(micro: MicroBatch, encoder: PromptEncoder) -> list[str]:
     """The answers of a padded micro, row by row."""
     return [encoder.tokenizer.decode([t for t in row if t >= 0]).strip() for row in micro.batch.labels.tolist()]
 
 
-def same(one: Micro, other: Micro) -> bool:
+def same(one: MicroBatch, other: MicroBatch) -> bool:
     if (one.samples, one.supervised, one.failures) != (other.samples, other.supervised, other.failures):
         return False
     pairs = [(a, b) for a, b in zip(list(vars(one.batch).values())[:6], list(vars(other.batch).values())[:6])]
     return all((a is None and b is None) or torch.equal(a, b) for a, b in pairs)
 
 
-def take(micros, count: int) -> list[Micro]:
+def take(micros, count: int) -> list[MicroBatch]:
     return [next(micros) for _ in range(count)]
 
 
@@ -150,7 +150,7 @@ def test_pictures_and_text_alone_share_a_batch_and_pictures_are_those_of_the_row
         assert micro.batch.pixels.dtype == torch.uint8 and micro.batch.pixels.shape == (len(numbers), SIDE, SIDE, 3)
         assert [f"number {int(p[0, 0, 0])}" for p in micro.batch.pixels] == numbers
         on = micro.on("cpu")
-        assert torch.equal(on.pixels, to_pixels(micro.batch.pixels)) and on.pixels.shape[1] == 3
+        assert torch.equal(on.pixels, normalize(micro.batch.pixels)) and on.pixels.shape[1] == 3
     assert pixels > 5 and text > 5
     (micro,) = take(stream(encoder, [Made(5, text=True)]), 1)
     assert micro.batch.pixels is None and micro.on("cpu").pixels is None
@@ -169,12 +169,14 @@ def test_a_micro_is_its_rows_packed_or_padded(encoder, packed):
 def test_a_micro_trains_the_model(tiny_model):
     """Of scenes, as the loop takes it: packed and padded, with the tower, to the same loss."""
     network = tiny_model.network
-    encoder = Encoder(tiny_model.tokenizer, "llama2", network.image_tokens, 512)
+    encoder = PromptEncoder(tiny_model.tokenizer, "llama2", network.image_tokens, 512)
     losses = []
     for packed in (True, False):
         config, sources = opened([_scenes(), Made(4, text=True)])
         micro = next(
-            open_stream(config, encoder, "round", 448, seed=1, batch=4, samples_per_step=4, pack=packed, opened=sources)
+            open_dataloader(
+                config, encoder, "round", 448, seed=1, batch=4, samples_per_step=4, pack=packed, opened=sources
+            )
         )
         losses.append(network(micro.on("cpu")).answer)
     assert micro.batch.pixels is not None
@@ -251,9 +253,9 @@ def _jpeg(file, width, height, **more):
 def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path, width, height, opened_at):
     file = _jpeg(tmp_path / "a.jpg", width, height)
     assert open_image(file, 448).size == opened_at and open_image(file).size == (width, height)
-    exact, fast = squashed(file, 448).astype(int), squashed(file, 448, fast=True).astype(int)
+    exact, fast = load_square(file, 448).astype(int), load_square(file, 448, fast=True).astype(int)
     assert exact.shape == (448, 448, 3) and 0 < np.abs(exact - fast).mean() < 1
-    assert np.array_equal(exact, np.asarray(squash(open_image(file), 448)))
+    assert np.array_equal(exact, np.asarray(resize_square(open_image(file), 448)))
 
 
 def test_small_jpegs_other_formats_and_turned_ones_are_decoded_as_ever(tmp_path):

@@ -9,22 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigptv2.boxes import Box
-from minigptv2.conversation import WRAPPERS, segments
+from minigptv2.conversation import PROMPT_TEMPLATES, segments
 from minigptv2.errors import UserError
-from minigptv2.sample import Exchange, Phrase, Sample
+from minigptv2.sample import Phrase, QuestionAnswer, Sample
 from minigptv2.tasks import EVALUATION, TASKS, instruction_text, question_of, render, split_tag
 
 GOLDEN = Path(__file__).parent / "golden/prompts.txt"  # UPDATE: python -m tests.test_tasks
 CAT, DOG = Box(10, 20, 30, 40), Box(50, 60, 70, 80)
 EXAMPLES = {
-    "vqa": Exchange("vqa", question="how many cats are there?", answer="one"),
-    "caption": Exchange("caption", answer="a cat and a dog."),
-    "grounding": Exchange("grounding", (Phrase("a cat", (CAT,)), Phrase("two dogs", (DOG, CAT))), answer="{} and {}."),
-    "refer": Exchange("refer", (Phrase("the cat", (CAT,)),)),
-    "refer, absent": Exchange("refer", (Phrase("cow"),), question="the cow"),
-    "identify": Exchange("identify", (Phrase("cat", (CAT,)),)),
-    "detection": Exchange("detection", (Phrase("cat", (CAT, DOG)), Phrase("cow"))),
-    "chat": Exchange("chat", (Phrase("", (DOG,)),), question="where is the dog?", answer="It is at {}."),
+    "vqa": QuestionAnswer("vqa", question="how many cats are there?", answer="one"),
+    "caption": QuestionAnswer("caption", answer="a cat and a dog."),
+    "grounding": QuestionAnswer(
+        "grounding", (Phrase("a cat", (CAT,)), Phrase("two dogs", (DOG, CAT))), answer="{} and {}."
+    ),
+    "refer": QuestionAnswer("refer", (Phrase("the cat", (CAT,)),)),
+    "refer, absent": QuestionAnswer("refer", (Phrase("cow"),), question="the cow"),
+    "identify": QuestionAnswer("identify", (Phrase("cat", (CAT,)),)),
+    "detection": QuestionAnswer("detection", (Phrase("cat", (CAT, DOG)), Phrase("cow"))),
+    "chat": QuestionAnswer("chat", (Phrase("", (DOG,)),), question="where is the dog?", answer="It is at {}."),
 }
 
 
@@ -32,7 +34,7 @@ def _shown(sample: Sample, prompt: str = "llama2") -> str:
     """The text around the picture; what the loss is taken over stands between guillemets."""
     marks = {"bos": "<BOS>", "eos": "<EOS>", "image": "<PICTURE>"}
     out = ""
-    for s in segments(render(sample), WRAPPERS[prompt]):
+    for s in segments(render(sample), PROMPT_TEMPLATES[prompt]):
         text = marks.get(s.kind, f"|{s.text}|")
         out += f"«{text}»" if s.supervised else text
     return out
@@ -40,9 +42,9 @@ def _shown(sample: Sample, prompt: str = "llama2") -> str:
 
 def _snapshot() -> str:
     lines = [f"{name}\n  {_shown(Sample('x.png', (100, 100), (e,)))}" for name, e in EXAMPLES.items()]
-    turns = EXAMPLES["chat"], Exchange("vqa", question="and the cat?", verbatim=True)
+    turns = EXAMPLES["chat"], QuestionAnswer("vqa", question="and the cat?", verbatim=True)
     both = Sample("x.png", (100, 100), turns)
-    for prompt in WRAPPERS:
+    for prompt in PROMPT_TEMPLATES:
         lines.append(f"{prompt}, two turns, the last unanswered\n  {_shown(both, prompt)}")
         lines.append(f"{prompt}, no picture\n  {_shown(Sample(None, (0, 0), turns[1:]), prompt)}")
     lines += [f"wordings of {name}: " + " | ".join(t.wordings) for name, t in TASKS.items()]
@@ -65,7 +67,7 @@ def test_every_wording_is_used_and_holds_what_is_asked():
 
 def test_an_answer_with_too_few_places_for_its_phrases_is_no_sample():
     with pytest.raises(ValueError):
-        render(Sample(None, (9, 9), (Exchange("grounding", (Phrase("a"),), answer="{} and {}"),)))
+        render(Sample(None, (9, 9), (QuestionAnswer("grounding", (Phrase("a"),), answer="{} and {}"),)))
 
 
 ASKED = "Based on the image, respond to this question with a short answer: who?"
@@ -149,17 +151,17 @@ def test_wrong_instructions_are_told(instruction, said):
 def test_one_thing_is_one_question_however_it_is_typed(task, asked):
     """Training renders it from a phrase or a wording of its own, chat and evaluation from what was typed."""
     plain = f"[{task}] red balloon"
-    trained = [Exchange(task, (Phrase(asked, (CAT,)),)), Exchange(task, (Phrase("x"),), question=asked)]
+    trained = [QuestionAnswer(task, (Phrase(asked, (CAT,)),)), QuestionAnswer(task, (Phrase("x"),), question=asked)]
     for exchange in (question_of(f"[{task}] {asked}"), *trained):
         assert instruction_text(exchange, (9, 9), "round", None) == plain
     assert question_of(f"[{task}] {asked}").question == asked.strip(), "what a box is called keeps what was typed"
 
 
 def test_names_are_folded_where_they_stand_in_a_wording_or_a_list():
-    exchange = Exchange("refer", (Phrase("US flag.", (CAT,)),))
+    exchange = QuestionAnswer("refer", (Phrase("US flag.", (CAT,)),))
     said = {instruction_text(exchange, (9, 9), "round", random.Random(n)) for n in range(99)}
     assert said == {"[refer] " + w.replace("{}", "us flag") for w in TASKS["refer"].wordings}
-    several = Exchange("detection", (Phrase("Cat", (CAT,)), Phrase("US flag")))
+    several = QuestionAnswer("detection", (Phrase("Cat", (CAT,)), Phrase("US flag")))
     turns = render(Sample(None, (100, 100), (several,)))
     assert turns[0].pieces == ("[detection] cat, us flag",)
     assert turns[1].pieces == ("<p>Cat</p> {<10><20><30><40>} There is no US flag in the picture.",)

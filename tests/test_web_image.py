@@ -91,10 +91,10 @@ def test_the_model_opens_addresses_and_reads_them_once(web, tiny_model):
     assert answer.image.size == (30, 20) and len(web.connected) == 1
     calls = (
         lambda **k: tiny_model.chat_batch([(URL, "hi")], 2, **k),
-        lambda **k: tiny_model.see([URL], **k),
+        lambda **k: tiny_model.encode_images([URL], **k),
         lambda **k: tiny_model.start_chat(URL, **k),
         lambda **k: tiny_model.stream(URL, "hi", 2, **k),
-        lambda **k: tiny_model.encode_image(URL, **k),
+        lambda **k: tiny_model.image_features(URL, **k),
         lambda **k: tiny_model.logprobs(URL, "hi", "a", **k),
         lambda **k: tiny_model.logprobs_batch([(URL, "hi", "a")], **k),
     )

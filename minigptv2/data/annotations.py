@@ -1,7 +1,7 @@
 """Annotation files: opened whole or piece by piece, and the checks that every reader makes of a record.
 
-What is wrong with a whole file is a UserError; what is wrong with one record is `Malformed`, which the reader counts.
-"""
+What is wrong with a whole file is a UserError; what is wrong with one record is `InvalidRecord`, which the reader
+counts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from sys import intern
 from typing import Any, NamedTuple, TypeVar
 
-from minigptv2.boxes import Box, plain, stored_box, upright_box, without_markup
+from minigptv2.boxes import Box, stored_box, strip_markup_chars, upright_box, without_markup
 from minigptv2.errors import UserError
 from minigptv2.files import refuse_device
 from minigptv2.images import image_header, upright_size
@@ -37,15 +37,15 @@ T = TypeVar("T")
 P = TypeVar("P", int, str)  # what names an image
 
 
-class Malformed(ValueError):
-    """One record that cannot be used; its text is the kind, as `Problems.add` takes it."""
+class InvalidRecord(ValueError):
+    """One record that cannot be used; its text is the kind, as `ProblemCounter.add` takes it."""
 
 
-class Unwanted(Malformed):
+class Unwanted(InvalidRecord):
     """A good record that an option of the reader leaves out."""
 
 
-class NotThere(Malformed):
+class MissingImage(InvalidRecord):
     """A record whose image is named well, and is not on the disk."""
 
 
@@ -87,12 +87,12 @@ def read_json(path: Path) -> Any:
         try:
             return json.load(file)
         except (ValueError, RecursionError) as error:
-            raise damaged(path, error) from error
+            raise corrupt_file_error(path, error) from error
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """The number of each line, from 0, and its record; `Malformed` in its place where the line is no JSON. Empty lines
-    have numbers and no record.
+    """The number of each line, from 0, and its record; `InvalidRecord` in its place where the line is no JSON. Empty
+    lines have numbers and no record.
 
     Raises UserError where the file is of another form: one JSON list, CSV, YAML, another encoding.
     """
@@ -106,13 +106,13 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
                     record = json.loads(line)
                 except (ValueError, RecursionError) as error:
                     mistake = mistake_in(error) if isinstance(error, json.JSONDecodeError) else None
-                    record = Malformed(f"a line that is no JSON{f' ({mistake[0]})' if mistake else ''}")
+                    record = InvalidRecord(f"a line that is no JSON{f' ({mistake[0]})' if mistake else ''}")
                 if first:
                     first = False
                     _refuse_other_forms(path, line.lstrip(), record)
                 yield number, record
         except UnicodeDecodeError as error:
-            raise damaged(path, error) from error
+            raise corrupt_file_error(path, error) from error
 
 
 def _refuse_other_forms(path: Path, line: str, record: Any) -> None:
@@ -128,10 +128,10 @@ def _refuse_other_forms(path: Path, line: str, record: Any) -> None:
 
 
 def _is_bad(record: Any) -> bool:
-    return isinstance(record, Malformed)
+    return isinstance(record, InvalidRecord)
 
 
-def items_of(path: Path) -> Iterator[Any]:
+def iter_json_list(path: Path) -> Iterator[Any]:
     """The items of a JSON file that is one list, one at a time: memory for one item, however large the file.
 
     Raises UserError where it is no list, or where it is damaged or cut short.
@@ -147,12 +147,12 @@ def is_list(path: Path) -> bool:
             while (first := file.read(1)) and first in _SPACE:
                 pass
         except ValueError as error:
-            raise damaged(path, error) from error
+            raise corrupt_file_error(path, error) from error
     return first == "["
 
 
-def members_of(path: Path) -> Iterator[tuple[str, Any]]:
-    """Key and value of each member of a JSON file that is one object, as `items_of` reads a list."""
+def iter_json_object(path: Path) -> Iterator[tuple[str, Any]]:
+    """Key and value of each member of a JSON file that is one object, as `iter_json_list` reads a list."""
 
     def member(decoder: json.JSONDecoder, text: str, at: int) -> tuple[tuple[str, Any], int]:
         key, at = decoder.raw_decode(text, at)
@@ -199,10 +199,10 @@ def _pieces(path: Path, brackets: str, name: str, piece: Callable[..., tuple[T, 
                 yield found
                 at = end
         except (ValueError, RecursionError) as error:
-            raise damaged(path, error) from error
+            raise corrupt_file_error(path, error) from error
 
 
-def damaged(path: Path, error: object) -> UserError:
+def corrupt_file_error(path: Path, error: object) -> UserError:
     """What is wrong with a whole file. error: what was raised when it was read, or what it lacks, in words."""
     if isinstance(error, Exception) and (form := _form_of(path)):
         return _of_another_form(path, form)
@@ -282,71 +282,71 @@ def mistake_in(error: json.JSONDecodeError) -> tuple[str, str] | None:
 
 
 def field(row: Any, name: str, kind: type | tuple[type, ...]) -> Any:
-    """row[name], which must be of this kind; true and false are no numbers. Raises Malformed."""
+    """row[name], which must be of this kind; true and false are no numbers. Raises InvalidRecord."""
     if not isinstance(row, dict):
-        raise Malformed("a record that is no JSON object")
+        raise InvalidRecord("a record that is no JSON object")
     if name not in row:
-        raise Malformed(f"no {name!r}")
+        raise InvalidRecord(f"no {name!r}")
     value = row[name]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise Malformed(f"a {name!r} of the wrong type")
+        raise InvalidRecord(f"a {name!r} of the wrong type")
     return value
 
 
-def words_of(row: Any, name: str) -> str:
-    """row[name], words with single spaces between them. Raises Malformed where there are none."""
+def text_field(row: Any, name: str) -> str:
+    """row[name], words with single spaces between them. Raises InvalidRecord where there are none."""
     words = " ".join(field(row, name, str).split())
     if not words:
-        raise Malformed(f"an empty {name!r}")
+        raise InvalidRecord(f"an empty {name!r}")
     return words
 
 
-def name_of(row: Any, name: str) -> str:
-    """row[name], the name of a file, kept to the character: spaces of any kind are part of it. Raises Malformed."""
+def file_name_field(row: Any, name: str) -> str:
+    """row[name], the name of a file, kept to the character: spaces of any kind are part of it. Raises InvalidRecord."""
     given = field(row, name, str)
     if not given.strip():
-        raise Malformed(f"an empty {name!r}")
+        raise InvalidRecord(f"an empty {name!r}")
     return given
 
 
 def find_image(folder: Path, name: str) -> Path:
-    """The file of this name below the folder. Raises Malformed with the cause where there is none, NotThere where the
-    name is a path at which no file lies.
+    """The file of this name below the folder. Raises InvalidRecord with the cause where there is none, MissingImage
+    where the name is a path at which no file lies.
 
     The name is taken to the character first. Where no such file is there, backslashes, as tools on Windows write them,
     are read as slashes, and accented letters in their other form of Unicode (composed, decomposed), as macOS writes.
     """
     if "\0" in name:
-        raise Malformed("an image name with a NUL character, which no file has")
+        raise InvalidRecord("an image name with a NUL character, which no file has")
     for written in _spellings(name):
         path = folder / written
         try:
             if path.is_file():
                 return path
         except PermissionError:
-            raise Malformed("an image in a folder that this user may not enter") from None
+            raise InvalidRecord("an image in a folder that this user may not enter") from None
         except OSError as error:
             if name.startswith("data:"):
-                raise Malformed("an image given as data (base64) in the place of a file name") from None
+                raise InvalidRecord("an image given as data (base64) in the place of a file name") from None
             if error.errno == errno.ENAMETOOLONG:
-                raise Malformed("an image name that is too long for a file") from None
-            raise Malformed(f"an image that the system cannot look up ({error.strerror})") from None
+                raise InvalidRecord("an image name that is too long for a file") from None
+            raise InvalidRecord(f"an image that the system cannot look up ({error.strerror})") from None
     if name.startswith("data:"):
-        raise Malformed("an image given as data (base64) in the place of a file name")
+        raise InvalidRecord("an image given as data (base64) in the place of a file name")
     if name.startswith(("http://", "https://")):
-        raise Malformed("an image given as a web address in the place of a file name")
+        raise InvalidRecord("an image given as a web address in the place of a file name")
     if _WINDOWS.match(name):
-        raise Malformed("an image given as a path of a Windows computer")
+        raise InvalidRecord("an image given as a path of a Windows computer")
     if re.search(r"[\0-\x1f]", name):
-        raise Malformed("an image name with a line break or tab, as a single backslash in JSON makes")
-    raise NotThere("a picture that is not on the disk")
+        raise InvalidRecord("an image name with a line break or tab, as a single backslash in JSON makes")
+    raise MissingImage("a picture that is not on the disk")
 
 
-def phrase_of(row: Any, name: str) -> str:
-    """row[name] as a phrase: single spaces, and no markup of a phrase or box in it. Raises Malformed."""
-    words = " ".join(plain(words_of(row, name)).split())
+def phrase_field(row: Any, name: str) -> str:
+    """row[name] as a phrase: single spaces, and no markup of a phrase or box in it. Raises InvalidRecord."""
+    words = " ".join(strip_markup_chars(text_field(row, name)).split())
     if not words:
-        raise Malformed(f"an empty {name!r}")
+        raise InvalidRecord(f"an empty {name!r}")
     return words
 
 
@@ -357,45 +357,44 @@ def _spellings(name: str) -> Iterator[str]:
     yield from dict.fromkeys((name, slashes, *forms))
 
 
-def label_of(row: Any, name: str) -> str:
+def label_field(row: Any, name: str) -> str:
     """row[name] as a label that `boxes.parse` reads back and a list of labels separates: single spaces, and no comma or
-    markup of a phrase or box in it. Raises Malformed where no words are left."""
-    words = without_markup(words_of(row, name).replace(",", " "))
+    markup of a phrase or box in it. Raises InvalidRecord where no words are left."""
+    words = without_markup(text_field(row, name).replace(",", " "))
     words = " ".join(re.sub(r"[{}<>]", " ", words).split())
     if not words:
-        raise Malformed(f"an empty {name!r}")
+        raise InvalidRecord(f"an empty {name!r}")
     return words
 
 
-def size_of(row: Any) -> tuple[int, int]:
-    """(width, height) in pixels. Raises Malformed."""
+def size_field(row: Any) -> tuple[int, int]:
+    """(width, height) in pixels. Raises InvalidRecord."""
     size = field(row, "width", int), field(row, "height", int)
     if min(size) < 1:
-        raise Malformed("a picture without pixels")
+        raise InvalidRecord("a picture without pixels")
     return size
 
 
-def box_of(numbers: Any, size: tuple[int, int], form: str = "xywh") -> Box:
+def parse_box(numbers: Any, size: tuple[int, int], form: str = "xywh") -> Box:
     """Four numbers in pixels, "xywh" or "xyxy", as a box clipped to the picture of this size.
 
-    Raises Malformed where they are no four finite numbers, where they are shares (0..1) of the image's sides instead of
-    pixels, or no area of the picture is left in them.
-    """
+    Raises InvalidRecord where they are no four finite numbers, where they are shares (0..1) of the image's sides
+    instead of pixels, or no area of the picture is left in them."""
     if not isinstance(numbers, list | tuple) or len(numbers) != 4:
-        raise Malformed("a box that is not four numbers")
+        raise InvalidRecord("a box that is not four numbers")
     if any(isinstance(n, bool) or not isinstance(n, int | float) or not abs(n) < _FAR for n in numbers):
-        raise Malformed("a box that is not four numbers")
+        raise InvalidRecord("a box that is not four numbers")
     x1, y1, x2, y2 = numbers
     if form == "xywh":
         x2, y2 = x1 + x2, y1 + y2
     if not (x1 < x2 and y1 < y2):
-        raise Malformed("a box without area")
+        raise InvalidRecord("a box without area")
     if max(size) > 2 and all(0 <= n <= _SHARE for n in numbers):
-        raise Malformed("a box in shares of 0..1, not in pixels")
+        raise InvalidRecord("a box in shares of 0..1, not in pixels")
     width, height = size
     box = Box(float(max(0, x1)), float(max(0, y1)), float(min(width, x2)), float(min(height, y2)))
     if not (box.x1 < box.x2 and box.y1 < box.y2):
-        raise Malformed("a box outside the picture")
+        raise InvalidRecord("a box outside the picture")
     return box
 
 
@@ -404,32 +403,32 @@ OTHER_FRAME = "a size that is of the {} image, while `orientation` says that the
 SWAPPED = "a size whose width and height are swapped, so that nobody knows where the boxes are"
 
 
-def turn_of(
+def boxes_orientation(
     given: tuple[int, int] | None, stored: tuple[int, int], orientation: int, choice: str = "auto"
 ) -> tuple[int, str]:
     """Which EXIF orientation turns the boxes of an image upright (1: they are upright already), and what the sizes say
-    against it, as a kind of `Problems`; "" where nothing.
+    against it, as a kind of `ProblemCounter`; "" where nothing.
 
     given: (width, height) that the annotations say, None where they say none. stored, orientation: of the image file,
     see `images.image_header`. choice: what the boxes belong to: "stored" the image as it lies in the file, "upright"
     the image turned upright; "auto" what the given size tells, where it can, else the stored one. A size tells where
-    the image is not square and its orientation turns it by 90 degrees. Raises Malformed where no reading fits.
+    the image is not square and its orientation turns it by 90 degrees. Raises InvalidRecord where no reading fits.
     """
     upright = stored[::-1] if orientation in (5, 6, 7, 8) else stored
     tells = ""
     if given is not None and upright != stored and given[0] != given[1]:
         tells = "upright" if (given[0] > given[1]) == (upright[0] > upright[1]) else "stored"
     elif given is not None and given != stored and given == stored[::-1]:
-        raise Malformed(SWAPPED)
+        raise InvalidRecord(SWAPPED)
     frame = choice if choice != "auto" else tells or "stored"
     against = OTHER_FRAME.format(tells, frame) if tells and tells != frame else ""
     return (orientation if frame == "stored" else 1), against
 
 
 @dataclass(frozen=True)
-class Upright:
+class UprightTransform:
     """How the boxes of an image are turned upright. size: of the upright image, in pixels of the annotations. against:
-    what speaks against it, as a kind of `Problems`, "" where nothing."""
+    what speaks against it, as a kind of `ProblemCounter`, "" where nothing."""
 
     turn: int
     framed: tuple[int, int]
@@ -447,24 +446,24 @@ class Upright:
         return stored_box(box, self.framed, self.turn) if self.turn != 1 else box
 
 
-def upright(path: Path, size: tuple[int, int], given: bool, orientation: str) -> Upright:
+def upright_transform(path: Path, size: tuple[int, int], given: bool, orientation: str) -> UprightTransform:
     """size: in the frame of the annotations. given: whether they say it. Reads the header of the image.
 
-    Raises Malformed where the size contradicts the image's, and UserError where its header cannot be read.
+    Raises InvalidRecord where the size contradicts the image's, and UserError where its header cannot be read.
     """
-    turn, against = turn_of(size if given else None, *image_header(path), orientation)
-    return Upright(turn, size, against)
+    turn, against = boxes_orientation(size if given else None, *image_header(path), orientation)
+    return UprightTransform(turn, size, against)
 
 
-def reaches_over(numbers: Any, size: tuple[int, int], form: str = "xywh") -> bool:
-    """Whether a box of which `box_of` made one lay outside the picture in part, by over a pixel."""
+def exceeds_image(numbers: Any, size: tuple[int, int], form: str = "xywh") -> bool:
+    """Whether a box of which `parse_box` made one lay outside the picture in part, by over a pixel."""
     x1, y1, x2, y2 = numbers
     if form == "xywh":
         x2, y2 = x1 + x2, y1 + y2
     return x1 < -1 or y1 < -1 or x2 > size[0] + 1 or y2 > size[1] + 1
 
 
-def one_of(option: str, given: str, allowed: tuple[str, ...]) -> str:
+def check_choice(option: str, given: str, allowed: tuple[str, ...]) -> str:
     """A reader's option that has few values. Raises UserError."""
     if given not in allowed:
         raise UserError(f"The option {option} is {given!r}.", f"Allowed: {', '.join(allowed)}.", "Choose one of them.")
@@ -475,23 +474,24 @@ def rows_of(file: Path, key: str) -> list:
     """The list that a JSON file holds under a key."""
     content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        raise damaged(file, f"it has no list {key!r}")
+        raise corrupt_file_error(file, f"it has no list {key!r}")
     return content[key]
 
 
 def strings(row, name: str) -> tuple[str, ...]:
-    """A list of strings under a key. Raises Malformed."""
+    """A list of strings under a key. Raises InvalidRecord."""
     values = field(row, name, list)
     if not all(isinstance(value, str) for value in values):
-        raise Malformed(f"a {name!r} of the wrong type")
+        raise InvalidRecord(f"a {name!r} of the wrong type")
     return tuple(values)
 
 
 def answers_of(row: Any) -> tuple[str, ...]:
-    """The words of a row's answers, each as it is written, empty ones too. Raises Malformed where there are none."""
+    """The words of a row's answers, each as it is written, empty ones too. Raises InvalidRecord where there are
+    none."""
     answers = tuple(intern(field(answer, "answer", str)) for answer in field(row, "answers", list))
     if not answers:
-        raise Malformed("no answer")
+        raise InvalidRecord("no answer")
     return answers
 
 

@@ -7,11 +7,19 @@
 
 from __future__ import annotations
 
-from minigptv2.data.annotations import Malformed, by_frequency, damaged, field, read_json, strings, words_of
-from minigptv2.data.coco_pictures import CocoPictures
-from minigptv2.data.dataset import Problems
+from minigptv2.data.annotations import (
+    InvalidRecord,
+    by_frequency,
+    corrupt_file_error,
+    field,
+    read_json,
+    strings,
+    text_field,
+)
+from minigptv2.data.coco_pictures import CocoImages
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.layout import Layout, require, require_records
-from minigptv2.sample import Exchange, Sample
+from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://allenai.org/project/a-okvqa/home"
 LAYOUT: Layout = {split: (f"aokvqa_v1p0_{split}.json",) for split in ("train", "val", "test")}
@@ -28,30 +36,32 @@ class AOkVqa:
     """
 
     def __init__(self, root: str, split: str = "train", images: str = "", rationale: bool = False):
-        self.problems = Problems()
+        self.problems = ProblemCounter()
         (file,) = require(root, LAYOUT, split, PAGE)
-        self.pictures, self.rationale = CocoPictures(images or root), rationale
+        self.pictures, self.rationale = CocoImages(images or root), rationale
         self.name = file.name
-        self.rows: list[tuple[int, str, Exchange, tuple[str, ...]]] = []  # picture, question, its words, the reasons
+        self.rows: list[
+            tuple[int, str, QuestionAnswer, tuple[str, ...]]
+        ] = []  # picture, question, its words, the reasons
         content = read_json(file)
         if not isinstance(content, list):
-            raise damaged(file, "it is no list of questions")
+            raise corrupt_file_error(file, "it is no list of questions")
         for place, row in enumerate(content):
             try:
                 self.rows.append(self._row(row, split))
-            except Malformed as error:
+            except InvalidRecord as error:
                 self.problems.add(str(error), f"{self.name} row {place}")
         require_records(len(self.rows), file, self.problems)
 
-    def _row(self, row, split: str) -> tuple[int, str, Exchange, tuple[str, ...]]:
-        picture, question = field(row, "image_id", int), words_of(row, "question")
+    def _row(self, row, split: str) -> tuple[int, str, QuestionAnswer, tuple[str, ...]]:
+        picture, question = field(row, "image_id", int), text_field(row, "question")
         answers = () if split == "test" else by_frequency(strings(row, "direct_answers"))
         reasons = by_frequency(strings(row, "rationales")) if self.rationale and split != "test" else ()
         if split != "test" and not answers:
-            raise Malformed("a question without an answer")
+            raise InvalidRecord("a question without an answer")
         if picture not in self.pictures:
-            raise Malformed("a picture that is not on the disk")
-        exchange = Exchange("vqa", question=question, references=answers)
+            raise InvalidRecord("a picture that is not on the disk")
+        exchange = QuestionAnswer("vqa", question=question, references=answers)
         return picture, str(row.get("question_id", "")), exchange, reasons
 
     def __len__(self) -> int:
@@ -61,6 +71,6 @@ class AOkVqa:
         picture, number, exchange, reasons = self.rows[index]
         said = (exchange,)
         if reasons:
-            first = Exchange("vqa", question=exchange.question, answer=exchange.references[0])
-            said = first, Exchange("chat", question=WHY, references=reasons)
+            first = QuestionAnswer("vqa", question=exchange.question, answer=exchange.references[0])
+            said = first, QuestionAnswer("chat", question=WHY, references=reasons)
         return Sample(self.pictures.find(picture), (0, 0), said, f"{self.name} question {number}")

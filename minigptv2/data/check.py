@@ -15,10 +15,17 @@ from pathlib import Path
 
 from minigptv2.boxes import Box
 from minigptv2.data import coco_detection, own
-from minigptv2.data.annotations import Malformed, Upright, find_image, read_json_lines, turn_of, upright
+from minigptv2.data.annotations import (
+    InvalidRecord,
+    UprightTransform,
+    boxes_orientation,
+    find_image,
+    read_json_lines,
+    upright_transform,
+)
 from minigptv2.data.coco_json import CROWD, LISTS, CocoFile, CocoImage
-from minigptv2.data.dataset import Problems
-from minigptv2.data.turns import tokens_of
+from minigptv2.data.dataset import ProblemCounter
+from minigptv2.data.turns import estimate_tokens
 from minigptv2.errors import UserError
 from minigptv2.files import is_file, refuse_device
 from minigptv2.images import image_header, upright_size
@@ -35,13 +42,13 @@ UPRIGHT_ELSEWHERE = (
 
 
 @dataclass
-class Report:
+class ValidationReport:
     """counts: what was found, by name. labels: how many boxes of each. drawn: picture, its upright size, its boxes."""
 
     form: str
     counts: dict[str, int] = field(default_factory=dict)
     labels: Counter[str] = field(default_factory=Counter)
-    problems: Problems = field(default_factory=Problems)
+    problems: ProblemCounter = field(default_factory=ProblemCounter)
     drawn: list[tuple[Path, tuple[int, int], list[Box]]] = field(default_factory=list)
     usable: int = 0
 
@@ -67,7 +74,7 @@ class Report:
             yield "nothing of this file can be used"
 
 
-def check(file: str | Path, images: str = "", quick: bool = False, orientation: str = "") -> Report:
+def check(file: str | Path, images: str = "", quick: bool = False, orientation: str = "") -> ValidationReport:
     """Read the whole file as training does, and every image that it names. images: their folder. quick: read the
     images' headers alone. orientation: the option of the reader, "" for its default.
 
@@ -92,12 +99,12 @@ def _first_line_is_a_record(file: Path) -> bool:
 
 
 def _look(path: Path, quick: bool) -> tuple[tuple[int, int], int]:
-    """The size of an image as it is stored, and its EXIF orientation. Raises Malformed where it is missing, cannot be
-    read or is damaged; with quick, damage behind the header is not seen."""
+    """The size of an image as it is stored, and its EXIF orientation. Raises InvalidRecord where it is missing, cannot
+    be read or is damaged; with quick, damage behind the header is not seen."""
     from minigptv2.images import open_image
 
     if not is_file(path):
-        raise Malformed("a picture that is not on the disk")
+        raise InvalidRecord("a picture that is not on the disk")
     try:
         found = image_header(path)
         if not quick:
@@ -105,7 +112,7 @@ def _look(path: Path, quick: bool) -> tuple[tuple[int, int], int]:
         return found
     except UserError as error:
         kind = "damaged or cut short" if "damaged" in error.given else "not to be read"
-        raise Malformed(f"a picture that is {kind}") from error
+        raise InvalidRecord(f"a picture that is {kind}") from error
 
 
 def _compared(
@@ -113,18 +120,18 @@ def _compared(
 ) -> tuple[str, str]:
     """What is wrong with the size that a line gives, and both sizes; "" where nothing. header: of `image_header`.
 
-    Raises Malformed where the boxes would be of another frame, and boxes are there (needed).
+    Raises InvalidRecord where the boxes would be of another frame, and boxes are there (needed).
     """
     stored, orientation = header
     real = upright_size(stored, orientation)
     try:
-        turn, against = turn_of(given, stored, orientation, choice)
-    except Malformed:
+        turn, against = boxes_orientation(given, stored, orientation, choice)
+    except InvalidRecord:
         turn, against = 1, SWAPPED_SIZE
     kind = TURNED if against and choice == "upright" and real != stored else against
     if kind and needed:
-        raise Malformed(kind)
-    if not kind and Upright(turn, given).size != real:
+        raise InvalidRecord(kind)
+    if not kind and UprightTransform(turn, given).size != real:
         kind = OTHER_SIZE
     return kind, f"{_by(given)}, upright {_by(real)}"
 
@@ -132,11 +139,11 @@ def _compared(
 # ---- JSON Lines ----
 
 
-def _check_own(file: Path, images: str, quick: bool, orientation: str) -> Report:
+def _check_own(file: Path, images: str, quick: bool, orientation: str) -> ValidationReport:
     from tqdm import tqdm
 
-    folder = own.picture_folder(file, images)
-    report, sizes = Report(f"{file}: JSON Lines"), {}
+    folder = own.image_folder(file, images)
+    report, sizes = ValidationReport(f"{file}: JSON Lines"), {}
     lines = sum(1 for _ in read_json_lines(file))
 
     def measure(image: str, given: tuple[int, int] | None, needed: bool) -> tuple[Path, tuple[int, int]]:
@@ -164,7 +171,7 @@ def _check_own(file: Path, images: str, quick: bool, orientation: str) -> Report
             counts[exchange.task] += 1
         counts["conversations"] += bool(entry.talked)
         counts["turns"] += sum(map(len, entry.talked))
-        longest = max(longest, sum(map(tokens_of, entry.talked)))
+        longest = max(longest, sum(map(estimate_tokens, entry.talked)))
         counts["text"] += entry.image is None
         if entry.image is not None:
             boxes, size = [], upright_size(*sizes[entry.image])
@@ -192,11 +199,11 @@ def _check_own(file: Path, images: str, quick: bool, orientation: str) -> Report
 # ---- COCO ----
 
 
-def _check_coco(file: Path, images: str, quick: bool, orientation: str) -> Report:
+def _check_coco(file: Path, images: str, quick: bool, orientation: str) -> ValidationReport:
     from tqdm import tqdm
 
     coco = CocoFile(file, images, orientation)
-    report, problems = Report(f"{file}: COCO detection", problems=coco.problems), coco.problems
+    report, problems = ValidationReport(f"{file}: COCO detection", problems=coco.problems), coco.problems
     usable = {record.path for record in coco_detection.records_of(coco)}
     crowds = problems.counts.pop(CROWD, 0)
     frames: Counter[str] = Counter()
@@ -207,8 +214,8 @@ def _check_coco(file: Path, images: str, quick: bool, orientation: str) -> Repor
             continue
         try:
             stored, turned = _look(image.path, quick)
-            frame = upright(image.path, image.size, image.given, orientation)
-        except Malformed as error:
+            frame = upright_transform(image.path, image.size, image.given, orientation)
+        except InvalidRecord as error:
             usable.discard(image.path)
             problems.add(str(error), image.name)
             continue
@@ -251,7 +258,7 @@ def _by(size: tuple[int, int]) -> str:
 # ---- the sheet ----
 
 
-def write_sheet(report: Report, out: Path, most: int) -> tuple[Path, int]:
+def write_sheet(report: ValidationReport, out: Path, most: int) -> tuple[Path, int]:
     """Up to `most` pictures, spread over the whole file, with their labelled boxes, as one PNG: where `save_png` put
     it, and how many it shows."""
     from PIL import Image, ImageDraw, ImageFont

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, field, one_of, records_of, rows_of, words_of
-from minigptv2.data.coco_pictures import CocoPictures
-from minigptv2.data.dataset import Problems
+from minigptv2.data.annotations import InvalidRecord, check_choice, field, records_of, rows_of, text_field
+from minigptv2.data.coco_pictures import CocoImages
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.layout import Layout, require, require_records
-from minigptv2.sample import Exchange, Sample
+from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://cocodataset.org/#download"
 _KARPATHY = ("dataset_coco.json", "annotations/dataset_coco.json")
@@ -50,13 +50,13 @@ class CocoCaption:
     """
 
     def __init__(self, root: str, split: str = "train", images: str = "", per: str = ""):
-        self.problems = Problems()
+        self.problems = ProblemCounter()
         (file,) = require(root, LAYOUT, split, PAGE)
-        self.pictures, self.name = CocoPictures(images or root), file.name
+        self.pictures, self.name = CocoImages(images or root), file.name
         captions: dict[int, list[str]] = {}  # picture -> its captions
         for picture, caption in self._karpathy(file, split) if split in PARTS else self._official(file):
             captions.setdefault(picture, []).append(caption)
-        per = one_of("per", per or PER[not split.startswith("train")], PER)
+        per = check_choice("per", per or PER[not split.startswith("train")], PER)
         self.records = records_of(captions, apart=per == "caption")
         require_records(len(self.records), file, self.problems)
 
@@ -65,7 +65,7 @@ class CocoCaption:
 
     def __getitem__(self, index: int) -> Sample:
         picture, captions = self.records[index]
-        exchange = Exchange("caption", references=captions)
+        exchange = QuestionAnswer("caption", references=captions)
         return Sample(self.pictures.find(picture), (0, 0), (exchange,), f"{self.name} picture {picture}")
 
     def _karpathy(self, file: Path, split: str) -> Iterator[tuple[int, str]]:
@@ -74,23 +74,23 @@ class CocoCaption:
                 if field(row, "split", str) not in PARTS[split]:
                     continue
                 picture, sentences = self._on_disk(field(row, "cocoid", int)), field(row, "sentences", list)
-            except Malformed as error:
+            except InvalidRecord as error:
                 self.problems.add(str(error), f"{self.name} picture {place}")
                 continue
             for number, sentence in enumerate(sentences):
                 try:
-                    yield picture, words_of(sentence, "raw")
-                except Malformed as error:
+                    yield picture, text_field(sentence, "raw")
+                except InvalidRecord as error:
                     self.problems.add(str(error), f"{self.name} picture {place} sentence {number}")
 
     def _official(self, file: Path) -> Iterator[tuple[int, str]]:
         for place, row in enumerate(rows_of(file, "annotations")):
             try:
-                yield self._on_disk(field(row, "image_id", int)), words_of(row, "caption")
-            except Malformed as error:
+                yield self._on_disk(field(row, "image_id", int)), text_field(row, "caption")
+            except InvalidRecord as error:
                 self.problems.add(str(error), f"{self.name} annotation {place}")
 
     def _on_disk(self, picture: int) -> int:
         if picture not in self.pictures:
-            raise Malformed("a picture that is not on the disk")
+            raise InvalidRecord("a picture that is not on the disk")
         return picture

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, upright
-from minigptv2.data.box_talk import TASKS, TOO_MANY, Things, exchanges, options_of, too_many
+from minigptv2.data.annotations import InvalidRecord, upright_transform
+from minigptv2.data.box_talk import TASKS, TOO_MANY, LabelledBoxes, box_questions, options_of, too_many
 from minigptv2.data.coco_json import CROWD, NO_BOX_LEFT, CocoFile
 from minigptv2.data.layout import Layout, require_records
 from minigptv2.errors import UserError
-from minigptv2.sample import Exchange, Sample
+from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://cocodataset.org/#download"
 LAYOUT: Layout = {split: (f"annotations/instances_{split}.json",) for split in ("train2017", "val2017")}
@@ -33,7 +33,7 @@ class Record:
     path: Path
     size: tuple[int, int]
     given: bool
-    things: Things
+    things: LabelledBoxes
 
 
 class CocoDetection:
@@ -73,15 +73,15 @@ class CocoDetection:
         """Reads the header of the image. Raises UserError where it cannot be read, or contradicts the file's size."""
         record = self.records[index]
         try:
-            frame = upright(record.path, record.size, record.given, self.orientation)
-        except Malformed as error:
+            frame = upright_transform(record.path, record.size, record.given, self.orientation)
+        except InvalidRecord as error:
             raise UserError(
                 f"{record.path} has {error}.",
                 "Width and height are those of the image as it is stored, or upright.",
                 "Correct them, with the boxes, in the annotation file.",
             ) from error
         boxes = {label: [frame.box(box) for box in found] for label, found in record.things.boxes.items()}
-        things = Things(boxes, record.things.absent, record.things.incomplete)
+        things = LabelledBoxes(boxes, record.things.absent, record.things.incomplete)
         said = _said(things, frame.size, self.tasks, self.most, index)
         return Sample(record.path, frame.size, said, f"picture {record.number}", side_by_side=True)
 
@@ -99,7 +99,7 @@ def records_of(coco: CocoFile, tasks: Iterable[str] = TASKS, absent: bool = True
         boxes = image.boxes
         for label in too_many(boxes):
             coco.problems.add(TOO_MANY, f"{where} {label!r}", dropped=False)
-        things = Things(boxes, coco.absent(image) if absent else [], frozenset(image.unsure))
+        things = LabelledBoxes(boxes, coco.absent(image) if absent else [], frozenset(image.unsure))
         if image.lost:
             coco.problems.add(image.lost, where)
         elif image.unusable and not boxes:
@@ -110,5 +110,7 @@ def records_of(coco: CocoFile, tasks: Iterable[str] = TASKS, absent: bool = True
             coco.problems.add(NOTHING, where, dropped=False)
 
 
-def _said(things: Things, size: tuple[int, int], tasks: Iterable[str], most: int, seed: int) -> tuple[Exchange, ...]:
-    return tuple(exchanges(things, size, tasks, most, random.Random(seed)))
+def _said(
+    things: LabelledBoxes, size: tuple[int, int], tasks: Iterable[str], most: int, seed: int
+) -> tuple[QuestionAnswer, ...]:
+    return tuple(box_questions(things, size, tasks, most, random.Random(seed)))

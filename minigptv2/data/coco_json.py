@@ -23,19 +23,19 @@ from minigptv2.boxes import Box
 from minigptv2.data.annotations import (
     ORIENTATIONS,
     OVER_EDGE,
-    Malformed,
-    box_of,
-    damaged,
-    label_of,
-    name_of,
-    one_of,
-    reaches_over,
+    InvalidRecord,
+    check_choice,
+    corrupt_file_error,
+    exceeds_image,
+    file_name_field,
+    label_field,
+    parse_box,
     read_json,
-    words_of,
+    text_field,
 )
 from minigptv2.data.annotations import field as field_of
 from minigptv2.data.coco_pictures import ImageFinder
-from minigptv2.data.dataset import RECORDS, Problems
+from minigptv2.data.dataset import RECORDS, ProblemCounter
 from minigptv2.errors import UserError
 from minigptv2.images import image_header, upright_size
 
@@ -113,14 +113,14 @@ class CocoImage:
 
 
 def identity(value: Any) -> Id:
-    """An id: a whole number, also where it is written as 1.0 or "1"; other text as it is. Raises Malformed."""
+    """An id: a whole number, also where it is written as 1.0 or "1"; other text as it is. Raises InvalidRecord."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str) and (text := value.strip()):
         return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else _float_id(text)
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    raise Malformed("an 'id' of the wrong type")
+    raise InvalidRecord("an 'id' of the wrong type")
 
 
 def _float_id(text: str) -> Id:
@@ -138,7 +138,7 @@ def read(file: Path) -> dict[str, list]:
     content = read_json(file)
     lost = [name for name in LISTS if not isinstance(content, dict) or not isinstance(content.get(name), list)]
     if lost:
-        raise damaged(file, f"it has no list {', '.join(map(repr, lost))}, as COCO's detection files have")
+        raise corrupt_file_error(file, f"it has no list {', '.join(map(repr, lost))}, as COCO's detection files have")
     return content
 
 
@@ -148,13 +148,12 @@ class CocoFile:
     is left out or read in another way than it is written. excluded: place of an image row that is not used, and why.
 
     file: the JSON. folder: of the images, "" where they lie at one of the usual places beside the file. root: where
-    images with COCO's numbers are looked for, too. orientation: see `annotations.turn_of`. required: whether it is an
-    error that not one image is found.
-    """
+    images with COCO's numbers are looked for, too. orientation: see `annotations.boxes_orientation`. required: whether
+    it is an error that not one image is found."""
 
     def __init__(self, file: Path, folder: str = "", orientation: str = "auto", root: str = "", required: bool = True):
-        self.file, self.problems, self.excluded = file, Problems(), {}
-        self.orientation = one_of("orientation", orientation, ORIENTATIONS)
+        self.file, self.problems, self.excluded = file, ProblemCounter(), {}
+        self.orientation = check_choice("orientation", orientation, ORIENTATIONS)
         content = read(file)
         self.problems.saw(len(content["images"]))
         self.problems.saw(len(content["annotations"]), "annotations")
@@ -201,7 +200,7 @@ class CocoFile:
             where = f"categories row {place}"
             try:
                 number, label = identity(field_of(row, "id", (int, float, str))), _label(row)
-            except Malformed as error:
+            except InvalidRecord as error:
                 self._drop(str(error), where, "categories")
                 continue
             if _label_is_cleaned(row):
@@ -245,7 +244,7 @@ class CocoFile:
         for row in rows:
             try:
                 own = of_key[key_of(_label(row))]
-            except (Malformed, KeyError):
+            except (InvalidRecord, KeyError):
                 continue
             if _above(row):
                 above.setdefault(key_of(own), set()).add(key_of(row["supercategory"]))
@@ -273,10 +272,10 @@ class CocoFile:
         numbers: list[Id | None] = []
         for place, row in enumerate(rows):
             try:
-                if isinstance(self._names[place], Malformed):
+                if isinstance(self._names[place], InvalidRecord):
                     raise self._names[place]
                 numbers.append(identity(field_of(row, "id", (int, float, str))))
-            except Malformed as error:
+            except InvalidRecord as error:
                 numbers.append(None)
                 self._leave_out(place, row, error)
         shared = self._shared_ids(numbers)
@@ -294,7 +293,7 @@ class CocoFile:
                 continue
             try:
                 images[file] = self._by_id[number] = self._image(place, row, number, name)
-            except Malformed as error:
+            except InvalidRecord as error:
                 self._leave_out(place, row, error)
         for place, number in enumerate(numbers):
             if number in shared and (image := images.get(_file_key(self._names[place]))):
@@ -331,11 +330,11 @@ class CocoFile:
         given = size is not None
         if size is None:
             if lost:
-                raise Malformed(f"no usable width and height, and {lost}")
+                raise InvalidRecord(f"no usable width and height, and {lost}")
             try:
                 stored, orientation = image_header(path)
             except UserError as error:
-                raise Malformed("no usable width and height, and an image that cannot be read") from error
+                raise InvalidRecord("no usable width and height, and an image that cannot be read") from error
             size = upright_size(stored, orientation) if self.orientation == "upright" else stored
             self._note(NO_SIZE, f"images row {place}{_named(row)}")
         image = CocoImage(place, number, name, size, path, lost, given)
@@ -359,13 +358,13 @@ class CocoFile:
             where = f"annotations row {place}"
             try:
                 image, category, label = self._owner(row)
-            except Malformed as error:
+            except InvalidRecord as error:
                 self._drop(str(error), where)
                 continue
             where = f"{where} of {image.name or image.number}"
             try:
                 if row["image_id"] is not None and identity(row["image_id"]) in self._other_size:
-                    raise Malformed(TWO_SIZES)
+                    raise InvalidRecord(TWO_SIZES)
                 xywh = _numbers(row.get("bbox"), image.size)
                 labels = boxes.setdefault(image.place, {}).setdefault(tuple(xywh), [])
                 again = label in labels
@@ -382,9 +381,9 @@ class CocoFile:
                 if not crowd:
                     judged += 1
                     fitting += _fits_as_corners(xywh, image.size)
-                    over += reaches_over(xywh, image.size)
+                    over += exceeds_image(xywh, image.size)
                 thing = self._thing(place, row, category, label, xywh, crowd, image, again, where)
-            except Malformed as error:
+            except InvalidRecord as error:
                 image.unsure.add(label)
                 image.unusable += 1
                 self._drop(str(error), where)
@@ -398,7 +397,7 @@ class CocoFile:
             self._note(CORNERS, f"{over} of {judged} boxes reach over the edge")
 
     def _owner(self, row: Any) -> tuple[CocoImage, Id, str]:
-        """Whose an annotation is. Raises Malformed; where it may be on one of several images, or of one of several
+        """Whose an annotation is. Raises InvalidRecord; where it may be on one of several images, or of one of several
         labels, those labels are no longer sure there."""
         picture = identity(field_of(row, "image_id", (int, float, str)))
         category = identity(field_of(row, "category_id", (int, float, str)))
@@ -407,13 +406,13 @@ class CocoFile:
         if picture in self._shared:
             for image in self._shared[picture]:
                 image.unsure |= unclear
-            raise Malformed("a box of an image whose 'id' another has, too")
+            raise InvalidRecord("a box of an image whose 'id' another has, too")
         if picture not in self._by_id:
-            raise Malformed("an 'image_id' that no image has")
+            raise InvalidRecord("an 'image_id' that no image has")
         if label is None:
             self._by_id[picture].unsure |= unclear
             self._by_id[picture].unusable += 1
-            raise Malformed(
+            raise InvalidRecord(
                 "a 'category_id' that two categories have" if unclear else "a 'category_id' that no category has"
             )
         return self._by_id[picture], self.category_of[label], label
@@ -451,8 +450,8 @@ class CocoFile:
             image.unusable += 1
             self._drop(NO_AREA, where)
         else:
-            box = box_of(xywh, image.size)
-            if reaches_over(xywh, image.size):
+            box = parse_box(xywh, image.size)
+            if exceeds_image(xywh, image.size):
                 self._note(OVER_EDGE, where)
         return Thing(place, category, label, xywh, area, crowd, box)
 
@@ -466,16 +465,16 @@ def _pair(kin: dict[str, set[str]], one: str, other: str | None) -> None:
         kin.setdefault(other, set()).add(one)
 
 
-def _name(row: Any) -> str | Malformed:
+def _name(row: Any) -> str | InvalidRecord:
     """The image's file name, of LVIS the end of its address; "" where the row names none."""
     try:
         if not isinstance(row, dict):
-            raise Malformed("a record that is no JSON object")
+            raise InvalidRecord("a record that is no JSON object")
         if row.get("file_name") is not None:
-            return name_of(row, "file_name")
+            return file_name_field(row, "file_name")
         address = row.get("coco_url")
         return "/".join(address.split("/")[-2:]) if isinstance(address, str) else ""
-    except Malformed as error:
+    except InvalidRecord as error:
         return error
 
 
@@ -489,14 +488,14 @@ def _named(row: Any) -> str:
 
 
 def _label(row: Any) -> str:
-    label = " ".join(label_of(row, "name").replace("_", " ").split())
+    label = " ".join(label_field(row, "name").replace("_", " ").split())
     if not label:
-        raise Malformed("an empty 'name'")
+        raise InvalidRecord("an empty 'name'")
     return label
 
 
 def _label_is_cleaned(row: dict) -> bool:
-    return label_of(row, "name") != words_of(row, "name")
+    return label_field(row, "name") != text_field(row, "name")
 
 
 def _above(row: Any) -> bool:
@@ -509,7 +508,7 @@ def _above(row: Any) -> bool:
 def _same_id(row: dict, number: Id) -> bool:
     try:
         return identity(row.get("id")) == number
-    except Malformed:
+    except InvalidRecord:
         return False
 
 
@@ -528,20 +527,20 @@ def _size(row: dict) -> tuple[int, int] | None:
 
 
 def _numbers(given: Any, size: tuple[int, int]) -> list[float]:
-    """A `bbox` as four finite numbers, of which something is in the image. Raises Malformed."""
+    """A `bbox` as four finite numbers, of which something is in the image. Raises InvalidRecord."""
     if not isinstance(given, list) or len(given) != 4:
-        raise Malformed("a box that is not four numbers")
+        raise InvalidRecord("a box that is not four numbers")
     if any(isinstance(n, str) for n in given):
-        raise Malformed(AS_TEXT)
+        raise InvalidRecord(AS_TEXT)
     if any(isinstance(n, bool) or not isinstance(n, int | float) or not abs(n) < 1e9 for n in given):
-        raise Malformed("a box that is not four numbers")
+        raise InvalidRecord("a box that is not four numbers")
     x, y, across, down = given
     if across < 0 or down < 0:
-        raise Malformed(NO_AREA)
+        raise InvalidRecord(NO_AREA)
     if max(size) > _TINY and min(given) >= 0 and max(given) <= 1 and across and down:
-        raise Malformed(SHARES)
+        raise InvalidRecord(SHARES)
     if x >= size[0] or y >= size[1] or x + across <= 0 or y + down <= 0:
-        raise Malformed(OUTSIDE)
+        raise InvalidRecord(OUTSIDE)
     return given
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minigptv2.data.annotations import Malformed, find_image
+from minigptv2.data.annotations import InvalidRecord, find_image
 from minigptv2.errors import UserError
 from minigptv2.files import is_dir, is_file
 
@@ -34,7 +34,7 @@ _LONGEST = 200  # characters of a name that is shown
 _TRIED = 20  # names by which the folder of a file's images is found
 
 
-class CocoPictures:
+class CocoImages:
     """Finds pictures by their COCO number. The folders are listed once, when it is made; no picture is opened."""
 
     def __init__(self, folder: str | os.PathLike):
@@ -116,7 +116,7 @@ class ImageFinder:
         hits = {place: sum(_there(place, name) for name in tried) for place in places}
         self.folder = max(places, key=lambda place: hits[place])  # of equal ones the first
         self._root = Path(images or root or file.absolute().parent)
-        self._numbered: CocoPictures | None = None
+        self._numbered: CocoImages | None = None
         if required and not images and not hits[self.folder] and not any(self._by_number(name) for name in tried):
             raise _not_found(file, places, tried)
 
@@ -128,9 +128,9 @@ class ImageFinder:
         """
         try:
             if not name:
-                raise Malformed("no 'file_name'")
+                raise InvalidRecord("no 'file_name'")
             return find_image(self.folder, name), ""
-        except Malformed as error:
+        except InvalidRecord as error:
             path = self._by_number(name or (f"{number:012d}.jpg" if isinstance(number, int) else ""))
             return (path, "") if path else (self._expected(name, number), str(error))
 
@@ -139,7 +139,7 @@ class ImageFinder:
         if not found:
             return None
         if self._numbered is None:
-            self._numbered = CocoPictures(self._root)
+            self._numbered = CocoImages(self._root)
         return self._numbered.find(int(found[1])) if int(found[1]) in self._numbered else None
 
     def _expected(self, name: str, number: int | str) -> Path:
@@ -151,7 +151,7 @@ class ImageFinder:
 def _there(place: Path, name: str) -> bool:
     try:
         find_image(place, name)
-    except Malformed:
+    except InvalidRecord:
         return False
     return True
 

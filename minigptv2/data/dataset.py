@@ -43,7 +43,7 @@ DATASETS: dict[str, str] = {
     "multitask_conversation": "minigptv2.data.multitask_conversation:MultitaskConversation",
     "unnatural_instructions": "minigptv2.data.unnatural_instructions:UnnaturalInstructions",
     # a user's own
-    "own": "minigptv2.data.own:Own",
+    "own": "minigptv2.data.own:JsonlDataset",
     # drawn here
     "scenes": "minigptv2.data.scene_source:Scenes",
     "sums": "minigptv2.data.sums:Sums",
@@ -64,14 +64,14 @@ class Dataset(Protocol):
     paths of pictures that are not on the disk while their records were kept.
     """
 
-    problems: Problems
+    problems: ProblemCounter
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
 
 
-class Problems:
+class ProblemCounter:
     """Counts what was wrong, by kind, and keeps the first examples of each. Apart from that, it counts what was dropped
     for it, by unit: records, or the annotations, questions, ... that a record is made of."""
 
@@ -113,7 +113,7 @@ class Problems:
             yield f"{count} x {kind}: {', '.join(self.examples[kind])}{more}"
 
 
-def named_class(what: str, name: str, known: Mapping[str, str], advice: str) -> Any:
+def resolve_class(what: str, name: str, known: Mapping[str, str], advice: str) -> Any:
     """The class of this name: of the table `known`, or my_package.module:Class. what, advice: for the errors.
 
     Raises UserError for an unknown name, with the nearest known one, and for what cannot be imported.
@@ -137,7 +137,7 @@ def open_dataset(name: str, options: dict[str, Any]) -> Dataset:
 
     Raises UserError for an unknown name or option, with the nearest known one, and what the reader itself raises.
     """
-    reader = named_class("data set", name, DATASETS, "Choose one of these.")
+    reader = resolve_class("data set", name, DATASETS, "Choose one of these.")
     parameters = inspect.signature(reader).parameters
     known = list(parameters)
     for option, value in options.items():

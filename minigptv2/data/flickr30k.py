@@ -12,15 +12,15 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-from minigptv2.boxes import Box, plain
+from minigptv2.boxes import Box, strip_markup_chars
 from minigptv2.bundled import document
-from minigptv2.data.annotations import Malformed, box_of, one_of, size_of
+from minigptv2.data.annotations import InvalidRecord, check_choice, parse_box, size_field
 from minigptv2.data.coco_pictures import missing
-from minigptv2.data.dataset import Problems
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.layout import Layout
 from minigptv2.errors import UserError
 from minigptv2.files import is_dir
-from minigptv2.sample import Exchange, Phrase, Sample
+from minigptv2.sample import Phrase, QuestionAnswer, Sample
 
 PAGE = "https://github.com/BryanPlummer/flickr30k_entities"
 LAYOUT: Layout = {split: ("Sentences/", "Annotations/", f"{split}.txt") for split in ("train", "val", "test")}
@@ -44,8 +44,8 @@ class Flickr30k:
     """
 
     def __init__(self, root: str, split: str = "train", task: str = "grounding", images: str = ""):
-        self.split, self.task = split, one_of("task", task, TASKS)
-        self.problems, self.captions_without_boxes = Problems(), 0
+        self.split, self.task = split, check_choice("task", task, TASKS)
+        self.problems, self.captions_without_boxes = ProblemCounter(), 0
         folder = Path(root)
         below = [Path(images or root, f) for f in FOLDERS]
         self.images = next((f for f in below if is_dir(f) and next(f.glob("*.jpg"), None)), Path(images or root))
@@ -56,7 +56,7 @@ class Flickr30k:
                 size, boxes = self._boxes(folder / "Annotations" / f"{name}.xml")
             except OSError as error:
                 self.problems.add("a file that is not there", str(error.filename)[:200])
-            except Malformed as error:
+            except InvalidRecord as error:
                 self.problems.add(str(error), f"{name}.xml")
             except UnicodeDecodeError:
                 self.problems.add("sentences that are no text in UTF-8", f"{name}.txt")
@@ -72,11 +72,11 @@ class Flickr30k:
         name, line, size, words, phrases = self.records[index]
         key = f"flickr30k {name} line {line}"
         if self.task == "grounding":
-            exchange = Exchange("grounding", phrases, answer=words)
+            exchange = QuestionAnswer("grounding", phrases, answer=words)
         elif self.task == "caption_to_phrases":
-            exchange = Exchange("detection", phrases, question=words)
+            exchange = QuestionAnswer("detection", phrases, question=words)
         else:
-            exchange, key = Exchange("detection", phrases), f"{key} {phrases[0].text!r}"
+            exchange, key = QuestionAnswer("detection", phrases), f"{key} {phrases[0].text!r}"
         return Sample(self.images / f"{name}.jpg", size, (exchange,), key)
 
     def missing_pictures(self) -> list[Path]:
@@ -90,7 +90,7 @@ class Flickr30k:
                 continue
             try:
                 words, answer, phrases = _grounded(sentence, boxes)
-            except Malformed as error:
+            except InvalidRecord as error:
                 self.problems.add(str(error), f"{name}.txt line {line}")
                 continue
             if not phrases:
@@ -108,7 +108,7 @@ class Flickr30k:
     def _boxes(self, file: Path) -> tuple[tuple[int, int], dict[str, list[Box]]]:
         """The picture's size and the boxes of each chain. The files count pixels from 1, both edges included."""
         root = _safe_xml(file)
-        size = size_of({side: _whole(root.find(f"size/{side}")) for side in ("width", "height")})
+        size = size_field({side: _whole(root.find(f"size/{side}")) for side in ("width", "height")})
         boxes: dict[str, list[Box]] = {}
         for thing in root.findall("object"):
             edges = thing.find("bndbox")
@@ -117,8 +117,8 @@ class Flickr30k:
             self.problems.saw(1, "boxes")
             try:
                 x1, y1, x2, y2 = (_whole(edges.find(edge)) for edge in ("xmin", "ymin", "xmax", "ymax"))
-                box = box_of((x1 - 1, y1 - 1, x2, y2), size, "xyxy")
-            except Malformed as error:
+                box = parse_box((x1 - 1, y1 - 1, x2, y2), size, "xyxy")
+            except InvalidRecord as error:
                 self.problems.add(str(error), f"{file.name} chain {thing.findtext('name')}", unit="boxes")
                 continue
             for chain in thing.findall("name"):
@@ -151,30 +151,30 @@ def _safe_xml(file: Path) -> ElementTree.Element:
     try:
         text = file.read_bytes().decode("utf-8-sig")
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
-            raise Malformed("XML that declares a document type")
+            raise InvalidRecord("XML that declares a document type")
         return ElementTree.fromstring(text)
     except (UnicodeDecodeError, ElementTree.ParseError, ValueError) as error:
-        raise error if isinstance(error, Malformed) else Malformed("XML that is damaged") from error
+        raise error if isinstance(error, InvalidRecord) else InvalidRecord("XML that is damaged") from error
 
 
 def _whole(element: ElementTree.Element | None) -> int:
     try:
         return int(element.text)
     except (AttributeError, TypeError, ValueError):
-        raise Malformed("a size or box without its numbers") from None
+        raise InvalidRecord("a size or box without its numbers") from None
 
 
 def _grounded(sentence: str, boxes: dict[str, list[Box]]) -> tuple[str, str, tuple[Phrase, ...]]:
     """The words of an annotated caption; the same with `{}` for each phrase that has boxes; and these phrases."""
     if "{" in sentence or "}" in sentence:
-        raise Malformed("a caption with curly brackets")
-    if plain(sentence) != sentence:
-        raise Malformed("a caption with markup of phrases or boxes")
+        raise InvalidRecord("a caption with curly brackets")
+    if strip_markup_chars(sentence) != sentence:
+        raise InvalidRecord("a caption with markup of phrases or boxes")
     parts, phrases, at = [], [], 0
     for match in _PHRASE.finditer(sentence):
         words = _tidy(match[3])
         if not words:
-            raise Malformed("a phrase without words")
+            raise InvalidRecord("a phrase without words")
         parts.append(sentence[at : match.start()])
         at = match.end()
         if boxes.get(match[1]):
@@ -185,7 +185,7 @@ def _grounded(sentence: str, boxes: dict[str, list[Box]]) -> tuple[str, str, tup
     parts.append(sentence[at:])
     answer = _tidy("".join(parts))
     if "[/EN#" in answer or "]" in answer:
-        raise Malformed("a caption with unmatched brackets")
+        raise InvalidRecord("a caption with unmatched brackets")
     words = answer
     for phrase in phrases:
         words = words.replace("{}", phrase.text, 1)

@@ -14,10 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from sys import intern
 
-from minigptv2.data.annotations import Malformed, Row, is_list, items_of, members_of, name_of, words_of
-from minigptv2.data.dataset import Problems
+from minigptv2.data.annotations import (
+    InvalidRecord,
+    Row,
+    file_name_field,
+    is_list,
+    iter_json_list,
+    iter_json_object,
+    text_field,
+)
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.layout import Layout, image_in, names_in, require, require_records
-from minigptv2.sample import Exchange, Sample
+from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
 LAYOUT: Layout = {
@@ -35,16 +43,16 @@ class Gqa:
     """One record a question; the test split has no answers. root: holds the JSON files and `images/`."""
 
     def __init__(self, root: str, split: str = "train"):
-        self.problems = Problems()
+        self.problems = ProblemCounter()
         file, folder = require(root, LAYOUT, split, PAGE)
         self.folder, self.name, there = folder, file.name, names_in(folder)
         self.rows: list[tuple[str, str, str, str]] = []  # picture, question's number, its words, answer
         for row in read_rows(file, answered=split != "test"):
             try:
                 if row.problem:
-                    raise Malformed(row.problem)
+                    raise InvalidRecord(row.problem)
                 image = intern(image_in(folder, there, str(row.image)))
-            except Malformed as error:
+            except InvalidRecord as error:
                 self.problems.add(str(error), f"{self.name} question {row.key or row.number}")
                 continue
             self.rows.append((image, row.key or str(row.number), row.question, intern("".join(row.answers))))
@@ -55,18 +63,18 @@ class Gqa:
 
     def __getitem__(self, index: int) -> Sample:
         picture, number, question, answer = self.rows[index]
-        exchange = Exchange("vqa", question=question, answer=answer)
+        exchange = QuestionAnswer("vqa", question=question, answer=answer)
         return Sample(Path(self.folder, picture), (0, 0), (exchange,), f"{self.name} question {number}")
 
 
 def read_rows(file: Path, answered: bool = True) -> Iterator[Row]:
     """Each question of a file, as `Row` says. answered: whether it has answers. Raises UserError for a damaged file."""
-    rows = (("", row) for row in items_of(file)) if is_list(file) else members_of(file)
+    rows = (("", row) for row in iter_json_list(file)) if is_list(file) else iter_json_object(file)
     for number, (key, row) in enumerate(rows):
         try:
-            words, answers = words_of(row, "question"), (words_of(row, "answer"),) if answered else ()
-            image = name_of(row, "image") if "image" in row else f"{name_of(row, 'imageId')}.jpg"
-        except Malformed as error:
+            words, answers = text_field(row, "question"), (text_field(row, "answer"),) if answered else ()
+            image = file_name_field(row, "image") if "image" in row else f"{file_name_field(row, 'imageId')}.jpg"
+        except InvalidRecord as error:
             yield Row(number, key, problem=str(error))
             continue
         yield Row(number, key, image, words, answers)

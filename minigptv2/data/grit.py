@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from minigptv2.boxes import Box, plain
-from minigptv2.data.annotations import Malformed, Unwanted, box_of, field, one_of, size_of
-from minigptv2.data.dataset import Problems
+from minigptv2.boxes import Box, strip_markup_chars
+from minigptv2.data.annotations import InvalidRecord, Unwanted, check_choice, field, parse_box, size_field
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.layout import Layout
 from minigptv2.data.shards import LAYOUT_OF_SHARDS, OPTIONS_OF_SHARDS, Record, Shards, changed
-from minigptv2.sample import Exchange, Phrase, Sample
+from minigptv2.sample import Phrase, QuestionAnswer, Sample
 
 PAGE = "https://github.com/microsoft/unilm/tree/master/kosmos-2"
 LAYOUT: Layout = LAYOUT_OF_SHARDS
@@ -47,11 +47,11 @@ class Grit:
         picture: str = "",
         least_score: float = 0.0,
     ):
-        self.task = one_of("task", task, tuple(_LISTS))
+        self.task = check_choice("task", task, tuple(_LISTS))
         self.least_score = float(least_score)
         purpose = f"grit-{task}-{self.least_score:g}"
         self.shards = Shards(shards, self._judge, purpose, index, images, picture)
-        self.problems: Problems = self.shards.problems
+        self.problems: ProblemCounter = self.shards.problems
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -60,7 +60,7 @@ class Grit:
         record = self.shards[index]
         try:
             size, exchanges = self._exchanges(record, [])
-        except Malformed as error:
+        except InvalidRecord as error:
             raise changed(record.key, error) from error
         return Sample(record.image, size, exchanges, f"grit {record.key}", self.task != "grounding")
 
@@ -69,24 +69,26 @@ class Grit:
         self._exchanges(record, wrong)
         return wrong
 
-    def _exchanges(self, record: Record, wrong: list[str]) -> tuple[tuple[int, int], tuple[Exchange, ...]]:
-        """The size and what is asked. wrong: gets what is wrong with single items. Raises Malformed."""
-        size = size_of({side: _whole(record.fields.get(side)) for side in ("width", "height")})
+    def _exchanges(self, record: Record, wrong: list[str]) -> tuple[tuple[int, int], tuple[QuestionAnswer, ...]]:
+        """The size and what is asked. wrong: gets what is wrong with single items. Raises InvalidRecord."""
+        size = size_field({side: _whole(record.fields.get(side)) for side in ("width", "height")})
         caption = (
             record.text if "caption" not in record.fields and record.text else field(record.fields, "caption", str)
         )
         spans = self._spans(record.fields, caption, size, wrong)
         if self.task == "grounding":
             return size, (_grounded(caption, spans),)
-        named = [(" ".join(plain(caption[start:end]).split()), boxes) for (start, end), boxes in spans.items()]
+        named = [
+            (" ".join(strip_markup_chars(caption[start:end]).split()), boxes) for (start, end), boxes in spans.items()
+        ]
         named = [(words, boxes) for words, boxes in named if words]
         times = Counter(words for words, _ in named)
         exchanges = []
         for words, boxes in named:
             if self.task == "identify":
-                exchanges += [Exchange("identify", (Phrase(words, (box,)),)) for box in boxes]
+                exchanges += [QuestionAnswer("identify", (Phrase(words, (box,)),)) for box in boxes]
             elif len(boxes) == times[words] == 1:
-                exchanges.append(Exchange("refer", (Phrase(words, tuple(boxes)),)))
+                exchanges.append(QuestionAnswer("refer", (Phrase(words, tuple(boxes)),)))
         if not exchanges:
             raise Unwanted("no expression for one box")
         return size, tuple(exchanges)
@@ -103,20 +105,20 @@ class Grit:
             except (ValueError, RecursionError):
                 items = None
         if not isinstance(items, list):
-            raise Malformed(f"no list {name!r}")
+            raise InvalidRecord(f"no list {name!r}")
         width, height = size
         spans: dict[tuple[int, int], list[Box]] = {}
         for item in items:
             try:
                 if not isinstance(item, list | tuple) or len(item) < 6:
-                    raise Malformed(f"an item of {name!r} that is not six or seven numbers")
+                    raise InvalidRecord(f"an item of {name!r} that is not six or seven numbers")
                 start, end = _whole(item[0]), _whole(item[1])
                 if not 0 <= start < end <= len(caption) or not caption[start:end].strip():
-                    raise Malformed(f"an item of {name!r} outside the caption")
-                box_of(list(item[2:6]), (1, 1), "xyxy")  # four numbers, and on the picture
+                    raise InvalidRecord(f"an item of {name!r} outside the caption")
+                parse_box(list(item[2:6]), (1, 1), "xyxy")  # four numbers, and on the picture
                 x1, y1, x2, y2 = item[2:6]
-                box = box_of((x1 * width, y1 * height, x2 * width, y2 * height), size, "xyxy")
-            except Malformed as error:
+                box = parse_box((x1 * width, y1 * height, x2 * width, y2 * height), size, "xyxy")
+            except InvalidRecord as error:
                 wrong.append(str(error))
                 continue
             score = item[6] if len(item) > 6 else None
@@ -126,27 +128,27 @@ class Grit:
             if box not in boxes:
                 boxes.append(box)
         if not spans:
-            raise Malformed(f"no usable item in {name!r}")
+            raise InvalidRecord(f"no usable item in {name!r}")
         return dict(sorted(spans.items()))
 
 
-def _grounded(caption: str, spans: dict[tuple[int, int], list[Box]]) -> Exchange:
+def _grounded(caption: str, spans: dict[tuple[int, int], list[Box]]) -> QuestionAnswer:
     """The caption with a place for each stretch; of stretches that overlap, the first and longest."""
     if "{" in caption or "}" in caption:
-        raise Malformed("a caption with curly brackets")
-    if plain(caption) != caption:
-        raise Malformed("a caption with markup of phrases or boxes")
+        raise InvalidRecord("a caption with curly brackets")
+    if strip_markup_chars(caption) != caption:
+        raise InvalidRecord("a caption with markup of phrases or boxes")
     answer, phrases, at = "", [], 0
     for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
         if start >= at:
             phrases.append(Phrase(" ".join(caption[start:end].split()), tuple(spans[start, end])))
             answer += caption[at:start] + "{}"
             at = end
-    return Exchange("grounding", tuple(phrases), answer=" ".join((answer + caption[at:]).split()))
+    return QuestionAnswer("grounding", tuple(phrases), answer=" ".join((answer + caption[at:]).split()))
 
 
 def _whole(number: Any) -> Any:
-    """Columns of floats hold whole numbers as 19.0. Raises Malformed for what is no whole number."""
+    """Columns of floats hold whole numbers as 19.0. Raises InvalidRecord for what is no whole number."""
     if isinstance(number, bool) or not isinstance(number, int | float) or number != number // 1:
-        raise Malformed("a size or place that is no whole number")
+        raise InvalidRecord("a size or place that is no whole number")
     return int(number)

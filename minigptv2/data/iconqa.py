@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, Row, field, find_image, read_json, strings, words_of
-from minigptv2.data.dataset import Problems
+from minigptv2.data.annotations import InvalidRecord, Row, field, find_image, read_json, strings, text_field
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.layout import Layout, names_in, require, require_records
 from minigptv2.errors import UserError
 from minigptv2.files import is_dir
-from minigptv2.sample import Exchange, Sample
+from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://iconqa.github.io/"
 LAYOUT: Layout = {
@@ -31,19 +31,19 @@ class IconQa:
     """One record a question, in the order of their numbers; the answer is one of the choices."""
 
     def __init__(self, root: str, split: str = "val"):
-        self.problems = Problems()
+        self.problems = ProblemCounter()
         (self.folder,) = require(root, LAYOUT, split, PAGE)
         self.split = split
-        self.rows: list[tuple[str, Exchange]] = []  # folder, what was asked
+        self.rows: list[tuple[str, QuestionAnswer]] = []  # folder, what was asked
         for row in read_rows(self.folder):
             try:
                 if row.problem:
-                    raise Malformed(row.problem)
+                    raise InvalidRecord(row.problem)
                 find_image(self.folder / row.key, "image.png")
-            except Malformed as error:
+            except InvalidRecord as error:
                 self.problems.add(str(error), f"{split} {row.key}")
                 continue
-            self.rows.append((row.key, Exchange("vqa", question=row.question, answer=row.answers[0])))
+            self.rows.append((row.key, QuestionAnswer("vqa", question=row.question, answer=row.answers[0])))
         require_records(len(self.rows), self.folder, self.problems)
 
     def __len__(self) -> int:
@@ -60,12 +60,12 @@ def read_rows(folder: Path) -> Iterator[Row]:
     for number, name in enumerate(name for name in names if is_dir(folder / name)):
         try:
             row = _read(folder / name / "data.json")
-            choices, answer, words = strings(row, "choices"), field(row, "answer", int), words_of(row, "question")
+            choices, answer, words = strings(row, "choices"), field(row, "answer", int), text_field(row, "question")
             if not choices or not all(choice.strip() for choice in choices):
-                raise Malformed("a 'choices' that is no list of words")
+                raise InvalidRecord("a 'choices' that is no list of words")
             if not 0 <= answer < len(choices):
-                raise Malformed("an 'answer' that is none of the choices")
-        except Malformed as error:
+                raise InvalidRecord("an 'answer' that is none of the choices")
+        except InvalidRecord as error:
             yield Row(number, name, problem=str(error))
             continue
         yield Row(number, name, f"{name}/image.png", words, (choices[answer],), choices)
@@ -75,4 +75,4 @@ def _read(file: Path) -> object:
     try:
         return read_json(file)
     except UserError as error:
-        raise Malformed("a data.json that cannot be read") from error
+        raise InvalidRecord("a data.json that cannot be read") from error

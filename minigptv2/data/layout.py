@@ -23,8 +23,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minigptv2.data.annotations import find_image, one_of
-from minigptv2.data.dataset import DATASETS, Problems
+from minigptv2.data.annotations import check_choice, find_image
+from minigptv2.data.dataset import DATASETS, ProblemCounter
 from minigptv2.errors import UserError
 from minigptv2.files import is_dir, is_file
 
@@ -32,7 +32,7 @@ Place = str | tuple[str, ...]
 Layout = Mapping[str, tuple[Place, ...]]
 
 
-class OnDisk(NamedTuple):
+class DatasetFiles(NamedTuple):
     """The constants of one set. takes: the names of its reader's options."""
 
     page: str
@@ -40,18 +40,18 @@ class OnDisk(NamedTuple):
     counts: Mapping[str, int]
     downloads: Mapping[str, str]
     options: Mapping[str, Mapping[str, Any]]
-    takes: tuple[str, ...]
+    reader_options: tuple[str, ...]
 
     def options_of(self, part: str, root: str | os.PathLike) -> dict[str, Any]:
         """The reader's options for a part."""
         options = self.options.get(part, {"split": part})
-        if "root" in self.takes:
+        if "root" in self.reader_options:
             options = {"root": os.fspath(root), **options}
         place = _there(root, self.layout[part][0])
         return {option: place if value == "{place}" else value for option, value in options.items()}
 
 
-def on_disk(name: str) -> OnDisk | None:
+def on_disk(name: str) -> DatasetFiles | None:
     """What the reader of this name says; None where its set needs no certain files."""
     file, _, reader = DATASETS[name].partition(":")
     module = importlib.import_module(file)
@@ -59,7 +59,7 @@ def on_disk(name: str) -> OnDisk | None:
         return None
     page = module.PAGE if isinstance(module.PAGE, str) else module.PAGE[name]
     takes = tuple(inspect.signature(getattr(module, reader)).parameters)
-    return OnDisk(page, module.LAYOUT, module.COUNTS, module.DOWNLOADS, getattr(module, "OPTIONS", {}), takes)
+    return DatasetFiles(page, module.LAYOUT, module.COUNTS, module.DOWNLOADS, getattr(module, "OPTIONS", {}), takes)
 
 
 def find(root: str | os.PathLike, place: Place) -> Path | None:
@@ -88,7 +88,7 @@ def missing(root: str | os.PathLike, places: tuple[Place, ...]) -> list[str]:
 
 def require(root: str | os.PathLike, layout: Layout, split: str, page: str) -> list[Path]:
     """The paths of a split in the order of the layout. Raises UserError that names all that is not there."""
-    one_of("split", split, tuple(layout))
+    check_choice("split", split, tuple(layout))
     if not is_dir(root):
         raise UserError(f"There is no folder {root}.", "`root` is the folder of the data set.", f"See {page}.")
     if lost := missing(root, layout[split]):
@@ -113,12 +113,12 @@ def names_in(folder: Path) -> set[str]:
 
 
 def image_in(folder: Path, there: set[str], name: str) -> str:
-    """The image's path below the folder, whose names are `there`, so that mostly nothing is looked up. Raises Malformed
-    with the cause where it is not there."""
+    """The image's path below the folder, whose names are `there`, so that mostly nothing is looked up. Raises
+    InvalidRecord with the cause where it is not there."""
     return name if name in there else os.path.relpath(find_image(folder, name), folder)
 
 
-def require_records(count: int, file: Path, problems: Problems) -> None:
+def require_records(count: int, file: Path, problems: ProblemCounter) -> None:
     """Raises UserError where not one record of a file is left, and says why."""
     if not count:
         raise UserError(

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from minigptv2.data.annotations import Malformed, field, items_of
-from minigptv2.data.coco_pictures import CocoPictures
-from minigptv2.data.dataset import Problems
+from minigptv2.data.annotations import InvalidRecord, field, iter_json_list
+from minigptv2.data.coco_pictures import CocoImages
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.layout import Layout, require, require_records
-from minigptv2.data.turns import IN_PARTS, parts_of, without_place
-from minigptv2.sample import Exchange, Sample
+from minigptv2.data.turns import IN_PARTS, split_conversation, without_place
+from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://llava-vl.github.io/"
 LAYOUT: Layout = {
@@ -39,20 +39,20 @@ class Llava:
     page, layout = PAGE, LAYOUT
 
     def __init__(self, root: str, split: str = "conversation", images: str = "", context: int = CONTEXT):
-        self.problems = Problems()
+        self.problems = ProblemCounter()
         (file,) = require(root, self.layout, split, self.page)
-        self.pictures, self.name = CocoPictures(images or root), file.name
-        self.rows: list[tuple[str, int, tuple[Exchange, ...]]] = []  # place in the file, picture, what was said
-        for place, row in enumerate(items_of(file)):
+        self.pictures, self.name = CocoImages(images or root), file.name
+        self.rows: list[tuple[str, int, tuple[QuestionAnswer, ...]]] = []  # place in the file, picture, what was said
+        for place, row in enumerate(iter_json_list(file)):
             try:
                 picture = _picture(row)
                 said = exchanges_of(row)
                 if picture not in self.pictures:
-                    raise Malformed("a picture that is not on the disk")
-            except Malformed as error:
+                    raise InvalidRecord("a picture that is not on the disk")
+            except InvalidRecord as error:
                 self.problems.add(str(error), f"{self.name} row {place}")
                 continue
-            parts = parts_of(said, context)
+            parts = split_conversation(said, context)
             if len(parts) == 1:
                 self.rows.append((f"row {place}", picture, said))
                 continue
@@ -73,22 +73,22 @@ def _picture(row: Any) -> int:
     name = "image" if isinstance(row, dict) and "image" in row else "id"
     match = _NUMBER.fullmatch(str(field(row, name, (str, int))))
     if match is None:
-        raise Malformed("an 'image' that names no picture of COCO")
+        raise InvalidRecord("an 'image' that names no picture of COCO")
     return int(match[1])
 
 
-def exchanges_of(row: Any) -> tuple[Exchange, ...]:
-    """The pairs of question and answer of a conversation, verbatim. Raises Malformed where they are no pairs."""
+def exchanges_of(row: Any) -> tuple[QuestionAnswer, ...]:
+    """The pairs of question and answer of a conversation, verbatim. Raises InvalidRecord where they are no pairs."""
     turns = field(row, "conversations", list)
     if not turns or len(turns) % 2:
-        raise Malformed("a conversation that is no pairs of question and answer")
+        raise InvalidRecord("a conversation that is no pairs of question and answer")
     said = []
     for asked, answered in zip(turns[::2], turns[1::2]):
         if field(asked, "from", str) != "human" or field(answered, "from", str) != "gpt":
-            raise Malformed("a conversation in which two turns of one speaker follow each other")
+            raise InvalidRecord("a conversation in which two turns of one speaker follow each other")
         question = without_place(field(asked, "value", str), may=not said)
         answer = without_place(field(answered, "value", str), may=False)
         if not question or not answer:
-            raise Malformed("a turn without words")
-        said.append(Exchange("chat", question=question, answer=answer, verbatim=True))
+            raise InvalidRecord("a turn without words")
+        said.append(QuestionAnswer("chat", question=question, answer=answer, verbatim=True))
     return tuple(said)

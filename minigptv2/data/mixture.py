@@ -19,7 +19,7 @@ from minigptv2.data.dataset import Dataset, open_dataset
 from minigptv2.errors import UserError
 
 BLOCK = 1 << 16  # positions whose sources are drawn at once
-ROUNDS = 6  # of the shuffling of a source's records
+FEISTEL_ROUNDS = 6  # of the shuffling of a source's records
 _NOTHING = -1  # the source of a position at which none may be drawn from
 
 
@@ -175,7 +175,7 @@ def shuffled(index: int, size: int, key: bytes) -> int:
     mask = (1 << half) - 1
     while True:
         left, right = index >> half, index & mask
-        for turn in range(ROUNDS):
+        for turn in range(FEISTEL_ROUNDS):
             noise = blake2b(right.to_bytes(8, "little") + bytes([turn]), key=key, digest_size=8).digest()
             left, right = right, left ^ (int.from_bytes(noise, "little") & mask)
         index = left << half | right

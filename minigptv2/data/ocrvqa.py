@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, field, members_of, strings
-from minigptv2.data.dataset import Problems
+from minigptv2.data.annotations import InvalidRecord, field, iter_json_object, strings
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.layout import Layout, names_in, require, require_records
-from minigptv2.sample import Exchange, Sample
+from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://ocr-vqa.github.io/"
 SPLITS = {"train": 1, "val": 2, "test": 3}
@@ -28,21 +28,21 @@ class OcrVqa:
     or has the suffix of its address."""
 
     def __init__(self, root: str, split: str = "train"):
-        self.problems = Problems()
+        self.problems = ProblemCounter()
         file, self.folder = require(root, LAYOUT, split, PAGE)
         self.name, there = file.name, names_in(self.folder)
         self.rows: list[tuple[str, int, str, str]] = []  # picture, number of the question, its words, answer
-        for number, row in members_of(file):
+        for number, row in iter_json_object(file):
             try:
                 if field(row, "split", int) != SPLITS[split]:
                     continue
                 questions, answers = strings(row, "questions"), strings(row, "answers")
                 if len(questions) != len(answers):
-                    raise Malformed("not as many answers as questions")
+                    raise InvalidRecord("not as many answers as questions")
                 picture = next((number + suffix for suffix in SUFFIXES if number + suffix in there), None)
                 if picture is None:
-                    raise Malformed("a picture that is not on the disk")
-            except Malformed as error:
+                    raise InvalidRecord("a picture that is not on the disk")
+            except InvalidRecord as error:
                 self.problems.add(str(error), f"{self.name} book {number}")
                 continue
             for place, (question, answer) in enumerate(zip(questions, answers)):
@@ -57,6 +57,6 @@ class OcrVqa:
 
     def __getitem__(self, index: int) -> Sample:
         picture, place, question, answer = self.rows[index]
-        exchange = Exchange("vqa", question=question, answer=answer)
+        exchange = QuestionAnswer("vqa", question=question, answer=answer)
         key = f"{self.name} book {Path(picture).stem} question {place}"
         return Sample(Path(self.folder, picture), (0, 0), (exchange,), key)

@@ -19,24 +19,24 @@ from minigptv2.boxes import Box
 from minigptv2.data import annotations, box_talk
 from minigptv2.data.annotations import (
     OVER_EDGE,
-    Malformed,
-    Upright,
-    box_of,
+    InvalidRecord,
+    UprightTransform,
+    exceeds_image,
+    file_name_field,
     find_image,
-    label_of,
-    name_of,
-    reaches_over,
+    label_field,
+    parse_box,
     read_json_lines,
-    upright,
+    upright_transform,
 )
-from minigptv2.data.box_talk import Things
-from minigptv2.data.dataset import Problems
+from minigptv2.data.box_talk import LabelledBoxes
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.layout import require_records
-from minigptv2.data.turns import IN_PARTS, parts_of, without_place
+from minigptv2.data.turns import IN_PARTS, split_conversation, without_place
 from minigptv2.errors import UserError
 from minigptv2.files import is_dir
 from minigptv2.images import image_header, image_size
-from minigptv2.sample import Exchange, Phrase, Sample
+from minigptv2.sample import Phrase, QuestionAnswer, Sample
 
 KEYS = ("image", "size", "id", "boxes", "absent", "caption", "grounding", "questions", "conversation")
 BOX_KEYS, FORMS = ("label", "xyxy", "xywh"), ("xyxy", "xywh")
@@ -66,11 +66,11 @@ class Entry:
     incomplete: set[str] = field(default_factory=set)
     elsewhere: set[str] = field(default_factory=set)
     absent: list[str] = field(default_factory=list)
-    asked: list[Exchange] = field(default_factory=list)
-    talked: list[tuple[Exchange, ...]] = field(default_factory=list)
+    asked: list[QuestionAnswer] = field(default_factory=list)
+    talked: list[tuple[QuestionAnswer, ...]] = field(default_factory=list)
 
 
-class Own:
+class JsonlDataset:
     """One record a line for all that is asked independently, and one for its conversation, or several for a long one.
 
     file: the JSON Lines. images: the folder that the pictures' paths start from, "" for that of the file. tasks: of
@@ -91,11 +91,11 @@ class Own:
         context: int = CONTEXT,
         orientation: str = "upright",
     ):
-        self.orientation = annotations.one_of("orientation", orientation, annotations.ORIENTATIONS)
-        self.problems = Problems()
+        self.orientation = annotations.check_choice("orientation", orientation, annotations.ORIENTATIONS)
+        self.problems = ProblemCounter()
         self.tasks, self.most = box_talk.options_of(tasks, TASKS, exchanges)
         self.name = Path(file).name
-        measure = measured_in(picture_folder(Path(file), images), self.orientation)
+        measure = measured_in(image_folder(Path(file), images), self.orientation)
         entries = list(entries_of(Path(file), measure, self.problems, context))
         settle(entries, self.problems)
         self.labels = sorted({label for entry in entries for label in entry.boxes}) if closed else []
@@ -107,7 +107,7 @@ class Own:
                 self.records += [(entry, part) for part in range(len(entry.talked))]
         require_records(len(self.records), Path(file), self.problems)
 
-    def _asked(self, entry: Entry, seed: int) -> list[Exchange]:
+    def _asked(self, entry: Entry, seed: int) -> list[QuestionAnswer]:
         rng = random.Random(seed)
         marked = [t for t in self.tasks if t in box_talk.TASKS]
         others = [e for e in entry.asked if e.task in self.tasks]
@@ -120,8 +120,8 @@ class Own:
         ]
         rng.shuffle(others)
         others = others[: max(self.most // 2, self.most - len(entry.boxes))]
-        things = Things(entry.boxes, absent, frozenset(entry.incomplete))
-        return others + box_talk.exchanges(things, entry.size, marked, self.most - len(others), rng)
+        things = LabelledBoxes(entry.boxes, absent, frozenset(entry.incomplete))
+        return others + box_talk.box_questions(things, entry.size, marked, self.most - len(others), rng)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -141,22 +141,22 @@ class Own:
         return Sample(entry.image, size, tuple(said), key, side_by_side=part is None)
 
 
-def picture_folder(file: Path, images: str) -> Path:
+def image_folder(file: Path, images: str) -> Path:
     if images and not is_dir(images):
         raise UserError(f"There is no folder {images}.", "`images` is the folder of the pictures.", "Check it.")
     return Path(images) if images else file.parent
 
 
-def frame_of(entry: Entry, orientation: str) -> Upright:
+def frame_of(entry: Entry, orientation: str) -> UprightTransform:
     """How the boxes of a line are turned upright. Raises UserError where the line's size is of the other frame."""
     if not entry.sized and orientation == "upright":
-        return Upright(1, entry.size)
+        return UprightTransform(1, entry.size)
     try:
-        frame = upright(entry.image, entry.size, entry.sized, orientation)
+        frame = upright_transform(entry.image, entry.size, entry.sized, orientation)
         if frame.against:
-            raise Malformed(frame.against)
+            raise InvalidRecord(frame.against)
         return frame
-    except Malformed as error:
+    except InvalidRecord as error:
         raise UserError(
             f"{entry.image} has {error}.",
             f"Its boxes are read as those of the image with orientation={orientation}.",
@@ -164,7 +164,7 @@ def frame_of(entry: Entry, orientation: str) -> Upright:
         ) from None
 
 
-def _turned(exchange: Exchange, frame: Upright) -> Exchange:
+def _turned(exchange: QuestionAnswer, frame: UprightTransform) -> QuestionAnswer:
     phrases = (replace(p, boxes=tuple(frame.box(box) for box in p.boxes)) for p in exchange.phrases)
     return replace(exchange, phrases=tuple(phrases))
 
@@ -179,31 +179,31 @@ def measured_in(folder: Path, orientation: str) -> Measure:
         try:
             return path, image_size(path) if orientation == "upright" else image_header(path)[0]
         except UserError as error:
-            raise Malformed("a picture that cannot be read") from error
+            raise InvalidRecord("a picture that cannot be read") from error
 
     return measure
 
 
-def entries_of(file: Path, measure: Measure, problems: Problems, context: int = CONTEXT) -> Iterator[Entry]:
+def entries_of(file: Path, measure: Measure, problems: ProblemCounter, context: int = CONTEXT) -> Iterator[Entry]:
     """What the lines say; what is wrong is counted with its line, and only that part of a line left out."""
     seen: dict[str, int] = {}
     spelled: dict[str, str] = {}  # a label without regard to capitals -> as the file has it first
     for number, row in read_json_lines(file):
         where = f"line {number + 1}"
         try:
-            if isinstance(row, Malformed):
+            if isinstance(row, InvalidRecord):
                 raise row
             if not isinstance(row, dict):
-                raise Malformed("a line that is no JSON object")
+                raise InvalidRecord("a line that is no JSON object")
             name = str(row.get("id", where))
             if "id" in row and seen.setdefault(name, number) != number:
-                raise Malformed("an 'id' that an earlier line has")
+                raise InvalidRecord("an 'id' that an earlier line has")
             yield _Line(number + 1, name, row, problems, spelled, context).read(measure)
-        except Malformed as error:
+        except InvalidRecord as error:
             problems.add(str(error), where)
 
 
-def settle(entries: Iterable[Entry], problems: Problems) -> None:
+def settle(entries: Iterable[Entry], problems: ProblemCounter) -> None:
     """What only the whole file tells: boxes of one label on several lines of an image belong together, and what has a
     box on one line of an image is absent on none."""
     lines_of: dict[str, list[Entry]] = {}
@@ -218,7 +218,7 @@ def settle(entries: Iterable[Entry], problems: Problems) -> None:
                 problems.add(box_talk.TOO_MANY, f"line {entry.line} {label!r}", dropped=False)
 
 
-def _settle_image(same: list[Entry], problems: Problems) -> None:
+def _settle_image(same: list[Entry], problems: ProblemCounter) -> None:
     every: dict[str, list[Box]] = {}
     for entry in same:
         for label, boxes in entry.boxes.items():
@@ -245,7 +245,9 @@ def _settle_image(same: list[Entry], problems: Problems) -> None:
 class _Line:
     """One line while it is read. spelled: see `entries_of`; it grows."""
 
-    def __init__(self, number: int, name: str, row: dict, problems: Problems, spelled: dict[str, str], context: int):
+    def __init__(
+        self, number: int, name: str, row: dict, problems: ProblemCounter, spelled: dict[str, str], context: int
+    ):
         self.row, self.problems, self.spelled, self.context = row, problems, spelled, context
         self.entry, self.where = Entry(number, name), f"line {number}"
 
@@ -256,9 +258,9 @@ class _Line:
         if "image" in row:
             size = _size(row)
             entry.sized = size is not None
-            entry.image, entry.size = measure(name_of(row, "image"), size, bool(boxes))
+            entry.image, entry.size = measure(file_name_field(row, "image"), size, bool(boxes))
         elif any(row.get(key) for key in KEYS[3:-1]):
-            raise Malformed("boxes, a caption or questions without a picture")
+            raise InvalidRecord("boxes, a caption or questions without a picture")
         for place, box in enumerate(boxes):
             self._told(f"box {place + 1}", self._box, box)
         entry.absent = [words for name in self._list("absent") if (words := self._told("absent", self._label, name))]
@@ -274,14 +276,14 @@ class _Line:
         if "conversation" in row:
             self._told("conversation", self._conversation, row["conversation"])
         if not (entry.boxes or entry.absent or entry.asked or entry.talked):
-            raise Malformed("a line with nothing to learn from")
+            raise InvalidRecord("a line with nothing to learn from")
         return entry
 
     def _told(self, part: str, read: Callable[[Any], Any], value: Any) -> Any:
         self.problems.saw(1, PARTS)
         try:
             return read(value)
-        except Malformed as error:
+        except InvalidRecord as error:
             self.problems.add(str(error), f"{self.where} {part}".strip(), unit=PARTS)
             return None
 
@@ -307,9 +309,9 @@ class _Line:
         forms = [form for form in FORMS if form in box]
         try:
             if len(forms) != 1:
-                raise Malformed(f"a box {'with both' if forms else 'without one of'} 'xyxy' and 'xywh'")
-            found = box_of(box[forms[0]], self.entry.size, forms[0])
-        except Malformed:
+                raise InvalidRecord(f"a box {'with both' if forms else 'without one of'} 'xyxy' and 'xywh'")
+            found = parse_box(box[forms[0]], self.entry.size, forms[0])
+        except InvalidRecord:
             self.entry.incomplete.add(label)
             raise
         boxes = self.entry.boxes.setdefault(label, [])
@@ -317,12 +319,12 @@ class _Line:
             self.problems.add("the same box twice, read once", f"{self.where} {label!r}", dropped=False)
             return
         boxes.append(found)
-        if reaches_over(box[forms[0]], self.entry.size, forms[0]):
+        if exceeds_image(box[forms[0]], self.entry.size, forms[0]):
             self.problems.add(OVER_EDGE, f"{self.where} {label!r}", dropped=False)
 
     def _label(self, given: Any) -> str:
         """The label as the file spells it first, without what would break a list of labels or a phrase."""
-        label = label_of({"label": given}, "label")
+        label = label_field({"label": given}, "label")
         if label != " ".join(given.split()):
             kind = "a label with a comma or brackets, read without them"
             self.problems.add(kind, f"{self.where} {given!r}", dropped=False)
@@ -336,43 +338,43 @@ class _Line:
         several = given if isinstance(given, list) else [given]
         captions = [without_place(_words(caption, "caption"), may=False) for caption in several]
         if not captions:
-            raise Malformed("an empty 'caption'")
-        self.entry.asked.append(Exchange("caption", references=tuple(captions)))
+            raise InvalidRecord("an empty 'caption'")
+        self.entry.asked.append(QuestionAnswer("caption", references=tuple(captions)))
 
     def _grounding(self, given: Any) -> None:
         text, phrases = self._places(_words(given, "grounding"), every=True)
         if not phrases:
-            raise Malformed("a 'grounding' without any {label}")
-        self.entry.asked.append(Exchange("grounding", phrases, answer=text))
+            raise InvalidRecord("a 'grounding' without any {label}")
+        self.entry.asked.append(QuestionAnswer("grounding", phrases, answer=text))
 
     def _question(self, given: Any) -> None:
-        question = without_place(annotations.words_of(given, "question"))
+        question = without_place(annotations.text_field(given, "question"))
         if not question:
-            raise Malformed("an empty 'question'")
+            raise InvalidRecord("an empty 'question'")
         self._known(given, QUESTION_KEYS, "question")
         if ("answer" in given) == ("answers" in given):
-            raise Malformed("a question without one of 'answer' and 'answers'")
+            raise InvalidRecord("a question without one of 'answer' and 'answers'")
         answers = given["answers"] if "answers" in given else [given["answer"]]
         if not isinstance(answers, list) or not answers:
-            raise Malformed("an 'answers' of the wrong type")
+            raise InvalidRecord("an 'answers' of the wrong type")
         words = tuple(_words(answer, "answer") for answer in answers)
-        self.entry.asked.append(Exchange("vqa", question=question, references=words))
+        self.entry.asked.append(QuestionAnswer("vqa", question=question, references=words))
 
     def _conversation(self, given: Any) -> None:
         if not isinstance(given, list):
-            raise Malformed("a 'conversation' of the wrong type")
+            raise InvalidRecord("a 'conversation' of the wrong type")
         if not given:
-            raise Malformed("an empty conversation")
+            raise InvalidRecord("an empty conversation")
         said = []
         for turn in given:
             asked = without_place(annotations.field(turn, "user", str), may=self.entry.image is not None and not said)
             answered = without_place(annotations.field(turn, "assistant", str), may=False)
             self._known(turn, TURN_KEYS, "conversation")
             if not asked or not answered:
-                raise Malformed("a turn without words")
+                raise InvalidRecord("a turn without words")
             text, phrases = self._places(answered, every=False)
-            said.append(Exchange("chat", phrases, asked, text, verbatim=not phrases))
-        self.entry.talked = parts_of(said, self.context)
+            said.append(QuestionAnswer("chat", phrases, asked, text, verbatim=not phrases))
+        self.entry.talked = split_conversation(said, self.context)
         if len(self.entry.talked) > 1:
             self.problems.add(IN_PARTS, f"{self.where} conversation of {len(said)} turns", dropped=False)
 
@@ -390,21 +392,21 @@ class _Line:
             near = difflib.get_close_matches(label, boxes, 1)
             if every or near:
                 hint = f", did you mean {{{near[0]}}}?" if near else ""
-                raise Malformed(f"a {{label}} in a text that no box has{hint}")
+                raise InvalidRecord(f"a {{label}} in a text that no box has{hint}")
             return match[0]
 
         out = _NAMED.sub(place, text)
         if phrases and out.count("{}") != len(phrases):
-            raise Malformed("a text with {} beside a {label}")
+            raise InvalidRecord("a text with {} beside a {label}")
         return (out if phrases else text), tuple(phrases)
 
 
 def _words(given: Any, name: str = "label") -> str:
     if not isinstance(given, str):
-        raise Malformed(f"a {name!r} of the wrong type")
+        raise InvalidRecord(f"a {name!r} of the wrong type")
     words = " ".join(given.split())
     if not words:
-        raise Malformed(f"an empty {name!r}")
+        raise InvalidRecord(f"an empty {name!r}")
     return words
 
 
@@ -418,5 +420,5 @@ def _size(row: dict) -> tuple[int, int] | None:
         or len(size) != 2
         or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size)
     ):
-        raise Malformed("a 'size' that is not [width, height]")
+        raise InvalidRecord("a 'size' that is not [width, height]")
     return size[0], size[1]

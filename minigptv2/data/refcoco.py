@@ -18,13 +18,22 @@ from typing import Any, NamedTuple
 
 from minigptv2.boxes import Box
 from minigptv2.bundled import document
-from minigptv2.data.annotations import Malformed, box_of, damaged, field, one_of, phrase_of, read_json, size_of
-from minigptv2.data.coco_pictures import CocoPictures, missing
-from minigptv2.data.dataset import Problems
+from minigptv2.data.annotations import (
+    InvalidRecord,
+    check_choice,
+    corrupt_file_error,
+    field,
+    parse_box,
+    phrase_field,
+    read_json,
+    size_field,
+)
+from minigptv2.data.coco_pictures import CocoImages, missing
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.layout import Layout
 from minigptv2.errors import UserError
 from minigptv2.files import is_dir, is_file
-from minigptv2.sample import Exchange, Phrase, Sample
+from minigptv2.sample import Phrase, QuestionAnswer, Sample
 
 PAGE = "https://github.com/lichengunc/refer"
 BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # name -> who made the split, where it is not said
@@ -95,16 +104,16 @@ class RefCoco:
         images: str = "",
         by: str = "",
     ):
-        self.name, self.split = one_of("name", name, NAMES), split
-        self.task = one_of("task", task, ("refer", "identify"))
-        self.problems = Problems()
+        self.name, self.split = check_choice("name", name, NAMES), split
+        self.task = check_choice("task", task, ("refer", "identify"))
+        self.problems = ProblemCounter()
         self.excluded: list[tuple[int, str]] = []
         by = by or BY[name]
         original = [f for f in (Path(root, name, f"refs({by}).p"), Path(root, f"refs({by}).p")) if is_file(f)]
         flat = Path(root, f"{name}_{split}.json")
         if not original and not is_file(flat):
             raise _nothing_there(Path(root), name, split, by)
-        pictures = CocoPictures(images or root)
+        pictures = CocoImages(images or root)
         self.file = original[0] if original else flat
         rows = self._original(pictures) if original else self._flat(pictures)
         self.records = [row for row in rows if row is not None]
@@ -114,7 +123,7 @@ class RefCoco:
 
     def __getitem__(self, index: int) -> Sample:
         row = self.records[index]
-        exchange = Exchange(self.task, (Phrase(row.words, (row.box,)),))
+        exchange = QuestionAnswer(self.task, (Phrase(row.words, (row.box,)),))
         return Sample(row.picture, row.size, (exchange,), f"{self.name} {self.split} row {row.number}")
 
     @property
@@ -126,27 +135,27 @@ class RefCoco:
         """Where pictures are expected that are not on the disk now; their rows are not left out."""
         return missing(row.picture for row in self.records)
 
-    def _flat(self, pictures: CocoPictures) -> Iterator[Row | None]:
+    def _flat(self, pictures: CocoImages) -> Iterator[Row | None]:
         rows = read_json(self.file)
         if not isinstance(rows, list):
-            raise damaged(self.file, "it is no list of rows")
+            raise corrupt_file_error(self.file, "it is no list of rows")
         for number, row in enumerate(rows):
             try:
                 named = _PICTURE.fullmatch(field(row, "img_id", str).removesuffix(".jpg"))
                 if named is None:
-                    raise Malformed("an 'img_id' that names no picture of COCO")
-                size = size_of(row)
-                box = box_of(field(row, "bbox", list), size)
-                words, reference = phrase_of(row, "sents"), named[0]
+                    raise InvalidRecord("an 'img_id' that names no picture of COCO")
+                size = size_field(row)
+                box = parse_box(field(row, "bbox", list), size)
+                words, reference = phrase_field(row, "sents"), named[0]
                 yield Row(number, pictures.find(int(named[1])), size, words, box, reference)
-            except Malformed as error:
+            except InvalidRecord as error:
                 self._leave_out(number, str(error), f"{self.file.name} row {number}")
 
-    def _original(self, pictures: CocoPictures) -> Iterator[Row | None]:
+    def _original(self, pictures: CocoImages) -> Iterator[Row | None]:
         """A row for each sentence of each reference of the split, in the order of the file."""
         references = read_pickle(self.file)
         if not isinstance(references, list):
-            raise damaged(self.file, "it is no list of references")
+            raise corrupt_file_error(self.file, "it is no list of references")
         sizes, boxes = _instances(self.file.with_name("instances.json"))
         splits = sorted({str(r.get("split")) for r in references if isinstance(r, dict)})
         if self.split not in splits:
@@ -165,21 +174,21 @@ class RefCoco:
             try:
                 identity = field(reference, "ref_id", int)
                 if identity in seen:
-                    raise Malformed("a second reference of the same 'ref_id'")
+                    raise InvalidRecord("a second reference of the same 'ref_id'")
                 seen.add(identity)
                 sentences = field(reference, "sentences", list)
                 if not sentences:
-                    raise Malformed("a reference without sentences")
+                    raise InvalidRecord("a reference without sentences")
                 picture, thing = field(reference, "image_id", int), field(reference, "ann_id", int)
                 if picture not in sizes:
-                    raise Malformed("an 'image_id' that instances.json lacks")
+                    raise InvalidRecord("an 'image_id' that instances.json lacks")
                 if thing not in boxes:
-                    raise Malformed("an 'ann_id' that instances.json lacks")
-                size = size_of(sizes[picture])
-                box = box_of(field(boxes[thing], "bbox", list), size)
+                    raise InvalidRecord("an 'ann_id' that instances.json lacks")
+                size = size_field(sizes[picture])
+                box = parse_box(field(boxes[thing], "bbox", list), size)
                 if boxes[thing].get("image_id") != picture:
-                    raise Malformed("a box of another picture")
-            except Malformed as error:
+                    raise InvalidRecord("a box of another picture")
+            except InvalidRecord as error:
                 sentences = reference.get("sentences")
                 if not isinstance(sentences, list) or not sentences:
                     self.problems.add(str(error), f"{self.file.name} reference {place}")
@@ -192,8 +201,8 @@ class RefCoco:
             name = name.removesuffix(".jpg") if isinstance(name, str) else ""
             for sentence in sentences:
                 try:
-                    yield Row(number, path, size, phrase_of(sentence, "sent"), box, name)
-                except Malformed as error:
+                    yield Row(number, path, size, phrase_field(sentence, "sent"), box, name)
+                except InvalidRecord as error:
                     self._leave_out(number, str(error), f"{self.file.name} reference {place}")
                 number += 1
 
@@ -208,7 +217,7 @@ def _instances(file: Path) -> tuple[dict[int, dict], dict[int, dict]]:
     try:
         return tuple({i["id"]: i for i in found[kind] if isinstance(i, dict)} for kind in ("images", "annotations"))
     except (TypeError, KeyError) as error:
-        raise damaged(file, f"no lists 'images' and 'annotations' of objects with 'id' ({error})") from error
+        raise corrupt_file_error(file, f"no lists 'images' and 'annotations' of objects with 'id' ({error})") from error
 
 
 def _nothing_there(root: Path, name: str, split: str, by: str) -> UserError:
@@ -255,4 +264,4 @@ def read_pickle(path: Path) -> Any:
             "Do not open it with other tools; download the original file again.",
         ) from None
     except _CORRUPT as error:
-        raise damaged(path, str(error) or type(error).__name__) from error
+        raise corrupt_file_error(path, str(error) or type(error).__name__) from error

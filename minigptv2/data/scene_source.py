@@ -18,11 +18,11 @@ from pathlib import Path
 from PIL import Image
 
 from minigptv2.boxes import Box
-from minigptv2.data.dataset import Problems
-from minigptv2.data.scene_talk import Talk, exchanges, named
+from minigptv2.data.dataset import ProblemCounter
+from minigptv2.data.scene_talk import QuestionWriter, entities, scene_questions
 from minigptv2.data.scenes import Scene, Thing, draw_scene
 from minigptv2.errors import UserError, unknown
-from minigptv2.files import whole
+from minigptv2.files import atomic_write
 from minigptv2.sample import Sample
 
 TASKS = (
@@ -39,31 +39,31 @@ TASKS = (
     "vqa",
     "chat",
 )
-KEPT = 64  # scenes whose things are kept in one file
+CACHE_SIZE = 64  # scenes whose things are kept in one file
 
 
 @dataclass(frozen=True)
-class Series:
+class SceneSplit:
     """Scenes that differ by their number alone. Its text names all of them, also in names of files."""
 
     seed: int
-    side: int
-    most: int
-    repeats: float = 0.0
+    image_size: int
+    max_objects: int
+    repeat_prob: float = 0.0
 
     def draw(self, number: int) -> Scene:
-        return draw_scene((self.seed, number), self.side, self.most, repeats=self.repeats)
+        return draw_scene((self.seed, number), self.image_size, self.max_objects, repeats=self.repeat_prob)
 
     def __str__(self) -> str:
-        repeats = f"-repeats{self.repeats}" if self.repeats else ""
-        return f"seed{self.seed}-side{self.side}-most{self.most}{repeats}"
+        repeats = f"-repeats{self.repeat_prob}" if self.repeat_prob else ""
+        return f"seed{self.seed}-side{self.image_size}-most{self.max_objects}{repeats}"
 
 
 @dataclass(frozen=True)
 class SceneImage:
     """A scene's picture, drawn when it is opened, or already where its things had to be known."""
 
-    series: Series
+    series: SceneSplit
     number: int
     drawn: Image.Image | None = field(default=None, repr=False, compare=False)
 
@@ -78,8 +78,8 @@ class SceneImage:
 class Scenes:
     """count: number of scenes; first: the number of the first one, so that others can be kept apart from training.
     seed: of the drawings. exchanges: questions about a picture in one row. tasks: share of each, of the methods of
-    `Talk`; all alike if not given. most, repeats: of `draw_scene`. dialogues: share of the samples that are one
-    conversation with memory instead of independent questions side by side. side: of the picture, pixels. things: a
+    `QuestionWriter`; all alike if not given. most, repeats: of `draw_scene`. dialogues: share of the samples that are
+    one conversation with memory instead of independent questions side by side. side: of the picture, pixels. things: a
     folder in which the things of every scene are kept, so that no scene is drawn only to know what can be asked; it is
     filled when the data set is opened, 12 ms a scene, once. Empty: nothing is written."""
 
@@ -97,9 +97,9 @@ class Scenes:
         repeats: float = 0.0,
     ):
         _check(count, exchanges, most, dialogues, repeats, first, side)
-        self.count, self.first, self.series = count, first, Series(seed, side, most, repeats)
+        self.count, self.first, self.series = count, first, SceneSplit(seed, side, most, repeats)
         self.tasks, self.exchanges, self.dialogues = _checked_tasks(tasks), exchanges, dialogues
-        self.problems = Problems()
+        self.problems = ProblemCounter()
         self._things = self._kept(Path(things)) if things else None
 
     def __len__(self) -> int:
@@ -115,14 +115,14 @@ class Scenes:
             scene = self.series.draw(image.number)
             image = replace(image, drawn=scene.image)
         else:
-            scene = Scene(self._things[index], self.series.side)
+            scene = Scene(self._things[index], self.series.image_size)
         talk, memory = [], rng.random() < self.dialogues
         if scene.things:
-            talk = exchanges(scene, self.tasks, self.exchanges, rng)
+            talk = scene_questions(scene, self.tasks, self.exchanges, rng)
             if memory:
-                told = Talk(scene, rng).dialogue()
+                told = QuestionWriter(scene, rng).dialogue()
                 talk = told if told and rng.random() < 0.6 else talk[: rng.randint(1, 6)]
-        return Sample(image, (self.series.side,) * 2, tuple(talk), image.key, not memory, named(scene))
+        return Sample(image, (self.series.image_size,) * 2, tuple(talk), image.key, not memory, entities(scene))
 
     def picture(self, index: int) -> SceneImage:
         """`self[index].image`, not drawn before it is opened."""
@@ -138,15 +138,15 @@ class Scenes:
         from tqdm import tqdm
 
         folder.mkdir(parents=True, exist_ok=True)
-        blocks = range(self.first // KEPT, (self.first + self.count - 1) // KEPT + 1)
+        blocks = range(self.first // CACHE_SIZE, (self.first + self.count - 1) // CACHE_SIZE + 1)
         found = {block: _read(self._file(folder, block)) for block in blocks}
         missing = [block for block, things in found.items() if things is None]
         random.Random(os.getpid()).shuffle(missing)
-        for block in tqdm(missing, "things of scenes", unit_scale=KEPT, unit=" scenes", disable=not missing):
+        for block in tqdm(missing, "things of scenes", unit_scale=CACHE_SIZE, unit=" scenes", disable=not missing):
             file = self._file(folder, block)
             found[block] = _read(file) or self._write(file, block)
         things = [t for block in blocks for t in found[block]]
-        things = things[self.first % KEPT :][: self.count]
+        things = things[self.first % CACHE_SIZE :][: self.count]
         if things[0] != self.series.draw(self.first).things:
             raise UserError(
                 f"{folder} holds the things of scenes that were drawn otherwise.",
@@ -156,12 +156,12 @@ class Scenes:
         return things
 
     def _file(self, folder: Path, block: int) -> Path:
-        return folder / f"{self.series}-{block * KEPT:08}.jsonl"
+        return folder / f"{self.series}-{block * CACHE_SIZE:08}.jsonl"
 
     def _write(self, file: Path, block: int) -> list[tuple[Thing, ...]]:
-        things = [self.series.draw(n).things for n in range(block * KEPT, (block + 1) * KEPT)]
+        things = [self.series.draw(n).things for n in range(block * CACHE_SIZE, (block + 1) * CACHE_SIZE)]
         rows = [[[t.kind, t.color, *t.box.xyxy] for t in row] for row in things]
-        with whole(file, shared=True) as new:
+        with atomic_write(file, shared=True) as new:
             new.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return things
 
@@ -173,7 +173,7 @@ def _read(file: Path) -> list[tuple[Thing, ...]] | None:
         things = [tuple(Thing(kind, color, Box(*box)) for kind, color, *box in row) for row in rows]
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    return things if len(things) == KEPT else None
+    return things if len(things) == CACHE_SIZE else None
 
 
 def _check(count: int, exchanges: int, most: int, dialogues: float, repeats: float, first: int, side: int) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from minigptv2.boxes import Box
 from minigptv2.data.kinds import KINDS
 from minigptv2.data.scenes import COLORS, Scene, Thing
-from minigptv2.sample import Exchange, Phrase
+from minigptv2.sample import Phrase, QuestionAnswer
 from minigptv2.tasks import ABSENT, STATEMENT, instruction_text
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
-FOREIGN = (
+ABSENT_NOUNS = (
     "dog bird horse cow sheep elephant zebra giraffe lion mouse rabbit duck chair table bed lamp phone book clock door "
     "window key spoon knife fork plate bottle apple banana pear cake bread pizza bicycle train bus truck plane ship "
     "rocket robot hat shoe shirt bag ring crown drum guitar piano bridge tower castle mountain river snowman butterfly "
@@ -31,8 +31,8 @@ RELATIONS: dict[str, tuple[str, Callable[[Box, Box, float], bool]]] = {
     "bigger than": ("smaller than", lambda a, b, m: a.area > 1.5 * b.area),
     "smaller than": ("bigger than", lambda a, b, m: b.area > 1.5 * a.area),
 }
-ONE_WAY = ("left of", "above", "bigger than")
-WORDED = {
+CANONICAL_RELATIONS = ("left of", "above", "bigger than")
+PHRASINGS = {
     "left of": ("left of", "to the left of", "on the left of"),
     "right of": ("right of", "to the right of", "on the right of"),
     "above": ("above", "higher than", "over"),
@@ -50,7 +50,7 @@ def article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
-class Talk:
+class QuestionWriter:
     """The questions about one scene; every method gives one exchange, or None where the scene does not offer one."""
 
     def __init__(self, scene: Scene, rng: random.Random):
@@ -63,32 +63,32 @@ class Talk:
 
     # ---- the tasks ----
 
-    def caption(self) -> Exchange:
+    def caption(self) -> QuestionAnswer:
         groups = self._groups()
         start = self.rng.choice(("", "", "There is ", "The picture shows ")) if self.rng else ""
-        return Exchange("caption", answer=_listed([g.text for g in groups], start) + ".")
+        return QuestionAnswer("caption", answer=_listed([g.text for g in groups], start) + ".")
 
-    def grounding(self) -> Exchange:
+    def grounding(self) -> QuestionAnswer:
         """Every thing in a phrase of its own, from left to right."""
         phrases = [Phrase(article(t.name), (t.box,)) for t in self.things]
-        return Exchange("grounding", tuple(phrases), answer=_listed(["{}"] * len(phrases)) + ".")
+        return QuestionAnswer("grounding", tuple(phrases), answer=_listed(["{}"] * len(phrases)) + ".")
 
-    def refer(self) -> Exchange:
+    def refer(self) -> QuestionAnswer:
         if self.rng.random() < 0.25:
             absent = self.absent()
-            return Exchange("refer", (Phrase(absent),), self._worded(absent))
+            return QuestionAnswer("refer", (Phrase(absent),), self._worded(absent))
         words, thing = self._description()
-        return Exchange("refer", (Phrase(words, (thing.box,)),))
+        return QuestionAnswer("refer", (Phrase(words, (thing.box,)),))
 
-    def seek(self) -> Exchange | None:
+    def seek(self) -> QuestionAnswer | None:
         """Refer by the kind alone: colours, which are learned long before kinds, do not help."""
         alone = [t for t in self.things if self.kinds[t.kind] == 1]
         if not alone:
             return None
         thing = self.rng.choice(alone)
-        return Exchange("refer", (Phrase(self._worded(thing.kind), (thing.box,)),))
+        return QuestionAnswer("refer", (Phrase(self._worded(thing.kind), (thing.box,)),))
 
-    def near_miss(self) -> Exchange:
+    def near_miss(self) -> QuestionAnswer:
         """Refer to what is nearly there: a kind that is not, alone or in a colour that is, or a colour and a kind that
         are, but not in one thing. What `seek` teaches, without this, is that a kind is always found."""
         others = [k for k in KINDS if k not in self.kinds]
@@ -99,20 +99,20 @@ class Talk:
             words = self.rng.choice(others)
             if self.rng.random() < 0.35:
                 words = f"{self.rng.choice(list(self.colors))} {words}"
-        return Exchange("refer", (Phrase(words),), self._worded(words))
+        return QuestionAnswer("refer", (Phrase(words),), self._worded(words))
 
-    def identify(self) -> Exchange:
+    def identify(self) -> QuestionAnswer:
         thing = self.rng.choice(self.things)
         box = thing.box
         if self.rng.random() < 0.4:
             wobble = [self.rng.uniform(-0.06, 0.06) for _ in range(4)]
             w, h = box.x2 - box.x1, box.y2 - box.y1
             box = Box(box.x1 + wobble[0] * w, box.y1 + wobble[1] * h, box.x2 + wobble[2] * w, box.y2 + wobble[3] * h)
-        return Exchange("identify", (Phrase(thing.name, (box,)),))
+        return QuestionAnswer("identify", (Phrase(thing.name, (box,)),))
 
-    def detection(self) -> Exchange:
+    def detection(self) -> QuestionAnswer:
         if self.rng.random() < 0.2:
-            return Exchange(
+            return QuestionAnswer(
                 "detection",
                 tuple(self._groups(plain=True)),
                 self.rng.choice(("everything", "all things")),
@@ -128,13 +128,13 @@ class Talk:
                 word = self.rng.choice((thing.name, thing.name, thing.kind))
             if word not in words:
                 words.append(word)
-        return Exchange("detection", tuple(Phrase(w, self._boxes(w)) for w in words))
+        return QuestionAnswer("detection", tuple(Phrase(w, self._boxes(w)) for w in words))
 
-    def statement(self) -> Exchange | None:
+    def statement(self) -> QuestionAnswer | None:
         found = self._relation()
         return found and self._stated(*found)
 
-    def one_way(self) -> Exchange | None:
+    def one_way(self) -> QuestionAnswer | None:
         """A statement that something is left of, above or bigger than something else, never the other way round. So
         the place of one of the things makes true or false likelier, which is where learning can begin: of any
         statement it says nothing."""
@@ -142,15 +142,15 @@ class Talk:
         if found is None:
             return None
         a, said, b, true = found
-        if said not in ONE_WAY:
+        if said not in CANONICAL_RELATIONS:
             said, true = RELATIONS[said][0], not true
         return self._stated(a, said, b, true)
 
-    def _stated(self, a: str, relation: str, b: str, true: bool) -> Exchange:
-        words = f"The {a} is {self.rng.choice(WORDED[relation])} the {b}."
-        return Exchange("vqa", question=STATEMENT.format(words), answer="true" if true else "false")
+    def _stated(self, a: str, relation: str, b: str, true: bool) -> QuestionAnswer:
+        words = f"The {a} is {self.rng.choice(PHRASINGS[relation])} the {b}."
+        return QuestionAnswer("vqa", question=STATEMENT.format(words), answer="true" if true else "false")
 
-    def comparison(self) -> Exchange | None:
+    def comparison(self) -> QuestionAnswer | None:
         """Which of two opposites holds: as `one_way`, a question to begin with."""
         found = self._relation()
         if found is None:
@@ -159,9 +159,9 @@ class Talk:
         opposite = RELATIONS[said][0]
         both = self.rng.sample((said, opposite), 2)
         answer = (said if true else opposite).split()[0]
-        return Exchange("vqa", question=f"is the {a} {both[0]} or {both[1]} the {b}?", answer=answer)
+        return QuestionAnswer("vqa", question=f"is the {a} {both[0]} or {both[1]} the {b}?", answer=answer)
 
-    def vqa(self) -> Exchange | None:
+    def vqa(self) -> QuestionAnswer | None:
         kind = self.rng.choice(
             (
                 self._what_color,
@@ -174,9 +174,9 @@ class Talk:
             )
         )
         found = kind()
-        return found and Exchange("vqa", question=found[0], answer=found[1])
+        return found and QuestionAnswer("vqa", question=found[0], answer=found[1])
 
-    def chat(self) -> Exchange | None:
+    def chat(self) -> QuestionAnswer | None:
         kind = self.rng.choice(
             (
                 self._where,
@@ -196,15 +196,15 @@ class Talk:
         if found is None:
             return None
         question, answer, *phrases = found
-        return Exchange("chat", tuple(phrases), question, answer)
+        return QuestionAnswer("chat", tuple(phrases), question, answer)
 
-    def dialogue(self) -> list[Exchange]:
+    def dialogue(self) -> list[QuestionAnswer]:
         """Three to six turns about a thing and its neighbours in which later questions lean on earlier answers."""
         unique = [t for t in self.things if self.names[t.name] == 1]
         if not unique:
             return []
         thing = self.rng.choice(unique)
-        turns = [Exchange("chat", (), f"is there {article(thing.name)}?", "yes")]
+        turns = [QuestionAnswer("chat", (), f"is there {article(thing.name)}?", "yes")]
         follow = [
             (
                 self.rng.choice(("where is it?", "where?", "show me where it is")),
@@ -221,7 +221,7 @@ class Talk:
             for relation in self.rng.sample(list(RELATIONS), 2):
                 true = self._holds(relation, thing, other)
                 if true is not None:
-                    asked = f"is it {self.rng.choice(WORDED[relation])} the {other.name}?"
+                    asked = f"is it {self.rng.choice(PHRASINGS[relation])} the {other.name}?"
                     follow.append((asked, "yes" if true else "no"))
             aside.append((f"and where is the {other.name}?", "{}", Phrase(other.name, (other.box,))))
             aside.append((f"and is there {article(self.absent())}?", "no"))
@@ -229,7 +229,7 @@ class Talk:
         self.rng.shuffle(aside)
         last = aside[: self.rng.randint(0, 2)]
         for question, answer, *phrases in follow[: self.rng.randint(2, 5) - len(last)] + last:
-            turns.append(Exchange("chat", tuple(phrases), question, answer))
+            turns.append(QuestionAnswer("chat", tuple(phrases), question, answer))
         return turns
 
     # ---- vqa and conversation: (question, answer, *phrases) or None ----
@@ -288,7 +288,7 @@ class Talk:
         if found is None:
             return None
         a, relation, b, true = found
-        return f"is the {a} {self.rng.choice(WORDED[relation])} the {b}?", "yes" if true else "no"
+        return f"is the {a} {self.rng.choice(PHRASINGS[relation])} the {b}?", "yes" if true else "no"
 
     def _extreme(self):
         """The outermost, biggest or smallest thing, where it is so by a margin."""
@@ -317,7 +317,7 @@ class Talk:
             return None
         others = [t for t in self.things if t is not anchor]
         answer = next((article(t.name) for t, so in zip(others, sides) if so), "nothing")
-        return f"what is {self.rng.choice(WORDED[relation])} the {anchor.name}?", answer
+        return f"what is {self.rng.choice(PHRASINGS[relation])} the {anchor.name}?", answer
 
     def _where(self):
         if self.rng.random() < 0.2:
@@ -378,7 +378,7 @@ class Talk:
         """A name that nothing in the scene has: another colour of a kind that is there, another kind, or a stranger."""
         chance = self.rng.random()
         if chance < 0.12:
-            word = self.rng.choice(FOREIGN)
+            word = self.rng.choice(ABSENT_NOUNS)
             return word if self.rng.random() < 0.5 else f"{self.rng.choice(list(COLORS))} {word}"
         if chance < 0.35:
             return self.rng.choice([k for k in KINDS if k not in self.kinds])
@@ -445,7 +445,7 @@ class Talk:
             return None
         if any(self._holds(relation, t, anchor) is not False for t in rivals if t is not anchor):
             return None
-        return f"the {noun} {self.rng.choice(WORDED[relation])} the {anchor.name}"
+        return f"the {noun} {self.rng.choice(PHRASINGS[relation])} the {anchor.name}"
 
     def _holds(self, relation: str, a: Thing, b: Thing) -> bool | None:
         """Whether a is so to b; None where it is too close to call."""
@@ -483,13 +483,13 @@ def _listed(words: Sequence[str], start: str = "") -> str:
     return start + text
 
 
-def exchanges(scene: Scene, weights: dict[str, float], count: int, rng: random.Random) -> list[Exchange]:
+def scene_questions(scene: Scene, weights: dict[str, float], count: int, rng: random.Random) -> list[QuestionAnswer]:
     """`count` independent exchanges about the scene, tasks drawn by weight; no question twice.
 
     weights: of the methods of Talk: caption, grounding, refer, seek, near_miss, identify, detection, statement,
     one_way, comparison, vqa, chat.
     """
-    talk, out = Talk(scene, rng), {}
+    talk, out = QuestionWriter(scene, rng), {}
     names, shares = list(weights), list(weights.values())
     for _ in range(4 * count):
         exchange = getattr(talk, rng.choices(names, shares)[0])()
@@ -500,7 +500,7 @@ def exchanges(scene: Scene, weights: dict[str, float], count: int, rng: random.R
     return list(out.values())
 
 
-def named(scene: Scene) -> tuple[Phrase, ...]:
+def entities(scene: Scene) -> tuple[Phrase, ...]:
     """Every name of what is in the scene, in the singular and the plural, with all boxes that it stands for."""
     found: dict[str, list[Box]] = {}
     for thing in scene.things:

@@ -25,10 +25,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from minigptv2.data.annotations import Malformed, Unwanted, find_image
-from minigptv2.data.dataset import Problems
+from minigptv2.data.annotations import InvalidRecord, Unwanted, find_image
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.errors import UserError
-from minigptv2.files import whole
+from minigptv2.files import atomic_write
 from minigptv2.images import SUFFIXES
 
 try:
@@ -49,7 +49,7 @@ _EXAMPLES = 3
 
 
 @dataclass(frozen=True)
-class Member:
+class TarImage:
     """A file inside an uncompressed tar: `size` bytes from `offset` on. `images.open_image` takes it."""
 
     path: str
@@ -67,7 +67,7 @@ class Member:
             )
         return data
 
-    open = read  # as `images.LazyPicture` calls it
+    open = read  # as `images.LazyImage` calls it
 
     @property
     def key(self) -> str:
@@ -79,7 +79,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Cell:
+class ParquetImage:
     """The picture in one row of a parquet file. `images.open_image` takes it."""
 
     path: str
@@ -99,7 +99,7 @@ class Cell:
             )
         return value
 
-    open = read  # as `images.LazyPicture` calls it
+    open = read  # as `images.LazyImage` calls it
 
     @property
     def key(self) -> str:
@@ -121,29 +121,29 @@ class Record:
     key: str = ""
 
 
-# of a record whose picture is there: raises Malformed to leave it out; names what is wrong with parts of it
-Judge = Callable[[Record], Iterable[str]]
+# of a record whose picture is there: raises InvalidRecord to leave it out; names what is wrong with parts of it
+RecordFilter = Callable[[Record], Iterable[str]]
 
 
 class Shards:
     """The records of all shards that the reader can use, by number.
 
-    files: paths, globs, and ranges like `data/{00000..00331}.tar`. judge: see `Judge`. purpose: what distinguishes
-    this judge and its options from others; it begins with a word in a-z, and has an index of its own. index: the folder
-    of the indexes, "" for beside each shard. picture: the parquet column with the picture's bytes, its path below
-    `images`, or its address, of which the last part is the name of a file there; "" takes a usual one.
+    files: paths, globs, and ranges like `data/{00000..00331}.tar`. judge: see `RecordFilter`. purpose: what
+    distinguishes this judge and its options from others; it begins with a word in a-z, and has an index of its own.
+    index: the folder of the indexes, "" for beside each shard. picture: the parquet column with the picture's bytes,
+    its path below `images`, or its address, of which the last part is the name of a file there; "" takes a usual one.
     """
 
     def __init__(
         self,
         files: str | Sequence[str],
-        judge: Judge,
+        judge: RecordFilter,
         purpose: str,
         index: str = "",
         images: str = "",
         picture: str = "",
     ):
-        self.problems = Problems()
+        self.problems = ProblemCounter()
         self._images, self._picture = images, picture
         told = hashlib.sha256(repr((purpose, images, picture)).encode()).hexdigest()[:8]
         self._purpose = f"{re.match(r'[a-z]*', purpose)[0] or 'all'}-{told}"
@@ -182,7 +182,7 @@ class Shards:
             )
         try:
             return self._record(shard, form.unpack(row))
-        except Malformed as error:
+        except InvalidRecord as error:
             raise changed(shard, error) from error
 
     def _record(self, shard: str, row: tuple[int, ...]) -> Record:
@@ -192,7 +192,7 @@ class Shards:
 
     # ---- the indexes ----
 
-    def _indexes(self, shards: list[str], judge: Judge) -> Iterator[tuple[str, dict, int]]:
+    def _indexes(self, shards: list[str], judge: RecordFilter) -> Iterator[tuple[str, dict, int]]:
         """Makes what is missing, then yields path, head and begin of the rows of every shard's index. Several
         processes share the work: each takes the next shard that no other one is at."""
         from tqdm import tqdm
@@ -230,18 +230,18 @@ class Shards:
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
-    def _make(self, shard: str, judge: Judge, wait: bool) -> None:
+    def _make(self, shard: str, judge: RecordFilter, wait: bool) -> None:
         """Writes the index of one shard, all at once, unless another process is at it or has done so."""
         with _alone(shard, wait) as alone:
             if not alone or self._open_index(shard) is not None:
                 return
-            of, problems, rows = _identity(shard), Problems(), bytearray()
+            of, problems, rows = _identity(shard), ProblemCounter(), bytearray()
             count, form = 0, _form(shard)
             for row, name in (_parquet_rows if form is _PARQUET else _tar_rows)(shard, problems):
                 try:
                     for kind in judge(_pictured(self._record(shard, row))):
                         problems.add(kind, f"{Path(shard).name} {name}", dropped=False)
-                except Malformed as error:
+                except InvalidRecord as error:
                     problems.add(str(error), f"{Path(shard).name} {name}", not isinstance(error, Unwanted))
                 else:
                     rows += form.pack(*row)
@@ -252,7 +252,7 @@ class Shards:
             file = self._index_file(shard)
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with whole(file, shared=True) as new:
+                with atomic_write(file, shared=True) as new:
                     new.write_bytes(head + rows)
             except OSError as error:
                 raise UserError(
@@ -263,13 +263,13 @@ class Shards:
 
 
 def _pictured(record: Record) -> Record:
-    """The record. Raises Malformed where its picture is not there."""
+    """The record. Raises InvalidRecord where its picture is not there."""
     if record.image is None:
-        raise Malformed("no picture")
+        raise InvalidRecord("no picture")
     return record
 
 
-def changed(key: str, error: Malformed) -> UserError:
+def changed(key: str, error: InvalidRecord) -> UserError:
     """For a record that was usable when the index was made, and is no more."""
     return UserError(
         f"{key} has {error}.",
@@ -370,7 +370,7 @@ _KINDS = {".txt": _TEXT, ".json": _JSON} | dict.fromkeys(SUFFIXES, _IMAGE)
 _Row = list[int]  # block and size of text, JSON and image
 
 
-def _tar_rows(shard: str, problems: Problems) -> Iterator[tuple[tuple[int, ...], str]]:
+def _tar_rows(shard: str, problems: ProblemCounter) -> Iterator[tuple[tuple[int, ...], str]]:
     """The row and the name of every sample: members of one name, wherever in the shard.
 
     By WebDataset's rule the name ends at the first dot. Tools write names with dots in them all the same (a.1.jpg with
@@ -405,7 +405,7 @@ def _tar_rows(shard: str, problems: Problems) -> Iterator[tuple[tuple[int, ...],
                 yield tuple(row), f"{folder}/{stem}".lstrip("/")
 
 
-def _joined(first: str, same: dict[str, _Row], problems: Problems, where: str) -> dict[str, _Row]:
+def _joined(first: str, same: dict[str, _Row], problems: ProblemCounter, where: str) -> dict[str, _Row]:
     """The samples among members whose names agree up to the first dot. first: that name. same: name up to the last
     dot -> row.
 
@@ -429,7 +429,7 @@ def _joined(first: str, same: dict[str, _Row], problems: Problems, where: str) -
     return {**whole, first: base}
 
 
-def _members(shard: str, problems: Problems) -> Iterator[tarfile.TarInfo]:
+def _members(shard: str, problems: ProblemCounter) -> Iterator[tarfile.TarInfo]:
     """The whole files in a tar; what is wrong with the tar is counted, and ends it."""
     size, name = os.path.getsize(shard), os.path.basename(shard)
     try:
@@ -458,22 +458,22 @@ def _members(shard: str, problems: Problems) -> Iterator[tarfile.TarInfo]:
 
 
 def _tar_record(shard: str, row: tuple[int, ...]) -> Record:
-    """Raises Malformed for text or JSON that cannot be read."""
+    """Raises InvalidRecord for text or JSON that cannot be read."""
     (text_at, text_size), (json_at, json_size), (image_at, image_size) = zip(row[::2], row[1::2])
     first = min(filter(None, (text_at, json_at, image_at)))
     header = _bytes_at(shard, (first - 1) * _BLOCK, 100)  # of a tar's header the name
     name = header.split(b"\0")[0].decode(errors="replace").rpartition("/")[2]
     key = f"{os.path.basename(shard)} {name.rpartition('.')[0] or name}"
     try:
-        text = Member(shard, text_at * _BLOCK, text_size).read().decode("utf-8-sig") if text_at else ""
-        fields = json.loads(Member(shard, json_at * _BLOCK, json_size).read()) if json_at else {}
+        text = TarImage(shard, text_at * _BLOCK, text_size).read().decode("utf-8-sig") if text_at else ""
+        fields = json.loads(TarImage(shard, json_at * _BLOCK, json_size).read()) if json_at else {}
     except UnicodeDecodeError:
-        raise Malformed("text that is not in UTF-8") from None
+        raise InvalidRecord("text that is not in UTF-8") from None
     except (ValueError, RecursionError):
-        raise Malformed("JSON that cannot be read") from None
+        raise InvalidRecord("JSON that cannot be read") from None
     if not isinstance(fields, dict):
-        raise Malformed("JSON that is no object")
-    image = Member(shard, image_at * _BLOCK, image_size) if image_at and image_size else None
+        raise InvalidRecord("JSON that is no object")
+    image = TarImage(shard, image_at * _BLOCK, image_size) if image_at and image_size else None
     return Record(fields, text, image, key)
 
 
@@ -535,7 +535,7 @@ def _columns(path: str, picture: str) -> tuple[tuple[str, ...], str]:
     return tuple(name for name in schema.names if name not in lazy), picture
 
 
-def _parquet_rows(shard: str, problems: Problems) -> Iterator[tuple[tuple[int, int], str]]:
+def _parquet_rows(shard: str, problems: ProblemCounter) -> Iterator[tuple[tuple[int, int], str]]:
     pyarrow = _arrow()
     try:
         with pyarrow.parquet.ParquetFile(shard, memory_map=True) as file:
@@ -561,11 +561,11 @@ def _parquet_record(shard: str, group: int, row: int, picture: str, images: str)
     if picture in fields:
         place = fields[picture] if fields[picture] is not None else ""
         if not isinstance(place, str | int):
-            raise Malformed("an image that is neither bytes nor the name of a file, such as a list")
+            raise InvalidRecord("an image that is neither bytes nor the name of a file, such as a list")
         place = str(place)
         place = place.split("?")[0].rpartition("/")[2] if "://" in place else place
         if place:
             image = find_image(Path(images), place if place.lower().endswith(SUFFIXES) else f"{place}.jpg")
     elif picture:
-        image = Cell(shard, group, row, picture)
+        image = ParquetImage(shard, group, row, picture)
     return Record(fields, "", image, f"{os.path.basename(shard)} row group {group} row {row}")

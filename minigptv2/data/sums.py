@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import random
 
-from minigptv2.data.dataset import Problems
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.errors import UserError
-from minigptv2.sample import Exchange, Sample
+from minigptv2.sample import QuestionAnswer, Sample
 
 
 class Sums:
@@ -21,7 +21,7 @@ class Sums:
     def __init__(self, count: int):
         if not isinstance(count, int) or count < 1:
             raise UserError(f"The option count of sums is {count!r}.", "It must be 1 or more.", "Correct it.")
-        self.count, self.problems = count, Problems()
+        self.count, self.problems = count, ProblemCounter()
 
     def __len__(self) -> int:
         return self.count
@@ -31,5 +31,5 @@ class Sums:
             raise IndexError(index)
         rng = random.Random(index)
         a, b = rng.randrange(50), rng.randrange(50)
-        asked = Exchange("chat", question=f"what is {a} plus {b}?", answer=str(a + b))
+        asked = QuestionAnswer("chat", question=f"what is {a} plus {b}?", answer=str(a + b))
         return Sample(None, (0, 0), (asked,), f"sum {index}")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, name_of, records_of, rows_of, words_of
-from minigptv2.data.dataset import Problems
+from minigptv2.data.annotations import InvalidRecord, file_name_field, records_of, rows_of, text_field
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.layout import Layout, image_in, names_in, require, require_records
-from minigptv2.sample import Exchange, Sample
+from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://textvqa.org/textcaps/dataset/"
 LAYOUT: Layout = {
@@ -34,15 +34,15 @@ class TextCaps:
     """
 
     def __init__(self, root: str, split: str = "train"):
-        self.problems = Problems()
+        self.problems = ProblemCounter()
         file, self.folder = require(root, LAYOUT, split, PAGE)
         self.name, there = file.name, names_in(self.folder)
         captions: dict[str, list[str]] = {}  # picture -> its captions
         for place, row in enumerate(rows_of(file, "data")):
             try:
-                picture = image_in(self.folder, there, f"{name_of(row, 'image_id')}.jpg")
-                caption = words_of(row, "caption_str") if split != "test" else ""
-            except Malformed as error:
+                picture = image_in(self.folder, there, f"{file_name_field(row, 'image_id')}.jpg")
+                caption = text_field(row, "caption_str") if split != "test" else ""
+            except InvalidRecord as error:
                 self.problems.add(str(error), f"{self.name} row {place}")
                 continue
             captions.setdefault(picture, []).extend([caption] if caption else [])
@@ -54,5 +54,5 @@ class TextCaps:
 
     def __getitem__(self, index: int) -> Sample:
         picture, captions = self.records[index]
-        exchange = Exchange("caption", references=captions)
+        exchange = QuestionAnswer("caption", references=captions)
         return Sample(Path(self.folder, picture), (0, 0), (exchange,), f"{self.name} picture {Path(picture).stem}")

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from minigptv2.data.annotations import Malformed, field, items_of, read_json_lines
-from minigptv2.data.dataset import Problems
+from minigptv2.data.annotations import InvalidRecord, field, iter_json_list, read_json_lines
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.layout import Layout, require, require_records
-from minigptv2.sample import Exchange, Sample
+from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://github.com/orhonovich/unnatural-instructions"
 LAYOUT: Layout = {
@@ -38,23 +38,23 @@ class UnnaturalInstructions:
     """
 
     def __init__(self, root: str, split: str = "core"):
-        self.problems = Problems()
+        self.problems = ProblemCounter()
         (file,) = require(root, LAYOUT, split, PAGE)
         self.name = file.name
-        rows = read_json_lines(file) if file.suffix == ".jsonl" else enumerate(items_of(file))
+        rows = read_json_lines(file) if file.suffix == ".jsonl" else enumerate(iter_json_list(file))
         self.records: list[tuple[int, str, str]] = []  # row, instruction, answer
         for number, row in rows:
             try:
                 for instance in _instances(row):
                     self._add(number, instance)
-            except Malformed as error:
+            except InvalidRecord as error:
                 self.problems.add(str(error), f"{self.name} row {number}")
         require_records(len(self.records), file, self.problems)
 
     def _add(self, number: int, instance: Any) -> None:
         try:
             self.records.append((number, *_said(instance)))
-        except Malformed as error:
+        except InvalidRecord as error:
             self.problems.add(str(error), f"{self.name} row {number}")
 
     def __len__(self) -> int:
@@ -62,13 +62,13 @@ class UnnaturalInstructions:
 
     def __getitem__(self, index: int) -> Sample:
         number, instruction, answer = self.records[index]
-        exchange = Exchange("chat", question=instruction, answer=answer, verbatim=True)
+        exchange = QuestionAnswer("chat", question=instruction, answer=answer, verbatim=True)
         return Sample(None, (0, 0), (exchange,), f"{self.name} row {number}")
 
 
 def _instances(row: Any) -> list:
-    """Those of a row, and the reformulations. Raises Malformed."""
-    if isinstance(row, Malformed):
+    """Those of a row, and the reformulations. Raises InvalidRecord."""
+    if isinstance(row, InvalidRecord):
         raise row
     more = row.get("reformulations") if isinstance(row, dict) else None
     return field(row, "instances", list) + (more if isinstance(more, list) else [])
@@ -81,5 +81,5 @@ def _said(instance: Any) -> tuple[str, str]:
     if isinstance(constraints, str) and constraints.strip().lower() not in NO_CONSTRAINT:
         instruction += " " + constraints.strip()
     if not instruction or not answer:
-        raise Malformed("an empty instruction or output")
+        raise InvalidRecord("an empty instruction or output")
     return instruction, answer

@@ -17,22 +17,22 @@ import numpy as np
 from minigptv2.boxes import Box
 from minigptv2.bundled import document
 from minigptv2.data.annotations import (
-    Malformed,
-    box_of,
-    damaged,
+    InvalidRecord,
+    check_choice,
+    corrupt_file_error,
     field,
-    items_of,
-    one_of,
-    phrase_of,
+    iter_json_list,
+    parse_box,
+    phrase_field,
     read_json,
-    size_of,
+    size_field,
 )
 from minigptv2.data.coco_pictures import missing
-from minigptv2.data.dataset import Problems
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.layout import Layout, names_in
 from minigptv2.errors import UserError
 from minigptv2.files import is_dir, is_file
-from minigptv2.sample import Exchange, Phrase, Sample
+from minigptv2.sample import Phrase, QuestionAnswer, Sample
 
 PAGE = "https://homes.cs.washington.edu/~ranjay/visualgenome/"
 FOLDERS = ("VG_100K", "VG_100K_2", "")
@@ -54,8 +54,8 @@ class VisualGenome:
     """
 
     def __init__(self, root: str, task: str = "refer", images: str = "", below_area: int = 16384):
-        self.task = one_of("task", task, ("refer", "identify"))
-        self.problems, self.too_large = Problems(), 0
+        self.task = check_choice("task", task, ("refer", "identify"))
+        self.problems, self.too_large = ProblemCounter(), 0
         files = Path(root, REGIONS), Path(root, PICTURES)
         for file in files:
             if not is_file(file):
@@ -75,7 +75,7 @@ class VisualGenome:
         index = range(len(self))[index]
         words = self._words[self._ends[index] : self._ends[index + 1]].decode()
         size, path = self._pictures[self._picture[index]]
-        exchange = Exchange(self.task, (Phrase(words, (Box(*map(float, self._boxes[index])),)),))
+        exchange = QuestionAnswer(self.task, (Phrase(words, (Box(*map(float, self._boxes[index])),)),))
         return Sample(Path(path), size, (exchange,), f"visual_genome region {self._region[index]}")
 
     def missing_pictures(self) -> list[Path]:
@@ -86,23 +86,23 @@ class VisualGenome:
         """Fills _pictures, (size, path) of each, and _number, the place of an image_id among them."""
         rows = read_json(file)
         if not isinstance(rows, list):
-            raise damaged(file, "it is no list of pictures")
+            raise corrupt_file_error(file, "it is no list of pictures")
         listed = [(f, names_in(self.images / f)) for f in FOLDERS if is_dir(self.images / f)]
         self._pictures: list[tuple[tuple[int, int], str]] = []
         self._number: dict[int, int] = {}
         for place, row in enumerate(rows):
             try:
-                number, size = field(row, "image_id", int), size_of(row)
+                number, size = field(row, "image_id", int), size_field(row)
                 name = f"{number}.jpg"
                 folder = next((f for f, names in listed if name in names), FOLDERS[0])
                 self._number[number] = len(self._pictures)
                 self._pictures.append((size, os.path.join(self.images, folder, name)))
-            except Malformed as error:
+            except InvalidRecord as error:
                 self.problems.add(str(error), f"{file.name} picture {place}")
 
     def _read_regions(self, file: Path, below_area: int) -> None:
         boxes, picture, region, ends, words = array("f"), array("i"), array("q"), array("q", [0]), bytearray()
-        for place, item in enumerate(items_of(file)):
+        for place, item in enumerate(iter_json_list(file)):
             regions = item.get("regions") if isinstance(item, dict) else None
             if not isinstance(regions, list):
                 self.problems.add("a picture without a list 'regions'", f"{file.name} picture {place}")
@@ -111,14 +111,14 @@ class VisualGenome:
                 try:
                     identity, number = field(row, "region_id", int), field(row, "image_id", int)
                     if number not in self._number:
-                        raise Malformed(f"an 'image_id' that {PICTURES} lacks")
+                        raise InvalidRecord(f"an 'image_id' that {PICTURES} lacks")
                     at = self._number[number]
                     xywh = [field(row, side, (int, float)) for side in ("x", "y", "width", "height")]
-                    box, phrase = box_of(xywh, self._pictures[at][0]), phrase_of(row, "phrase")
+                    box, phrase = parse_box(xywh, self._pictures[at][0]), phrase_field(row, "phrase")
                     if not abs(identity) < 1 << 63:
-                        raise Malformed("a 'region_id' of more than 64 bits")
+                        raise InvalidRecord("a 'region_id' of more than 64 bits")
                     spoken = phrase.encode(errors="replace")  # half of a surrogate pair is no text
-                except Malformed as error:
+                except InvalidRecord as error:
                     where = row.get("region_id", "?") if isinstance(row, dict) else "?"
                     self.problems.add(str(error), f"{file.name} picture {place} region {where}")
                     continue

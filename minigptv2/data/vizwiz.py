@@ -10,19 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minigptv2.data.annotations import (
-    Malformed,
+    InvalidRecord,
     Row,
     answers_of,
     by_frequency,
-    damaged,
-    name_of,
+    corrupt_file_error,
+    file_name_field,
     optional_text,
     read_json,
-    words_of,
+    text_field,
 )
-from minigptv2.data.dataset import Problems
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.layout import Layout, image_in, names_in, require, require_records
-from minigptv2.sample import Exchange, Sample
+from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://vizwiz.org/tasks-and-datasets/vqa/"
 LAYOUT: Layout = {
@@ -40,7 +40,7 @@ class VizWiz:
     """
 
     def __init__(self, root: str, split: str = "val"):
-        self.problems = Problems()
+        self.problems = ProblemCounter()
         file, self.folder = require(root, LAYOUT, split, PAGE)
         self.name, there = file.name, names_in(self.folder)
         self.rows: list[tuple[int, str, str, tuple[str, ...]]] = []  # row, image, question, answers
@@ -48,9 +48,9 @@ class VizWiz:
             answers = by_frequency(row.answers)
             try:
                 if row.problem or split != "test" and not answers:
-                    raise Malformed(row.problem or "a question without an answer")
+                    raise InvalidRecord(row.problem or "a question without an answer")
                 image = image_in(self.folder, there, str(row.image))
-            except Malformed as error:
+            except InvalidRecord as error:
                 self.problems.add(str(error), f"{self.name} row {row.number}")
                 continue
             self.rows.append((row.number, image, row.question, answers))
@@ -61,7 +61,7 @@ class VizWiz:
 
     def __getitem__(self, index: int) -> Sample:
         place, picture, question, answers = self.rows[index]
-        exchange = Exchange("vqa", question=question, references=answers)
+        exchange = QuestionAnswer("vqa", question=question, references=answers)
         return Sample(Path(self.folder, picture), (0, 0), (exchange,), f"{self.name} row {place}")
 
 
@@ -69,12 +69,12 @@ def read_rows(file: Path, answered: bool = True) -> Iterator[Row]:
     """Each question of a file, as `Row` says; key and image are the image's name. answered: whether it has answers."""
     content = read_json(file)
     if not isinstance(content, list):
-        raise damaged(file, "it is no list of questions")
+        raise corrupt_file_error(file, "it is no list of questions")
     for place, row in enumerate(content):
         try:
-            name, words = name_of(row, "image"), words_of(row, "question")
+            name, words = file_name_field(row, "image"), text_field(row, "question")
             answers = answers_of(row) if answered else ()
-        except Malformed as error:
+        except InvalidRecord as error:
             yield Row(place, problem=str(error))
             continue
         yield Row(place, name, name, words, answers, kind=optional_text(row, "answer_type"))

@@ -12,20 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minigptv2.data.annotations import (
-    Malformed,
+    InvalidRecord,
     Row,
     answers_of,
     by_frequency,
     field,
     optional_text,
     rows_of,
+    text_field,
     unique,
-    words_of,
 )
-from minigptv2.data.coco_pictures import CocoPictures
-from minigptv2.data.dataset import Problems
+from minigptv2.data.coco_pictures import CocoImages
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.layout import Layout, require, require_records
-from minigptv2.sample import Exchange, Sample
+from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://visualqa.org/download.html"
 LAYOUT: Layout = {
@@ -55,9 +55,9 @@ class VqaV2:
     page, layout = PAGE, LAYOUT
 
     def __init__(self, root: str, split: str = "train", images: str = ""):
-        self.problems = Problems()
+        self.problems = ProblemCounter()
         files = require(root, self.layout, split, self.page)
-        self.pictures = CocoPictures(images or root)
+        self.pictures = CocoImages(images or root)
         self.name = files[0].name
         self.rows: list[tuple[int, str, str, tuple[str, ...]]] = []  # image, question, its words, its answers
         for row in read_rows(files[0], files[1] if len(files) > 1 else None, self.problems):
@@ -77,11 +77,11 @@ class VqaV2:
 
     def __getitem__(self, index: int) -> Sample:
         picture, number, words, answers = self.rows[index]
-        exchange = Exchange("vqa", question=words, references=answers)
+        exchange = QuestionAnswer("vqa", question=words, references=answers)
         return Sample(self.pictures.find(picture), (0, 0), (exchange,), f"{self.name} question {number}")
 
 
-def read_rows(questions: Path, annotations: Path | None, problems: Problems) -> Iterator[Row]:
+def read_rows(questions: Path, annotations: Path | None, problems: ProblemCounter) -> Iterator[Row]:
     """Each question with its answers; without a file of annotations, without them. problems: counts annotations that
     cannot be read, whose questions have no answer then."""
     answers = {} if annotations is None else _answers(annotations, problems)
@@ -89,27 +89,27 @@ def read_rows(questions: Path, annotations: Path | None, problems: Problems) -> 
     for place, row in enumerate(rows_of(questions, "questions")):
         try:
             number, image = field(row, "question_id", int), field(row, "image_id", int)
-            words = words_of(row, "question")
+            words = text_field(row, "question")
             if not unique(seen, number):
-                raise Malformed("a second question of the same 'question_id'")
+                raise InvalidRecord("a second question of the same 'question_id'")
             if annotations is not None and number not in answers:
-                raise Malformed(NO_ANSWER)
-        except Malformed as error:
+                raise InvalidRecord(NO_ANSWER)
+        except InvalidRecord as error:
             yield Row(place, problem=str(error))
             continue
         given, kind = answers.get(number, ((), ""))
         yield Row(place, str(number), image, words, given, kind=kind)
 
 
-def _answers(file: Path, problems: Problems) -> dict[int, tuple[tuple[str, ...], str]]:
+def _answers(file: Path, problems: ProblemCounter) -> dict[int, tuple[tuple[str, ...], str]]:
     """Number of the question -> its answers and their kind."""
     found: dict[int, tuple[tuple[str, ...], str]] = {}
     for place, row in enumerate(rows_of(file, "annotations")):
         try:
             number = field(row, "question_id", int)
             if number in found:
-                raise Malformed("a second annotation of the same 'question_id'")
+                raise InvalidRecord("a second annotation of the same 'question_id'")
             found[number] = answers_of(row), optional_text(row, "answer_type")
-        except Malformed as error:
+        except InvalidRecord as error:
             problems.add(f"an annotation with {error}", f"{file.name} row {place}", dropped=False)
     return found

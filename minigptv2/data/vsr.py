@@ -10,13 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from minigptv2.bundled import document
-from minigptv2.data.annotations import Malformed, field, one_of, read_json_lines, words_of
-from minigptv2.data.coco_pictures import CocoPictures, missing
-from minigptv2.data.dataset import Problems
+from minigptv2.data.annotations import InvalidRecord, check_choice, field, read_json_lines, text_field
+from minigptv2.data.coco_pictures import CocoImages, missing
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.layout import Layout
 from minigptv2.errors import UserError
 from minigptv2.files import is_file
-from minigptv2.sample import Exchange, Sample
+from minigptv2.sample import QuestionAnswer, Sample
 from minigptv2.tasks import STATEMENT
 
 PAGE = "https://github.com/cambridgeltl/visual-spatial-reasoning"
@@ -48,9 +48,9 @@ class VSR:
     """
 
     def __init__(self, root: str, kind: str = "zeroshot", split: str = "test", images: str = ""):
-        self.kind = one_of("kind", kind, KINDS)
-        self.split = one_of("split", split, SPLITS)
-        self.problems = Problems()
+        self.kind = check_choice("kind", kind, KINDS)
+        self.split = check_choice("split", split, SPLITS)
+        self.problems = ProblemCounter()
         self.excluded: list[tuple[int, str]] = []
         files = [Path(root, name) for name in LAYOUT[f"{kind} {split}"][0]]
         self.file = next((f for f in files if is_file(f)), None)
@@ -60,21 +60,23 @@ class VSR:
                 f"Looked for {', '.join(map(str, files))}.",
                 f"See {document('datasets/vsr.md', PAGE)} for the layout.",
             )
-        pictures = CocoPictures(images or root)
+        pictures = CocoImages(images or root)
         self.records: list[tuple[int, Path, str, bool, str]] = []
         for number, row in read_json_lines(self.file):
             try:
-                if isinstance(row, Malformed):
+                if isinstance(row, InvalidRecord):
                     raise row
                 name = Path(field(row, "image", str)).stem
                 if not (name.isascii() and name.isdigit() and len(name) <= 12):
-                    raise Malformed("an 'image' that is no number of COCO")
+                    raise InvalidRecord("an 'image' that is no number of COCO")
                 label = field(row, "label", int)
                 if label not in (0, 1):
-                    raise Malformed("a 'label' other than 0 and 1")
+                    raise InvalidRecord("a 'label' other than 0 and 1")
                 relation = row.get("relation") if isinstance(row.get("relation"), str) else ""
-                self.records.append((number, pictures.find(int(name)), words_of(row, "caption"), label == 1, relation))
-            except Malformed as error:
+                self.records.append(
+                    (number, pictures.find(int(name)), text_field(row, "caption"), label == 1, relation)
+                )
+            except InvalidRecord as error:
                 self.problems.add(str(error), f"{self.file.name} line {number}")
                 self.excluded.append((number, str(error)))
 
@@ -83,7 +85,7 @@ class VSR:
 
     def __getitem__(self, index: int) -> Sample:
         number, picture, statement, true, _ = self.records[index]
-        exchange = Exchange("vqa", question=STATEMENT.format(statement), answer="true" if true else "false")
+        exchange = QuestionAnswer("vqa", question=STATEMENT.format(statement), answer="true" if true else "false")
         return Sample(picture, (0, 0), (exchange,), f"vsr {self.kind} {self.split} line {number}")
 
     def missing_pictures(self) -> list[Path]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from minigptv2.data.annotations import Malformed, Unwanted, words_of
-from minigptv2.data.dataset import Problems
+from minigptv2.data.annotations import InvalidRecord, Unwanted, text_field
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.layout import Layout
 from minigptv2.data.shards import LAYOUT_OF_SHARDS, OPTIONS_OF_SHARDS, Record, Shards, changed
 from minigptv2.errors import UserError
-from minigptv2.sample import Exchange, Sample
+from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = {
     "laion": "https://laion.ai/blog/laion-400-open-dataset/",
@@ -60,7 +60,7 @@ class WebCaptions:
             ) from error
         purpose = f"captions-{caption}-{self.least_words}-{self.most_words}-{without}-{sorted(self.least.items())}"
         self.shards = Shards(shards, self._judge, purpose, index, images, picture)
-        self.problems: Problems = self.shards.problems
+        self.problems: ProblemCounter = self.shards.problems
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -68,15 +68,15 @@ class WebCaptions:
     def __getitem__(self, index: int) -> Sample:
         record = self.shards[index]
         try:
-            exchange = Exchange("caption", answer=self._caption(record))
-        except Malformed as error:
+            exchange = QuestionAnswer("caption", answer=self._caption(record))
+        except InvalidRecord as error:
             raise changed(record.key, error) from error
         return Sample(record.image, (0, 0), (exchange,), record.key)
 
     def _caption(self, record: Record) -> str:
-        """Words with single spaces between them. Raises Malformed."""
+        """Words with single spaces between them. Raises InvalidRecord."""
         if self.caption or not record.text.strip():
-            return words_of(record.fields, self.caption or "caption")
+            return text_field(record.fields, self.caption or "caption")
         return " ".join(record.text.split())
 
     def _judge(self, record: Record) -> Iterable[str]:
@@ -91,7 +91,7 @@ class WebCaptions:
         for name, least in self.least.items():
             value = record.fields.get(name)
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise Malformed(f"no number {name!r}")
+                raise InvalidRecord(f"no number {name!r}")
             if not value >= least:
                 raise Unwanted(f"{name!r} under {least}")
         return ()

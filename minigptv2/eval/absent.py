@@ -11,16 +11,16 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from minigptv2.eval.benchmark import Case, Item, Prediction, Published, Rules, Scored
-from minigptv2.eval.coco_detection import CocoDetection
+from minigptv2.eval.benchmark import Prediction, Published, Question, Scored, ScoredAnswer, ScoringRules
+from minigptv2.eval.coco_detection import CocoDetectionBenchmark
 from minigptv2.eval.refcoco import answer_boxes
-from minigptv2.sample import Exchange, Phrase
+from minigptv2.sample import Phrase, QuestionAnswer
 from minigptv2.tasks import instruction_text
 
 LIKELY = 5  # the kinds that most often stand beside those of the picture, among which one is chosen
 
 
-class AbsentPhrases:
+class AbsentPhrasesBenchmark:
     """root, split, images, instances, orientation: as `CocoDetection` has them. seed: chooses the kinds."""
 
     max_new_tokens = 50
@@ -34,12 +34,12 @@ class AbsentPhrases:
         seed: int = 0,
         orientation: str = "auto",
     ):
-        self.data, self.seed = CocoDetection(root, split, images, instances, orientation=orientation), seed
+        self.data, self.seed = CocoDetectionBenchmark(root, split, images, instances, orientation=orientation), seed
         self.files, self.problems, self.excluded = self.data.files, self.data.problems, self.data.excluded
         self.name = f"absent phrases {instances.removesuffix('.json') or split}"
         self.published: Mapping[str, tuple[Published, ...]] = {}
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[Question]:
         coco, kinds = self.data.coco, self.data.kinds
         together: dict[int | str, Counter[int | str]] = {kind: Counter() for kind in kinds}
         there = {image.place: {thing.category for thing in image.things} for image in coco.images}
@@ -58,21 +58,23 @@ class AbsentPhrases:
                 self.problems.add(kind, str(image.path), dropped=False)
                 continue
             name = kinds[random.Random(f"{self.seed}/{image.number}").choice(likely)]
-            text = instruction_text(Exchange("refer", (Phrase(name),)), (0, 0), "floor", None)
+            text = instruction_text(QuestionAnswer("refer", (Phrase(name),)), (0, 0), "floor", None)
             size = self.data.frame(image).size
-            out.append(Item(image.place, image.path, size, text, str(image.path), name, words=name))
+            out.append(Question(image.place, image.path, size, text, str(image.path), name, words=name))
         return out
 
-    def score(self, items: Sequence[Item], predictions: Mapping[int, Prediction], rules: Rules) -> Scored:
+    def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
         """Refused: words, and nothing that is or looks like a box."""
         scored, invalid = Scored(len(items), outcomes={"refused": {}}), set()
         for item in items:
             prediction = predictions[item.index]
             boxes, malformed = answer_boxes(prediction, item, rules)
-            if prediction.ended != "missing" and (malformed or not prediction.text.strip()):
+            if prediction.finish_reason != "missing" and (malformed or not prediction.text.strip()):
                 invalid.add(item.index)
             refused = float(bool(prediction.text.strip()) and not boxes and not malformed)
             scored.outcomes["refused"][item.index] = refused
-            scored.cases.append(Case(item.index, item.image, item.words, prediction.text, "", (), boxes, refused))
+            scored.cases.append(
+                ScoredAnswer(item.index, item.image, item.words, prediction.text, "", (), boxes, refused)
+            )
         scored.invalid = frozenset(invalid)
         return scored

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.errors import UserError
-from minigptv2.eval.benchmark import Benchmark, Item, Prediction
-from minigptv2.files import refuse_device, whole
+from minigptv2.eval.benchmark import Benchmark, Prediction, Question
+from minigptv2.files import atomic_write, refuse_device
 
 LOCK = ".lock"  # a file in the output's folder, held by the run that writes there
 _ENDINGS = ("stop", "length")
@@ -61,7 +61,7 @@ def model_fingerprint(folder: Path) -> str:
     return fingerprint(sorted({f for kind in kinds for f in folder.rglob(kind) if f.is_file()}))
 
 
-def head_of(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, str]:
+def run_header(benchmark: Benchmark, items: Sequence[Question]) -> dict[str, str]:
     """What the first line says of the questions. items: all of them, whatever the limit of the run."""
     asked = hashlib.sha256()
     for i in items:
@@ -73,7 +73,7 @@ def head_of(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, str]:
     }
 
 
-class AnswersFile:
+class PredictionsFile:
     """Answers of one run, appended one line at a time by one process or several. head: the first line's content."""
 
     def __init__(self, path: Path, head: dict[str, Any]):
@@ -141,7 +141,7 @@ class AnswersFile:
             yield append
 
     def _replace(self, lines: list[str]) -> None:
-        with told_where_it_cannot_be_written(self.path), whole(self.path) as new:
+        with told_where_it_cannot_be_written(self.path), atomic_write(self.path) as new:
             new.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -202,7 +202,7 @@ def read_text(path: Path) -> str:
     return text
 
 
-def read_foreign(
+def load_external_predictions(
     path: Path, known: set[int], excluded: Iterable[int], head: dict[str, Any]
 ) -> tuple[dict[int, Prediction], dict[str, int], dict[str, Any]]:
     """The answers of a file to score again; what was set aside, counted by kind; and the file's own first line.
@@ -309,7 +309,7 @@ def _row(line: str) -> Prediction | None:
 
 
 def _json(prediction: Prediction) -> dict:
-    row: dict[str, Any] = {"index": prediction.index, "text": prediction.text, "ended": prediction.ended}
+    row: dict[str, Any] = {"index": prediction.index, "text": prediction.text, "ended": prediction.finish_reason}
     if prediction.scores:
         row["scores"] = list(prediction.scores)
     if prediction.logprobs:

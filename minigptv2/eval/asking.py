@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from minigptv2.errors import UserError
-from minigptv2.eval.benchmark import Item, Prediction
+from minigptv2.eval.benchmark import Prediction, Question
 from minigptv2.files import is_file
 from minigptv2.images import open_image
 from minigptv2.tasks import split_tag
 
 if TYPE_CHECKING:
-    from minigptv2.api import MiniGPTv2, Seen
+    from minigptv2.api import EncodedImage, MiniGPTv2
 
 # batches whose pictures are kept at once: questions of one task, whose answers are of like length, share a batch, and
 # those about one picture lie together, since the language model reads it once a batch
@@ -36,39 +36,39 @@ class Unasked(NamedTuple):
     cause: str
 
 
-def pictures_of(items: Sequence[Item]) -> list[list[Item]]:
+def group_by_image(items: Sequence[Question]) -> list[list[Question]]:
     """The items of each picture, pictures in the order of their first item."""
-    groups: dict[str, list[Item]] = {}
+    groups: dict[str, list[Question]] = {}
     for item in items:
-        groups.setdefault(item.picture, []).append(item)
+        groups.setdefault(item.image_key, []).append(item)
     return list(groups.values())
 
 
-def share_of(items: Sequence[Item], rank: int, world: int) -> list[Item]:
+def shard_of(items: Sequence[Question], rank: int, world: int) -> list[Question]:
     """What one of several processes asks: every world-th picture with all its items."""
-    return [item for group in pictures_of(items)[rank::world] for item in group]
+    return [item for group in group_by_image(items)[rank::world] for item in group]
 
 
-def ask(
+def run_inference(
     model: MiniGPTv2,
-    items: Sequence[Item],
+    items: Sequence[Question],
     batch: int,
     max_new_tokens: int,
     keep: Callable[[list[Prediction]], None],
 ) -> dict[int, Unasked]:
     """Ask every item and hand answers to `keep` as they come, in no order. What could not be asked, by its index."""
     unasked: dict[int, Unasked] = {}
-    for window in _windows(pictures_of(items), batch * WINDOW):
+    for window in _windows(group_by_image(items), batch * WINDOW):
         seen, damaged = _see(model, [group[0] for group in window])
-        unasked |= {i.index: damaged[i.picture] for group in window for i in group if i.picture in damaged}
-        waiting = [item for group in window for item in group if item.picture not in damaged]
+        unasked |= {i.index: damaged[i.image_key] for group in window for i in group if i.image_key in damaged}
+        waiting = [item for group in window for item in group if item.image_key not in damaged]
         free = sorted((i for i in waiting if not i.candidates), key=lambda i: split_tag(i.instruction)[0])
         for start in range(0, len(free), batch):
             keep(_answers(model, free[start : start + batch], seen, max_new_tokens, unasked))
         for item in waiting:
             if item.candidates:
                 try:
-                    keep([rank(model, item, seen[item.picture], batch)])
+                    keep([rank(model, item, seen[item.image_key], batch)])
                 except UserError as error:
                     unasked[item.index] = Unasked(BAD_QUESTION, f"row {item.index}: {error.given}")
     return unasked
@@ -76,23 +76,23 @@ def ask(
 
 def _answers(
     model: MiniGPTv2,
-    items: Sequence[Item],
-    seen: dict[str, Seen | None],
+    items: Sequence[Question],
+    seen: dict[str, EncodedImage | None],
     max_new_tokens: int,
     unasked: dict[int, Unasked],
 ) -> list[Prediction]:
     """The answers to these items at once; what the model refuses goes to `unasked`."""
-    answers = model.chat_batch([(seen[i.picture], i.instruction) for i in items], max_new_tokens, errors="return")
+    answers = model.chat_batch([(seen[i.image_key], i.instruction) for i in items], max_new_tokens, errors="return")
     out = []
     for item, answer in zip(items, answers):
         if isinstance(answer, UserError):
             unasked[item.index] = Unasked(BAD_QUESTION, f"row {item.index}: {answer.given}")
         else:
-            out.append(Prediction(item.index, answer.text, answer.ended, tuple(b.score for b in answer.boxes)))
+            out.append(Prediction(item.index, answer.text, answer.finish_reason, tuple(b.score for b in answer.boxes)))
     return out
 
 
-def rank(model: MiniGPTv2, item: Item, picture: Seen | None, batch: int) -> Prediction:
+def rank(model: MiniGPTv2, item: Question, picture: EncodedImage | None, batch: int) -> Prediction:
     """The likeliest of an item's candidates: that of the highest mean log-probability over its tokens, the closing one
     included. The mean is over the candidate's own tokens, never over padding; of equal ones the first is taken."""
     means: list[float] = []
@@ -105,13 +105,13 @@ def rank(model: MiniGPTv2, item: Item, picture: Seen | None, batch: int) -> Pred
     return Prediction(item.index, item.candidates[means.index(max(means))], logprobs=tuple(means))
 
 
-def absent_pictures(items: Sequence[Item]) -> list[str]:
+def missing_image_paths(items: Sequence[Question]) -> list[str]:
     """The paths, each once, at which no file lies."""
     paths = dict.fromkeys(item.image for item in items if isinstance(item.image, (str, Path)))
     return [str(path) for path in paths if not is_file(path)]
 
 
-def _windows(groups: list[list[Item]], size: int) -> Iterator[list[list[Item]]]:
+def _windows(groups: list[list[Question]], size: int) -> Iterator[list[list[Question]]]:
     window, held = [], 0
     for group in groups:
         window.append(group)
@@ -123,17 +123,17 @@ def _windows(groups: list[list[Item]], size: int) -> Iterator[list[list[Item]]]:
         yield window
 
 
-def _see(model: MiniGPTv2, firsts: Sequence[Item]) -> tuple[dict[str, Seen | None], dict[str, Unasked]]:
+def _see(model: MiniGPTv2, firsts: Sequence[Question]) -> tuple[dict[str, EncodedImage | None], dict[str, Unasked]]:
     """Each image by its key, encoded a few at a time, None where an item has none; and those that cannot be opened."""
-    seen: dict[str, Seen | None] = {i.picture: None for i in firsts}
+    seen: dict[str, EncodedImage | None] = {i.image_key: None for i in firsts}
     damaged: dict[str, Unasked] = {}
     shown = [i for i in firsts if i.image is not None]
     for start in range(0, len(shown), ENCODED_TOGETHER):
         opened = {}
         for item in shown[start : start + ENCODED_TOGETHER]:
             try:
-                opened[item.picture] = open_image(item.image() if callable(item.image) else item.image)
+                opened[item.image_key] = open_image(item.image() if callable(item.image) else item.image)
             except UserError as error:
-                damaged[item.picture] = Unasked(BAD_IMAGE, error.given)
-        seen |= zip(opened, model.see(list(opened.values())))
+                damaged[item.image_key] = Unasked(BAD_IMAGE, error.given)
+        seen |= zip(opened, model.encode_images(list(opened.values())))
     return seen, damaged

@@ -6,7 +6,7 @@ answers; a benchmark never touches the model, so answers of any source can be sc
     items = benchmark.items()                            rows of the annotation file, in its order
     scored = benchmark.score(items, predictions, rules)  one prediction for every item, given or missing
     figures of scored: the mean of each of `outcomes`, and each of `corpus` over all indexes
-    intervals: both again over pictures drawn with repetition, `Item.picture` being the unit
+    intervals: both again over pictures drawn with repetition, `Question.picture` being the unit
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from minigptv2.boxes import Box
-from minigptv2.data.annotations import NotThere, find_image
-from minigptv2.data.dataset import Problems, named_class
+from minigptv2.data.annotations import MissingImage, find_image
+from minigptv2.data.dataset import ProblemCounter, resolve_class
 from minigptv2.data.layout import Layout, Place, find
 from minigptv2.errors import UserError, unknown
 from minigptv2.files import is_dir, is_file
@@ -28,26 +28,26 @@ Scoring = Literal["strict", "compat"]
 Decode = Literal["floor", "center"]
 
 BENCHMARKS: dict[str, str] = {
-    "refcoco": "minigptv2.eval.refcoco:RefCocoBoxes",
-    "reg": "minigptv2.eval.refcoco:RefCocoWords",
-    "vsr": "minigptv2.eval.vsr:Vsr",
-    "vqav2": "minigptv2.eval.vqa:VqaV2",
-    "okvqa": "minigptv2.eval.vqa:OkVqa",
-    "vizwiz": "minigptv2.eval.vqa:VizWiz",
-    "gqa": "minigptv2.eval.gqa:Gqa",
-    "iconqa": "minigptv2.eval.iconqa:IconQa",
-    "hateful_memes": "minigptv2.eval.hateful_memes:HatefulMemes",
-    "coco_detection": "minigptv2.eval.coco_detection:CocoDetection",
-    "coco_caption": "minigptv2.eval.coco_caption:CocoCaption",
-    "flickr30k": "minigptv2.eval.flickr30k:Flickr30k",
-    "pope": "minigptv2.eval.pope:Pope",
-    "absent": "minigptv2.eval.absent:AbsentPhrases",
-    "scenes": "minigptv2.eval.scenes:HeldOutScenes",
+    "refcoco": "minigptv2.eval.refcoco:RefCocoBoxBenchmark",
+    "reg": "minigptv2.eval.refcoco:RefCocoTextBenchmark",
+    "vsr": "minigptv2.eval.vsr:VsrBenchmark",
+    "vqav2": "minigptv2.eval.vqa:VqaV2Benchmark",
+    "okvqa": "minigptv2.eval.vqa:OkVqaBenchmark",
+    "vizwiz": "minigptv2.eval.vqa:VizWizBenchmark",
+    "gqa": "minigptv2.eval.gqa:GqaBenchmark",
+    "iconqa": "minigptv2.eval.iconqa:IconQaBenchmark",
+    "hateful_memes": "minigptv2.eval.hateful_memes:HatefulMemesBenchmark",
+    "coco_detection": "minigptv2.eval.coco_detection:CocoDetectionBenchmark",
+    "coco_caption": "minigptv2.eval.coco_caption:CocoCaptionBenchmark",
+    "flickr30k": "minigptv2.eval.flickr30k:Flickr30kBenchmark",
+    "pope": "minigptv2.eval.pope:PopeBenchmark",
+    "absent": "minigptv2.eval.absent:AbsentPhrasesBenchmark",
+    "scenes": "minigptv2.eval.scenes:ScenesBenchmark",
 }
 
 
 @dataclass(frozen=True)
-class Item:
+class Question:
     """One question. index: the row of the annotation file, from 0; unique, and the key of its answer.
 
     image: what `images.open_image` takes (a path is not opened before it is asked), None for text alone. size: width
@@ -63,7 +63,7 @@ class Item:
     image: Any
     size: tuple[int, int]
     instruction: str
-    picture: str
+    image_key: str
     truth: Any = None
     candidates: tuple[str, ...] = ()
     words: str = ""
@@ -82,14 +82,14 @@ class Prediction:
 
     index: int
     text: str
-    ended: Literal["stop", "length", "missing"] = "stop"
+    finish_reason: Literal["stop", "length", "missing"] = "stop"
     scores: tuple[float, ...] = ()
     logprobs: tuple[float, ...] = ()
     boxes: tuple[Box, ...] | None = None
 
 
 @dataclass(frozen=True)
-class Rules:
+class ScoringRules:
     """scoring: "strict" is IoU of continuous boxes, a hit at >= the threshold; "compat" adds one pixel to every side
     and takes > the threshold, as the published evaluation does. decode: how box numbers become pixels: "floor" reads
     them as they are (the published code, and models of the "round" coding), "center" adds half a hundredth."""
@@ -99,25 +99,24 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Case:
+class ScoredAnswer:
     """One item for a person to look at. truth and boxes: XYXY pixels of the upright picture; boxes are the answer's.
 
-    right: 0..1, the outcome of the benchmark's first metric or what `Scored.judged` names, None where there is none.
-    met: of each box of truth, whether the answer found it or its phrase at IoU 0.5, None where that does not matter;
-    empty where `right` says it. wanted: the right answer in words, "" where it is boxes alone. size: width and height
-    of the picture, (0, 0) where nobody knows it.
-    """
+    score: 0..1, the outcome of the benchmark's first metric or what `Scored.score_description` names, None where there
+    is none. box_found: of each box of truth, whether the answer found it or its phrase at IoU 0.5, None where that does
+    not matter; empty where `score` says it. expected: the right answer in words, "" where it is boxes alone. size:
+    width and height of the picture, (0, 0) where nobody knows it."""
 
     index: int
     image: Any
     words: str
     answer: str
-    wanted: str = ""
+    expected: str = ""
     truth: tuple[Box, ...] = ()
     boxes: tuple[Box, ...] = ()
-    right: float | None = None
+    score: float | None = None
     size: tuple[int, int] = (0, 0)
-    met: tuple[bool | None, ...] = ()
+    box_found: tuple[bool | None, ...] = ()
 
 
 @dataclass
@@ -128,17 +127,16 @@ class Scored:
     "accuracy, yes/no"). corpus: metric -> function of indexes, the figure of these items as a corpus; an index may
     stand there several times, for the bootstrap, and counts as often; None where the figure does not exist.
     invalid: indexes of malformed answers, counted as wrong, never left out; missing answers are not among them.
-    cases: one an item, same order as the items. counts: whole numbers to show beside the figures. judged: what `right`
-    of the cases is, in words; empty: the first metric.
-    """
+    cases: one an item, same order as the items. counts: whole numbers to show beside the figures. score_description:
+    what `score` of the cases is, in words; empty: the first metric."""
 
     total: int
     invalid: frozenset[int] = frozenset()
     outcomes: dict[str, dict[int, float]] = field(default_factory=dict)
     corpus: dict[str, Callable[[Sequence[int]], float | None]] = field(default_factory=dict)
-    cases: list[Case] = field(default_factory=list)
+    cases: list[ScoredAnswer] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
-    judged: str = ""
+    score_description: str = ""
 
     def figures(self, indexes: Sequence[int]) -> dict[str, float]:
         """Every metric: means of the outcomes, then the corpus functions over these indexes (all of them)."""
@@ -172,7 +170,7 @@ class Figure:
 
 
 @dataclass
-class Report:
+class BenchmarkReport:
     """What the runner hands to report.json and report.html, one for each benchmark that was run.
 
     name: "refcoco testA". settings: the benchmark's options that change what is measured (dataset, split, limit).
@@ -186,7 +184,7 @@ class Report:
     benchmark: str
     settings: dict[str, Any]
     model: str
-    rules: Rules
+    rules: ScoringRules
     figures: dict[str, Figure]
     total: int
     invalid: int
@@ -197,15 +195,15 @@ class Report:
     failed: list[str] = field(default_factory=list)
     seconds: float = 0.0
     answers_per_second: float = 0.0
-    judged: str = ""
-    cases: list[Case] = field(default_factory=list)
+    score_description: str = ""
+    cases: list[ScoredAnswer] = field(default_factory=list)
 
 
 class Benchmark(Protocol):
     """A class whose constructor takes keyword options (`root`, `dataset`, `split`, ...), as a reader's does.
 
     name: short, with what distinguishes it: "refcoco testA". files: the annotation files, whose bytes say which data
-    this is. problems: rows left out, as in `data.dataset.Problems`; excluded: their numbers, and why. published:
+    this is. problems: rows left out, as in `data.dataset.ProblemCounter`; excluded: their numbers, and why. published:
     metric -> figures of papers.
     max_new_tokens: the longest answer asked for. A benchmark whose figures another package computes names it in
     `needs`, as `metrics.require` takes it.
@@ -213,14 +211,16 @@ class Benchmark(Protocol):
 
     name: str
     files: tuple[Path, ...]
-    problems: Problems
+    problems: ProblemCounter
     excluded: Mapping[int, str]
     published: Mapping[str, tuple[Published, ...]]
     max_new_tokens: int
 
-    def items(self) -> list[Item]: ...
+    def items(self) -> list[Question]: ...
 
-    def score(self, items: Sequence[Item], predictions: Mapping[int, Prediction], rules: Rules) -> Scored: ...
+    def score(
+        self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules
+    ) -> Scored: ...
 
 
 def open_benchmark(name: str, options: dict[str, Any], beside: Sequence[str] = ()) -> Benchmark:
@@ -257,10 +257,10 @@ def options_of(name: str) -> dict[str, Any]:
 
 
 def _kind(name: str) -> Callable[..., Benchmark]:
-    return named_class("benchmark", name, BENCHMARKS, "minigptv2 eval --help lists recipes.")
+    return resolve_class("benchmark", name, BENCHMARKS, "minigptv2 eval --help lists recipes.")
 
 
-def cleaned(text: str) -> str:
+def strip_special_tokens(text: str) -> str:
     """Without the unknown-token mark, which the published evaluation takes out too, and without outer space."""
     return text.replace("<unk>", "").strip()
 
@@ -294,10 +294,11 @@ def picture_folder(root: str, images: str, *names: str) -> Path:
 
 
 def image_path(folder: Path, name: str) -> Path:
-    """Where the image of this name lies below the folder, or is expected. Raises Malformed for what can be no path."""
+    """Where the image of this name lies below the folder, or is expected. Raises InvalidRecord for what can be no
+    path."""
     try:
         return find_image(folder, name)
-    except NotThere:
+    except MissingImage:
         return folder / name
 
 

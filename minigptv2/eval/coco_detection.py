@@ -11,14 +11,22 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from minigptv2.boxes import Box
-from minigptv2.data.annotations import Malformed, Upright, one_of, upright
+from minigptv2.data.annotations import InvalidRecord, UprightTransform, check_choice, upright_transform
 from minigptv2.data.coco_json import CocoFile, CocoImage, Id
 from minigptv2.data.layout import Layout
 from minigptv2.errors import UserError
 from minigptv2.eval import metrics
-from minigptv2.eval.benchmark import Case, Item, Prediction, Published, Rules, Scored, annotation_files
+from minigptv2.eval.benchmark import (
+    Prediction,
+    Published,
+    Question,
+    Scored,
+    ScoredAnswer,
+    ScoringRules,
+    annotation_files,
+)
 from minigptv2.eval.refcoco import answer_boxes
-from minigptv2.sample import Exchange, Phrase
+from minigptv2.sample import Phrase, QuestionAnswer
 from minigptv2.tasks import instruction_text
 
 PAGE = "https://cocodataset.org/#download"
@@ -36,10 +44,10 @@ class Truth(NamedTuple):
 
     number: Id
     things: tuple[dict[str, Any], ...]
-    frame: Upright
+    frame: UprightTransform
 
 
-class CocoDetection:
+class CocoDetectionBenchmark:
     """root: holds `annotations/instances_<split>.json`; images: the images, where they are not in root.
 
     instances: the name of the file below root, where it has another. ask: "present" names the kinds that the image
@@ -59,7 +67,7 @@ class CocoDetection:
         ask: str = "present",
         orientation: str = "auto",
     ):
-        self.ask, self.orientation = one_of("ask", ask, ASK), orientation
+        self.ask, self.orientation = check_choice("ask", ask, ASK), orientation
         (self.file,) = annotation_files(root, LAYOUT, split, PAGE, (instances,))
         self.files = (self.file,)
         self.name = f"coco_detection {instances.removesuffix('.json') or split}, kinds asked: {ask}"
@@ -69,19 +77,19 @@ class CocoDetection:
         self.categories = self.coco.labels  # every `id` of the file; two may have one label
         self.kinds = {number: label for label, number in self.coco.category_of.items() if label not in self.coco.roots}
 
-    def frame(self, image: CocoImage) -> Upright:
+    def frame(self, image: CocoImage) -> UprightTransform:
         """How boxes of this image are turned upright; as they are where the image is not on the disk, or damaged."""
         if image.lost:
-            return Upright(1, image.size)
+            return UprightTransform(1, image.size)
         try:
-            frame = upright(image.path, image.size, image.given, self.orientation)
-        except (Malformed, UserError):  # damage is told when the image is opened; `data check` tells of sizes
-            return Upright(1, image.size)
+            frame = upright_transform(image.path, image.size, image.given, self.orientation)
+        except (InvalidRecord, UserError):  # damage is told when the image is opened; `data check` tells of sizes
+            return UprightTransform(1, image.size)
         if frame.against:
             self.problems.add(frame.against, image.name, dropped=False)
         return frame
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[Question]:
         out, count = [], 0
         for image in self.coco.images:
             frame, things = self.frame(image), []
@@ -98,12 +106,12 @@ class CocoDetection:
                     }
                 )
             asked = {t["category_id"] for t in things} if self.ask == "present" and things else self.kinds
-            exchange = Exchange("detection", tuple(Phrase(name) for k, name in self.kinds.items() if k in asked))
+            exchange = QuestionAnswer("detection", tuple(Phrase(name) for k, name in self.kinds.items() if k in asked))
             text, truth = instruction_text(exchange, (0, 0), "floor", None), Truth(image.number, tuple(things), frame)
-            out.append(Item(image.place, image.path, frame.size, text, str(image.path), truth, words=text))
+            out.append(Question(image.place, image.path, frame.size, text, str(image.path), truth, words=text))
         return out
 
-    def score(self, items: Sequence[Item], predictions: Mapping[int, Prediction], rules: Rules) -> Scored:
+    def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
         number_of = {name.casefold(): number for number, name in self.kinds.items()}
         found, invalid, cases, strange = [], set(), [], 0
         category = _in_order(self.kinds)
@@ -111,7 +119,7 @@ class CocoDetection:
             prediction = predictions[item.index]
             boxes, malformed = answer_boxes(prediction, item, rules)
             wordless = prediction.boxes is None and not prediction.text.strip()
-            if prediction.ended != "missing" and (malformed or wordless):
+            if prediction.finish_reason != "missing" and (malformed or wordless):
                 invalid.add(item.index)
             asked = {t["category_id"] for t in item.truth[1]}
             only = next(iter(asked)) if len(asked) == 1 else None
@@ -133,11 +141,11 @@ class CocoDetection:
                 )
             truth = tuple(_box(t["bbox"], self.kinds[t["category_id"]]) for t in item.truth[1])
             single = [place for place, thing in enumerate(item.truth[1]) if not thing.get("iscrowd")]
-            met = dict(zip(single, metrics.met(named, [truth[place] for place in single], 0.5)))
-            counts = metrics.Counts(sum(met.values()), len(single), len(named))
-            right = 0.0 if prediction.ended == "missing" else counts.f1
+            met = dict(zip(single, metrics.match_boxes(named, [truth[place] for place in single], 0.5)))
+            counts = metrics.DetectionCounts(sum(met.values()), len(single), len(named))
+            right = 0.0 if prediction.finish_reason == "missing" else counts.f1
             cases.append(
-                Case(
+                ScoredAnswer(
                     item.index,
                     item.image,
                     item.words,
@@ -173,7 +181,7 @@ def _in_order(ids: Iterable[Id]) -> dict[Id, int]:
     return {number: n for n, number in enumerate(sorted(ids, key=lambda i: (isinstance(i, str), i)), 1)}
 
 
-def _turned(xywh: Sequence[float], frame: Upright) -> Sequence[float]:
+def _turned(xywh: Sequence[float], frame: UprightTransform) -> Sequence[float]:
     if frame.turn == 1:
         return xywh
     box = frame.box(_box(xywh, ""))

@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minigptv2.boxes import Box
-from minigptv2.data.annotations import items_of, members_of
+from minigptv2.data.annotations import iter_json_list, iter_json_object
 from minigptv2.data.coco_json import Id, identity
-from minigptv2.data.dataset import Problems
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.errors import UserError
 from minigptv2.eval import results
 from minigptv2.eval.answers import read_text, told_where_it_cannot_be_written
-from minigptv2.eval.benchmark import Case, Item, Prediction
-from minigptv2.files import whole
+from minigptv2.eval.benchmark import Prediction, Question, ScoredAnswer
+from minigptv2.files import atomic_write
 from minigptv2.tasks import EVALUATION
 
 _COCO_NUMBER = re.compile(r"(\d{12})")
@@ -50,7 +50,7 @@ def form_of(file: str | Path) -> Form | None:
     """Which form a file has, by how it begins; None where it is another program's in none of them, as our own."""
     begin = read_text(Path(file)).lstrip()[:1]
     try:
-        first = next(items_of(Path(file)), None) if begin == "[" else None
+        first = next(iter_json_list(Path(file)), None) if begin == "[" else None
         if begin == "[":
             boxes = isinstance(first, dict) and "bbox" in first
             return "coco" if boxes else "rows" if results.is_row(first) else None
@@ -60,7 +60,7 @@ def form_of(file: str | Path) -> Form | None:
             return "lmms"
         if results.is_row(row):
             return "lines"
-        _, value = next(members_of(Path(file)), ("", None)) if begin == "{" else ("", None)
+        _, value = next(iter_json_object(Path(file)), ("", None)) if begin == "{" else ("", None)
         return "pictures" if isinstance(value, list) else None
     except UserError:  # no JSON: told by line where it is read
         return None
@@ -88,8 +88,12 @@ def require_writable(file: str) -> None:
 
 
 def write(
-    form: Form, file: str | Path, cases: Iterable[Case], categories: Mapping[str, Id], items: Sequence[Item] = ()
-) -> Problems:
+    form: Form,
+    file: str | Path,
+    cases: Iterable[ScoredAnswer],
+    categories: Mapping[str, Id],
+    items: Sequence[Question] = (),
+) -> ProblemCounter:
     """Write the boxes of these cases. categories, items: see `coco_results`."""
     if form == "coco":
         return write_coco_results(file, cases, categories, items)
@@ -99,11 +103,11 @@ def write(
 def read(
     form: Form,
     file: str | Path,
-    items: Sequence[Item],
-    asked: Sequence[Item],
+    items: Sequence[Question],
+    asked: Sequence[Question],
     categories: Mapping[Id, str],
     excluded: Collection[int] = (),
-) -> tuple[dict[int, Prediction], dict[str, int], Problems]:
+) -> tuple[dict[int, Prediction], dict[str, int], ProblemCounter]:
     """Answers by index; counts to show beside the figures; what fits no question.
 
     items: all of the benchmark; asked: those that this run scores. categories: of COCO results, which list detections
@@ -134,15 +138,15 @@ def read(
 
 
 def coco_results(
-    cases: Iterable[Case], categories: Mapping[str, Id] | None = None, items: Sequence[Item] = ()
-) -> tuple[list[dict], Problems]:
+    cases: Iterable[ScoredAnswer], categories: Mapping[str, Id] | None = None, items: Sequence[Question] = ()
+) -> tuple[list[dict], ProblemCounter]:
     """Every box of the answers as COCO detections, and what could not be said in this format.
 
     categories: phrase -> category id; a box takes that of its phrase, else that of the case's words. None: all are 1.
     items: of the benchmark coco_detection, which know the `id` of each image and the frame of its file's boxes; the id
     of other images is the number in their file's name. A box without a score gets 1.
     """
-    rows, problems = [], Problems()
+    rows, problems = [], ProblemCounter()
     truths = {item.index: item.truth for item in items}
     for case in cases:
         truth = truths.get(case.index)
@@ -179,13 +183,13 @@ def read_coco_results(file: str | Path, categories: Mapping[Id, str] | None = No
 
 def coco_detections(
     file: str | Path, categories: Mapping[Id, str] | None = None, pictures: Container[Id] | None = None
-) -> tuple[dict[Id, tuple[Box, ...]], Problems]:
+) -> tuple[dict[Id, tuple[Box, ...]], ProblemCounter]:
     """As `read_coco_results`, and what was left out: detections of no such category, or in none of these pictures."""
     rows = _load(file, json.loads)
     if not isinstance(rows, list):
         raise _not_a(file, "a list of detections", "It is not a list.")
     out: dict[Id, list[Box]] = defaultdict(list)
-    problems = Problems()
+    problems = ProblemCounter()
     for number, row in enumerate(rows):
         box = _pixels(row.get("bbox")) if isinstance(row, dict) else None
         try:
@@ -204,17 +208,20 @@ def coco_detections(
 
 
 def write_coco_results(
-    file: str | Path, cases: Iterable[Case], categories: Mapping[str, Id] | None = None, items: Sequence[Item] = ()
-) -> Problems:
+    file: str | Path,
+    cases: Iterable[ScoredAnswer],
+    categories: Mapping[str, Id] | None = None,
+    items: Sequence[Question] = (),
+) -> ProblemCounter:
     """Write what `coco_results` gives; returns its problems."""
     rows, problems = coco_results(cases, categories, items)
     _write(Path(file), json.dumps(rows) + "\n")
     return problems
 
 
-def write_refcoco_lines(file: str | Path, cases: Iterable[Case], question: str = "") -> Problems:
+def write_refcoco_lines(file: str | Path, cases: Iterable[ScoredAnswer], question: str = "") -> ProblemCounter:
     """Write one line a case that has one true box. question: the wording that was put, with {} for the expression."""
-    lines, problems = [], Problems()
+    lines, problems = [], ProblemCounter()
     for case in cases:
         if len(case.truth) != 1:
             problems.add("a case without exactly one true box", f"case {case.index}")
@@ -237,18 +244,20 @@ def write_refcoco_lines(file: str | Path, cases: Iterable[Case], question: str =
     return problems
 
 
-def read_refcoco_lines(file: str | Path, items: Sequence[Item]) -> tuple[dict[int, tuple[Box, ...]], Problems]:
+def read_refcoco_lines(
+    file: str | Path, items: Sequence[Question]
+) -> tuple[dict[int, tuple[Box, ...]], ProblemCounter]:
     """index of an item -> the boxes predicted for it, and the lines that fit no item.
 
     A line belongs to the item of its question_id where that item has the same expression, else to an item of the same
     picture and expression, each item once. A line with no box gives an empty answer; an item with no line is absent.
     """
     by_index = {item.index: item for item in items}
-    by_words: dict[tuple, list[Item]] = defaultdict(list)
+    by_words: dict[tuple, list[Question]] = defaultdict(list)
     for item in items:
         by_words[image_number(item.image), _plain(item.words)].append(item)
     out: dict[int, tuple[Box, ...]] = {}
-    problems = Problems()
+    problems = ProblemCounter()
 
     def rows(text: str) -> list[Any]:
         return [(number, _json(line)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -269,7 +278,7 @@ def read_refcoco_lines(file: str | Path, items: Sequence[Item]) -> tuple[dict[in
     return out, problems
 
 
-def _item_of(row: dict, words: str, by_index: Mapping, by_words: Mapping, taken: Mapping) -> Item | None:
+def _item_of(row: dict, words: str, by_index: Mapping, by_words: Mapping, taken: Mapping) -> Question | None:
     place = str(row.get("question_id", ""))
     named = by_index.get(int(place)) if place.isdecimal() and len(place) < 19 else None
     picture = image_number(row["file_name"])
@@ -279,7 +288,7 @@ def _item_of(row: dict, words: str, by_index: Mapping, by_words: Mapping, taken:
     return next((item for item in candidates if item.index not in taken), None)
 
 
-def _predicted(row: dict, item: Item) -> Box | None:
+def _predicted(row: dict, item: Question) -> Box | None:
     if row.get("pred_bbox") is not None:
         corners = _pixels(row["pred_bbox"])
         return Box(*corners) if corners else None
@@ -354,5 +363,5 @@ def _not_a(file: str | Path, wanted: str, found: str) -> UserError:
 def _write(file: Path, text: str) -> None:
     with told_where_it_cannot_be_written(file, "Give another file."):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with whole(file) as new:
+        with atomic_write(file) as new:
             new.write_text(text, encoding="utf-8", errors="replace")

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from minigptv2.boxes import Box
-from minigptv2.data.annotations import one_of
+from minigptv2.data.annotations import check_choice
 from minigptv2.data.flickr30k import Flickr30k as Reader
 from minigptv2.eval import metrics
-from minigptv2.eval.benchmark import Case, Item, Prediction, Published, Rules, Scored
+from minigptv2.eval.benchmark import Prediction, Published, Question, Scored, ScoredAnswer, ScoringRules
 from minigptv2.eval.refcoco import answer_boxes
-from minigptv2.sample import Exchange, Phrase
+from minigptv2.sample import Phrase, QuestionAnswer
 from minigptv2.tasks import instruction_text
 
 TASKS = {"grounding": "phrase_to_boxes", "phrases": "caption_to_phrases"}  # and the reader's task that gives the truth
@@ -26,13 +26,13 @@ _WORD = re.compile(r"\w+")
 _SMALL_WORDS = set("a an the of in on at with and or to his her their its one two some other is are".split())
 
 
-class Flickr30k:
+class Flickr30kBenchmark:
     """root, split, images: as `data.flickr30k.Flickr30k` has them."""
 
     max_new_tokens = 300
 
     def __init__(self, root: str, split: str = "test", images: str = "", task: str = "grounding"):
-        self.task = one_of("task", task, tuple(TASKS))
+        self.task = check_choice("task", task, tuple(TASKS))
         self.reader = Reader(root, split, TASKS[task], images)
         folder = Path(root)
         self.files = tuple(
@@ -44,38 +44,38 @@ class Flickr30k:
         self.problems, self.excluded = self.reader.problems, {}
         self.published: Mapping[str, tuple[Published, ...]] = {}
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[Question]:
         """truth: the phrases to be found, each with its boxes."""
         samples = [self.reader[i] for i in range(len(self.reader))]
         if self.task == "phrases":
             return [
-                Item(
+                Question(
                     n,
                     s.image,
                     s.size,
-                    instruction_text(s.exchanges[0], s.size, "floor", None),
+                    instruction_text(s.question_answers[0], s.size, "floor", None),
                     str(s.image),
-                    s.exchanges[0].phrases,
-                    words=s.exchanges[0].question,
+                    s.question_answers[0].phrases,
+                    words=s.question_answers[0].question,
                 )
                 for n, s in enumerate(samples)
             ]
         pictures: dict[str, tuple] = {}
         for sample in samples:
-            pictures.setdefault(str(sample.image), (sample, []))[1].extend(sample.exchanges[0].phrases)
-        text = instruction_text(Exchange("grounding"), (0, 0), "floor", None)
+            pictures.setdefault(str(sample.image), (sample, []))[1].extend(sample.question_answers[0].phrases)
+        text = instruction_text(QuestionAnswer("grounding"), (0, 0), "floor", None)
         return [
-            Item(n, sample.image, sample.size, text, key, tuple(phrases), words=text)
+            Question(n, sample.image, sample.size, text, key, tuple(phrases), words=text)
             for n, (key, (sample, phrases)) in enumerate(pictures.items())
         ]
 
-    def score(self, items: Sequence[Item], predictions: Mapping[int, Prediction], rules: Rules) -> Scored:
+    def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
         found: dict[str, dict[int, tuple[int, int]]] = {}  # metric -> index -> phrases found, phrases there
         invalid, cases = set(), []
         for item in items:
             prediction = predictions[item.index]
             boxes, malformed = answer_boxes(prediction, item, rules)
-            if prediction.ended != "missing" and (malformed or not boxes):
+            if prediction.finish_reason != "missing" and (malformed or not boxes):
                 invalid.add(item.index)
             each = self._found(item.truth, boxes, rules)
             for metric, phrases in each.items():
@@ -84,7 +84,7 @@ class Flickr30k:
             truth = tuple(Box(*b.xyxy, p.text) for p in item.truth for b in p.boxes)
             met = tuple(right for p, right in zip(item.truth, first) for _ in p.boxes)
             cases.append(
-                Case(
+                ScoredAnswer(
                     item.index,
                     item.image,
                     item.words,
@@ -100,7 +100,7 @@ class Flickr30k:
         corpus = {metric: _share(by) for metric, by in found.items()}
         return Scored(len(items), frozenset(invalid), {}, corpus, cases, {"phrases": sum(len(i.truth) for i in items)})
 
-    def _found(self, phrases: Sequence[Phrase], boxes: Sequence[Box], rules: Rules) -> dict[str, list[bool]]:
+    def _found(self, phrases: Sequence[Phrase], boxes: Sequence[Box], rules: ScoringRules) -> dict[str, list[bool]]:
         """Of each phrase, whether it counts as found, by metric."""
         if self.task == "phrases":
             given: dict[str, list[Box]] = {}
@@ -113,7 +113,7 @@ class Flickr30k:
         return {"phrase recall, IoU 0.5": bare, "phrase recall with a word of it, IoU 0.5": named}
 
 
-def _met(given: Sequence[Box], wanted: Sequence[Box], rules: Rules) -> bool:
+def _met(given: Sequence[Box], wanted: Sequence[Box], rules: ScoringRules) -> bool:
     return any(metrics.is_hit(metrics.overlap(g, w, rules.scoring), 0.5, rules.scoring) for g in given for w in wanted)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from minigptv2.data import gqa
-from minigptv2.eval.benchmark import Item, Rules, annotation_files, image_path, minigpt_v2, picture_folder
-from minigptv2.eval.short_answers import ShortAnswers
+from minigptv2.eval.benchmark import Question, ScoringRules, annotation_files, image_path, minigpt_v2, picture_folder
+from minigptv2.eval.short_answers import ShortAnswerBenchmark
 from minigptv2.tasks import EVALUATION
 
 
-class Gqa(ShortAnswers):
+class GqaBenchmark(ShortAnswerBenchmark):
     """root: holds the questions and `images/`, or `images` names that folder. questions: the file's name below root."""
 
     def __init__(self, root: str, split: str = "testdev", images: str = "", questions: str = ""):
@@ -20,10 +20,10 @@ class Gqa(ShortAnswers):
         for row, image in self.usable(gqa.read_rows(file), lambda row: image_path(folder, str(row.image))):
             asked = EVALUATION["gqa"].replace("{}", row.question)
             self.rows.append(
-                Item(row.number, image, (0, 0), asked, row.image, row.answers[0], words=row.question, key=row.key)
+                Question(row.number, image, (0, 0), asked, row.image, row.answers[0], words=row.question, key=row.key)
             )
 
-    def judge(self, item: Item, answer: str, rules: Rules) -> dict[str, float]:
+    def score_answer(self, item: Question, answer: str, rules: ScoringRules) -> dict[str, float]:
         """The same words: in lower case, strict without a full stop at the end."""
         said = answer.lower() if rules.scoring == "compat" else answer.lower().rstrip(".").strip()
         return {"accuracy": float(said == item.truth.lower())}

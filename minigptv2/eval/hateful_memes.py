@@ -13,14 +13,23 @@ from pathlib import Path
 
 from minigptv2.data.hateful_memes import CHOICES, LAYOUT, PAGE, read_rows
 from minigptv2.eval import metrics
-from minigptv2.eval.benchmark import Item, Prediction, Rules, Scored, annotation_files, cleaned, image_path, minigpt_v2
-from minigptv2.eval.short_answers import ShortAnswers
+from minigptv2.eval.benchmark import (
+    Prediction,
+    Question,
+    Scored,
+    ScoringRules,
+    annotation_files,
+    image_path,
+    minigpt_v2,
+    strip_special_tokens,
+)
+from minigptv2.eval.short_answers import ShortAnswerBenchmark
 from minigptv2.tasks import EVALUATION
 
 _WORD = re.compile(rf"\b({'|'.join(CHOICES)})\b")
 
 
-class HatefulMemes(ShortAnswers):
+class HatefulMemesBenchmark(ShortAnswerBenchmark):
     """root: holds `dev.jsonl`, ... and `img/`; images: where `img/` lies, if not in root."""
 
     needs = ("scikit-learn",)
@@ -35,14 +44,14 @@ class HatefulMemes(ShortAnswers):
         for row, image in self.usable(rows, lambda row: image_path(folder, str(row.image)), where):
             asked = EVALUATION["hateful_memes"].replace("{}", row.question)
             self.rows.append(
-                Item(row.number, image, (0, 0), asked, row.image, row.answers[0], row.choices, words=row.question)
+                Question(row.number, image, (0, 0), asked, row.image, row.answers[0], row.choices, words=row.question)
             )
 
-    def judge(self, item: Item, answer: str, rules: Rules) -> dict[str, float] | None:
+    def score_answer(self, item: Question, answer: str, rules: ScoringRules) -> dict[str, float] | None:
         said = _yes_or_no(answer)
         return None if said is None else {"accuracy": float(said == item.truth)}
 
-    def score(self, items: Sequence[Item], predictions: Mapping[int, Prediction], rules: Rules) -> Scored:
+    def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
         scored = super().score(items, predictions, rules)
         labels = {i.index: i.truth == CHOICES[1] for i in items}
         shares = {i.index: _share(predictions[i.index], labels[i.index]) for i in items}
@@ -64,5 +73,5 @@ def _share(prediction: Prediction, hateful: bool) -> float:
     """The score of a picture, 0..1; of a malformed or missing answer the worst one for its label."""
     if len(prediction.logprobs) == len(CHOICES):
         return 1 / (1 + math.exp(min(700.0, prediction.logprobs[0] - prediction.logprobs[1])))
-    said = _yes_or_no(cleaned(prediction.text))
+    said = _yes_or_no(strip_special_tokens(prediction.text))
     return float(not hateful) if said is None else float(said == CHOICES[1])

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from minigptv2.data.iconqa import LAYOUT, PAGE, read_rows
 from minigptv2.data.layout import require
-from minigptv2.eval.benchmark import Item, Rules, minigpt_v2
-from minigptv2.eval.short_answers import ShortAnswers
+from minigptv2.eval.benchmark import Question, ScoringRules, minigpt_v2
+from minigptv2.eval.short_answers import ShortAnswerBenchmark
 from minigptv2.files import is_file
 from minigptv2.tasks import EVALUATION
 
 
-class IconQa(ShortAnswers):
+class IconQaBenchmark(ShortAnswerBenchmark):
     """root: holds `iconqa/<split>/choose_txt/<number>/data.json` and `image.png`."""
 
     def __init__(self, root: str, split: str = "val"):
@@ -30,10 +30,10 @@ class IconQa(ShortAnswers):
             asked = EVALUATION["iconqa"].replace("{}", row.question)
             same = _same_picture(image)
             self.rows.append(
-                Item(row.number, image, (0, 0), asked, same, row.answers[0], row.choices, words=row.question)
+                Question(row.number, image, (0, 0), asked, same, row.answers[0], row.choices, words=row.question)
             )
 
-    def judge(self, item: Item, answer: str, rules: Rules) -> dict[str, float] | None:
+    def score_answer(self, item: Question, answer: str, rules: ScoringRules) -> dict[str, float] | None:
         """The right choice; words that are none of the choices are malformed."""
         said = answer.lower()
         if said not in [c.strip().lower() for c in item.candidates]:

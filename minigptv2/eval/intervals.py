@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from minigptv2.eval.benchmark import Item, Scored
+from minigptv2.eval.benchmark import Question, Scored
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,16 +30,16 @@ Interval = tuple[float, float]
 
 def bootstrap(
     scored: Scored,
-    items: Sequence[Item],
+    items: Sequence[Question],
     resamples: int = RESAMPLES,
     seed: int = 0,
     corpus_resamples: int = CORPUS_RESAMPLES,
 ) -> dict[str, Interval]:
     """metric -> (low, high), for every outcome and corpus figure of `scored`. The same seed gives the same numbers.
 
-    `Item.picture` is the unit. A metric of fewer than two pictures has no interval and is left out.
+    `Question.picture` is the unit. A metric of fewer than two pictures has no interval and is left out.
     """
-    picture_of = {item.index: item.picture for item in items}
+    picture_of = {item.index: item.image_key for item in items}
     out = {}
     for name, values in scored.outcomes.items():
         found = mean_interval(values, picture_of, resamples, seed)

@@ -60,23 +60,31 @@ def _checked(scoring: str) -> str:
 
 
 @dataclass
-class Counts:
+class DetectionCounts:
     """True positives, and how many there were to find and found in all."""
 
-    right: int = 0
-    wanted: int = 0
-    given: int = 0
+    true_positives: int = 0
+    num_ground_truth: int = 0
+    num_predicted: int = 0
 
     def add(self, right: int, wanted: int, given: int) -> None:
-        self.right, self.wanted, self.given = self.right + right, self.wanted + wanted, self.given + given
+        self.true_positives, self.num_ground_truth, self.num_predicted = (
+            self.true_positives + right,
+            self.num_ground_truth + wanted,
+            self.num_predicted + given,
+        )
 
     @property
     def f1(self) -> float:
         """Harmonic mean of precision and recall; 1 where nothing was wanted and nothing given."""
-        return 2 * self.right / (self.wanted + self.given) if self.wanted + self.given else 1.0
+        return (
+            2 * self.true_positives / (self.num_ground_truth + self.num_predicted)
+            if self.num_ground_truth + self.num_predicted
+            else 1.0
+        )
 
 
-def met(given: Sequence[Box], wanted: Sequence[Box], threshold: float) -> list[bool]:
+def match_boxes(given: Sequence[Box], wanted: Sequence[Box], threshold: float) -> list[bool]:
     """Of each wanted box, whether a given one of its own meets it: the same phrase and IoU >= threshold, best first."""
     pairs = sorted(
         ((iou(g, w), i, j) for i, g in enumerate(given) for j, w in enumerate(wanted) if g.phrase == w.phrase),

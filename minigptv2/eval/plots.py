@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-from minigptv2.eval.benchmark import Case
+from minigptv2.eval.benchmark import ScoredAnswer
 
 # upper ends of the bins, the last one open
 _SIDES = (32, 64, 96, 160, 256)  # pixels
@@ -32,9 +32,9 @@ class Bin:
     high: float
 
 
-def plots(cases: Sequence[Case]) -> Iterator[str]:
+def plots(cases: Sequence[ScoredAnswer]) -> Iterator[str]:
     """The plots that these cases allow, as HTML. Those without an outcome of their own are left out."""
-    judged = [c for c in cases if c.right is not None]
+    judged = [c for c in cases if c.score is not None]
     boxed = [one for c in judged for one in _boxes(c)]
     if boxed:
         name = "Side of a square of the object's area, pixels"
@@ -47,29 +47,29 @@ def plots(cases: Sequence[Case]) -> Iterator[str]:
         yield _bars("By length", "Words of the expression or question", by_length(worded))
 
 
-def _boxes(case: Case) -> list[Case]:
+def _boxes(case: ScoredAnswer) -> list[ScoredAnswer]:
     """One case for each of its boxes that has an outcome of its own."""
-    if case.met:
-        pairs = zip(case.truth, case.met, strict=True)
-        return [replace(case, truth=(box,), right=float(met)) for box, met in pairs if met is not None]
+    if case.box_found:
+        pairs = zip(case.truth, case.box_found, strict=True)
+        return [replace(case, truth=(box,), score=float(met)) for box, met in pairs if met is not None]
     return [case] if len(case.truth) == 1 else []
 
 
-def by_size(cases: Sequence[Case]) -> list[Bin]:
-    return _binned([(math.sqrt(c.truth[0].area), c.right) for c in cases], _SIDES, whole=False)
+def by_size(cases: Sequence[ScoredAnswer]) -> list[Bin]:
+    return _binned([(math.sqrt(c.truth[0].area), c.score) for c in cases], _SIDES, whole=False)
 
 
-def by_length(cases: Sequence[Case]) -> list[Bin]:
-    return _binned([(len(c.words.split()), c.right) for c in cases], _WORDS, whole=True)
+def by_length(cases: Sequence[ScoredAnswer]) -> list[Bin]:
+    return _binned([(len(c.words.split()), c.score) for c in cases], _WORDS, whole=True)
 
 
-def by_position(cases: Sequence[Case]) -> list[Bin]:
+def by_position(cases: Sequence[ScoredAnswer]) -> list[Bin]:
     """Nine of them, row by row from the top left."""
     cells: dict[tuple[int, int], list[float]] = {}
     for c in cases:
         x, y = c.truth[0].center
         cell = tuple(min(2, max(0, int(3 * v / side))) for v, side in ((y, c.size[1]), (x, c.size[0])))
-        cells.setdefault(cell, []).append(c.right)
+        cells.setdefault(cell, []).append(c.score)
     return [
         _bin(f"{row} {column}", cells.get((i, j), []))
         for i, row in enumerate(_THIRDS[0])

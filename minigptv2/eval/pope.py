@@ -12,11 +12,11 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from minigptv2.data.annotations import Malformed, field, one_of, read_json_lines, unique, words_of
-from minigptv2.data.coco_pictures import CocoPictures
+from minigptv2.data.annotations import InvalidRecord, check_choice, field, read_json_lines, text_field, unique
+from minigptv2.data.coco_pictures import CocoImages
 from minigptv2.errors import UserError
-from minigptv2.eval.benchmark import Item, Prediction, Rules, Scored, cleaned
-from minigptv2.eval.short_answers import ShortAnswers
+from minigptv2.eval.benchmark import Prediction, Question, Scored, ScoringRules, strip_special_tokens
+from minigptv2.eval.short_answers import ShortAnswerBenchmark
 from minigptv2.tasks import EVALUATION
 
 SPLITS = ("random", "popular", "adversarial")
@@ -25,11 +25,11 @@ _WORD = re.compile(r"\b(yes|no)\b")
 _NO = {"no", "not"}
 
 
-class Pope(ShortAnswers):
+class PopeBenchmark(ShortAnswerBenchmark):
     """root: holds `coco_pope_<split>.json`, or `coco/` does. images: COCO's pictures, where they are not in root."""
 
     def __init__(self, root: str, split: str = "adversarial", images: str = ""):
-        one_of("split", split, SPLITS)
+        check_choice("split", split, SPLITS)
         places = [Path(root, folder, f"coco_pope_{split}.json") for folder in ("", "coco")]
         file = next((p for p in places if p.is_file()), None)
         if file is None:
@@ -39,32 +39,32 @@ class Pope(ShortAnswers):
                 "Get it from https://github.com/AoiDragon/POPE, output/coco.",
             )
         super().__init__(f"pope {split}", (file,))
-        pictures, seen = CocoPictures(images or root), set()
+        pictures, seen = CocoImages(images or root), set()
         for number, row in read_json_lines(file):
             try:
-                if isinstance(row, Malformed):
+                if isinstance(row, InvalidRecord):
                     raise row
-                name, words, label = words_of(row, "image"), words_of(row, "text"), words_of(row, "label").lower()
+                name, words, label = text_field(row, "image"), text_field(row, "text"), text_field(row, "label").lower()
                 found = _NUMBER.search(name)
                 if found is None:
-                    raise Malformed("an 'image' that names no picture of COCO")
+                    raise InvalidRecord("an 'image' that names no picture of COCO")
                 if label not in ("yes", "no"):
-                    raise Malformed("a 'label' other than yes and no")
+                    raise InvalidRecord("a 'label' other than yes and no")
                 if not unique(seen, field(row, "question_id", (int, str))):
-                    raise Malformed("a second question of the same 'question_id'")
-            except Malformed as error:
+                    raise InvalidRecord("a second question of the same 'question_id'")
+            except InvalidRecord as error:
                 self.leave_out(number, error, f"{file.name} line {number + 1}")
                 continue
             path = pictures.find(int(found[1]))
             asked = EVALUATION["pope"].replace("{}", words)
             key = str(row["question_id"])
-            self.rows.append(Item(number, path, (0, 0), asked, str(path), label, words=words, key=key))
+            self.rows.append(Question(number, path, (0, 0), asked, str(path), label, words=words, key=key))
 
-    def judge(self, item: Item, answer: str, rules: Rules) -> dict[str, float] | None:
+    def score_answer(self, item: Question, answer: str, rules: ScoringRules) -> dict[str, float] | None:
         said = _said(answer, rules)
         return None if said is None else {"accuracy": float(said == item.truth)}
 
-    def score(self, items: Sequence[Item], predictions: Mapping[int, Prediction], rules: Rules) -> Scored:
+    def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
         """Precision, recall and F1 are those of "yes". A malformed or missing answer is the wrong one."""
         scored = super().score(items, predictions, rules)
         label = {i.index: i.truth == "yes" for i in items}
@@ -86,7 +86,7 @@ class Pope(ShortAnswers):
             return 2 * p * r / (p + r) if p + r else 0.0
 
         answered = {
-            i.index: _said(cleaned(predictions[i.index].text), rules) == "yes" for i in items
+            i.index: _said(strip_special_tokens(predictions[i.index].text), rules) == "yes" for i in items
         }  # of malformed ones: no
         scored.corpus = {
             "precision": precision,
@@ -97,7 +97,7 @@ class Pope(ShortAnswers):
         return scored
 
 
-def _said(answer: str, rules: Rules) -> str | None:
+def _said(answer: str, rules: ScoringRules) -> str | None:
     """strict: the one of yes and no that stands first. compat, as the official code: no where the first sentence holds
     "no" or "not", else yes."""
     if rules.scoring == "strict":

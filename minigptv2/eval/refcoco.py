@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from minigptv2.boxes import Box, Coding, parse, without_markup
+from minigptv2.boxes import Box, BoxRounding, parse, without_markup
 from minigptv2.data.refcoco import RefCoco
 from minigptv2.eval import metrics
-from minigptv2.eval.benchmark import Case, Item, Prediction, Published, Rules, Scored, minigpt_v2
-from minigptv2.sample import Exchange, Phrase
+from minigptv2.eval.benchmark import Prediction, Published, Question, Scored, ScoredAnswer, ScoringRules, minigpt_v2
+from minigptv2.sample import Phrase, QuestionAnswer
 from minigptv2.tasks import EVALUATION, instruction_text
 
 THRESHOLDS = (0.5, 0.75, 0.9)
@@ -30,7 +30,7 @@ _ACCURACY = {
 }
 
 
-class RefCocoBoxes:
+class RefCocoBoxBenchmark:
     """root, dataset, split, images, by: as `data.refcoco.RefCoco` has them, `dataset` being its name."""
 
     max_new_tokens = 50  # one box
@@ -44,10 +44,10 @@ class RefCocoBoxes:
             {"acc@0.5": minigpt_v2(*_ACCURACY[self.name], _PAPER)} if known else {}
         )
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[Question]:
         ask = EVALUATION["refcoco"]
         return [
-            Item(
+            Question(
                 r.number,
                 r.picture,
                 r.size,
@@ -60,21 +60,21 @@ class RefCocoBoxes:
             for r in self.reader.records
         ]
 
-    def score(self, items: Sequence[Item], predictions: Mapping[int, Prediction], rules: Rules) -> Scored:
+    def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
         names = {t: f"acc@{t:g}" for t in THRESHOLDS}
         scored = Scored(len(items), outcomes={**{n: {} for n in names.values()}, "mean IoU": {}})
         invalid = set()
         for item in items:
             prediction = predictions[item.index]
             boxes, _ = answer_boxes(prediction, item, rules)
-            if not boxes and prediction.ended != "missing":
+            if not boxes and prediction.finish_reason != "missing":
                 invalid.add(item.index)
             overlap = metrics.iou(boxes[0], item.truth, rules.scoring == "compat") if boxes else 0.0
             for threshold, name in names.items():
                 scored.outcomes[name][item.index] = float(metrics.is_hit(overlap, threshold, rules.scoring))
             scored.outcomes["mean IoU"][item.index] = overlap
             scored.cases.append(
-                Case(
+                ScoredAnswer(
                     item.index,
                     item.image,
                     item.words,
@@ -90,9 +90,9 @@ class RefCocoBoxes:
         return scored
 
 
-class RefCocoWords:
-    """As `RefCocoBoxes`, asked the other way round: what is in this box. One question a thing, at the first row of its
-    expressions; all of them are references. coding: how the box is written, as the model's config says."""
+class RefCocoTextBenchmark:
+    """As `RefCocoBoxBenchmark`, asked the other way round: what is in this box. One question a thing, at the first row
+    of its expressions; all of them are references. coding: how the box is written, as the model's config says."""
 
     max_new_tokens = 50
     needs = ("pycocoevalcap", "Java")
@@ -104,7 +104,7 @@ class RefCocoWords:
         split: str = "val",
         images: str = "",
         by: str = "",
-        coding: Coding = "floor",
+        coding: BoxRounding = "floor",
     ):
         self.coding = coding
         self.reader = RefCoco(root, dataset, split, "identify", images=images, by=by)
@@ -119,23 +119,23 @@ class RefCocoWords:
                 self.excluded[row.number] = "another expression for the same thing"
                 self.problems.add(self.excluded[row.number], f"{self.reader.file.name} row {row.number}")
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[Question]:
         out = []
         for rows in self.things.values():
             row = rows[0]
-            exchange = Exchange("identify", (Phrase("", (row.box,)),))
+            exchange = QuestionAnswer("identify", (Phrase("", (row.box,)),))
             asked = instruction_text(exchange, row.size, self.coding, None)
             truth = (row.box, tuple(r.words for r in rows))
-            out.append(Item(row.number, row.picture, row.size, asked, str(row.picture), truth, words=row.words))
+            out.append(Question(row.number, row.picture, row.size, asked, str(row.picture), truth, words=row.words))
         return out
 
-    def score(self, items: Sequence[Item], predictions: Mapping[int, Prediction], rules: Rules) -> Scored:
+    def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
         said = {i.index: without_markup(predictions[i.index].text) for i in items}
-        invalid = {i.index for i in items if not said[i.index] and predictions[i.index].ended != "missing"}
+        invalid = {i.index for i in items if not said[i.index] and predictions[i.index].finish_reason != "missing"}
         references = {i.index: list(i.truth[1]) for i in items}
         outcomes, corpus = metrics.caption_scores(said, references, ("CIDEr", "METEOR"))
         cases = [
-            Case(
+            ScoredAnswer(
                 i.index,
                 i.image,
                 i.instruction,
@@ -148,7 +148,7 @@ class RefCocoWords:
             )
             for i in items
         ]
-        return Scored(len(items), frozenset(invalid), outcomes, corpus, cases, judged=metrics.CIDER_SHARE)
+        return Scored(len(items), frozenset(invalid), outcomes, corpus, cases, score_description=metrics.CIDER_SHARE)
 
 
 def files_of(reader: RefCoco):
@@ -157,7 +157,9 @@ def files_of(reader: RefCoco):
     return (reader.file,) if reader.file.suffix == ".json" else (reader.file, instances)
 
 
-def answer_boxes(prediction: Prediction, item: Item, rules: Rules) -> tuple[tuple[Box, ...], tuple[str, ...]]:
+def answer_boxes(
+    prediction: Prediction, item: Question, rules: ScoringRules
+) -> tuple[tuple[Box, ...], tuple[str, ...]]:
     """The well-formed boxes of an answer, in pixels of the item's picture, with their scores where there are any; and
     why others are none."""
     if prediction.boxes is not None:

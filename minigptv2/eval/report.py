@@ -19,10 +19,10 @@ from typing import Any
 
 from minigptv2.boxes import Box
 from minigptv2.errors import UserError
-from minigptv2.eval.benchmark import Case, Figure, Report
+from minigptv2.eval.benchmark import BenchmarkReport, Figure, ScoredAnswer
 from minigptv2.eval.metrics import overlap
 from minigptv2.eval.plots import plots
-from minigptv2.files import whole
+from minigptv2.files import atomic_write
 
 WORST, RANDOM = 50, 20
 _MOST_BYTES = 7_000_000  # of all pictures, as they stand in the file; the whole stays under 8 MB
@@ -38,7 +38,7 @@ _SCORING = {
 _DECODE = {"floor": "floor: box numbers as they are", "center": "center: box numbers plus half a hundredth"}
 
 
-def write(folder: str | Path, reports: Sequence[Report]) -> None:
+def write(folder: str | Path, reports: Sequence[BenchmarkReport]) -> None:
     """Write report.json and report.html of one run into the folder; earlier ones are replaced whole."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,11 +46,11 @@ def write(folder: str | Path, reports: Sequence[Report]) -> None:
         ("report.json", json.dumps(to_dict(reports), indent=2, default=str) + "\n"),
         ("report.html", page(reports)),
     ):
-        with whole(folder / name) as new:
+        with atomic_write(folder / name) as new:
             new.write_text(text, encoding="utf-8", errors="replace")
 
 
-def to_dict(reports: Sequence[Report]) -> dict[str, Any]:
+def to_dict(reports: Sequence[BenchmarkReport]) -> dict[str, Any]:
     """What report.json holds: everything but the cases, and the numbers of those that report.html shows."""
     out = []
     for report in reports:
@@ -61,22 +61,22 @@ def to_dict(reports: Sequence[Report]) -> dict[str, Any]:
     return {"reports": out}
 
 
-def worst_cases(report: Report, most: int = WORST) -> list[Case]:
+def worst_cases(report: BenchmarkReport, most: int = WORST) -> list[ScoredAnswer]:
     """The cases with the lowest outcome, then the lowest IoU; those that are wholly right are not among them."""
-    wrong = [c for c in report.cases if c.right is not None and c.right < 1]
-    return sorted(wrong, key=lambda c: (c.right, case_iou(c, report) or 0.0, c.index))[:most]
+    wrong = [c for c in report.cases if c.score is not None and c.score < 1]
+    return sorted(wrong, key=lambda c: (c.score, case_iou(c, report) or 0.0, c.index))[:most]
 
 
-def random_cases(report: Report, most: int = RANDOM, seed: int = 0) -> list[Case]:
+def random_cases(report: BenchmarkReport, most: int = RANDOM, seed: int = 0) -> list[ScoredAnswer]:
     """Cases drawn evenly, in their order; the same ones each time."""
     drawn = random.Random(seed).sample(range(len(report.cases)), min(most, len(report.cases)))
     return [report.cases[n] for n in sorted(drawn)]
 
 
-def case_iou(case: Case, report: Report) -> float | None:
+def case_iou(case: ScoredAnswer, report: BenchmarkReport) -> float | None:
     """The IoU that was scored, where one box is right: with the answer's first box, 0 without one. None where words
     were asked for: the box is then what the question is about."""
-    if len(case.truth) != 1 or (case.wanted and not case.boxes):
+    if len(case.truth) != 1 or (case.expected and not case.boxes):
         return None
     return overlap(case.boxes[0], case.truth[0], report.rules.scoring) if case.boxes else 0.0
 
@@ -84,7 +84,7 @@ def case_iou(case: Case, report: Report) -> float | None:
 # ---- the page ----
 
 
-def page(reports: Sequence[Report]) -> str:
+def page(reports: Sequence[BenchmarkReport]) -> str:
     """The whole of report.html."""
     shown = [(report, worst_cases(report), random_cases(report)) for report in reports]
     count = sum(len(worst) + len(others) for _, worst, others in shown)
@@ -104,12 +104,14 @@ def page(reports: Sequence[Report]) -> str:
     )
 
 
-def _section(number: int, report: Report, worst: list[Case], others: list[Case], pictures: _Pictures) -> str:
+def _section(
+    number: int, report: BenchmarkReport, worst: list[ScoredAnswer], others: list[ScoredAnswer], pictures: _Pictures
+) -> str:
     parts = [f'<section id="b{number}"><h2>{_text(report.name)}</h2>', _figures(report), _settings(report)]
     drawings = "".join(plots(report.cases))
     if drawings:
-        judged = report.judged or next(iter(report.figures), "the first metric")
-        boxes = " Of several boxes each: found at IoU 0.5." if any(c.met for c in report.cases) else ""
+        judged = report.score_description or next(iter(report.figures), "the first metric")
+        boxes = " Of several boxes each: found at IoU 0.5." if any(c.box_found for c in report.cases) else ""
         parts.append(
             f'<h3>Where it is right</h3><div class="note">Right: {_text(judged)}.{boxes} '
             f'Whiskers: 95 %, each answer taken as independent.</div><div class="plots">{drawings}</div>'
@@ -118,12 +120,12 @@ def _section(number: int, report: Report, worst: list[Case], others: list[Case],
         if cases:
             cards = "".join(_card(case, report, pictures) for case in cases)
             parts.append(f'<h3>{heading}</h3>{_legend(cases)}<div class="cases">{cards}</div>')
-    if not worst and any(c.right is not None for c in report.cases):
+    if not worst and any(c.score is not None for c in report.cases):
         parts.append('<div class="note">No case is wrong.</div>')
     return "".join([*parts, "</section>"])
 
 
-def _figures(report: Report) -> str:
+def _figures(report: BenchmarkReport) -> str:
     rows = []
     for name, figure in report.figures.items():
         interval = f"{_hundred(figure.low)}\u2013{_hundred(figure.high)}" if figure.low is not None else "\u2013"
@@ -143,7 +145,7 @@ def _figures(report: Report) -> str:
     )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Figures"><table class="figures"><caption>'
-        "Figures times 100. Interval: 95 %, bootstrap over pictures. Malformed and missing answers count as wrong."
+        "Figures times 100. Interval: 95 %, bootstrap over pictures. InvalidRecord and missing answers count as wrong."
         "</caption><thead>"
         '<tr><th scope="col">metric</th><th scope="col" class="number">value</th><th scope="col" class="number">'
         '95 %</th><th scope="col"><span class="hidden">as a line</span></th><th scope="col">published</th></tr></thead>'
@@ -170,7 +172,7 @@ def _range(figure: Figure) -> str:
     return f'<svg viewBox="0 0 160 18" width="160" height="18" aria-hidden="true">{"".join(parts)}</svg>'
 
 
-def _settings(report: Report) -> str:
+def _settings(report: BenchmarkReport) -> str:
     rows = {
         "benchmark": report.benchmark,
         **report.settings,
@@ -188,7 +190,7 @@ def _settings(report: Report) -> str:
     return f'<details class="settings" open><summary>Settings</summary><dl>{inner}</dl></details>{told}'
 
 
-def _legend(cases: Sequence[Case]) -> str:
+def _legend(cases: Sequence[ScoredAnswer]) -> str:
     if not any(c.truth or c.boxes for c in cases):
         return ""
     keys = "".join(
@@ -201,16 +203,16 @@ def _legend(cases: Sequence[Case]) -> str:
     return f'<div class="legend">{keys}</div>'
 
 
-def _card(case: Case, report: Report, pictures: _Pictures) -> str:
+def _card(case: ScoredAnswer, report: BenchmarkReport, pictures: _Pictures) -> str:
     iou = case_iou(case, report)
     facts = [] if iou is None else [f"IoU {iou:.2f}"]
-    if case.right is not None:
+    if case.score is not None:
         mark, word = (
-            ("good", "right") if case.right >= 1 else ("bad", "wrong") if case.right <= 0 else ("some", "partly")
+            ("good", "right") if case.score >= 1 else ("bad", "wrong") if case.score <= 0 else ("some", "partly")
         )
-        facts.append(f'<span class="{mark}">{word}{f" {case.right:.2f}" if mark == "some" else ""}</span>')
-    rows = [("asked", case.words), ("truth", case.wanted), ("answer", case.answer)]
-    if not case.wanted and not case.truth:
+        facts.append(f'<span class="{mark}">{word}{f" {case.score:.2f}" if mark == "some" else ""}</span>')
+    rows = [("asked", case.words), ("truth", case.expected), ("answer", case.answer)]
+    if not case.expected and not case.truth:
         rows[1] = ("truth", "none")
     words = "".join(
         f"<div><dt>{name}</dt><dd>{_text(_short(value)) or '<em>empty</em>'}</dd></div>"
@@ -229,7 +231,7 @@ class _Pictures:
     def __init__(self, budget: int):
         self.budget = budget
 
-    def html(self, case: Case) -> str:
+    def html(self, case: ScoredAnswer) -> str:
         """The picture with the boxes over it; words in its place where it cannot be opened."""
         from minigptv2.images import open_image
 

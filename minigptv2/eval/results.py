@@ -17,9 +17,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigptv2.data.dataset import Problems
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.errors import UserError
-from minigptv2.eval.benchmark import Item
+from minigptv2.eval.benchmark import Question
 
 _NAMES = ("question_id", "questionId", "image_id", "image")  # of the question, the first that is there
 _ANSWERS = ("text", "answer", "prediction", "pred", "caption")
@@ -32,8 +32,8 @@ def is_row(row: Any) -> bool:
 
 
 def of_rows(
-    file: Path, rows: Sequence[Any], items: Sequence[Item], excluded: Collection[int]
-) -> tuple[dict[int, str], Problems]:
+    file: Path, rows: Sequence[Any], items: Sequence[Question], excluded: Collection[int]
+) -> tuple[dict[int, str], ProblemCounter]:
     """The text by the index of its item, and what fits no item.
 
     items: all of the benchmark; excluded: rows of its annotation file that it left out. Raises UserError for a row that
@@ -55,10 +55,10 @@ def of_rows(
     return _by_name(file, rows, named, items)
 
 
-def _by_name(file: Path, rows: Sequence[dict], named: Sequence[str], items: Sequence[Item]):
+def _by_name(file: Path, rows: Sequence[dict], named: Sequence[str], items: Sequence[Question]):
     by_key = {item.key: item for item in items if item.key}
     out: dict[int, str] = {}
-    problems = Problems()
+    problems = ProblemCounter()
     for number, (row, name) in enumerate(zip(rows, named)):
         item = by_key.get(name)
         if item is None:
@@ -70,7 +70,7 @@ def _by_name(file: Path, rows: Sequence[dict], named: Sequence[str], items: Sequ
     return out, problems
 
 
-def _by_place(file: Path, rows: Sequence[dict], items: Sequence[Item], excluded: Collection[int]):
+def _by_place(file: Path, rows: Sequence[dict], items: Sequence[Question], excluded: Collection[int]):
     by_index = {item.index: item for item in items}
     count = 1 + max([*by_index, *excluded], default=-1)
     if len(rows) != count:
@@ -80,7 +80,7 @@ def _by_place(file: Path, rows: Sequence[dict], items: Sequence[Item], excluded:
             'Name the data set and split that were answered, or give each answer its row as "index".',
         )
     out: dict[int, str] = {}
-    problems = Problems()
+    problems = ProblemCounter()
     for number, row in enumerate(rows):
         item = by_index.get(number)
         if item is None:
@@ -96,18 +96,20 @@ def _by_place(file: Path, rows: Sequence[dict], items: Sequence[Item], excluded:
     return out, problems
 
 
-def of_pictures(file: Path, answers: Mapping[str, Any], items: Sequence[Item]) -> tuple[dict[int, str], Problems]:
+def of_pictures(
+    file: Path, answers: Mapping[str, Any], items: Sequence[Question]
+) -> tuple[dict[int, str], ProblemCounter]:
     """As `of_rows`, of the answers by `img_id`, in the order of its expressions.
 
     The published evaluation leaves malformed answers out of its lists, so that of fewer answers than expressions nobody
     knows which are whose: as its figures do, they count for the first ones where all expressions have the same box.
     """
-    by_key: dict[str, list[Item]] = defaultdict(list)
+    by_key: dict[str, list[Question]] = defaultdict(list)
     for item in items:
         if item.key:
             by_key[item.key].append(item)
     out: dict[int, str] = {}
-    problems = Problems()
+    problems = ProblemCounter()
     for key, texts in answers.items():
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise UserError(
@@ -133,7 +135,7 @@ def _name(row: dict) -> str:
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
-def _text(file: Path, number: int, row: dict, item: Item) -> str:
+def _text(file: Path, number: int, row: dict, item: Question) -> str:
     value = next(row[key] for key in _ANSWERS if key in row)
     if isinstance(value, str):
         return value
@@ -142,11 +144,11 @@ def _text(file: Path, number: int, row: dict, item: Item) -> str:
     raise _no_answer(file, number, row)
 
 
-def _same(given: Any, item: Item) -> bool:
+def _same(given: Any, item: Question) -> bool:
     return (_choice(given, item) or str(given)).strip().lower() == item.truth.strip().lower()
 
 
-def _choice(value: Any, item: Item) -> str:
+def _choice(value: Any, item: Question) -> str:
     """The choice of this number, "" where that is none."""
     good = isinstance(value, int) and 0 <= value < len(item.candidates)
     return item.candidates[value] if good else ""

@@ -17,29 +17,29 @@ from typing import Any
 
 from minigptv2.bundled import find_recipe, model_folder
 from minigptv2.config import from_dict, read_yaml
-from minigptv2.data.dataset import Problems
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.errors import UserError
 from minigptv2.eval import exchange, metrics
 from minigptv2.eval.answers import (
-    AnswersFile,
-    head_of,
+    PredictionsFile,
+    load_external_predictions,
     model_fingerprint,
     one_run,
-    read_foreign,
+    run_header,
     told_where_it_cannot_be_written,
 )
-from minigptv2.eval.asking import BAD_IMAGE, Unasked, absent_pictures, ask, share_of
+from minigptv2.eval.asking import BAD_IMAGE, Unasked, missing_image_paths, run_inference, shard_of
 from minigptv2.eval.benchmark import (
     BENCHMARKS,
     Benchmark,
+    BenchmarkReport,
     Decode,
     Figure,
-    Item,
     Prediction,
-    Report,
-    Rules,
+    Question,
     Scored,
     Scoring,
+    ScoringRules,
     open_benchmark,
     options_of,
 )
@@ -56,12 +56,12 @@ class EvalConfig:
     model: a model folder, "" for the bundled one. base: of a folder that holds only what was trained, the whole model
     folder that it was trained from. output: folder for answers.jsonl, report.json and report.html.
     batch: answers written together. limit: the first so many questions, 0 for all. scoring and decode: see
-    `benchmark.Rules`; decode "" is that of the model, or "floor" for answers of another source. rescore: a file of
-    answers to score instead of asking a model. allow_missing: questions whose image is not on disk or cannot be opened
-    are left out and counted; without it, an image that is not on disk is an error at the start, and one that cannot be
-    opened, which shows while it is asked about, counts as wrong. export_coco, export_lmms: a file for the boxes in
-    another program's format, see `exchange`. runs: several benchmarks, each a mapping of what it adds to these keys.
-    """
+    `benchmark.ScoringRules`; decode "" is that of the model, or "floor" for answers of another source. rescore: a file
+    of answers to score instead of asking a model. allow_missing: questions whose image is not on disk or cannot be
+    opened are left out and counted; without it, an image that is not on disk is an error at the start, and one that
+    cannot be opened, which shows while it is asked about, counts as wrong. export_coco, export_lmms: a file for the
+    boxes in another program's format, see `exchange`. runs: several benchmarks, each a mapping of what it adds to these
+    keys."""
 
     benchmark: str = ""
     model: str = ""
@@ -101,7 +101,7 @@ def run(
     export_coco: str | None = None,
     export_lmms: str | None = None,
     base: str | None = None,
-) -> list[Report]:
+) -> list[BenchmarkReport]:
     """Evaluate and print; one report a benchmark. smoke: a few questions, to see that it runs."""
     from minigptv2.eval.report import write
 
@@ -204,7 +204,7 @@ def _told_by_the_model(config: EvalConfig) -> dict[str, Any]:
     return {"coding": model.box_coding, "size": model.vision.image_size}
 
 
-def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
+def _evaluate(one: _Run, models: dict, rank: int, world: int) -> BenchmarkReport | None:
     """Of the first process: the report. Others ask their share and give None."""
     config, benchmark = one.config, one.benchmark
     everything = benchmark.items()
@@ -215,7 +215,7 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
             "Check the annotation files.",
         )
     items = [i for i in everything if i.index < config.limit] if config.limit else everything
-    head = head_of(benchmark, everything)
+    head = run_header(benchmark, everything)
     asked, seconds, counts, strange, unasked = 0, 0.0, {}, [], {}
     counts |= {"rows left out": len(benchmark.excluded)} if benchmark.excluded else {}
     if config.rescore:
@@ -225,13 +225,13 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
         counts |= set_aside
         own = told.get("decode") if told.get("decode") in ("floor", "center") else "floor"
         decode, model = config.decode or own, str(told.get("title") or config.rescore)
-        absent = absent_pictures(i for i in items if i.index not in predictions) if config.allow_missing else []
+        absent = missing_image_paths(i for i in items if i.index not in predictions) if config.allow_missing else []
     else:
-        absent = absent_pictures(items)
+        absent = missing_image_paths(items)
         if absent and not config.allow_missing:
             raise UserError(
-                f"{len(absent)} of the {len({i.picture for i in items})} pictures of {benchmark.name} are not on disk:"
-                f" {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}.",
+                f"{len(absent)} of the {len({i.image_key for i in items})} pictures of {benchmark.name} are not on "
+                f"disk: {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}.",
                 "Every question needs its picture.",
                 "Give their folder (images= or root=), or count and leave them out with --allow-missing.",
             )
@@ -263,7 +263,7 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
     counts |= {"questions that could not be asked": len(unasked)} if unasked else {}
     missing = [i.index for i in items if i.index not in predictions]
     filled = {i.index: predictions.get(i.index) or Prediction(i.index, "", "missing") for i in items}
-    rules = Rules(config.scoring, decode)
+    rules = ScoringRules(config.scoring, decode)
     scored = benchmark.score(items, filled, rules)
     if config.limit:
         out_of_limit = sum(index >= config.limit for index in predictions)
@@ -272,7 +272,7 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
     for form, file in config.exports.items():
         categories = {name: number for number, name in getattr(benchmark, "categories", {}).items()}
         strange += [f"{file}: {line}" for line in exchange.write(form, file, answered, categories, items).lines()]
-    return Report(
+    return BenchmarkReport(
         name=benchmark.name,
         benchmark=config.benchmark,
         settings={"limit": config.limit} if config.limit else {},
@@ -288,19 +288,19 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> Report | None:
         problems=[*benchmark.problems.lines(), *strange],
         seconds=round(seconds, 1),
         answers_per_second=round(asked / seconds, 2) if asked and seconds else 0.0,
-        judged=scored.judged,
+        score_description=scored.score_description,
         cases=scored.cases,
     )
 
 
 def _given(
-    one: _Run, items: list[Item], asked: list[Item], head: dict
+    one: _Run, items: list[Question], asked: list[Question], head: dict
 ) -> tuple[dict[int, Prediction], dict[str, int], dict[str, Any], list[str]]:
     """Of the file to score again: its answers, what to count beside the figures, its first line, what fits nothing."""
     file, benchmark = Path(one.config.rescore), one.benchmark
-    form, told, problems = exchange.form_of(file), {}, Problems()
+    form, told, problems = exchange.form_of(file), {}, ProblemCounter()
     if form is None:
-        predictions, counts, told = read_foreign(file, {i.index for i in items}, benchmark.excluded, head)
+        predictions, counts, told = load_external_predictions(file, {i.index for i in items}, benchmark.excluded, head)
     else:
         exchange.require(form, one.config.benchmark, f"{file} holds")
         categories = getattr(benchmark, "categories", {})
@@ -316,7 +316,7 @@ def _given(
 
 
 def _ask_all(
-    one: _Run, models: dict, head: dict, items: list[Item], absent: set[str], rank: int, world: int
+    one: _Run, models: dict, head: dict, items: list[Question], absent: set[str], rank: int, world: int
 ) -> tuple[str, Decode, dict[int, Prediction], int, float, dict[int, Unasked]]:
     """Ask what is not answered yet. The model's name, its decode, all answers so far, how many were asked now, in how
     many seconds, and what could not be asked."""
@@ -340,13 +340,13 @@ def _ask_all(
         "decode": config.decode or own,
         "title": title,
     }
-    file = AnswersFile(one.folder / "answers.jsonl", head)
+    file = PredictionsFile(one.folder / "answers.jsonl", head)
     if rank == 0:
         file.prepare()
     _wait(world)
     known = {i.index for i in items}
     there = {index for index in file.read() if index in known}
-    mine = [i for i in share_of(items, rank, world) if i.index not in there and str(i.image) not in absent]
+    mine = [i for i in shard_of(items, rank, world) if i.index not in there and str(i.image) not in absent]
     _wait(world)  # nobody appends before everyone has read
     began = time.time()
     with (
@@ -358,7 +358,7 @@ def _ask_all(
             append(predictions)
             bar.update(len(predictions))
 
-        unasked = _of_all(ask(model, mine, config.batch, benchmark.max_new_tokens, keep), world)
+        unasked = _of_all(run_inference(model, mine, config.batch, benchmark.max_new_tokens, keep), world)
     _wait(world)
     predictions = {index: p for index, p in file.read().items() if index in known}
     return title, config.decode or own, predictions, len(predictions) - len(there), time.time() - began, unasked
@@ -403,9 +403,9 @@ def _wait(world: int) -> None:
         dist.barrier()
 
 
-def _causes(unasked: Iterable[Unasked]) -> Problems:
+def _causes(unasked: Iterable[Unasked]) -> ProblemCounter:
     """Each cause once, also where it concerns several questions."""
-    out = Problems()
+    out = ProblemCounter()
     for kind, cause in dict.fromkeys(unasked):
         out.add(kind, cause)
     return out
@@ -422,7 +422,7 @@ def _of_all(unasked: dict[int, Unasked], world: int) -> dict[int, Unasked]:
     return {index: why for one in of_each for index, why in one.items()}
 
 
-def _figures(scored: Scored, items: Sequence[Item], benchmark: Benchmark) -> dict[str, Figure]:
+def _figures(scored: Scored, items: Sequence[Question], benchmark: Benchmark) -> dict[str, Figure]:
     from minigptv2.eval.intervals import bootstrap
 
     values, bounds = scored.figures([i.index for i in items]), bootstrap(scored, items)
@@ -432,7 +432,7 @@ def _figures(scored: Scored, items: Sequence[Item], benchmark: Benchmark) -> dic
     }
 
 
-def table(report: Report) -> str:
+def table(report: BenchmarkReport) -> str:
     """The figures as a Markdown table."""
     rows = [f"| {report.name} | measured | 95 % | published |", "|---|---|---|---|"]
     for name, figure in report.figures.items():

@@ -10,18 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from minigptv2.boxes import Coding, parse
-from minigptv2.data.dataset import Problems
-from minigptv2.data.scene_talk import Talk
+from minigptv2.boxes import BoxRounding, parse
+from minigptv2.data.dataset import ProblemCounter
+from minigptv2.data.scene_talk import QuestionWriter
 from minigptv2.data.scenes import Scene, draw_scene
 from minigptv2.errors import UserError
 from minigptv2.eval import metrics
-from minigptv2.eval.benchmark import Case, Item, Prediction, Published, Rules, Scored
-from minigptv2.eval.metrics import Counts
-from minigptv2.sample import Exchange, Phrase
+from minigptv2.eval.benchmark import Prediction, Published, Question, Scored, ScoredAnswer, ScoringRules
+from minigptv2.eval.metrics import DetectionCounts
+from minigptv2.sample import Phrase, QuestionAnswer
 from minigptv2.tasks import ABSENT, answer_text, instruction_text
 
-HELD_OUT = 900_000_001  # the first number of every held-out seed; training seeds are small numbers
+FIRST_HELD_OUT = 900_000_001  # the first number of every held-out seed; training seeds are small numbers
 TOGETHER = 48  # scenes whose wordings one generator chooses: part of what the questions are
 MAX_NEW_TOKENS = 300
 REFER = {0.5: "refer acc@0.5", 0.75: "refer acc@0.75"}
@@ -46,16 +46,16 @@ JUDGED = "one box at IoU 0.5; of lists of boxes F1 at IoU 0.5; of words the whol
 def held_out(seed: int, number: int, size: int) -> Scene:
     """The held-out scene of this number; numbers whose scene came out empty are drawn again."""
     attempt = 0
-    while not (scene := draw_scene((HELD_OUT, seed, number, attempt), size)).things:
+    while not (scene := draw_scene((FIRST_HELD_OUT, seed, number, attempt), size)).things:
         attempt += 1
     return scene
 
 
-def questions(scene: Scene, rng: random.Random) -> dict[str, Exchange]:
+def questions(scene: Scene, rng: random.Random) -> dict[str, QuestionAnswer]:
     """One question of each kind about the scene; a kind that the scene does not offer is left out."""
-    talk, out = Talk(scene, rng), {}
+    talk, out = QuestionWriter(scene, rng), {}
     out["refer"] = _until(talk.refer, lambda e: bool(e.phrases[0].boxes))
-    out["absent"] = Exchange("refer", (Phrase(talk.absent()),))
+    out["absent"] = QuestionAnswer("refer", (Phrase(talk.absent()),))
     out["identify"] = talk.identify()
     out["detection"] = _until(talk.detection, lambda e: any(p.boxes for p in e.phrases))
     out["grounding"] = talk.grounding()
@@ -64,29 +64,29 @@ def questions(scene: Scene, rng: random.Random) -> dict[str, Exchange]:
     return {kind: e for kind, e in out.items() if e is not None}
 
 
-def _until(draw, good) -> Exchange:
+def _until(draw, good) -> QuestionAnswer:
     while True:
         exchange = draw()
         if good(exchange):
             return exchange
 
 
-class HeldOutScenes:
+class ScenesBenchmark:
     """count: held-out pictures. seed: which ones. size: pixels of a side. coding: how box numbers are rounded; both as
     the model's config says. An item's number is its place in the order of asking."""
 
     max_new_tokens = MAX_NEW_TOKENS
 
-    def __init__(self, count: int = 1000, seed: int = 1, size: int = 448, coding: Coding = "round"):
+    def __init__(self, count: int = 1000, seed: int = 1, size: int = 448, coding: BoxRounding = "round"):
         if count < 1:
             raise UserError(f"count is {count}.", "It is a number of pictures, 1 or more.", "Try count=100.")
         self.count, self.seed, self.size, self.coding = count, seed, size, coding
         self.name, self.files = f"scenes {count} of seed {seed}", ()
-        self.problems, self.excluded = Problems(), {}
+        self.problems, self.excluded = ProblemCounter(), {}
         self.published: Mapping[str, tuple[Published, ...]] = {}
 
-    def items(self) -> list[Item]:
-        out: list[Item] = []
+    def items(self) -> list[Question]:
+        out: list[Question] = []
         size = (self.size, self.size)
         for start in range(0, self.count, TOGETHER):
             numbers = range(start, min(start + TOGETHER, self.count))
@@ -97,25 +97,27 @@ class HeldOutScenes:
                     if kind in each:
                         text = instruction_text(each[kind], size, self.coding, rng)
                         draw = partial(_picture, self.seed, number, self.size)
-                        out.append(Item(len(out), draw, size, text, f"scene {number}", (kind, each[kind]), words=text))
+                        out.append(
+                            Question(len(out), draw, size, text, f"scene {number}", (kind, each[kind]), words=text)
+                        )
         return out
 
-    def score(self, items: Sequence[Item], predictions: Mapping[int, Prediction], rules: Rules) -> Scored:
-        scored = Scored(len(items), outcomes={name: {} for name in FIGURES.values()}, judged=JUDGED)
-        counts: dict[str, dict[int, Counts]] = {kind: {} for kind in COUNTED}
+    def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
+        scored = Scored(len(items), outcomes={name: {} for name in FIGURES.values()}, score_description=JUDGED)
+        counts: dict[str, dict[int, DetectionCounts]] = {kind: {} for kind in COUNTED}
         invalid = set()
         for item in items:
             kind, exchange = item.truth
             prediction = predictions[item.index]
             found = parse(prediction.text, *item.size, rules.decode)
             wanted = tuple(replace(b, phrase=p.text) for p in exchange.phrases for b in p.boxes)
-            malformed = bool(found.problems) or prediction.ended != "stop"
-            if malformed and prediction.ended != "missing":
+            malformed = bool(found.problems) or prediction.finish_reason != "stop"
+            if malformed and prediction.finish_reason != "missing":
                 invalid.add(item.index)
             right, met = None, []
             if kind in counts:
-                met = metrics.met(found.boxes, wanted, 0.5)
-                counts[kind][item.index] = Counts(sum(met), len(wanted), len(found.boxes))
+                met = metrics.match_boxes(found.boxes, wanted, 0.5)
+                counts[kind][item.index] = DetectionCounts(sum(met), len(wanted), len(found.boxes))
                 right = counts[kind][item.index].f1
             elif kind == "refer":
                 overlap = metrics.overlap(found.boxes[0], wanted[0], rules.scoring) if found.boxes else 0.0
@@ -132,7 +134,7 @@ class HeldOutScenes:
             scored.outcomes["malformed answers"][item.index] = float(malformed)
             said = exchange.answer or ("" if wanted else answer_text(exchange, item.size, self.coding))
             scored.cases.append(
-                Case(
+                ScoredAnswer(
                     item.index,
                     item.image,
                     item.words,
@@ -153,10 +155,10 @@ class HeldOutScenes:
         return scored
 
 
-def _f1(counts: Mapping[int, Counts], indexes: Sequence[int]) -> float:
-    whole = Counts()
+def _f1(counts: Mapping[int, DetectionCounts], indexes: Sequence[int]) -> float:
+    whole = DetectionCounts()
     for each in (counts[i] for i in indexes if i in counts):
-        whole.add(each.right, each.wanted, each.given)
+        whole.add(each.true_positives, each.num_ground_truth, each.num_predicted)
     return whole.f1
 
 

@@ -10,8 +10,8 @@ import random
 import time
 from functools import partial
 
-from minigptv2.eval.asking import ask
-from minigptv2.eval.benchmark import Item, Prediction
+from minigptv2.eval.asking import run_inference
+from minigptv2.eval.benchmark import Prediction, Question
 
 # RefCOCO val: how many of its 1,500 pictures have so many expressions
 EXPRESSIONS = {
@@ -55,11 +55,11 @@ def run(
     kept: list[Prediction] = []
     few = items[: 2 * PLAIN_BATCH]  # what is slow the first time only
     plain(opened, few)
-    ask(opened, few, BATCH, MAX_NEW_TOKENS, lambda answers: None)
+    run_inference(opened, few, BATCH, MAX_NEW_TOKENS, lambda answers: None)
     began = time.perf_counter()
     slow = plain(opened, items)
     between = time.perf_counter()
-    ask(opened, items, BATCH, MAX_NEW_TOKENS, kept.extend)
+    run_inference(opened, items, BATCH, MAX_NEW_TOKENS, kept.extend)
     ended = time.perf_counter()
     answers = {p.index: p.text for p in kept}
     rates = {
@@ -76,9 +76,9 @@ def run(
     return rates
 
 
-def questions(pictures: int, size: int, seed: int = 1) -> list[Item]:
+def questions(pictures: int, size: int, seed: int = 1) -> list[Question]:
     """Expressions about drawn pictures, as many a picture as RefCOCO's have."""
-    from minigptv2.data.scene_talk import Talk
+    from minigptv2.data.scene_talk import QuestionWriter
     from minigptv2.eval.scenes import held_out
     from minigptv2.tasks import instruction_text
 
@@ -86,10 +86,10 @@ def questions(pictures: int, size: int, seed: int = 1) -> list[Item]:
     for number in range(pictures):
         (count,) = rng.choices(list(EXPRESSIONS), list(EXPRESSIONS.values()))
         scene = held_out(seed, number, size)
-        talk = Talk(scene, rng)
+        talk = QuestionWriter(scene, rng)
         for _ in range(count):
             text = instruction_text(talk.refer(), (size, size), "round", rng)
-            out.append(Item(len(out), partial(_same, scene.image), (size, size), text, f"scene {number}"))
+            out.append(Question(len(out), partial(_same, scene.image), (size, size), text, f"scene {number}"))
     return out
 
 
@@ -97,14 +97,14 @@ def _same(image):
     return image
 
 
-def plain(model, items: list[Item]) -> list[str]:
+def plain(model, items: list[Question]) -> list[str]:
     """The answers, the plain way."""
     import numpy as np
     import torch
 
     from minigptv2.encode import collate
-    from minigptv2.images import squash, to_pixels
-    from minigptv2.sample import Picture, Turn
+    from minigptv2.images import normalize, resize_square
+    from minigptv2.sample import ImagePiece, Turn
 
     out, side, tokenizer, decoder = [], model.config.vision.image_size, model.tokenizer, model.network.decoder
     ours = decoder.config._attn_implementation
@@ -112,10 +112,12 @@ def plain(model, items: list[Item]) -> list[str]:
     for start in range(0, len(items), PLAIN_BATCH):
         mine = items[start : start + PLAIN_BATCH]
         images = [item.image() for item in mine]
-        rows = [model.encoder.encode([Turn("user", (Picture(i), item.instruction))]) for i, item in zip(images, mine)]
+        rows = [
+            model.encoder.encode([Turn("user", (ImagePiece(i), item.instruction))]) for i, item in zip(images, mine)
+        ]
         batch = collate(rows, left=True).to(model.device)
         with torch.inference_mode():
-            pixels = to_pixels(torch.from_numpy(np.stack([np.asarray(squash(i, side)) for i in images])))
+            pixels = normalize(torch.from_numpy(np.stack([np.asarray(resize_square(i, side)) for i in images])))
             visual = model.network.encode_images(pixels.to(model.device, model.dtype))
             written = decoder.generate(
                 inputs_embeds=model.network.embed(batch.ids, visual),

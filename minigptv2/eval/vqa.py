@@ -6,34 +6,34 @@ A row is a question of the questions file, counted from 0 (VizWiz: of its one fi
 from __future__ import annotations
 
 from minigptv2.data import okvqa, vizwiz, vqav2
-from minigptv2.data.coco_pictures import CocoPictures
+from minigptv2.data.coco_pictures import CocoImages
 from minigptv2.errors import UserError
 from minigptv2.eval import metrics
-from minigptv2.eval.benchmark import Item, Rules, annotation_files, image_path, minigpt_v2, picture_folder
-from minigptv2.eval.short_answers import ShortAnswers
+from minigptv2.eval.benchmark import Question, ScoringRules, annotation_files, image_path, minigpt_v2, picture_folder
+from minigptv2.eval.short_answers import ShortAnswerBenchmark
 from minigptv2.tasks import EVALUATION
 
 _PAPER = "arXiv 2310.09478v1"
 
 
-class _TenAnswers(ShortAnswers):
+class _TenAnswers(ShortAnswerBenchmark):
     """truth: (all answers, the kind of answer or "")."""
 
-    def judge(self, item: Item, answer: str, rules: Rules) -> dict[str, float]:
+    def score_answer(self, item: Question, answer: str, rules: ScoringRules) -> dict[str, float]:
         return self._by_kind(item, metrics.vqa_accuracy(answer, item.truth[0], rules.scoring))
 
-    def wrong(self, item: Item) -> dict[str, float]:
+    def wrong(self, item: Question) -> dict[str, float]:
         return self._by_kind(item, 0.0)
 
-    def wanted(self, item: Item) -> str:
+    def expected(self, item: Question) -> str:
         return ", ".join(dict.fromkeys(item.truth[0]))
 
     @staticmethod
-    def _by_kind(item: Item, value: float) -> dict[str, float]:
+    def _by_kind(item: Question, value: float) -> dict[str, float]:
         return {"accuracy": value} | ({f"accuracy, {item.truth[1]}": value} if item.truth[1] else {})
 
 
-class VqaV2(_TenAnswers):
+class VqaV2Benchmark(_TenAnswers):
     """root: holds the questions and annotations, as the card of the data set says. images: COCO's pictures, where they
     are not in root. questions, annotations: names of these files below root, where they have others."""
 
@@ -52,15 +52,17 @@ class VqaV2(_TenAnswers):
             )
         name = split if not questions else questions.removesuffix(".json")
         super().__init__(f"{self.prompt} {name}", files)
-        pictures = CocoPictures(images or root)
+        pictures = CocoImages(images or root)
         rows = vqav2.read_rows(files[0], files[1], self.problems)
         for row, path in self.usable(rows, lambda row: pictures.find(row.image)):
             asked = EVALUATION[self.prompt].replace("{}", row.question)
             truth = row.answers, row.kind
-            self.rows.append(Item(row.number, path, (0, 0), asked, str(path), truth, words=row.question, key=row.key))
+            self.rows.append(
+                Question(row.number, path, (0, 0), asked, str(path), truth, words=row.question, key=row.key)
+            )
 
 
-class OkVqa(VqaV2):
+class OkVqaBenchmark(VqaV2Benchmark):
     """As VQA v2, with the files of OK-VQA."""
 
     reader, prompt = okvqa, "okvqa"
@@ -70,7 +72,7 @@ class OkVqa(VqaV2):
         self.published = {"accuracy": minigpt_v2(56.9, 55.9, _PAPER)} if split == "val" and not questions else {}
 
 
-class VizWiz(_TenAnswers):
+class VizWizBenchmark(_TenAnswers):
     """root: holds `val.json`, or `Annotations/val.json`, and the folder `val/` of pictures, or `images` names it."""
 
     def __init__(self, root: str, split: str = "val", images: str = ""):
@@ -80,4 +82,6 @@ class VizWiz(_TenAnswers):
         folder = picture_folder(root, images, split)
         for row, image in self.usable(vizwiz.read_rows(file), lambda row: image_path(folder, str(row.image))):
             asked, truth = EVALUATION["vizwiz"].replace("{}", row.question), (row.answers, row.kind)
-            self.rows.append(Item(row.number, image, (0, 0), asked, row.key, truth, words=row.question, key=row.key))
+            self.rows.append(
+                Question(row.number, image, (0, 0), asked, row.key, truth, words=row.question, key=row.key)
+            )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 
 from minigptv2.data.vsr import VSR
-from minigptv2.eval.benchmark import Item, Rules, minigpt_v2
-from minigptv2.eval.short_answers import ShortAnswers
+from minigptv2.eval.benchmark import Question, ScoringRules, minigpt_v2
+from minigptv2.eval.short_answers import ShortAnswerBenchmark
 from minigptv2.tasks import EVALUATION
 
 _WORD = re.compile(r"\b(true|false)\b")
 
 
-class Vsr(ShortAnswers):
+class VsrBenchmark(ShortAnswerBenchmark):
     """root, dataset, split, images: as `data.vsr.VSR` has them, `dataset` being its kind, "zeroshot" or "random"."""
 
     def __init__(self, root: str, dataset: str = "zeroshot", split: str = "test", images: str = ""):
@@ -24,9 +24,9 @@ class Vsr(ShortAnswers):
         for number, picture, statement, true, _ in reader.records:
             asked = EVALUATION["vsr"].replace("{}", statement)
             label = "true" if true else "false"
-            self.rows.append(Item(number, picture, (0, 0), asked, str(picture), label, words=statement))
+            self.rows.append(Question(number, picture, (0, 0), asked, str(picture), label, words=statement))
 
-    def judge(self, item: Item, answer: str, rules: Rules) -> dict[str, float] | None:
+    def score_answer(self, item: Question, answer: str, rules: ScoringRules) -> dict[str, float] | None:
         """One of the two words must stand in the answer, in any case, and not both."""
         said = set(_WORD.findall(answer.lower()))
         return {"accuracy": float(said == {item.truth})} if len(said) == 1 else None

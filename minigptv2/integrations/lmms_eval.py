@@ -101,7 +101,7 @@ class MiniGPTv2ForLmms(lmms):
             said = self._said([(image, text) for image, text, _ in batch], longest)
             for (_, _, continuation), tokens, answer in zip(batch, likely, said, strict=True):
                 loss = -sum(token.logprob for token in tokens) / len(tokens)
-                out.append((loss, answer.ended == "stop" and answer.text.strip() == continuation))
+                out.append((loss, answer.finish_reason == "stop" and answer.text.strip() == continuation))
         return out
 
     def _said(self, questions: Sequence[tuple[Any, str]], longest: int) -> list[Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from minigptv2.errors import UserError
 from minigptv2.integrations.questions import Asker
-from minigptv2.sample import Exchange
+from minigptv2.sample import QuestionAnswer
 from minigptv2.tasks import question_of
 
 try:
@@ -66,7 +66,7 @@ class MiniGPTv2ForVLMEvalKit(BaseModel):
                 asked = self.asker.question(text, [])[1]
             elif asked is not None:
                 put = question_of(asked)
-                chat.exchanges.append(Exchange(put.task, question=put.question, answer=text, verbatim=True))
+                chat.history.append(QuestionAnswer(put.task, question=put.question, answer=text, verbatim=True))
                 asked = None
         last = self.asker.question(turns[-1][1], [])[1]
         return chat.ask(last, self.asker.limit((image, last), self.asker.max_new_tokens)).text

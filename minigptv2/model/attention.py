@@ -11,9 +11,9 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from minigptv2.encode import Group, Layout
+from minigptv2.encode import Group, PackedLayout
 
-NAME = "sdpa_packed"  # of the attention that a language model is built with
+ATTENTION_IMPLEMENTATION = "sdpa_packed"  # of the attention that a language model is built with
 LEAST = 1e-4  # weight at which a token that looks elsewhere is no longer told apart
 
 
@@ -46,7 +46,7 @@ def packed_attention(
     value,
     attention_mask,
     scaling=None,
-    layout: Layout | None = None,
+    layout: PackedLayout | None = None,
     supervision: Supervision | None = None,
     **kwargs,
 ):
@@ -83,7 +83,7 @@ def _attend(
     scores = (query * scaling) @ key.transpose(2, 3)  # under autocast in fewer bits than the queries
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1)
-    if supervision is not None and len(group.lookers):
+    if supervision is not None and len(group.query_index):
         weights = _supervise(weights, scores, group, supervision)
     return (weights @ value).transpose(1, 2).flatten(0, 1)
 
@@ -92,13 +92,16 @@ def _supervise(weights: torch.Tensor, scores: torch.Tensor, group: Group, superv
     """Record the loss of each query, and return the weights [N, H, M, S + M], guided towards the targets."""
     tokens, heads, length, seen = weights.shape
     rows = weights.transpose(1, 2).flatten(0, 1)  # [N * M, H, S + M]
-    own, places = rows[group.lookers], pad(group.looks, (0, seen - group.looks.shape[1]))[:, None]  # [K, 1, S + M]
-    supervision.losses.append((-((own * places).sum(-1).float() + LEAST).log(), group.counts))
+    own, places = (
+        rows[group.query_index],
+        pad(group.target_mask, (0, seen - group.target_mask.shape[1]))[:, None],
+    )  # [K, 1, S + M]
+    supervision.losses.append((-((own * places).sum(-1).float() + LEAST).log(), group.query_weight))
     if not supervision.guidance:
         return weights
-    scores = scores.transpose(1, 2).flatten(0, 1)[group.lookers]
+    scores = scores.transpose(1, 2).flatten(0, 1)[group.query_index]
     right = scores.masked_fill(~places, torch.finfo(scores.dtype).min).softmax(-1)
-    rows = rows.index_copy(0, group.lookers, own.lerp(right, supervision.guidance))
+    rows = rows.index_copy(0, group.query_index, own.lerp(right, supervision.guidance))
     return rows.view(tokens, length, heads, seen).transpose(1, 2)
 
 
@@ -107,4 +110,4 @@ def _blocks(tokens: torch.Tensor, count: int) -> torch.Tensor:
     return tokens.unflatten(0, (count, -1)).transpose(1, 2)
 
 
-AttentionInterface.register(NAME, packed_attention)
+AttentionInterface.register(ATTENTION_IMPLEMENTATION, packed_attention)

@@ -7,10 +7,10 @@ Shapes: B rows, H heads of width D, L tokens so far.
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-ROOM = 64  # tokens for which memory is taken at once
+CHUNK = 64  # tokens for which memory is taken at once
 
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """One layer's keys and values, [B, H, L, D] each: the beginning of a longer buffer."""
 
     _buffers: tuple[torch.Tensor, ...] | None = None  # [B, H, L + room, D] each
@@ -21,7 +21,7 @@ class RoomyLayer(DynamicLayer):
         before = self.get_seq_length()
         after = before + key_states.shape[2]
         if self._buffers is None or self._buffers[0].shape[2] < after:
-            size = (*key_states.shape[:2], after + ROOM, key_states.shape[3])
+            size = (*key_states.shape[:2], after + CHUNK, key_states.shape[3])
             larger = tuple(new.new_empty(size) for new in (key_states, value_states))
             if before:
                 for buffer, old in zip(larger, (self.keys, self.values)):
@@ -39,4 +39,4 @@ class RoomyLayer(DynamicLayer):
 
 
 def new_cache() -> Cache:
-    return Cache(layer_class_to_replicate=RoomyLayer)
+    return Cache(layer_class_to_replicate=PreallocatedLayer)

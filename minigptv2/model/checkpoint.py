@@ -19,14 +19,14 @@ from pathlib import Path
 import torch
 
 from minigptv2.config import ModelConfig, from_dict
-from minigptv2.encode import FamilyTokenizer, Tokenizer
+from minigptv2.encode import HFTokenizer, Tokenizer
 from minigptv2.errors import UserError
-from minigptv2.files import NEW, is_file, path_of
+from minigptv2.files import TMP_SUFFIX, is_file, to_path
 from minigptv2.model.grounding_vlm import GroundingVLM
-from minigptv2.model.language import build_named
+from minigptv2.model.language import load_pretrained_lm
 from minigptv2.model.report import LoadReport
-from minigptv2.model.skeleton import empty_places, put, without_weights
-from minigptv2.model.tensors import Tensors, laid_over, open_file, open_shards
+from minigptv2.model.skeleton import on_meta_device, set_tensor, unfilled_tensors
+from minigptv2.model.tensors import Tensors, open_file, open_shards, overlay
 
 WEIGHTS, CONFIG, TOKENIZER, ADAPTER = "model.safetensors", "config.json", "tokenizer.model", "adapter"
 INDEX, REPORT = "model.safetensors.index.json", "report.json"
@@ -38,7 +38,7 @@ _OLD = ".old"
 
 def save_folder(
     model: GroundingVLM,
-    tokenizer: Tokenizer | FamilyTokenizer,
+    tokenizer: Tokenizer | HFTokenizer,
     folder: Path,
     dtype: torch.dtype = torch.float16,
     max_shard: int = SHARD,
@@ -61,7 +61,7 @@ def save_folder(
 
 def save_trained(
     model: GroundingVLM,
-    tokenizer: Tokenizer | FamilyTokenizer,
+    tokenizer: Tokenizer | HFTokenizer,
     folder: Path,
     trained: dict[str, torch.Tensor],
     frozen: dict[str, torch.Tensor],
@@ -80,7 +80,7 @@ def save_trained(
         own[HEAD] = own[EMBEDDING]
     config = replace(model.config, base="", base_mark="")
     if small:
-        config = replace(config, base=str(base), base_mark=mark_of(base))
+        config = replace(config, base=str(base), base_mark=fingerprint(base))
     else:
         rest = _open_weights(base) if base else {_plain(n): t for n, t in frozen.items() if "lora_" not in n}
         own = {**rest, **own}
@@ -92,7 +92,7 @@ def _plain(name: str) -> str:
     return name.replace("language.base_model.model.", "language.").replace(".base_layer.", ".")
 
 
-def mark_of(folder: Path) -> str:
+def fingerprint(folder: Path) -> str:
     """What the weights of a folder are known by: the size of each file and 64 pieces of it."""
     made = blake2b(digest_size=8)
     for file in sorted(folder.glob("model*.safetensors")):
@@ -108,9 +108,9 @@ def mark_of(folder: Path) -> str:
 def _replaced(folder: Path, write: Callable[[Path], None]) -> None:
     from safetensors import SafetensorError
 
-    folder = path_of(folder, "model folder").resolve()
+    folder = to_path(folder, "model folder").resolve()
     check_target(folder)
-    new, old = folder.with_name(folder.name + NEW), folder.with_name(folder.name + _OLD)
+    new, old = folder.with_name(folder.name + TMP_SUFFIX), folder.with_name(folder.name + _OLD)
     try:
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -147,7 +147,7 @@ def _write(
     config: ModelConfig,
     tensors: Mapping[str, torch.Tensor],
     adapter: dict[str, torch.Tensor] | None,
-    tokenizer: Tokenizer | FamilyTokenizer,
+    tokenizer: Tokenizer | HFTokenizer,
     new: Path,
     dtype: torch.dtype,
     max_shard: int,
@@ -232,18 +232,18 @@ def _stored(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
 
 def load_folder(
     folder: Path, dtype: torch.dtype | None = torch.float32, base: Path | None = None
-) -> tuple[GroundingVLM, Tokenizer | FamilyTokenizer]:
+) -> tuple[GroundingVLM, Tokenizer | HFTokenizer]:
     """Open a folder that `save_folder` wrote, in `dtype` on the CPU; its adapter, batch norms and buffers in float32.
 
     dtype: None for the 16 bits in which the folder holds each weight.
     base: the whole model folder that one which holds only what was trained was trained from. Raises UserError that
     names the first missing, wrong-shaped, unknown or non-finite tensors, or the missing file.
     """
-    folder = path_of(folder, "model folder")
+    folder = to_path(folder, "model folder")
     config = read_config(folder)
     weights, whole = _open_weights(folder), _base_of(folder, config, base)
     if whole is not None:
-        weights = laid_over(weights, _open_weights(whole))
+        weights = overlay(weights, _open_weights(whole))
     tokenizer = _open_tokenizer(folder, config)
     lora, config.lora = config.lora, type(config.lora)()
     model = _without_weights(folder, config)
@@ -256,18 +256,18 @@ def load_folder(
     return model.eval(), tokenizer
 
 
-def open_empty(folder: Path) -> GroundingVLM:
+def build_on_meta(folder: Path) -> GroundingVLM:
     """The model of a folder, its adapter included, without any weights: for its shapes."""
-    folder = path_of(folder, "model folder")
+    folder = to_path(folder, "model folder")
     return _without_weights(folder, read_config(folder))
 
 
 def _without_weights(folder: Path, config: ModelConfig) -> GroundingVLM:
     language = None
-    with without_weights():
+    with on_meta_device():
         if config.language.name:
             with _names(folder / LANGUAGE / CONFIG):
-                language, _ = build_named(folder / LANGUAGE, weights=False)
+                language, _ = load_pretrained_lm(folder / LANGUAGE, weights=False)
         with _names(folder / CONFIG):
             return GroundingVLM(config, language)
 
@@ -312,14 +312,14 @@ def _base_of(folder: Path, config: ModelConfig, base: Path | None) -> Path | Non
             f"Its base was {config.base}.",
             f"Name that folder: from_pretrained(folder, base={config.base!r}), or --base {config.base}.",
         )
-    base = path_of(base, "base")
+    base = to_path(base, "base")
     if read_config(base).base:
         raise UserError(
             f"The base {base} holds only what was trained.",
             "A base is a whole model folder.",
             f"{folder} was trained from {config.base}.",
         )
-    if mark_of(base) != config.base_mark:
+    if fingerprint(base) != config.base_mark:
         raise UserError(
             f"The weights of {base} are not those that {folder} was trained from.",
             f"Its base was {config.base}.",
@@ -354,7 +354,7 @@ def _fill(model: GroundingVLM, found: Tensors, dtype: torch.dtype | None) -> Non
     ]
     if not problems:
         for name in found:
-            if not _finite(put(model, name, found[name], dtype)):
+            if not _finite(set_tensor(model, name, found[name], dtype)):
                 too_large = dtype and _finite(found[name])
                 problems.append(f"{name} is too large for {dtype}" if too_large else f"{name} holds NaN or infinity")
     if problems:
@@ -366,7 +366,7 @@ def _fill(model: GroundingVLM, found: Tensors, dtype: torch.dtype | None) -> Non
         )
     if model.config.language.tie_word_embeddings:
         model.decoder.tie_weights()
-    if left := empty_places(model):
+    if left := unfilled_tensors(model):
         raise RuntimeError(f"Nothing was put into {left[:3]}.")
 
 
@@ -398,10 +398,10 @@ def _fill_adapter(model: GroundingVLM, folder: Path) -> None:
     peft.set_peft_model_state_dict(model.language, found)
 
 
-def _open_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | FamilyTokenizer:
+def _open_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | HFTokenizer:
     file = folder / TOKENIZER
     try:
-        tokenizer = Tokenizer.load(file) if file.is_file() else FamilyTokenizer(folder / LANGUAGE)
+        tokenizer = Tokenizer.load(file) if file.is_file() else HFTokenizer(folder / LANGUAGE)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"{file} cannot be read: {error}",

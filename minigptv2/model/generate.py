@@ -12,12 +12,12 @@ from typing import Literal
 
 import torch
 
-from minigptv2.boxes import BINS, JOINTS
-from minigptv2.encode import Batch, Encoded, Tokenizer, attention_mask, collate, split_after_pictures
+from minigptv2.boxes import BINS, BOX_TOKENS
+from minigptv2.encode import Batch, EncodedRow, Tokenizer, attention_mask, collate, split_after_images
 from minigptv2.model.cache import new_cache
 from minigptv2.model.grounding_vlm import GroundingVLM, attention_bias
 
-_IN_A_BOX = frozenset("".join(JOINTS) + "0123456789")
+_IN_A_BOX = frozenset("".join(BOX_TOKENS) + "0123456789")
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Generated:
 
     ids: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
-    ended: Literal["stop", "length"] = "length"
+    finish_reason: Literal["stop", "length"] = "length"
 
 
 class BoxGrammar:
@@ -54,9 +54,9 @@ class BoxGrammar:
         text = ""
         for index in reversed(ids):
             text = self.texts[index] + text
-            before, opening, written = text.rpartition(JOINTS[0])
+            before, opening, written = text.rpartition(BOX_TOKENS[0])
             if opening:
-                return written if _continues_a_box(written) and JOINTS[2] not in written else None
+                return written if _continues_a_box(written) and BOX_TOKENS[2] not in written else None
             if not set(text[1:]) <= _IN_A_BOX:
                 return None
         return None
@@ -74,7 +74,7 @@ def _continues_a_box(text: str) -> bool:
         if digits not in map(str, range(least, BINS + 1)):
             return False
         numbers.append(int(digits))
-        joint = JOINTS[1] if place < 3 else JOINTS[2]
+        joint = BOX_TOKENS[1] if place < 3 else BOX_TOKENS[2]
         if len(text) <= len(joint):
             return joint.startswith(text)
         if not text.startswith(joint):
@@ -94,25 +94,25 @@ def generate(
 ) -> list[Generated]:
     """The greedy answer to every row of a left-padded batch. visual: [P, V, D] of all its pictures in order."""
     rows: list[Generated] = []
-    for rows in steps(model, tokenizer, batch, visual, max_new_tokens):  # noqa: B007 - the last one is the result
+    for rows in generate_stepwise(model, tokenizer, batch, visual, max_new_tokens):  # noqa: B007 - the last one is the result
         pass
     return rows
 
 
-def steps(
+def generate_stepwise(
     model: GroundingVLM, tokenizer: Tokenizer, batch: Batch, visual: torch.Tensor | None, max_new_tokens: int
 ) -> Iterator[list[Generated]]:
     """As `generate`, yielding the same growing list after every token. A row that has ended stays as it is."""
     embedded = model.embed(batch.ids, visual)  # [B, L, D]
     mask = attention_mask(batch.blocks)  # [B, 1, L, L]
-    yield from _write(model, tokenizer, new_cache(), embedded, mask, batch.positions, max_new_tokens)
+    yield from _decode(model, tokenizer, new_cache(), embedded, mask, batch.positions, max_new_tokens)
 
 
 @torch.inference_mode()
-def generate_about(
+def generate_shared_prefix(
     model: GroundingVLM,
     tokenizer: Tokenizer,
-    rows: Sequence[Encoded],
+    rows: Sequence[EncodedRow],
     owners: Sequence[int],
     visual: torch.Tensor,
     max_new_tokens: int,
@@ -126,7 +126,7 @@ def generate_about(
         keys ->      <s>[INST]<Img> picture | padding | </Img> question [/INST] | answer ...
         a row                all            |    .    |          causal         |  causal
     """
-    heads, tails = zip(*(split_after_pictures(row) for row in rows))
+    heads, tails = zip(*(split_after_images(row) for row in rows))
     first = {owner: row for row, owner in reversed(list(enumerate(owners)))}
     device = visual.device
     shared = collate([heads[first[p]] for p in range(len(visual))]).to(device)  # [P, S], no padding
@@ -144,12 +144,12 @@ def generate_about(
     seen = torch.ones(len(rows), 1, batch.ids.shape[1], shared.ids.shape[1], dtype=torch.bool, device=device)
     mask = torch.cat([seen, attention_mask(batch.blocks)], dim=-1)  # [B, 1, L, S + L]
     out: list[Generated] = []
-    for out in _write(model, tokenizer, cache, embedded, mask, batch.positions, max_new_tokens):  # noqa: B007
+    for out in _decode(model, tokenizer, cache, embedded, mask, batch.positions, max_new_tokens):  # noqa: B007
         pass
     return out
 
 
-def _write(
+def _decode(
     model: GroundingVLM,
     tokenizer: Tokenizer,
     cache,
@@ -179,7 +179,7 @@ def _write(
         chosen, probability = _choose(logits, [grammar.allowed(rows[i].ids) for i in computed])
         for i, token, chance in zip(computed, chosen, probability):
             if running[i] and token == tokenizer.eos:
-                running[i], rows[i].ended = False, "stop"
+                running[i], rows[i].finish_reason = False, "stop"
             elif running[i]:
                 rows[i].ids.append(token)
                 rows[i].probabilities.append(chance)

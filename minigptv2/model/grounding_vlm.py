@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from minigptv2.config import ModelConfig
-from minigptv2.encode import IGNORED, IMAGE_ID, Batch, attention_mask
+from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, Batch, attention_mask
 from minigptv2.model.attention import Supervision
 from minigptv2.model.language import add_lora, build_language
 from minigptv2.model.projector import Projector
@@ -68,9 +68,9 @@ class GroundingVLM(nn.Module):
         return self.projector(features.to(self.projector.weight.dtype))
 
     def embed(self, ids: torch.Tensor, visual: torch.Tensor | None) -> torch.Tensor:
-        """[B, L] ids -> [B, L, D]; visual tokens take the places of IMAGE_ID, in order."""
+        """[B, L] ids -> [B, L, D]; visual tokens take the places of IMAGE_TOKEN_ID, in order."""
         embedded = self.decoder.get_input_embeddings()(ids.clamp(min=0))
-        places = (ids == IMAGE_ID)[..., None]  # [B, L, 1]
+        places = (ids == IMAGE_TOKEN_ID)[..., None]  # [B, L, 1]
         given = 0 if visual is None else visual.shape[0] * visual.shape[1]
         if int(places.sum()) != given:
             raise ValueError(f"The rows have {int(places.sum())} places for visual tokens, but {given} were given.")
@@ -89,7 +89,7 @@ class GroundingVLM(nn.Module):
         visual, features = None, batch.features
         if features is None and batch.pixels is not None:
             with torch.no_grad():
-                features = rounded(self.vision(batch.pixels.to(self.projector.weight.dtype)))
+                features = to_cache_dtype(self.vision(batch.pixels.to(self.projector.weight.dtype)))
         if features is not None:
             visual = self.encode_images(None, features)
         supervision = Supervision(guidance)
@@ -120,12 +120,12 @@ class GroundingVLM(nn.Module):
         states = self.decoder.model(
             inputs_embeds=embedded, position_ids=batch.positions, use_cache=False, **visibility
         ).last_hidden_state  # [B, L, D]
-        wanted = batch.labels[:, 1:] != IGNORED
+        wanted = batch.labels[:, 1:] != IGNORE_INDEX
         logits = self.decoder.lm_head(states[:, :-1][wanted])  # [supervised, vocabulary]
         return F.cross_entropy(logits.float(), batch.labels[:, 1:][wanted], reduction="none")
 
 
-def rounded(features: torch.Tensor) -> torch.Tensor:
+def to_cache_dtype(features: torch.Tensor) -> torch.Tensor:
     """Features of the frozen tower in the 16 bits that a feature cache holds: training without one is the same."""
     return features.half()
 

@@ -19,17 +19,17 @@ def build_language(config: LanguageConfig) -> nn.Module:
 
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from minigptv2.model.attention import NAME
+    from minigptv2.model.attention import ATTENTION_IMPLEMENTATION
 
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     if config.hidden_size % heads or heads % shared:
         raise ValueError(f"hidden_size {config.hidden_size} must divide by {heads} heads, and they by {shared}")
     sizes = {k: v for k, v in asdict(config).items() if k not in ("name", "rope_theta")}
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
-    return LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters=rope, attn_implementation=NAME))
+    return LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters=rope, attn_implementation=ATTENTION_IMPLEMENTATION))
 
 
-def build_named(name: str | Path, weights: bool = True) -> tuple[nn.Module, LanguageConfig]:
+def load_pretrained_lm(name: str | Path, weights: bool = True) -> tuple[nn.Module, LanguageConfig]:
     """A causal LM by its folder or hub name, in float32 on the CPU, with its own sizes. weights: else random ones.
 
     Raises UserError where nothing of that name is found or it is of another family.
@@ -37,15 +37,19 @@ def build_named(name: str | Path, weights: bool = True) -> tuple[nn.Module, Lang
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from minigptv2.model.attention import NAME
+    from minigptv2.model.attention import ATTENTION_IMPLEMENTATION
 
     try:
         found = AutoConfig.from_pretrained(name)
         if found.model_type in FAMILIES:
             if weights:
-                language = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, attn_implementation=NAME)
+                language = AutoModelForCausalLM.from_pretrained(
+                    name, dtype=torch.float32, attn_implementation=ATTENTION_IMPLEMENTATION
+                )
             else:
-                language = AutoModelForCausalLM.from_config(found, dtype=torch.float32, attn_implementation=NAME)
+                language = AutoModelForCausalLM.from_config(
+                    found, dtype=torch.float32, attn_implementation=ATTENTION_IMPLEMENTATION
+                )
     except (OSError, ValueError) as error:
         raise UserError(
             f"The language model {str(name)!r} cannot be opened: {' '.join(str(error).split())[:300]}",

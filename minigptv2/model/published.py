@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from minigptv2.boxes import Coding
+from minigptv2.boxes import BoxRounding
 from minigptv2.config import LanguageConfig, LoraConfig, ModelConfig, VisionConfig, from_dict
 from minigptv2.encode import Tokenizer
 from minigptv2.errors import UserError
@@ -25,8 +25,8 @@ from minigptv2.files import is_file, refuse_device
 from minigptv2.model.checkpoint import CONFIG, TOKENIZER, check_target, save_folder
 from minigptv2.model.grounding_vlm import GroundingVLM
 from minigptv2.model.language import merge_lora
-from minigptv2.model.report import LoadReport, Source, UnfitError
-from minigptv2.model.skeleton import empty_places, put, without_weights
+from minigptv2.model.report import LoadReport, TensorSource, UnfitError
+from minigptv2.model.skeleton import on_meta_device, set_tensor, unfilled_tensors
 from minigptv2.model.tensors import Shape, Tensors, open_file, open_shards
 from minigptv2.model.vision import interpolate_positions
 
@@ -47,7 +47,7 @@ _LLAMA_FILES = (
     ("pytorch_model.bin.index.json", open_shards),
     ("pytorch_model.bin", open_file),
 )
-_READ_AS: dict[Coding, str] = {
+_READ_AS: dict[BoxRounding, str] = {
     "center": "boxes are read as the middle of their hundredths (center): the weights were trained on cut numbers",
     "floor": "boxes are read as in the published code (floor): half a hundredth too far left and up on the average",
     "round": "boxes are read as rounded numbers (round), which the published weights were not trained on",
@@ -64,7 +64,7 @@ def load_published(
     image_size: int = 448,
     lora_alpha: int = 16,
     dtype: torch.dtype = torch.float32,
-    box_coding: Coding = "center",
+    box_coding: BoxRounding = "center",
 ) -> tuple[GroundingVLM, Tokenizer, LoadReport]:
     """The model in `dtype` on the CPU (its adapter in float32), the tokenizer, and what became of each tensor.
 
@@ -86,7 +86,7 @@ def load_published(
 class Part:
     """One file or folder of the three. places: name in the file -> in the model, of all tensors that fit."""
 
-    source: Source
+    source: TensorSource
     tensors: Tensors
     places: dict[str, str]
 
@@ -110,7 +110,7 @@ def fit(
     vision: Mapping[str, int] | None = None,
     image_size: int = 448,
     lora_alpha: int = 16,
-    box_coding: Coding = "center",
+    box_coding: BoxRounding = "center",
 ) -> Fitted:
     """The model that these names and shapes make: no tensor is read. Raises UnfitError where they make none."""
     sizes, grid = _vision_config(tower, dict(vision or {}), image_size)
@@ -125,7 +125,7 @@ def fit(
             "The published size is 448.",
         )
     try:
-        with without_weights():
+        with on_meta_device():
             model = GroundingVLM(config)
     except Exception as error:  # what timm, transformers or peft say to sizes that fit nothing
         said = " ".join(str(error).split())[:300]
@@ -152,7 +152,7 @@ def _fill(fitted: Fitted, dtype: torch.dtype) -> None:
             tensor = part.tensors[name]
             if name in source.resized:
                 tensor = interpolate_positions(tensor.float(), fitted.grid, new_grid)
-            copy = put(model, place, tensor, torch.float32 if "lora_" in place else dtype)
+            copy = set_tensor(model, place, tensor, torch.float32 if "lora_" in place else dtype)
             if not tensor.is_floating_point():
                 source.wrong_shape[name] = f"whole numbers ({tensor.dtype}), as quantised weights have"
                 source.found -= 1
@@ -165,10 +165,10 @@ def _fill(fitted: Fitted, dtype: torch.dtype) -> None:
     _refuse_problems(fitted)
     norm = model.vision.ln_vision
     if norm.weight.is_meta:
-        put(model, "vision.ln_vision.weight", torch.ones(norm.normalized_shape), dtype)
-        put(model, "vision.ln_vision.bias", torch.zeros(norm.normalized_shape), dtype)
+        set_tensor(model, "vision.ln_vision.weight", torch.ones(norm.normalized_shape), dtype)
+        set_tensor(model, "vision.ln_vision.bias", torch.zeros(norm.normalized_shape), dtype)
         report.notes.append("ln_vision is not in the checkpoint: weight 1 and bias 0, as it was trained with")
-    if left := empty_places(model):
+    if left := unfilled_tensors(model):
         raise RuntimeError(f"Nothing was put into {left[:3]}.")
 
 
@@ -493,7 +493,7 @@ def _compare(
 
     known_as: the name in `wanted` for a name in the file. A tensor that is there twice is unknown the second time.
     """
-    source, places, seen = Source(role, str(tensors.path), len(wanted)), {}, set()
+    source, places, seen = TensorSource(role, str(tensors.path), len(wanted)), {}, set()
     for name, shape in tensors.shapes.items():
         known = known_as(name)
         if known in wanted and known not in seen:
@@ -539,7 +539,7 @@ def _refuse_problems(fitted: Fitted) -> None:
         )
 
 
-def _cause(source: Source, shapes: Mapping[str, Shape], width: int, hidden: int) -> str:
+def _cause(source: TensorSource, shapes: Mapping[str, Shape], width: int, hidden: int) -> str:
     """Why a checkpoint does not fit, as far as its names and shapes tell."""
     projection = shapes.get("llama_proj.weight", ())
     adapter = [name for name in shapes if _LORA.fullmatch(name)]

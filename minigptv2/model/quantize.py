@@ -14,7 +14,11 @@ from torch import nn
 from minigptv2.errors import UserError
 
 OUTLIER = 6.0  # inputs over it stay in 16 bits with "8bit", as in LLM.int8
-WAYS = {"8bit": "a CUDA GPU and bitsandbytes", "4bit": "a CUDA GPU and bitsandbytes", "int8": "a CPU and float32"}
+REQUIREMENTS = {
+    "8bit": "a CUDA GPU and bitsandbytes",
+    "4bit": "a CUDA GPU and bitsandbytes",
+    "int8": "a CPU and float32",
+}
 
 
 class Int8Linear(nn.Module):
@@ -62,13 +66,13 @@ def _linear_layers(decoder: nn.Module) -> list[str]:
 
 def check_quantization(how: str, device: torch.device, dtype: torch.dtype) -> None:
     """Raises UserError where `how` is none of WAYS, or device, dtype or the installed packages do not allow it."""
-    if how not in WAYS:
+    if how not in REQUIREMENTS:
         raise UserError(
             f"quantize is {how!r}.",
-            f"It must be one of {', '.join(WAYS)}, or nothing at all.",
+            f"It must be one of {', '.join(REQUIREMENTS)}, or nothing at all.",
             "Try int8 on a CPU, 4bit on a GPU.",
         )
-    needs = f"{how} needs {WAYS[how]}."
+    needs = f"{how} needs {REQUIREMENTS[how]}."
     if how == "int8":
         if (device.type, dtype) != ("cpu", torch.float32):
             raise UserError(

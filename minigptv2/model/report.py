@@ -10,7 +10,7 @@ from minigptv2.errors import UserError
 
 
 @dataclass
-class Source:
+class TensorSource:
     """One file or folder. required: tensors that the model takes from it; found: those of them that are there and fit.
 
     renamed: name in the file -> in the model, where they differ by more than the part's name. resized: name -> how.
@@ -51,7 +51,7 @@ class Source:
 class LoadReport:
     """One `Source` for each file or folder. notes: what was taken for granted, and what looks doubtful."""
 
-    sources: list[Source] = field(default_factory=list)
+    sources: list[TensorSource] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:

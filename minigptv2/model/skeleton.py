@@ -16,7 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 
 @contextmanager
-def without_weights() -> Iterator[None]:
+def on_meta_device() -> Iterator[None]:
     """Modules built inside get parameters that are shapes only; buffers are computed as ever."""
     thread = threading.get_ident()
 
@@ -32,7 +32,7 @@ def without_weights() -> Iterator[None]:
         handle.remove()
 
 
-def put(model: nn.Module, name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+def set_tensor(model: nn.Module, name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     """Make a copy of `tensor` the parameter or buffer `name` of the model, and give the copy.
 
     It is of `dtype`, None: of the tensor's own; buffers and batch norms keep theirs. The shape must be right already.
@@ -68,6 +68,6 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def empty_places(model: nn.Module) -> list[str]:
+def unfilled_tensors(model: nn.Module) -> list[str]:
     """Names of the parameters and buffers that nobody has filled."""
     return [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]

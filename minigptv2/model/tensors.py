@@ -53,7 +53,7 @@ class Safetensors:
             ) from None
 
 
-class Pickled:
+class TorchFile:
     """A mapping of names to tensors that torch.save wrote. key: where in the file it is, "" for the file itself."""
 
     def __init__(self, file: Path, key: str = ""):
@@ -123,10 +123,10 @@ class Tensors(Mapping[str, torch.Tensor]):
     Only the file that was read last is held open, so reading in order takes little memory.
     """
 
-    def __init__(self, path: Path, files: Sequence[Safetensors | Pickled]):
+    def __init__(self, path: Path, files: Sequence[Safetensors | TorchFile]):
         self.path = path
-        self._last: Safetensors | Pickled | None = None
-        self.homes: dict[str, Safetensors | Pickled] = {}
+        self._last: Safetensors | TorchFile | None = None
+        self.homes: dict[str, Safetensors | TorchFile] = {}
         self.shapes: dict[str, Shape] = {}
         for file in files:
             for name, shape in file.shapes.items():
@@ -161,7 +161,7 @@ def open_file(file: Path, key: str = "") -> Tensors:
     """The tensors of one file. Raises UserError where it does not exist or is damaged."""
     if not is_file(file):
         raise UserError(f"{file} is no file.", "A file of weights was expected.", "Check the path.")
-    return Tensors(file, [Safetensors(file) if file.suffix == ".safetensors" else Pickled(file, key)])
+    return Tensors(file, [Safetensors(file) if file.suffix == ".safetensors" else TorchFile(file, key)])
 
 
 def open_shards(index: Path) -> Tensors:
@@ -185,7 +185,7 @@ def open_shards(index: Path) -> Tensors:
             f"{index.name} names {len(shards)} shards; all must be there.",
             "Copy or download the missing ones.",
         )
-    kinds = [Safetensors(folder / s) if s.endswith(".safetensors") else Pickled(folder / s) for s in shards]
+    kinds = [Safetensors(folder / s) if s.endswith(".safetensors") else TorchFile(folder / s) for s in shards]
     tensors = Tensors(folder, kinds)
     lost = [name for name in homes if name not in tensors]
     if lost:
@@ -197,7 +197,7 @@ def open_shards(index: Path) -> Tensors:
     return tensors
 
 
-def laid_over(own: Tensors, base: Tensors) -> Tensors:
+def overlay(own: Tensors, base: Tensors) -> Tensors:
     """Both as one: of a name that both have, the tensor of `own`."""
     both = Tensors(own.path, [])
     both.homes, both.shapes = base.homes | own.homes, base.shapes | own.shapes

@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 
-from minigptv2.boxes import JOINTS, PHRASE_CLOSE, PHRASE_OPEN, Box, parse
-from minigptv2.encode import IGNORED, IMAGE_ID, Encoded
+from minigptv2.boxes import BOX_TOKENS, PHRASE_CLOSE, PHRASE_OPEN, Box, parse
+from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, EncodedRow
 from minigptv2.sample import Phrase
 
 
@@ -25,8 +25,8 @@ class Targets:
     def __init__(self, words: Callable[[int], str], patches: int, merge: int):
         self.words, self.side, self.merge = words, math.isqrt(patches), merge
 
-    def mark(self, row: Encoded, named: Sequence[Phrase], size: tuple[int, int]) -> None:
-        """Fill `row.looks` of a row about one picture; another row is left as it is.
+    def mark(self, row: EncodedRow, named: Sequence[Phrase], size: tuple[int, int]) -> None:
+        """Fill `row.target_tokens` of a row about one picture; another row is left as it is.
 
         named: what is in the picture, boxes in pixels of a picture of this size. In a question, the last token of such
         a name looks at all that it names, and the end of a box into it. In an answer, all tokens that lead to a number
@@ -49,7 +49,7 @@ class Targets:
                 self._look(block, end - 1, end, [box])
             told = [(box, *span) for box, span in zip(found.boxes, found.spans) if span[0] >= answer]
             for box, start, end in told:
-                self._look(block, start, end - len(JOINTS[-1]), [box])
+                self._look(block, start, end - len(BOX_TOKENS[-1]), [box])
                 if block.text[:start].rstrip().endswith(PHRASE_CLOSE):
                     opening, closing = (block.text.rindex(tag, 0, start) for tag in (PHRASE_OPEN, PHRASE_CLOSE))
                     self._look(block, opening, closing, [box], last=False)
@@ -61,7 +61,7 @@ class Targets:
         spots = tuple(sorted({spot for box in boxes for spot in self._spots(box)}))
         places = block.tokens(start, end)
         for place in places if last else places[:-1]:
-            block.row.looks[place] = spots
+            block.row.target_tokens[place] = spots
 
     def _spots(self, box: Box) -> set[int]:
         """The visual tokens with a patch whose middle is in the box, or with the patch of the box's own middle."""
@@ -76,12 +76,12 @@ class Targets:
 class _Block:
     """The text of a block of a row. answer: the character at which its first supervised token begins."""
 
-    def __init__(self, row: Encoded, number: int, words: Callable[[int], str]):
+    def __init__(self, row: EncodedRow, number: int, words: Callable[[int], str]):
         self.row = row
-        self._places = [i for i, b in enumerate(row.blocks) if b == number and row.ids[i] != IMAGE_ID]
+        self._places = [i for i, b in enumerate(row.blocks) if b == number and row.ids[i] != IMAGE_TOKEN_ID]
         parts = [words(row.ids[i]) for i in self._places]
         self.text, self._ends = "".join(parts), list(accumulate(map(len, parts)))
-        supervised = [e - len(p) for i, p, e in zip(self._places, parts, self._ends) if row.labels[i] != IGNORED]
+        supervised = [e - len(p) for i, p, e in zip(self._places, parts, self._ends) if row.labels[i] != IGNORE_INDEX]
         self.answer = supervised[0] if supervised else len(self.text)
 
     def tokens(self, start: int, end: int) -> list[int]:

@@ -24,20 +24,20 @@ from minigptv2.boxes import BINS
 from minigptv2.data.kinds import KINDS
 from minigptv2.data.scenes import COLORS, Scene, draw_scene
 from minigptv2.errors import UserError
-from minigptv2.files import whole
-from minigptv2.images import to_pixels
+from minigptv2.files import atomic_write
+from minigptv2.images import normalize
 from minigptv2.model.checkpoint import WEIGHTS as MODEL
 from minigptv2.model.vision import VisionTower
 from minigptv2.train.engine import Engine, Settings, State
-from minigptv2.train.launch import World, heed_parent_only
-from minigptv2.train.precision import call_in
+from minigptv2.train.launch import World, ignore_sigterm_in_worker
+from minigptv2.train.precision import call_in_dtype
 from minigptv2.train.recipe import Phase, Recipe
 
 KIND_IDS = {kind: i + 1 for i, kind in enumerate(KINDS)}  # 0 is the ground
 COLOR_IDS = {color: i for i, color in enumerate(COLORS)}
 WEIGHTS = "backbone.safetensors"
 _TABLE = "tower.trunk.pos_embed"
-LEAST_SHARE = 0.12  # of a patch that a thing must fill to be the patch's thing
+MIN_FRACTION = 0.12  # of a patch that a thing must fill to be the patch's thing
 
 
 @dataclass
@@ -54,7 +54,7 @@ def dense_targets(scene: Scene, grid: int) -> DenseTargets:
     size = scene.side
     cells = scene.seen.reshape(grid, size // grid, grid, size // grid)[:, ::3, :, ::3]
     shares = np.stack([(cells == i + 1).mean((1, 3)).ravel() for i in range(len(scene.things))])  # [things, N]
-    owner = np.where(shares.max(0) >= LEAST_SHARE, shares.argmax(0) + 1, 0)
+    owner = np.where(shares.max(0) >= MIN_FRACTION, shares.argmax(0) + 1, 0)
     seen = shares.max(1) > 0  # a thing too thin for every third pixel is on no patch
     owner[shares.argmax(1)[seen]] = np.flatnonzero(seen) + 1
     kinds = np.array([0, *(KIND_IDS[t.kind] for t in scene.things)])
@@ -103,7 +103,7 @@ class _Views:
         return self
 
     def __next__(self) -> tuple[torch.Tensor, ...]:
-        phase, whole, rng = self.of.phase, self.of.phase.whole, self.rng
+        phase, whole, rng = self.of.phase, self.of.phase.canvas, self.rng
         places = (whole - phase.image_size) // self.of.patch + 1  # of a row, and of a column
         image, targets = self._item()
         if rng.random() < 0.5:
@@ -137,7 +137,7 @@ class _Views:
     def _draw(self, number: int, crowded: bool) -> tuple[torch.Tensor, DenseTargets] | None:
         """The image, [H, W, 3] uint8, and its targets; None for a scene without things."""
         phase = self.of.phase
-        zoom = phase.whole / phase.image_size
+        zoom = phase.canvas / phase.image_size
         scene = draw_scene((self.of.seed, number), phase.image_size, phase.most, zoom, crowded)
         if not scene.things:
             return None
@@ -146,8 +146,8 @@ class _Views:
 
 @dataclass
 class DenseBatch:
-    """What a step takes, as `stream.Micro` is for a stage. images: [B, H, W, 3] uint8, of `on(device)`'s [B, 3, H, W]
-    float32. kind, color: [B, N]; box: [B, N, 4]; places: [B, 2]. samples: scenes. supervised: patches."""
+    """What a step takes, as `stream.MicroBatch` is for a stage. images: [B, H, W, 3] uint8, of `on(device)`'s [B, 3, H,
+    W] float32. kind, color: [B, N]; box: [B, N, 4]; places: [B, 2]. samples: scenes. supervised: patches."""
 
     phase: Phase
     images: torch.Tensor
@@ -169,7 +169,7 @@ class DenseBatch:
     def on(self, device: torch.device | str) -> DenseBatch:
         moved = (t.to(device) for t in (self.images, self.kind, self.color, self.box, self.places))
         images, *targets = moved
-        return DenseBatch(self.phase, to_pixels(images), *targets)
+        return DenseBatch(self.phase, normalize(images), *targets)
 
 
 class _Batches(torch.utils.data.IterableDataset):
@@ -231,7 +231,7 @@ class SceneStream:
                 batch_size=None,
                 num_workers=workers,
                 prefetch_factor=4 if workers else None,
-                worker_init_fn=heed_parent_only,
+                worker_init_fn=ignore_sigterm_in_worker,
                 generator=torch.Generator(),  # else opening it would draw from the model's generator
             )
         )
@@ -265,7 +265,7 @@ def dense_loss(outputs, kind, color, box, phase: Phase) -> tuple[torch.Tensor, d
         *(o[on_thing].float() for o in outputs[1:]),
     )
     kind, color, box = kind[on_thing] - 1, color[on_thing], box[on_thing]
-    cells = on_thing.shape[1] * (phase.whole / phase.image_size) ** 2  # patches of the whole picture
+    cells = on_thing.shape[1] * (phase.canvas / phase.image_size) ** 2  # patches of the whole picture
     patches = (box[:, 2:] - box[:, :2]).prod(-1) * cells  # that the patch's thing covers, [M]
     weight = patches.clamp(min=1) ** -0.5  # small things count too
     weight = weight / weight.sum()
@@ -311,18 +311,18 @@ class DenseEngine(Engine):
     def __init__(self, model: DenseModel, world: World, settings: Settings, phases: list[Phase]):
         super().__init__(model, world, settings)
         self.phases = phases
-        self._resize(phases[0].whole)
+        self._resize(phases[0].canvas)
 
     def losses(self, batch: DenseBatch, tokens: float, guidance: float = 0.0) -> tuple[torch.Tensor, DenseReadings]:
         phase = batch.phase
-        if self.model.tower.config.image_size != phase.whole:
-            self._resize(phase.whole)
+        if self.model.tower.config.image_size != phase.canvas:
+            self._resize(phase.canvas)
         places = batch.places if phase.frame else None
-        outputs = call_in(self.model, self.settings.dtype, batch.images, places)
+        outputs = call_in_dtype(self.model, self.settings.dtype, batch.images, places)
         loss, readings = dense_loss(outputs, batch.kind, batch.color, batch.box, phase)
         return loss, DenseReadings(loss.detach(), **{name: value.detach() for name, value in readings.items()})
 
-    def readings(self, sums: list[float]) -> dict[str, float]:
+    def metrics(self, sums: list[float]) -> dict[str, float]:
         return dict(zip(DenseReadings._fields, sums))
 
     def buffers(self) -> State:
@@ -331,7 +331,7 @@ class DenseEngine(Engine):
     def fits(self, weights: State) -> bool:
         """The table of positions may be that of any phase, and is resized to it."""
         table = weights.get(_TABLE)
-        for size in {phase.whole for phase in self.phases} if table is not None else ():
+        for size in {phase.canvas for phase in self.phases} if table is not None else ():
             if (size // patch_of(self.model.tower)) ** 2 + 1 == table.shape[1]:
                 self._resize(size)
         return super().fits(weights)
@@ -360,7 +360,7 @@ def build_dense(recipe: Recipe, device: torch.device) -> DenseModel:
     tower = VisionTower(recipe.model.vision)
     patch = patch_of(tower)
     for phase in recipe.phases:
-        if not 0 < phase.image_size <= phase.whole or phase.image_size % patch or phase.whole % patch:
+        if not 0 < phase.image_size <= phase.canvas or phase.image_size % patch or phase.canvas % patch:
             raise UserError(
                 f"A phase has image_size {phase.image_size} and frame {phase.frame}.",
                 f"Both are multiples of {patch}, a patch of this tower, and a frame is no smaller than what it frames.",
@@ -378,7 +378,7 @@ def save_weights(model: DenseModel, output: Path) -> None:
     from safetensors.torch import save_file
 
     try:
-        with whole(output / WEIGHTS) as new:
+        with atomic_write(output / WEIGHTS) as new:
             save_file({k: v.contiguous() for k, v in model.state_dict().items()}, new)
     except (OSError, SafetensorError) as error:  # a full disk is either of them
         raise UserError(

@@ -11,15 +11,15 @@ import torch
 
 from minigptv2.bundled import model_folder
 from minigptv2.config import LoraConfig
-from minigptv2.conversation import WRAPPERS, segments
+from minigptv2.conversation import PROMPT_TEMPLATES, segments
 from minigptv2.data.scene_source import TASKS
-from minigptv2.data.scene_talk import Talk, exchanges
+from minigptv2.data.scene_talk import QuestionWriter, scene_questions
 from minigptv2.data.scenes import draw_scene
-from minigptv2.encode import FamilyTokenizer, Tokenizer
+from minigptv2.encode import HFTokenizer, Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.model.checkpoint import CONFIG, TOKENIZER, load_folder, save_folder
 from minigptv2.model.grounding_vlm import GroundingVLM
-from minigptv2.model.language import build_named
+from minigptv2.model.language import load_pretrained_lm
 from minigptv2.model.quantize import quantize_language
 from minigptv2.model.skeleton import stays_float32
 from minigptv2.model.vision import fill_tower
@@ -27,21 +27,24 @@ from minigptv2.sample import Sample
 from minigptv2.tasks import render
 from minigptv2.train.backbone import WEIGHTS as BACKBONE
 from minigptv2.train.launch import World
-from minigptv2.train.recipe import NOTHING, Recipe
+from minigptv2.train.recipe import RANDOM, Recipe
 from minigptv2.train.tokenizer import train_tokenizer
 
-VOCABULARY = 1024
-EMBEDDED = 1.0  # standard deviation of embeddings at random: Llama's .02 drown in what the first layers soon add to all
+VOCAB_SIZE = 1024
+EMBEDDING_INIT_STD = (
+    1.0  # standard deviation of embeddings at random: Llama's .02 drown in what the first layers soon add to all
+)
 
 
-def begin(recipe: Recipe, world: World, begun: bool = False) -> tuple[GroundingVLM, Tokenizer, Path | None]:
+def load_initial_model(
+    recipe: Recipe, world: World, begun: bool = False
+) -> tuple[GroundingVLM, Tokenizer, Path | None]:
     """The model and tokenizer that the recipe begins with, on the CPU, and the folder that keeps the frozen weights,
     where there is one. All processes call it. begun: the run has written checkpoints, so that what it put together
     from parts is still what it begins with.
 
-    Weights are float32. Those of a folder that go to a GPU stay in the folder's 16 bits until `settle`: eight processes
-    would else hold eight times 31 GB of a 7B model.
-    """
+    Weights are float32. Those of a folder that go to a GPU stay in the folder's 16 bits until `place_on_device`: eight
+    processes would else hold eight times 31 GB of a 7B model."""
     if not recipe.init and recipe.model.language.name:
         recipe.init = str(_put_together(recipe, world, begun))
     folder = model_folder(recipe.init)
@@ -50,19 +53,19 @@ def begin(recipe: Recipe, world: World, begun: bool = False) -> tuple[GroundingV
         model.config.knows = recipe.model.knows or model.config.knows
         return model, tokenizer, folder
     weights = folder / BACKBONE
-    if recipe.init != NOTHING and not (recipe.init and weights.is_file()):
+    if recipe.init != RANDOM and not (recipe.init and weights.is_file()):
         raise UserError(
             f"init is {recipe.init!r}, which holds neither a model nor a backbone.",
-            f"It must be bundled, a model folder ({CONFIG}), the output of a backbone run ({BACKBONE}), or {NOTHING}; "
+            f"It must be bundled, a model folder ({CONFIG}), the output of a backbone run ({BACKBONE}), or {RANDOM}; "
             "or be empty where model.language.name and tower name the parts.",
             "Train the stage before first, or give init=FOLDER.",
         )
-    made = train_tokenizer(scene_texts(recipe), VOCABULARY) if world.rank == 0 else b""
-    tokenizer = Tokenizer(world.told(made))
+    made = train_tokenizer(scene_texts(recipe), VOCAB_SIZE) if world.rank == 0 else b""
+    tokenizer = Tokenizer(world.broadcast(made))
     recipe.model.language.vocab_size = tokenizer.size
     model = GroundingVLM(replace(recipe.model, lora=LoraConfig()))
-    torch.nn.init.normal_(model.decoder.get_input_embeddings().weight, std=EMBEDDED)
-    if recipe.init != NOTHING:
+    torch.nn.init.normal_(model.decoder.get_input_embeddings().weight, std=EMBEDDING_INIT_STD)
+    if recipe.init != RANDOM:
         from safetensors.torch import load_file
 
         found = load_file(weights).items()
@@ -75,7 +78,7 @@ def _put_together(recipe: Recipe, world: World, begun: bool) -> Path:
     folder = Path(recipe.output) / "begin"
     if world.rank == 0 and not (begun and (folder / CONFIG).is_file()):
         name = Path(recipe.model.language.name)
-        language, sizes = build_named(recipe.model.language.name)
+        language, sizes = load_pretrained_lm(recipe.model.language.name)
         config = replace(recipe.model, language=sizes, lora=LoraConfig())
         if not recipe.tower:
             raise UserError(
@@ -86,9 +89,9 @@ def _put_together(recipe: Recipe, world: World, begun: bool) -> Path:
         model = GroundingVLM(config, language)
         fill_tower(model.vision, Path(recipe.tower))
         pieces = name / TOKENIZER
-        tokenizer = Tokenizer.load(pieces) if pieces.is_file() else FamilyTokenizer(recipe.model.language.name)
+        tokenizer = Tokenizer.load(pieces) if pieces.is_file() else HFTokenizer(recipe.model.language.name)
         save_folder(model, tokenizer, folder)
-    world.wait()
+    world.barrier()
     return folder
 
 
@@ -99,14 +102,14 @@ def scene_texts(recipe: Recipe) -> Iterator[str]:
     for number in range(recipe.tokenizer_scenes):
         scene, rng = draw_scene((options.get("seed", 11), number), 112), random.Random(number)
         if scene.things:
-            talk = exchanges(scene, tasks, 10, rng) + Talk(scene, rng).dialogue()
+            talk = scene_questions(scene, tasks, 10, rng) + QuestionWriter(scene, rng).dialogue()
             turns = render(Sample(number, (scene.side, scene.side), tuple(talk)), rng=rng)
-            yield from (s.text for s in segments(turns, WRAPPERS[recipe.model.prompt]) if s.text)
+            yield from (s.text for s in segments(turns, PROMPT_TEMPLATES[recipe.model.prompt]) if s.text)
 
 
-def choose_trained(model: GroundingVLM, recipe: Recipe) -> None:
+def set_trainable(model: GroundingVLM, recipe: Recipe) -> None:
     """Freeze everything but what the recipe names; "lora" adds an adapter where the model has none yet."""
-    if WRAPPERS[model.config.prompt].joined_history:
+    if PROMPT_TEMPLATES[model.config.prompt].answers_in_prompt:
         raise UserError(
             f"The model's prompt is {model.config.prompt!r}.",
             "In that prompt an answer of the history is part of the next question: it would not be learned.",
@@ -136,7 +139,7 @@ def choose_trained(model: GroundingVLM, recipe: Recipe) -> None:
         parameter.requires_grad_(("lora_" in name) if "lora" in recipe.trained else "language" in recipe.trained)
 
 
-def settle(model: GroundingVLM, recipe: Recipe, device: torch.device, dtype: torch.dtype, kept: bool) -> None:
+def place_on_device(model: GroundingVLM, recipe: Recipe, device: torch.device, dtype: torch.dtype, kept: bool) -> None:
     """Move the model to the device, what is trained in float32. kept: its frozen weights are in a folder, so that on a
     GPU it may hold them in `dtype`, or the language model's in few bits, and nothing is lost."""
     if recipe.quantize:

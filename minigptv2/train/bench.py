@@ -21,27 +21,27 @@ import numpy as np
 import torch
 from PIL import Image
 
-from minigptv2.boxes import Coding
-from minigptv2.data.dataset import Problems
+from minigptv2.boxes import BoxRounding
+from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.mixture import DataConfig, Mixture, SourceConfig
 from minigptv2.data.scene_source import Scenes
 from minigptv2.data.scenes import draw_scene
-from minigptv2.encode import Batch, Encoder
+from minigptv2.encode import Batch, PromptEncoder
 from minigptv2.errors import UserError
 from minigptv2.images import MEAN, STD
 from minigptv2.model.checkpoint import load_folder
 from minigptv2.model.grounding_vlm import GroundingVLM
-from minigptv2.sample import Exchange, Sample
+from minigptv2.sample import QuestionAnswer, Sample
 from minigptv2.train.checkpoints import Progress
 from minigptv2.train.engine import Engine, Settings
 from minigptv2.train.feature_cache import CacheConfig, build_cache
-from minigptv2.train.journal import Journal
+from minigptv2.train.journal import MetricLogger
 from minigptv2.train.launch import StopSignal, World
 from minigptv2.train.loop import Stage
 from minigptv2.train.optim import build_optimizers
-from minigptv2.train.precision import best_dtype, call_in
+from minigptv2.train.precision import best_dtype, call_in_dtype
 from minigptv2.train.recipe import Recipe
-from minigptv2.train.stream import Micro, open_stream, row_of
+from minigptv2.train.stream import MicroBatch, encode_sample, open_dataloader
 
 SIZES = ((1280, 960), (1600, 1200), (2048, 1536), (3000, 2000))  # of the JPEGs, pixels
 BATCH = 8
@@ -152,9 +152,12 @@ def bench_loop(
             weight_decay=0.0,
             tensorboard=False,
         )
-        settings = Settings(dtype or best_dtype(place), "adamw", 0.0, clip=0.0)
+        settings = Settings(dtype or best_dtype(place), "adamw", 0.0, max_grad_norm=0.0)
         engine = Engine(other, World(0, 1, place), settings)
-        with redirect_stderr(io.StringIO()), Journal(recipe, engine.world, 0) as journal:  # the bar is written, unseen
+        with (
+            redirect_stderr(io.StringIO()),
+            MetricLogger(recipe, engine.world, 0) as journal,
+        ):  # the bar is written, unseen
             stage = Stage(recipe, engine, itertools.cycle(micros), Progress(), journal, StopSignal())
             ours, theirs = _turns(stage._step, lambda: step(_Ready(next(batches)[1])), rounds, device)
     return Compared("training steps: the loop against forward, backward and update alone", ours, theirs)
@@ -202,22 +205,26 @@ def _turns(ours: Callable, plain: Callable, rounds: int, device: str = "cpu") ->
     return BATCH / ours_spent, BATCH / plain_spent
 
 
-def _open(folder: Path, device: str = "cpu", base: Path | None = None) -> tuple[GroundingVLM, Encoder, Coding]:
+def _open(
+    folder: Path, device: str = "cpu", base: Path | None = None
+) -> tuple[GroundingVLM, PromptEncoder, BoxRounding]:
     network, tokenizer = load_folder(folder, base=base)
     config = network.config
-    encoder = Encoder(tokenizer, config.prompt, network.image_tokens, config.language.max_position_embeddings)
+    encoder = PromptEncoder(tokenizer, config.prompt, network.image_tokens, config.language.max_position_embeddings)
     return network.to(device), encoder, config.box_coding
 
 
-def _stream(datasets: list, encoder: Encoder, coding: Coding, size: int, fast_decode: bool = False, **options):
+def _stream(
+    datasets: list, encoder: PromptEncoder, coding: BoxRounding, size: int, fast_decode: bool = False, **options
+):
     data = DataConfig([SourceConfig(type(d).__name__) for d in datasets], fast_decode=fast_decode)
     opened = datasets, Mixture(datasets, [1.0] * len(datasets), SEED)
-    return open_stream(
+    return open_dataloader(
         data, encoder, coding, size, seed=SEED, batch=BATCH, samples_per_step=BATCH, opened=opened, **options
     )
 
 
-def _trainer(network: GroundingVLM, device: str, dtype: torch.dtype | None = None) -> Callable[[Micro], None]:
+def _trainer(network: GroundingVLM, device: str, dtype: torch.dtype | None = None) -> Callable[[MicroBatch], None]:
     """A step of training: projection and language model, AdamW, a learning rate of 0, so that every step costs the same
     and nothing is learned. dtype: of the products; if not given, what this device multiplies fastest."""
     network.requires_grad_(False)
@@ -228,8 +235,8 @@ def _trainer(network: GroundingVLM, device: str, dtype: torch.dtype | None = Non
     dtype = dtype or best_dtype(torch.device(device))
     optimizers = build_optimizers(network, "adamw", 0.0, 0.0)
 
-    def step(micro: Micro) -> None:
-        call_in(network, dtype, micro.on(device)).answer.backward()
+    def step(micro: MicroBatch) -> None:
+        call_in_dtype(network, dtype, micro.on(device)).answer.backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -239,7 +246,7 @@ def _trainer(network: GroundingVLM, device: str, dtype: torch.dtype | None = Non
     return step
 
 
-def _plain_loader(photos: _Photos, encoder: Encoder, coding: Coding, size: int):
+def _plain_loader(photos: _Photos, encoder: PromptEncoder, coding: BoxRounding, size: int):
     """Batches as a loader without any of this makes them: PIL decodes, torchvision resizes and normalises."""
     from torchvision import transforms
 
@@ -253,7 +260,7 @@ def _plain_loader(photos: _Photos, encoder: Encoder, coding: Coding, size: int):
     position, mixture = 0, Mixture([photos], [1.0], SEED)
     while True:
         samples = [photos[mixture[position + k][1]] for k in range(BATCH)]
-        rows = [row_of(sample, encoder, coding, random.Random(0)) for sample in samples]
+        rows = [encode_sample(sample, encoder, coding, random.Random(0)) for sample in samples]
         yield rows, torch.stack([to_tensor(Image.open(sample.image).convert("RGB")) for sample in samples])
         position += BATCH
 
@@ -262,7 +269,7 @@ class _Photos:
     """JPEGs of SIZES, drawn scenes with noise at every scale for the detail of photographs, a question about each."""
 
     def __init__(self, folder: Path, count: int):
-        self.problems, self.files = Problems(), [folder / f"{number}.jpg" for number in range(count)]
+        self.problems, self.files = ProblemCounter(), [folder / f"{number}.jpg" for number in range(count)]
         for number, file in enumerate(self.files):
             _photo(number, SIZES[number % len(SIZES)]).save(file, "JPEG", quality=90)
 
@@ -270,7 +277,7 @@ class _Photos:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
-        asked = Exchange("vqa", question="what is this?", answer="a picture")
+        asked = QuestionAnswer("vqa", question="what is this?", answer="a picture")
         return Sample(self.files[index], (0, 0), (asked,), f"photo {index}")
 
 

@@ -24,7 +24,7 @@ import torch
 
 from minigptv2.config import from_dict
 from minigptv2.errors import UserError
-from minigptv2.files import NEW
+from minigptv2.files import TMP_SUFFIX
 from minigptv2.train.engine import Engine, State
 from minigptv2.train.launch import World
 
@@ -51,7 +51,7 @@ class Progress:
 
 def save_checkpoint(output: Path, engine: Engine, progress: Progress, keep: int) -> None:
     """Write the checkpoint of this step and remove all but the newest `keep`. All processes call it."""
-    weights, optimizer = engine.gather()
+    weights, optimizer = engine.state()
     random = {
         f"{kind}/{rank}": state
         for rank, own in enumerate(engine.world.all(_random_state(engine.world)))
@@ -69,7 +69,7 @@ def save_checkpoint(output: Path, engine: Engine, progress: Progress, keep: int)
                 f"A checkpoint needs room in {output}; {keep} are kept and one more while it is written.",
                 "Make room and run the same command again: it goes on from the checkpoint before.",
             ) from error
-    engine.world.wait()
+    engine.world.barrier()
 
 
 def load_checkpoint(output: Path, engine: Engine) -> tuple[Progress, list[str]]:
@@ -77,7 +77,7 @@ def load_checkpoint(output: Path, engine: Engine) -> tuple[Progress, list[str]]:
 
     Raises UserError where checkpoints are there but none is whole, or where they are of another model or recipe.
     """
-    name, said = engine.world.told(_choose(output) if engine.world.rank == 0 else None)
+    name, said = engine.world.broadcast(_choose(output) if engine.world.rank == 0 else None)
     if not name:
         if said:
             raise UserError(
@@ -95,7 +95,7 @@ def load_checkpoint(output: Path, engine: Engine) -> tuple[Progress, list[str]]:
             "A run resumes with the recipe that it began with.",
             "Delete the folder to begin again, or choose another with output=...",
         )
-    engine.put(weights, optimizer)
+    engine.load_state(weights, optimizer)
     if progress.world == engine.world.size:
         _set_random_state(engine.world, random)
     else:
@@ -151,7 +151,7 @@ def _folder(output: Path, step: int) -> Path:
 
 def _new(folder: Path) -> Path:
     """Where a checkpoint is until it is whole."""
-    return folder.with_name(folder.name + NEW)
+    return folder.with_name(folder.name + TMP_SUFFIX)
 
 
 def has_checkpoint(output: Path) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minigptv2.bundled import configs_of
+from minigptv2.bundled import config_folder
 from minigptv2.encode import Batch
 from minigptv2.errors import UserError
 from minigptv2.files import refuse_device
@@ -18,7 +18,7 @@ from minigptv2.model.grounding_vlm import GroundingVLM, Losses
 from minigptv2.train.engine import Engine, Settings, State, total_loss
 from minigptv2.train.launch import World
 from minigptv2.train.optim import build_optimizers, set_learning_rate
-from minigptv2.train.precision import autocast_in
+from minigptv2.train.precision import autocast
 
 
 class _Loss(nn.Module):
@@ -38,7 +38,7 @@ class _Loss(nn.Module):
         elif text_only:
             tower = self.model.vision
             batch = replace(batch, features=torch.zeros(1, tower.patches, tower.width, device=self.device))
-        with autocast_in(self.device, self.settings.dtype):
+        with autocast(self.device, self.settings.dtype):
             losses = self.model(batch, tokens=tokens, guidance=guidance, text_only=text_only)
         return total_loss(losses, self.settings), *(part.detach() for part in losses)
 
@@ -77,7 +77,7 @@ class DeepSpeedEngine(Engine):
             **self.config,
             "train_micro_batch_size_per_gpu": 1,  # it only serves DeepSpeed's own counts
             "gradient_accumulation_steps": settings.accumulate,
-            "gradient_clipping": settings.clip,
+            "gradient_clipping": settings.max_grad_norm,
         }
         self.deep, *_ = deepspeed.initialize(
             model=_Loss(self.model, self.world.device, settings), optimizer=optimizer, config=config
@@ -85,7 +85,7 @@ class DeepSpeedEngine(Engine):
         self.micros = 0
         return [self.deep.basic_optimizer]
 
-    def set_rate(self, rate: float) -> None:
+    def set_lr(self, rate: float) -> None:
         set_learning_rate([self.deep.optimizer], rate)
 
     def losses(self, batch: Batch, tokens: float, guidance: float = 0.0) -> tuple[torch.Tensor, Losses]:
@@ -105,9 +105,9 @@ class DeepSpeedEngine(Engine):
         self.deep.step()
         return float(self.deep.get_global_grad_norm() if norm is None else norm)
 
-    def gather(self) -> tuple[State, State]:
+    def state(self) -> tuple[State, State]:
         if self.stage == 0:
-            return super().gather()
+            return super().state()
         first, weights, states = self.world.rank == 0, {}, {}
         state = self.optimizers[0].state
         entries = ("exp_avg", "exp_avg_sq") if state else ()
@@ -148,9 +148,9 @@ class DeepSpeedEngine(Engine):
         flat = parts[group] if entry is None else self.optimizers[0].state[parts[group]][entry]
         return flat.data[start : start + size], place
 
-    def put(self, weights: State, states: State) -> None:
+    def load_state(self, weights: State, states: State) -> None:
         if self.stage == 0:
-            return super().put(weights, states)
+            return super().load_state(weights, states)
         steps = [value for key, value in states.items() if key.startswith("step/")]
         entries = ("exp_avg", "exp_avg_sq") if steps else ()
         for part in self._parts() if steps else ():
@@ -205,7 +205,7 @@ _RECIPES_OWN = (
 
 def read_deepspeed(file: Path) -> dict:
     """The JSON file of a run under DeepSpeed. Raises UserError where it is none, or says what the recipe has to say."""
-    known = ", ".join(sorted(f.name for f in (configs_of("train") / "deepspeed").glob("*.json")))
+    known = ", ".join(sorted(f.name for f in (config_folder("train") / "deepspeed").glob("*.json")))
     refuse_device(file)
     try:
         config = json.loads(Path(file).read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ from minigptv2.encode import Batch
 from minigptv2.model.grounding_vlm import GroundingVLM, Losses
 from minigptv2.train.launch import World
 from minigptv2.train.optim import build_optimizers, set_learning_rate
-from minigptv2.train.precision import autocast_in, call_in
+from minigptv2.train.precision import autocast, call_in_dtype
 
 _BUCKET = 1 << 26  # gradients that are added up between processes at once
 
@@ -38,7 +38,7 @@ class Settings:
     optimizer: str
     weight_decay: float
     accumulate: int = 1
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     checkpointing: bool = False
     blank: Literal["pixels", "features"] = "pixels"
     attention: float = 0.0
@@ -60,20 +60,20 @@ class Engine:
                 torch.distributed.broadcast(parameter.data, 0)
         return build_optimizers(self.model, self.settings.optimizer, 1.0, self.settings.weight_decay)
 
-    def set_rate(self, rate: float) -> None:
+    def set_lr(self, rate: float) -> None:
         set_learning_rate(self.optimizers, rate)
 
     def losses(self, batch: Batch, tokens: float, guidance: float = 0.0) -> tuple[torch.Tensor, Losses]:
         """This micro-batch's share of the step's loss, for `backward`, and what it is made of, detached. tokens:
         supervised ones of the whole step, everywhere."""
         if self.world.device.type == "cpu" and not self.settings.checkpointing:
-            losses = call_in(self.model, self.settings.dtype, batch, tokens=tokens, guidance=guidance)
+            losses = call_in_dtype(self.model, self.settings.dtype, batch, tokens=tokens, guidance=guidance)
         else:
-            with autocast_in(self.world.device, self.settings.dtype):
+            with autocast(self.world.device, self.settings.dtype):
                 losses = self.model(batch, tokens=tokens, guidance=guidance)
         return total_loss(losses, self.settings), Losses(*(part.detach() for part in losses))
 
-    def readings(self, sums: list[float]) -> dict[str, float]:
+    def metrics(self, sums: list[float]) -> dict[str, float]:
         """What the log says of a step: "loss" and more. sums: the parts that `losses` gave, over its micro-batches."""
         answer, attention, weight = sums
         return {"loss": answer, **({"missed": attention / weight} if weight else {})}
@@ -95,13 +95,13 @@ class Engine:
         """One update of the weights; the norm of the gradients before they were clipped."""
         if self.world.size > 1:
             _add_up([p for p in self.trained.values()])
-        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.settings.clip or float("inf"))
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.settings.max_grad_norm or float("inf"))
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
         return float(norm)
 
-    def gather(self) -> tuple[State, State]:
+    def state(self) -> tuple[State, State]:
         """The trained weights and buffers by name and the optimizers' state by "entry/name", whole, on the CPU; all
         processes call it, and the first one gets them."""
         weights = {name: p.detach().cpu() for name, p in (self.trained | self.buffers()).items()}
@@ -114,7 +114,7 @@ class Engine:
         }
         return weights, states
 
-    def put(self, weights: State, states: State) -> None:
+    def load_state(self, weights: State, states: State) -> None:
         """What `gather` gave, back in its places, in every process."""
         with torch.no_grad():
             for name, tensor in (self.trained | self.buffers()).items():

@@ -21,11 +21,11 @@ import torch
 
 from minigptv2.data.dataset import Dataset
 from minigptv2.errors import UserError
-from minigptv2.files import NEW, locked, whole
-from minigptv2.images import LazyPicture, open_image, squashed, to_pixels
-from minigptv2.model.grounding_vlm import rounded
+from minigptv2.files import TMP_SUFFIX, atomic_write, file_lock
+from minigptv2.images import LazyImage, load_square, normalize, open_image
+from minigptv2.model.grounding_vlm import to_cache_dtype
 from minigptv2.model.vision import VisionTower
-from minigptv2.train.precision import best_dtype, call_in
+from minigptv2.train.precision import best_dtype, call_in_dtype
 
 ABOUT = "about.json"
 FORMAT = 1  # of the folder
@@ -74,7 +74,7 @@ class FeatureCache:
 
     def __getitem__(self, image: Any) -> torch.Tensor:
         """[N, C] float16 of a picture as `Sample.image` gives it. Raises UserError where it could not be read."""
-        key = picture_key(image)
+        key = image_key(image)
         if key not in self._places:
             raise UserError(
                 self._unreadable.get(key, f"{key} is not in the feature cache {self.folder}."),
@@ -96,7 +96,7 @@ class FeatureCache:
             self._unreadable |= shard.unreadable
 
 
-def picture_key(image: Any) -> str:
+def image_key(image: Any) -> str:
     """What names a picture in the cache: another picture, another key.
 
     A file is its path, its size and when it was written, so that one that was replaced is computed anew.
@@ -107,7 +107,7 @@ def picture_key(image: Any) -> str:
         except (OSError, ValueError):
             return f"{os.fspath(image)}, which cannot be found"
         return f"{os.fspath(image)}, {about.st_size} bytes, {about.st_mtime_ns}"
-    if isinstance(image, LazyPicture):
+    if isinstance(image, LazyImage):
         return image.key
     data = image if isinstance(image, bytes) else open_image(image).tobytes()
     return f"{len(data)} bytes, {blake2b(data, digest_size=16).hexdigest()}"
@@ -152,7 +152,7 @@ def build_cache(
     rows = max(1, config.shard_mb * 2**20 // (2 * tower.patches * tower.width))
     tower, dtype = tower.eval().to(device), dtype or best_dtype(torch.device(device))
     building = rank == 0 and any(key not in cache for key in wanted)
-    with locked(folder, "build of a feature cache", wait=True) if building else nullcontext():
+    with file_lock(folder, "build of a feature cache", wait=True) if building else nullcontext():
         for shard in _sound(folder, verify=False):  # also what another run built while this one waited for it
             cache._add(shard)
         waiting, since = None, time.time()
@@ -219,7 +219,7 @@ def _begin(folder: Path, tower: VisionTower, fast_decode: bool) -> None:
 
 def _sweep(folder: Path) -> None:
     """Remove what a killed build left half written."""
-    for left in folder.glob(f"*{NEW}"):
+    for left in folder.glob(f"*{TMP_SUFFIX}"):
         try:
             if time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()
@@ -238,7 +238,7 @@ def _pictures(datasets: Sequence[Dataset]) -> dict[str, Any]:
             except UserError:
                 continue  # training meets it again, counts it and says so
             if image is not None:
-                found.setdefault(picture_key(image), image)
+                found.setdefault(image_key(image), image)
     return found
 
 
@@ -280,7 +280,7 @@ def _checksum(file: Path) -> str:
 
 
 def _write(file: Path, data: bytes | np.ndarray) -> None:
-    with whole(file, shared=True) as new, open(new, "wb") as out:
+    with atomic_write(file, shared=True) as new, open(new, "wb") as out:
         out.write(data) if isinstance(data, bytes) else np.save(out, data)
 
 
@@ -295,7 +295,7 @@ class _Decoded(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, np.ndarray | str]:
         try:
-            return index, squashed(self.pictures[index], self.size, self.fast)
+            return index, load_square(self.pictures[index], self.size, self.fast)
         except UserError as error:
             return index, error.given
 
@@ -330,8 +330,8 @@ def _compute(
             good = [(keys[i], image) for i, image in group if not isinstance(image, str)]
             unreadable |= {keys[i]: why for i, why in group if isinstance(why, str)}
             if good:
-                pixels = to_pixels(torch.from_numpy(np.stack([image for _, image in good])).to(device))
-                features = rounded(call_in(tower, dtype, pixels)).cpu().numpy()  # [B, N, C]
+                pixels = normalize(torch.from_numpy(np.stack([image for _, image in good])).to(device))
+                features = to_cache_dtype(call_in_dtype(tower, dtype, pixels)).cpu().numpy()  # [B, N, C]
                 named += [key for key, _ in good]
                 done += list(features)
             bar.update(len(group))

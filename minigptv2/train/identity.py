@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.errors import UserError
-from minigptv2.files import is_dir, is_file, whole
+from minigptv2.files import atomic_write, is_dir, is_file
 from minigptv2.train.recipe import Recipe
 
 FILE = "run.json"
 # keys that may differ when a run is taken up: where and how fast it computes, what it writes, and how long it goes on
-MAY_CHANGE = (
+RESUMABLE_KEYS = (
     "output",
     "max_steps",
     "workers",
@@ -59,7 +59,7 @@ class Identity:
         known = _flat(asdict(Recipe("")))
         out = []
         for key in dict.fromkeys([*self.recipe, *other.recipe]):
-            if any(fnmatchcase(key, free) or key.startswith(free + ".") for free in MAY_CHANGE):
+            if any(fnmatchcase(key, free) or key.startswith(free + ".") for free in RESUMABLE_KEYS):
                 continue
             old, new = (of.get(key, known.get(key)) for of in (self.recipe, other.recipe))
             marks = self.contents.get(key), other.contents.get(key)
@@ -69,12 +69,12 @@ class Identity:
         return out
 
     def save(self, output: Path) -> None:
-        with whole(output / FILE) as new:
+        with atomic_write(output / FILE) as new:
             new.write_text(json.dumps(asdict(self), indent=2, default=str) + "\n")
 
 
 def identity_of(recipe: Recipe) -> Identity:
-    """Of a recipe as it was read, before `begin` fills it in."""
+    """Of a recipe as it was read, before `load_initial_model` fills it in."""
     flat = _flat(json.loads(json.dumps(asdict(recipe), default=str)))
     named = {key: value for key, value in flat.items() if isinstance(value, str) and value}
     weights = {key: Path(named[key]) for key in ("init", "tower", "model.language.name") if key in named}

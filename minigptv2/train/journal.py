@@ -12,12 +12,12 @@ from uuid import uuid4
 import torch
 
 from minigptv2.errors import UserError
-from minigptv2.files import whole
+from minigptv2.files import atomic_write
 from minigptv2.train.launch import World
 from minigptv2.train.recipe import Recipe
 
 
-class Journal:
+class MetricLogger:
     """Open it for a run that has done `step` steps; what was written after that step by a run that died is dropped."""
 
     def __init__(self, recipe: Recipe, world: World, step: int):
@@ -36,14 +36,14 @@ class Journal:
         if recipe.tensorboard:
             self._curves = _tensorboard(output / "tensorboard", step)
             if self._curves is None:
-                self.say(
+                self.message(
                     "TensorBoard is not installed: log.jsonl alone holds the curves; "
                     "pip install tensorboard, or give tensorboard=false"
                 )
         if recipe.wandb:
             self._wandb = _open_wandb(recipe)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> MetricLogger:
         return self
 
     def __exit__(self, *_) -> None:
@@ -55,11 +55,11 @@ class Journal:
             if self._wandb is not None:
                 self._wandb.finish()
 
-    def say(self, words: str) -> None:
+    def message(self, words: str) -> None:
         if not self.quiet:
             self._bar.write(words, file=sys.stderr)
 
-    def count(self, samples: float, tokens: float, waited: float) -> None:
+    def update(self, samples: float, tokens: float, waited: float) -> None:
         """One step more: samples and tokens of all processes, seconds that this one waited for data."""
         self._samples += int(samples)
         self._tokens += int(tokens)
@@ -67,10 +67,10 @@ class Journal:
         if not self.quiet:
             self._bar.update()
 
-    def step(
+    def log_step(
         self, step: int, readings: dict[str, float], norm: float, rate: float, failures: int, dropped_turns: int = 0
     ) -> None:
-        """A row of the log: this step's readings, as `Engine.readings` gives them, speeds since the row before.
+        """A row of the log: this step's readings, as `Engine.metrics` gives them, speeds since the row before.
         failures, dropped_turns: since the run began, records that could not be used and turns that the context had no
         room for. Of a stage's readings, loss is that of its answers; missed is, by supervised attention, the mean of
         -log of the weight on what should be looked at, each token as it counts."""
@@ -102,10 +102,10 @@ class Journal:
                 gb=f"{row['memory_gb']:.1f}",
             )
 
-    def readings(self, step: int, readings: dict[str, float]) -> None:
+    def log_validation(self, step: int, readings: dict[str, float]) -> None:
         if not self.quiet:
             self._write({"step": step, **readings})
-        self.say(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in readings.items()))
+        self.message(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in readings.items()))
 
     def _memory(self) -> float:
         """The most that was held at once, 10**9 bytes: on the GPU, else by this process."""
@@ -144,7 +144,7 @@ def _forget(file: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    with whole(file) as new:
+    with atomic_write(file) as new:
         new.write_text("".join(kept))
 
 

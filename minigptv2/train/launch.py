@@ -27,7 +27,7 @@ class World:
     size: int
     device: torch.device
 
-    def sums(self, numbers: Sequence[float]) -> list[float]:
+    def all_reduce_sum(self, numbers: Sequence[float]) -> list[float]:
         """Each number, summed over all processes."""
         if self.size == 1:
             return list(numbers)
@@ -35,7 +35,7 @@ class World:
         torch.distributed.all_reduce(total)
         return total.tolist()
 
-    def told(self, thing: Any) -> Any:
+    def broadcast(self, thing: Any) -> Any:
         """What the first process gave, in every process."""
         if self.size == 1:
             return thing
@@ -51,7 +51,7 @@ class World:
                 given = do()
             except UserError as error:
                 given = error
-        given = self.told(given)
+        given = self.broadcast(given)
         if isinstance(given, UserError):
             raise given
         return given
@@ -64,13 +64,13 @@ class World:
         torch.distributed.all_gather_object(things, thing)
         return things
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until every process is here."""
-        self.sums([0])
+        self.all_reduce_sum([0])
 
 
 @contextmanager
-def open_world(device: str = "", alone: bool = True) -> Iterator[World]:
+def init_distributed(device: str = "", alone: bool = True) -> Iterator[World]:
     """This process's place in the world, by the variables that torchrun and deepspeed set; closed again at the end.
 
     device: "cpu", "cuda", ...; empty: the GPU where there is one. With several processes "cuda" is each one's own GPU.
@@ -144,7 +144,7 @@ class StopSignal:
     Ctrl-C ends it at once. interrupted: whether it was Ctrl-C."""
 
     def __init__(self):
-        self.came = self.interrupted = False
+        self.received = self.interrupted = False
 
     def __enter__(self) -> StopSignal:
         self._before = {}
@@ -162,7 +162,7 @@ class StopSignal:
                 raise KeyboardInterrupt
             self.interrupted = True
             os.write(2, STOPPING.encode())  # not print, which may be what the signal has interrupted
-        self.came = True
+        self.received = True
 
     def end(self) -> None:
         """To be called when the run has stopped: Ctrl-C ends the program as ever."""
@@ -170,7 +170,7 @@ class StopSignal:
             raise KeyboardInterrupt
 
 
-def heed_parent_only(_worker: int) -> None:
+def ignore_sigterm_in_worker(_worker: int) -> None:
     """For a data worker: SIGTERM ends it where its parent sent it. One that goes to all processes of a job at once, or
     Ctrl-C, is the parent's to answer, who still needs the worker for the step that it ends with."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

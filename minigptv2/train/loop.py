@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from minigptv2.data.mixture import open_mixture
-from minigptv2.encode import Encoder, Tokenizer
+from minigptv2.encode import PromptEncoder, Tokenizer
 from minigptv2.errors import UserError
-from minigptv2.files import LOCK, is_file, locked, whole
+from minigptv2.files import LOCK, atomic_write, file_lock, is_file
 from minigptv2.model.checkpoint import CONFIG, save_trained
 from minigptv2.model.quantize import check_quantization
 from minigptv2.train.attention_targets import Targets
@@ -35,20 +35,20 @@ from minigptv2.train.backbone import (
     patch_of,
     save_weights,
 )
-from minigptv2.train.begin import begin, choose_trained, settle
+from minigptv2.train.begin import load_initial_model, place_on_device, set_trainable
 from minigptv2.train.checkpoints import Progress, has_checkpoint, load_checkpoint, save_checkpoint
 from minigptv2.train.deepspeed import open_engine, read_deepspeed, zero_stage
 from minigptv2.train.engine import Engine, Settings
 from minigptv2.train.feature_cache import FeatureCache, build_cache
 from minigptv2.train.identity import FILE as RUN
 from minigptv2.train.identity import Identity, identity_of, take_up
-from minigptv2.train.journal import Journal
-from minigptv2.train.launch import STOPPED, StopSignal, World, open_world
+from minigptv2.train.journal import MetricLogger
+from minigptv2.train.launch import STOPPED, StopSignal, World, init_distributed
 from minigptv2.train.optim import learning_rate
 from minigptv2.train.precision import best_dtype
-from minigptv2.train.reading import Reading
-from minigptv2.train.recipe import Recipe, micros_of, read_recipe
-from minigptv2.train.stream import Micro, open_stream
+from minigptv2.train.reading import Validator
+from minigptv2.train.recipe import Recipe, micro_batches, read_recipe
+from minigptv2.train.stream import MicroBatch, open_dataloader
 
 _OLD_CHECKPOINT = "checkpoint.pt"  # of a backbone, pickled
 _RANKS_APART = 1_000_003  # between the seeds of two processes' dropout
@@ -60,13 +60,13 @@ def run(config: str | Path, overrides: list[str] = (), smoke: bool = False) -> P
     smoke: two steps of the same on a tiny model and made data. It begins anew, unless an override names its output.
     """
     recipe = read_recipe(config, list(overrides), smoke)
-    with open_world(recipe.device, alone=not recipe.deepspeed) as world, ExitStack() as held:
-        world.first(lambda: held.enter_context(locked(Path(recipe.output), "run")))
+    with init_distributed(recipe.device, alone=not recipe.deepspeed) as world, ExitStack() as held:
+        world.first(lambda: held.enter_context(file_lock(Path(recipe.output), "run")))
         if smoke and world.rank == 0 and not any(o.startswith("output=") for o in overrides):
             _empty(Path(recipe.output))
             if recipe.cache.dir:
                 shutil.rmtree(recipe.cache.dir, ignore_errors=True)
-        world.wait()
+        world.barrier()
         torch.manual_seed(recipe.seed)
         if recipe.kind == "stage":
             return train_stage(recipe, world)
@@ -86,19 +86,23 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
     _check_divided(recipe)
     begun, model_folder = has_checkpoint(output) or is_file(output / "model" / CONFIG), output / "model"
     identity, compared = world.first(lambda: _compared(recipe, begun))
-    model, tokenizer, kept_in = begin(recipe, world, begun)
+    model, tokenizer, kept_in = load_initial_model(recipe, world, begun)
     _check_save(recipe, kept_in)
-    choose_trained(model, recipe)
+    set_trainable(model, recipe)
     dtype = _dtype(recipe, world)
     if recipe.quantize:
         check_quantization(recipe.quantize, world.device, dtype)
-    encoder = Encoder(tokenizer, model.config.prompt, model.image_tokens, model.config.language.max_position_embeddings)
+    encoder = PromptEncoder(
+        tokenizer, model.config.prompt, model.image_tokens, model.config.language.max_position_embeddings
+    )
     opened = open_mixture(recipe.data, recipe.seed, recipe.batch)
     _tell_problems(recipe, opened[0], world)
-    cache = _cache(recipe, model, opened[0], world)  # by the tower as it was opened: `settle` may round it further
-    settle(model, recipe, world.device, dtype, kept_in is not None)
+    cache = _cache(
+        recipe, model, opened[0], world
+    )  # by the tower as it was opened: `place_on_device` may round it further
+    place_on_device(model, recipe, world.device, dtype, kept_in is not None)
 
-    micro, accumulate = micros_of(recipe, world.size)
+    micro, accumulate = micro_batches(recipe, world.size)
     settings = Settings(
         dtype,
         recipe.optimizer,
@@ -125,7 +129,7 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
         return model_folder
     if world.rank == 0:
         identity.save(output)
-    stream = open_stream(
+    stream = open_dataloader(
         recipe.data,
         encoder,
         model.config.box_coding,
@@ -142,10 +146,10 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
         opened=opened,
         targets=Targets(tokenizer.words, model.vision.patches, model.config.merge) if recipe.attention else None,
     )
-    reading = Reading(model, encoder) if recipe.check_every else None
-    with StopSignal() as stop, Journal(recipe, world, progress.step) as journal:
+    reading = Validator(model, encoder) if recipe.check_every else None
+    with StopSignal() as stop, MetricLogger(recipe, world, progress.step) as journal:
         for words in compared + said:
-            journal.say(words)
+            journal.message(words)
         ended = Stage(recipe, engine, stream, progress, journal, stop, reading).train()
     if not ended:
         stop.end()
@@ -174,7 +178,7 @@ def pretrain(recipe: Recipe, world: World) -> Path | None:
         )
     model = build_dense(recipe, world.device)
     identity, compared = _compared(recipe, begun)
-    settings = Settings(_dtype(recipe, world), recipe.optimizer, recipe.weight_decay, clip=recipe.clip)
+    settings = Settings(_dtype(recipe, world), recipe.optimizer, recipe.weight_decay, max_grad_norm=recipe.clip)
     engine = DenseEngine(model, world, settings, recipe.phases)
     progress, said = load_checkpoint(output, engine)
     if (
@@ -188,9 +192,9 @@ def pretrain(recipe: Recipe, world: World) -> Path | None:
     identity.save(output)
     recipe = replace(recipe, max_steps=steps, check_every=0)  # it reads answers, which a backbone has none of
     stream = SceneStream(recipe, patch_of(model.tower), progress.step, progress.samples, progress.stream)
-    with StopSignal() as stop, Journal(recipe, world, progress.step) as journal:
+    with StopSignal() as stop, MetricLogger(recipe, world, progress.step) as journal:
         for words in (*compared, *said, *stream.said):
-            journal.say(words)
+            journal.message(words)
         ended = Stage(recipe, engine, stream, progress, journal, stop, stream_state=stream.state).train()
     save_weights(model, output)
     if not ended:
@@ -208,11 +212,11 @@ class Stage:
 
     recipe: Recipe
     engine: Engine
-    stream: Iterator[Micro | DenseBatch]
+    stream: Iterator[MicroBatch | DenseBatch]
     progress: Progress
-    journal: Journal
+    journal: MetricLogger
     stop: StopSignal
-    reading: Reading | None = None
+    reading: Validator | None = None
     stream_state: Callable[[], dict[str, Any]] = dict
 
     def train(self) -> bool:
@@ -223,12 +227,12 @@ class Stage:
             stopping = self._step()
             due = progress.step % recipe.save_every == 0 or progress.step == recipe.max_steps
             if recipe.check_every and progress.step % recipe.check_every == 0:
-                self.journal.readings(progress.step, self.reading.read())
+                self.journal.log_validation(progress.step, self.reading.evaluate())
             if due or stopping:
                 progress.stream = self.stream_state()
                 save_checkpoint(Path(recipe.output), self.engine, progress, recipe.keep)
         if progress.step < recipe.max_steps:
-            self.journal.say(STOPPED.format(progress.step))
+            self.journal.message(STOPPED.format(progress.step))
         return progress.step >= recipe.max_steps
 
     def _step(self) -> bool:
@@ -238,17 +242,17 @@ class Stage:
         began = time.perf_counter()
         micros = [next(self.stream) for _ in range(engine.settings.accumulate)]
         waited = time.perf_counter() - began
-        tokens, samples, failures, dropped_turns, stopping = world.sums(
+        tokens, samples, failures, dropped_turns, stopping = world.all_reduce_sum(
             [
                 sum(m.supervised for m in micros),
                 sum(m.samples for m in micros),
                 sum(len(m.failures) for m in micros),
                 sum(m.dropped_turns for m in micros),
-                self.stop.came,
+                self.stop.received,
             ]
         )
         rate = learning_rate(progress.step, recipe.max_steps, recipe.lr, recipe.lowest_lr, recipe.warmup)
-        engine.set_rate(rate)
+        engine.set_lr(rate)
         logged = (progress.step + 1) % recipe.log_every == 0
         guidance = max(0.0, 1 - progress.step / recipe.guided_steps) if recipe.guided_steps else 0.0
         found = []  # of each micro-batch: what its loss is made of, such as `Losses`, as one vector
@@ -269,16 +273,16 @@ class Stage:
         progress.tokens += int(tokens)
         progress.failures += int(failures)
         if dropped_turns and not progress.dropped_turns:
-            self.journal.say(
+            self.journal.message(
                 "the oldest turns of a conversation did not fit the context and are not learned; "
                 "log.jsonl counts them as dropped_turns"
             )
         progress.dropped_turns += int(dropped_turns)
         progress.world, progress.batch = world.size, int(samples)
-        self.journal.count(samples, tokens, waited)
+        self.journal.update(samples, tokens, waited)
         if logged:
-            readings = engine.readings(world.sums(torch.stack(found).sum(0).tolist()))
-            self.journal.step(progress.step, readings, norm, rate, progress.failures, progress.dropped_turns)
+            readings = engine.metrics(world.all_reduce_sum(torch.stack(found).sum(0).tolist()))
+            self.journal.log_step(progress.step, readings, norm, rate, progress.failures, progress.dropped_turns)
         return bool(stopping)
 
 
@@ -347,7 +351,7 @@ def _tell_problems(recipe: Recipe, datasets: list, world: World) -> None:
                 }
             )
     if world.rank == 0:
-        with whole(Path(recipe.output) / "problems.json") as new:
+        with atomic_write(Path(recipe.output) / "problems.json") as new:
             new.write_text(json.dumps(rows, indent=2, default=str) + "\n")
 
 
@@ -364,15 +368,15 @@ def _cache(recipe: Recipe, model, datasets: list, world: World) -> FeatureCache 
         world=world.size,
         fast_decode=recipe.data.fast_decode,
     )
-    world.wait()
+    world.barrier()
     return cache
 
 
 def _save(recipe: Recipe, engine: Engine, tokenizer: Tokenizer, folder: Path, kept_in: Path | None) -> None:
     """Write the model's folder. All processes call it, since the weights may be divided among them."""
-    trained, _ = engine.gather()
+    trained, _ = engine.state()
     frozen = engine.frozen(lambda name: "lora_" in name or kept_in is None)
     if engine.world.rank == 0:
         base = None if kept_in is None else kept_in.resolve()
         save_trained(engine.model, tokenizer, folder, trained, frozen, base, recipe.save == "small")
-    engine.world.wait()
+    engine.world.barrier()

@@ -10,7 +10,7 @@ from minigptv2.train.precision import best_dtype
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c of X <- aX + b(XX^T)X + c(XX^T)^2 X
-ROUNDS = 5
+NEWTON_SCHULZ_STEPS = 5
 
 
 class Muon(torch.optim.Optimizer):
@@ -58,7 +58,7 @@ def orthogonal(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     x = x.T if x.shape[0] > x.shape[1] else x  # the smaller Gram matrix
     x = x / x.norm().clamp(min=1e-7)
     a, b, c = NEWTON_SCHULZ
-    for _ in range(ROUNDS):
+    for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     x = x.T if matrix.shape[0] > matrix.shape[1] else x

@@ -16,7 +16,7 @@ def best_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def call_in(module: nn.Module, dtype: torch.dtype, *args, **kwargs):
+def call_in_dtype(module: nn.Module, dtype: torch.dtype, *args, **kwargs):
     """`module(*args, **kwargs)` computed in `dtype`, with gradients that reach the float32 weights.
 
     Cheaper than autocast on a CPU: each weight is cast once a step and activations are never cast back and forth.
@@ -41,7 +41,7 @@ def call_in(module: nn.Module, dtype: torch.dtype, *args, **kwargs):
     return functional_call(module, weights, tuple(args), kwargs)
 
 
-def autocast_in(device: torch.device, dtype: torch.dtype):
+def autocast(device: torch.device, dtype: torch.dtype):
     """A context in which products are computed in `dtype`. Casts are not remembered: under ZeRO-3 that would hold a
     second copy of every weight."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False)

@@ -8,30 +8,30 @@ import numpy as np
 import torch
 
 from minigptv2.boxes import iou, parse
-from minigptv2.data.scene_talk import exchanges
+from minigptv2.data.scene_talk import scene_questions
 from minigptv2.data.scenes import Scene, draw_scene
-from minigptv2.encode import Encoder, collate
-from minigptv2.images import to_pixels
+from minigptv2.encode import PromptEncoder, collate
+from minigptv2.images import normalize
 from minigptv2.model.grounding_vlm import GroundingVLM
 from minigptv2.sample import Sample
 from minigptv2.tasks import render
-from minigptv2.train.precision import best_dtype, call_in
+from minigptv2.train.precision import best_dtype, call_in_dtype
 
-HELD_OUT = 96  # the first scenes of the seed: sources that are read during training begin after them
+NUM_HELD_OUT = 96  # the first scenes of the seed: sources that are read during training begin after them
 SEED = 11
 TASKS = ("refer", "seek", "near_miss", "identify", "comparison", "statement")
 
 
-class Reading:
+class Validator:
     """Draws its scenes and encodes them with the frozen tower once."""
 
-    def __init__(self, model: GroundingVLM, encoder: Encoder, count: int = HELD_OUT):
+    def __init__(self, model: GroundingVLM, encoder: PromptEncoder, count: int = NUM_HELD_OUT):
         self.model, self.encoder, self.count = model, encoder, count
         self.scenes: list[Scene] = []
         self.features: torch.Tensor | None = None  # [count, N, C]
 
     @torch.no_grad()
-    def read(self) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float]:
         """Share of right answers of each task; a box is right from an IoU of 0.5 on."""
         from minigptv2.model.generate import generate
 
@@ -42,7 +42,7 @@ class Reading:
         for task in TASKS:
             rng, asked, rows, numbers = random.Random(5), [], [], []
             for number, scene in enumerate(self.scenes):
-                found = exchanges(scene, {task: 1.0}, 1, rng) if scene.things else []
+                found = scene_questions(scene, {task: 1.0}, 1, rng) if scene.things else []
                 if found and (task != "refer" or found[0].phrases[0].boxes):
                     question, wanted = render(Sample(number, (scene.side, scene.side), (found[0],)), coding)
                     rows.append(self.encoder.encode([question]))
@@ -71,6 +71,6 @@ class Reading:
         for number in range(self.count):
             scene = draw_scene((SEED, number), self.model.config.vision.image_size)
             self.scenes.append(scene)
-            pixels = to_pixels(torch.from_numpy(np.array(scene.image))[None]).to(device)
-            made.append(call_in(self.model.vision, best_dtype(device), pixels).half())
+            pixels = normalize(torch.from_numpy(np.array(scene.image))[None]).to(device)
+            made.append(call_in_dtype(self.model.vision, best_dtype(device), pixels).half())
         self.features = torch.cat(made)

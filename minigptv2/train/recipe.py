@@ -12,7 +12,7 @@ from minigptv2.data.mixture import DataConfig, SourceConfig
 from minigptv2.errors import UserError
 from minigptv2.train.feature_cache import CacheConfig
 
-NOTHING = "nothing"  # as init: a model of random weights
+RANDOM = "nothing"  # as init: a model of random weights
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Phase:
     boxes: float = 0.5
 
     @property
-    def whole(self) -> int:
+    def canvas(self) -> int:
         """Pixels of a side of the whole picture."""
         return self.frame or self.image_size
 
@@ -150,7 +150,7 @@ def read_recipe(config: str | Path, overrides: list[str] = (), smoke: bool = Fal
     return recipe
 
 
-def micros_of(recipe: Recipe, processes: int) -> tuple[int, int]:
+def micro_batches(recipe: Recipe, processes: int) -> tuple[int, int]:
     """Samples of a micro-batch, and micro-batches of a process in a step. Raises UserError where they do not divide."""
     share, rest = divmod(recipe.batch, processes)
     if rest or not share:
@@ -213,4 +213,4 @@ def _smoke_init(recipe: Recipe) -> str:
         return ""
     run, model = recipe.init.removesuffix("/model"), "/model" if recipe.init.endswith("/model") else ""
     before = Path(run + "-smoke" + model)
-    return str(before) if recipe.init and before.is_dir() else NOTHING
+    return str(before) if recipe.init and before.is_dir() else RANDOM

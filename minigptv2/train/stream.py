@@ -15,25 +15,25 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from minigptv2.boxes import Coding
+from minigptv2.boxes import BoxRounding
 from minigptv2.data.dataset import Dataset
 from minigptv2.data.mixture import DataConfig, Mixture, open_mixture
-from minigptv2.encode import IGNORED, Batch, Encoded, Encoder, collate
+from minigptv2.encode import IGNORE_INDEX, Batch, EncodedRow, PromptEncoder, collate
 from minigptv2.encode import pack as packed
 from minigptv2.errors import UserError
-from minigptv2.images import squashed, to_pixels
+from minigptv2.images import load_square, normalize
 from minigptv2.sample import Sample
 from minigptv2.tasks import render
 from minigptv2.train.attention_targets import Targets
 from minigptv2.train.feature_cache import FeatureCache
-from minigptv2.train.launch import heed_parent_only
+from minigptv2.train.launch import ignore_sigterm_in_worker
 
 ATTEMPTS = 20  # records of one source that are tried for one position
 _EXAMPLES = 3
 
 
 @dataclass
-class Micro:
+class MicroBatch:
     """What one forward takes. batch: its pixels are still bytes, [P, H, W, 3] uint8, its features [P, N, C] float16;
     use `on(device)`. samples: rows in it. supervised: tokens with a loss. failures: "name: reason" of every record
     that could not be used, and that another one stands in for. dropped_turns: of long conversations, that the context
@@ -49,7 +49,7 @@ class Micro:
         """The batch on this device, its pixels normalised there to [P, 3, H, W] float32."""
         batch = self.batch.to(device)
         if batch.pixels is not None:
-            batch.pixels = to_pixels(batch.pixels)
+            batch.pixels = normalize(batch.pixels)
         return batch
 
 
@@ -76,10 +76,10 @@ class Failures:
             )
 
 
-def open_stream(
+def open_dataloader(
     data: DataConfig,
-    encoder: Encoder,
-    coding: Coding,
+    encoder: PromptEncoder,
+    coding: BoxRounding,
     image_size: int,
     *,
     seed: int,
@@ -93,7 +93,7 @@ def open_stream(
     cache: FeatureCache | None = None,
     opened: tuple[list[Dataset], Mixture] | None = None,
     targets: Targets | None = None,
-) -> Iterator[Micro]:
+) -> Iterator[MicroBatch]:
     """An endless stream of micros of `batch` samples each, for this rank of `world`.
 
     samples_per_step: of all ranks and micros of one optimizer step, batch * world * micros a step; it places first_step
@@ -103,7 +103,7 @@ def open_stream(
     marks in the rows where their tokens should look; of use with `pack` alone.
 
     Raises UserError at once for a config that cannot work, and later where too many records cannot be used (`Failures`
-    is kept here; the caller need only log `Micro.failures`).
+    is kept here; the caller need only log `MicroBatch.failures`).
     """
     datasets, mixture = opened or open_mixture(data, seed, samples_per_step)
     mixture.counts(start)  # here, so that no worker has to
@@ -127,25 +127,25 @@ def open_stream(
     return _told(micros, workers, Failures(data.max_bad_share, data.least_judged))
 
 
-def row_of(sample: Sample, encoder: Encoder, coding: Coding, rng: random.Random) -> Encoded:
+def encode_sample(sample: Sample, encoder: PromptEncoder, coding: BoxRounding, rng: random.Random) -> EncodedRow:
     """The sample worded and encoded. Raises UserError where it is too long or nothing of it can be learned."""
     turns = render(sample, coding, rng)
     if not any(turn.role == "assistant" for turn in turns):
         raise UserError("It has no answer.", "A sample to learn from has a question and an answer.", "Leave it out.")
-    row = encoder.encode_side_by_side(turns) if sample.side_by_side else encoder.encode(turns)
-    if all(label == IGNORED for label in row.labels):
+    row = encoder.encode_independent_answers(turns) if sample.side_by_side else encoder.encode(turns)
+    if all(label == IGNORE_INDEX for label in row.labels):
         raise UserError("No token of it has a loss.", "A sample to learn from ends with an answer.", "Leave it out.")
     return row
 
 
-def _told(micros: _Micros, workers: int, failures: Failures) -> Iterator[Micro]:
+def _told(micros: _Micros, workers: int, failures: Failures) -> Iterator[MicroBatch]:
     """The micros, in order whatever the number of workers; what a worker raised is raised here."""
     loader = torch.utils.data.DataLoader(
         micros,
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=heed_parent_only,
+        worker_init_fn=ignore_sigterm_in_worker,
         generator=torch.Generator(),  # else opening it would draw from the generator that dropout uses
     )
     for micro in loader:
@@ -167,8 +167,8 @@ class _Micros(torch.utils.data.IterableDataset):
     names: list[str]
     datasets: list[Dataset]
     mixture: Mixture
-    encoder: Encoder
-    coding: Coding
+    encoder: PromptEncoder
+    coding: BoxRounding
     image_size: int
     fast_decode: bool
     seed: int
@@ -180,7 +180,7 @@ class _Micros(torch.utils.data.IterableDataset):
     cache: FeatureCache | None
     targets: Targets | None
 
-    def __iter__(self) -> Iterator[Micro | _Stopped]:
+    def __iter__(self) -> Iterator[MicroBatch | _Stopped]:
         worker = torch.utils.data.get_worker_info()
         number, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         while True:
@@ -191,7 +191,7 @@ class _Micros(torch.utils.data.IterableDataset):
                 return
             number += stride
 
-    def _micro(self, number: int) -> Micro:
+    def _micro(self, number: int) -> MicroBatch:
         first = self.start + number * self.batch * self.world + self.rank
         failures: list[str] = []
         found = [self._row(first + self.world * k, failures) for k in range(self.batch)]
@@ -201,10 +201,10 @@ class _Micros(torch.utils.data.IterableDataset):
             batch.features = torch.stack(pictures)
         elif pictures:
             batch.pixels = torch.from_numpy(np.stack(pictures))
-        supervised, dropped = int((batch.labels != IGNORED).sum()), sum(row.dropped_turns for row in rows)
-        return Micro(batch, len(rows), supervised, failures, dropped)
+        supervised, dropped = int((batch.labels != IGNORE_INDEX).sum()), sum(row.dropped_turns for row in rows)
+        return MicroBatch(batch, len(rows), supervised, failures, dropped)
 
-    def _row(self, position: int, failures: list[str]) -> tuple[Encoded, list]:
+    def _row(self, position: int, failures: list[str]) -> tuple[EncodedRow, list]:
         """The row of this position and its pictures, or those of another record where they cannot be used."""
         for attempt in range(ATTEMPTS):
             source, index = self.mixture.instead(position, attempt) if attempt else self.mixture[position]
@@ -213,9 +213,9 @@ class _Micros(torch.utils.data.IterableDataset):
             try:
                 sample = dataset.sample(index, rng) if hasattr(dataset, "sample") else dataset[index]
                 name = f"{self.names[source]} {sample.key or index}"
-                row = row_of(sample, self.encoder, self.coding, rng)
+                row = encode_sample(sample, self.encoder, self.coding, rng)
                 if self.targets is not None:
-                    self.targets.mark(row, sample.named, sample.size)
+                    self.targets.mark(row, sample.entities, sample.size)
                 return row, [self._picture(image) for image in row.images]
             except UserError as error:
                 failures.append(f"{name}: {error.given}")
@@ -229,4 +229,4 @@ class _Micros(torch.utils.data.IterableDataset):
         """[H, W, 3] uint8, or [N, C] float16 from the cache."""
         if self.cache is not None:
             return self.cache[image]
-        return squashed(image, self.image_size, self.fast_decode)
+        return load_square(image, self.image_size, self.fast_decode)

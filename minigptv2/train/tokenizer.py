@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterable
 
-from minigptv2.boxes import DELIMITER, JOINTS, PHRASE_CLOSE, PHRASE_OPEN
+from minigptv2.boxes import BOX_TOKENS, DELIMITER, PHRASE_CLOSE, PHRASE_OPEN
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> bytes:
@@ -23,7 +23,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> bytes:
         remove_extra_whitespaces=False,
         normalization_rule_name="identity",
         character_coverage=1.0,
-        user_defined_symbols=[*JOINTS, PHRASE_OPEN, PHRASE_CLOSE, DELIMITER],
+        user_defined_symbols=[*BOX_TOKENS, PHRASE_OPEN, PHRASE_CLOSE, DELIMITER],
         unk_id=0,
         bos_id=1,
         eos_id=2,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minigptv2.config import LanguageConfig, LoraConfig, ModelConfig, VisionConfig
-from minigptv2.encode import IGNORED, IMAGE_ID, Encoded, attention_mask, collate
+from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, EncodedRow, attention_mask, collate
 from minigptv2.model.grounding_vlm import GroundingVLM, attention_bias
 
 HEADS, LAYERS, RANK, ALPHA, EPS = 4, 2, 8, 2, 1e-5  # the published scale: 16 / 64 = 2 / 8
@@ -52,14 +52,14 @@ def llama_block(x: torch.Tensor, w: dict, at: str, scale: float = ALPHA / RANK, 
     return x + (gate * gate.sigmoid() * (n @ w[f"{at}.mlp.up_proj.weight"].T)) @ w[f"{at}.mlp.down_proj.weight"].T
 
 
-def answer_losses(row: Encoded, visual: torch.Tensor, w: dict) -> list[torch.Tensor]:
+def answer_losses(row: EncodedRow, visual: torch.Tensor, w: dict) -> list[torch.Tensor]:
     """-log p of every supervised token: the logits of the place before it, over the whole vocabulary."""
     pictures = iter(visual.flatten(0, 1))
-    x = torch.stack([next(pictures) if i == IMAGE_ID else w["model.embed_tokens.weight"][i] for i in row.ids])
+    x = torch.stack([next(pictures) if i == IMAGE_TOKEN_ID else w["model.embed_tokens.weight"][i] for i in row.ids])
     for i in range(LAYERS):
         x = llama_block(x, w, f"model.layers.{i}")
     logits = normalised(x, w["model.norm.weight"], EPS) @ w["lm_head.weight"].T
-    wanted = [(place, label) for place, label in enumerate(row.labels) if label != IGNORED]
+    wanted = [(place, label) for place, label in enumerate(row.labels) if label != IGNORE_INDEX]
     return [logits[place - 1].logsumexp(-1) - logits[place - 1, label] for place, label in wanted]
 
 
@@ -103,10 +103,10 @@ def test_the_loss_over_answers(ours):
     drawn = iter(torch.randint(3, 60, (200,)).tolist())
     rows = []
     for pictures, answers in ((1, 1), (0, 1), (2, 2)):
-        row = Encoded()
+        row = EncodedRow()
         for _ in range(pictures):
             row.add([next(drawn) for _ in range(3)])
-            row.add([IMAGE_ID] * ours.image_tokens)
+            row.add([IMAGE_TOKEN_ID] * ours.image_tokens)
         for _ in range(answers):
             row.add([next(drawn) for _ in range(2 + 3 * pictures)])
             row.add([next(drawn) for _ in range(2 + pictures)], supervised=True)

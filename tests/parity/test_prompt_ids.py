@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from minigptv2.conversation import WRAPPERS
-from minigptv2.encode import IGNORED, IMAGE_ID, Encoded, Encoder, Tokenizer
-from minigptv2.sample import Exchange, Sample
+from minigptv2.conversation import PROMPT_TEMPLATES
+from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, EncodedRow, PromptEncoder, Tokenizer
+from minigptv2.sample import QuestionAnswer, Sample
 from minigptv2.tasks import render
 
 GOLDEN = Path(__file__).parents[1] / "golden/prompt_ids.txt"  # UPDATE: python -m tests.parity.test_prompt_ids
@@ -49,7 +49,13 @@ def published_strings(prompt: str, pictured: bool, talk: list[tuple[str, str]]) 
 def published_ids(strings: list[str], pieces: sentencepiece.SentencePieceProcessor) -> list[int]:
     ids = [CONTROL["<s>"]]
     for part in (part for text in strings for part in re.split(rf"(</?s>|{PICTURE})", text) if part):
-        ids += [IMAGE_ID] * PLACES if part == PICTURE else [CONTROL[part]] if part in CONTROL else pieces.encode(part)
+        ids += (
+            [IMAGE_TOKEN_ID] * PLACES
+            if part == PICTURE
+            else [CONTROL[part]]
+            if part in CONTROL
+            else pieces.encode(part)
+        )
     return ids
 
 
@@ -80,27 +86,29 @@ def llama_like() -> bytes:
 MODEL = llama_like()
 
 
-def _row(prompt: str, name: str) -> Encoded:
+def _row(prompt: str, name: str) -> EncodedRow:
     pictured, talk = TALKS[name]
-    exchanges = tuple(Exchange("chat", question=q, answer=a, verbatim=True) for q, a in talk)
+    exchanges = tuple(QuestionAnswer("chat", question=q, answer=a, verbatim=True) for q, a in talk)
     turns = render(Sample("x.png" if pictured else None, (100, 100), exchanges))
-    return Encoder(Tokenizer(MODEL), prompt, PLACES, 512).encode(turns)
+    return PromptEncoder(Tokenizer(MODEL), prompt, PLACES, 512).encode(turns)
 
 
-def _shown(row: Encoded) -> str:
+def _shown(row: EncodedRow) -> str:
     """Every token as id:piece, the picture's as one; what the loss is taken over stands between guillemets."""
     pieces, out = Tokenizer(MODEL), []
-    for supervised, run in groupby(zip(row.ids, row.labels), key=lambda token: token[1] != IGNORED):
+    for supervised, run in groupby(zip(row.ids, row.labels), key=lambda token: token[1] != IGNORE_INDEX):
         ids = [i for i, _ in run]
-        words = [f"{i}:{pieces.piece(i)}" for i in ids if i != IMAGE_ID]
-        if IMAGE_ID in ids:
-            words.insert(ids.index(IMAGE_ID), f"(picture x {ids.count(IMAGE_ID)})")
+        words = [f"{i}:{pieces.piece(i)}" for i in ids if i != IMAGE_TOKEN_ID]
+        if IMAGE_TOKEN_ID in ids:
+            words.insert(ids.index(IMAGE_TOKEN_ID), f"(picture x {ids.count(IMAGE_TOKEN_ID)})")
         out.append(f"«{' '.join(words)}»" if supervised else " ".join(words))
     return " ".join(out)
 
 
 def _snapshot() -> str:
-    return "".join(f"{prompt}: {name}\n  {_shown(_row(prompt, name))}\n" for name in TALKS for prompt in WRAPPERS)
+    return "".join(
+        f"{prompt}: {name}\n  {_shown(_row(prompt, name))}\n" for name in TALKS for prompt in PROMPT_TEMPLATES
+    )
 
 
 def test_ids_are_those_of_the_snapshot():
@@ -108,7 +116,7 @@ def test_ids_are_those_of_the_snapshot():
 
 
 @pytest.mark.parametrize("name", TALKS)
-@pytest.mark.parametrize("prompt", WRAPPERS)
+@pytest.mark.parametrize("prompt", PROMPT_TEMPLATES)
 def test_ids_are_the_published_ones(prompt, name):
     pieces = sentencepiece.SentencePieceProcessor(model_proto=MODEL)
     expected = published_ids(published_strings(prompt, *TALKS[name]), pieces)
@@ -118,9 +126,9 @@ def test_ids_are_the_published_ones(prompt, name):
 @pytest.mark.parametrize("name", TALKS)
 def test_the_loss_is_taken_over_answers_and_their_ends(name):
     answers = [answer for _, answer in TALKS[name][1] if answer]
-    for prompt, wrapper in WRAPPERS.items():
-        labels = [label for label in _row(prompt, name).labels if label != IGNORED]
-        learned = answers if not wrapper.joined_history else [TALKS[name][1][-1][1]] * bool(TALKS[name][1][-1][1])
+    for prompt, wrapper in PROMPT_TEMPLATES.items():
+        labels = [label for label in _row(prompt, name).labels if label != IGNORE_INDEX]
+        learned = answers if not wrapper.answers_in_prompt else [TALKS[name][1][-1][1]] * bool(TALKS[name][1][-1][1])
         ends = [i for i, label in enumerate(labels) if label == CONTROL["</s>"]]
         assert len(ends) == len(learned)
         parts = [labels[a:b] for a, b in zip([0, *(e + 1 for e in ends)], ends)]
@@ -129,7 +137,7 @@ def test_the_loss_is_taken_over_answers_and_their_ends(name):
 
 def test_the_three_prompts_differ():
     for name in TALKS:
-        assert len({tuple(_row(prompt, name).ids) for prompt in WRAPPERS}) == 3
+        assert len({tuple(_row(prompt, name).ids) for prompt in PROMPT_TEMPLATES}) == 3
     assert _row("published", "a question").ids[:3] != _row("training", "a question").ids[:3]
 
 
@@ -141,7 +149,7 @@ def test_llama_of_transformers_gives_the_same_ids(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(MODEL)
     theirs = LlamaTokenizer.from_pretrained(tmp_path, legacy=True)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=MODEL)
-    for prompt in WRAPPERS:
+    for prompt in PROMPT_TEMPLATES:
         for talk in TALKS.values():
             for part in (part for text in published_strings(prompt, *talk) for part in text.split(PICTURE)):
                 assert theirs(part, add_special_tokens=False).input_ids == published_ids([part], pieces)[1:]

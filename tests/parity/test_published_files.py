@@ -12,7 +12,7 @@ from test_vision_formulas import cubic_weights, merged, tower
 from minigptv2 import MiniGPTv2
 from minigptv2.images import open_image
 from minigptv2.model.published import convert
-from minigptv2.sample import Picture, Turn
+from minigptv2.sample import ImagePiece, Turn
 
 HEADS, ALPHA, SCALE = 4, 16, 16 / made.RANK
 ASKED = [("[refer] where is the red ball", "{<12><3><100><45>}"), ("[vqa] a house ?", "yes")]
@@ -89,9 +89,9 @@ def test_log_probabilities_are_those_of_the_formulas(files, tmp_path, prompt, co
     else:
         model = MiniGPTv2.from_published(*files["paths"], **options, device="cpu")
     visual, w = _visual(files), _language(files)
-    torch.testing.assert_close(model.encode_image(files["picture"]), visual[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.image_features(files["picture"]), visual[0], atol=1e-5, rtol=1e-5)
     for instruction, answer in ASKED:
-        turns = [Turn("user", (Picture(open_image(files["picture"])), instruction)), Turn("assistant", (answer,))]
+        turns = [Turn("user", (ImagePiece(open_image(files["picture"])), instruction)), Turn("assistant", (answer,))]
         row = model.encoder.encode(turns)
         expected = torch.stack(answer_losses(row, visual, w))
         found = model.logprobs(files["picture"], instruction, answer)

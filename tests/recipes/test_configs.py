@@ -11,7 +11,7 @@ from minigptv2 import cli
 from minigptv2.data.dataset import DATASETS
 from minigptv2.errors import UserError
 from minigptv2.train.deepspeed import read_deepspeed
-from minigptv2.train.recipe import micros_of, read_recipe
+from minigptv2.train.recipe import micro_batches, read_recipe
 
 CONFIGS = Path(__file__).parents[2] / "train_configs"
 RECIPES = sorted(CONFIGS.rglob("*.yaml"))
@@ -66,12 +66,12 @@ def test_a_deepspeed_file_that_says_what_the_recipe_says_is_refused(tmp_path):
 )
 def test_a_batch_is_divided_evenly(batch, micro, processes, expected):
     recipe = read_recipe(CONFIGS / "stage3.yaml", [f"batch={batch}", f"micro_batch={micro}"])
-    assert micros_of(recipe, processes) == expected
+    assert micro_batches(recipe, processes) == expected
 
 
 def test_a_batch_that_does_not_divide_is_told():
     with pytest.raises(UserError, match="batch is 24, with 5 processes"):
-        micros_of(read_recipe(CONFIGS / "stage3.yaml"), 5)
+        micro_batches(read_recipe(CONFIGS / "stage3.yaml"), 5)
 
 
 def test_attention_is_supervised_in_packed_rows_alone():

@@ -16,7 +16,7 @@ from small_recipe import ROOT, environment, stop_after_two_steps, without_dropou
 from minigptv2 import cli
 from minigptv2.api import MiniGPTv2
 from minigptv2.errors import UserError
-from minigptv2.train.begin import begin, choose_trained, settle
+from minigptv2.train.begin import load_initial_model, place_on_device, set_trainable
 from minigptv2.train.launch import World
 from minigptv2.train.recipe import read_recipe
 
@@ -250,14 +250,14 @@ def test_tensorboard_that_is_missing_is_told_and_the_run_goes_on(recipe, tmp_pat
 def test_what_is_dropped_is_told_and_kept_with_the_run(recipe, tmp_path, capsys, monkeypatch):
     from minigptv2.train import stream
 
-    plain = stream.row_of
+    plain = stream.encode_sample
 
     def cut(*given):
         row = plain(*given)
         row.dropped_turns = 2
         return row
 
-    monkeypatch.setattr(stream, "row_of", cut)
+    monkeypatch.setattr(stream, "encode_sample", cut)
     talk = [{"conversation": [{"user": f"what is {i}?", "assistant": "a number."}]} for i in range(40)]
     lines = [*talk, {"caption": "of no image"}]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -384,17 +384,17 @@ def test_what_was_trained_saves_small_and_opens_with_its_base(plain, tmp_path, p
 
 
 def test_frozen_weights_on_their_way_to_a_gpu_stay_in_the_16_bits_of_their_folder(base, tmp_path):
-    """No GPU is needed: only `settle` would touch it."""
+    """No GPU is needed: only `place_on_device` would touch it."""
     read = read_recipe(write_recipe(tmp_path, base))
-    model, _, _ = begin(read, World(0, 1, torch.device("cuda")))
-    whole, _, _ = begin(read, World(0, 1, torch.device("cpu")))
+    model, _, _ = load_initial_model(read, World(0, 1, torch.device("cuda")))
+    whole, _, _ = load_initial_model(read, World(0, 1, torch.device("cpu")))
     assert {p.dtype for n, p in model.named_parameters() if n.startswith("language.") and "lora_" not in n} == {
         torch.float16
     }
-    choose_trained(model, read)
-    choose_trained(whole, read)
-    settle(model, read, torch.device("cpu"), torch.float32, kept=True)
-    settle(whole, read, torch.device("cpu"), torch.float32, kept=True)
+    set_trainable(model, read)
+    set_trainable(whole, read)
+    place_on_device(model, read, torch.device("cpu"), torch.float32, kept=True)
+    place_on_device(whole, read, torch.device("cpu"), torch.float32, kept=True)
     for (name, a), (_, b) in zip(model.named_parameters(), whole.named_parameters()):
         assert a.dtype == torch.float32 and ("lora_" in name or torch.equal(a, b)), name
 

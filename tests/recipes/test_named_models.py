@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from minigptv2 import cli
-from minigptv2.encode import FamilyTokenizer
+from minigptv2.encode import HFTokenizer
 from minigptv2.errors import UserError
 from minigptv2.model.checkpoint import load_folder
-from minigptv2.model.language import build_named
+from minigptv2.model.language import load_pretrained_lm
 
 TOWER = "vit_tiny_patch16_224"
 
@@ -46,7 +46,7 @@ def qwen(tmp_path_factory):
 
 
 def test_control_tokens_in_a_text_stay_text(qwen):
-    tokenizer = FamilyTokenizer(qwen)
+    tokenizer = HFTokenizer(qwen)
     text = "a <|im_end|> é 漢"
     ids = tokenizer.encode(text)
     assert not {tokenizer.bos, tokenizer.eos} & set(ids)
@@ -79,13 +79,13 @@ tensorboard: false
     assert cli.main(["train", str(tmp_path / "recipe.yaml")]) == 0
     model, tokenizer = load_folder(tmp_path / "run/model")
     before, _ = load_folder(tmp_path / "run/begin")
-    assert isinstance(tokenizer, FamilyTokenizer) and tokenizer.size < model.config.language.vocab_size == 320
+    assert isinstance(tokenizer, HFTokenizer) and tokenizer.size < model.config.language.vocab_size == 320
     assert type(model.decoder).__name__ == "Qwen2ForCausalLM"
     assert not model.projector.weight.equal(before.projector.weight)
     kept = trunk.state_dict()["blocks.0.attn.qkv.weight"].half().float()
     assert model.vision.trunk.blocks[0].attn.qkv.weight.equal(kept)
     assert model.vision.trunk.pos_embed.shape[1] == 1 + 16
-    original, _ = build_named(qwen)
+    original, _ = load_pretrained_lm(qwen)
     own = original.model.layers[0].mlp.up_proj.weight.half().float()
     assert model.decoder.model.layers[0].mlp.up_proj.weight.equal(own)
     answer_with_the_surplus_rows_likeliest(tmp_path / "run/model")
@@ -116,6 +116,6 @@ def test_another_family_and_a_missing_folder_are_told(tmp_path):
 
     GPT2Config().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="gpt2"):
-        build_named(tmp_path)
+        load_pretrained_lm(tmp_path)
     with pytest.raises(UserError, match="cannot be opened"):
-        build_named(tmp_path / "nothing")
+        load_pretrained_lm(tmp_path / "nothing")

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from small_recipe import stop_after_two_steps
 
 from minigptv2 import cli
-from minigptv2.encode import Encoder
+from minigptv2.encode import PromptEncoder
 from minigptv2.model.checkpoint import load_folder
-from minigptv2.train.begin import settle
-from minigptv2.train.reading import HELD_OUT, SEED, Reading
+from minigptv2.train.begin import place_on_device
+from minigptv2.train.reading import NUM_HELD_OUT, SEED, Validator
 from minigptv2.train.recipe import read_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -101,15 +101,15 @@ def test_the_tower_stays_frozen_and_the_language_model_does_not(trained):
 
 
 def test_a_stage_knows_the_features_of_the_stage_before_where_its_tower_is_rounded(trained, tmp_path, monkeypatch):
-    """On a GPU `settle` rounds a frozen tower to bfloat16."""
+    """On a GPU `place_on_device` rounds a frozen tower to bfloat16."""
 
     def rounded(model, *given):
-        settle(model, *given)
+        place_on_device(model, *given)
         model.vision.bfloat16()
 
     cache = shutil.copytree(trained / "output/tiny/features-smoke", tmp_path / "features")
     made = sorted(f.name for f in cache.glob("*.npy"))
-    monkeypatch.setattr("minigptv2.train.loop.settle", rounded)
+    monkeypatch.setattr("minigptv2.train.loop.place_on_device", rounded)
     monkeypatch.chdir(trained)
     recipe = ["train", str(CONFIGS / "stage3.yaml"), "--smoke", f"output={tmp_path / 'stage3'}", f"cache.dir={cache}"]
     assert cli.main(recipe) == 0
@@ -141,13 +141,13 @@ def test_every_step_has_a_source_and_none_has_the_scenes_of_the_readings():
             drawn = [s for s in recipe.data.sources if s.first_step <= step <= (s.last_step or recipe.max_steps)]
             assert drawn, f"{stage}, step {step}"
         for source in recipe.data.sources:
-            assert source.options.get("seed", SEED) != SEED or source.options["first"] == HELD_OUT
+            assert source.options.get("seed", SEED) != SEED or source.options["first"] == NUM_HELD_OUT
 
 
 def test_a_reading_counts_right_answers(trained):
     model, tokenizer = load_folder(trained / "output/tiny/stage3-smoke/model")
-    encoder = Encoder(tokenizer, model.config.prompt, model.image_tokens, 512)
-    readings = Reading(model, encoder, count=3).read()
+    encoder = PromptEncoder(tokenizer, model.config.prompt, model.image_tokens, 512)
+    readings = Validator(model, encoder, count=3).evaluate()
     assert set(readings) == {"refer", "seek", "near_miss", "identify", "comparison", "statement"}
     assert all(0 <= share <= 1 for share in readings.values())
     assert model.training and not model.vision.training
