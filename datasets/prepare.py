@@ -6,7 +6,7 @@
     python datasets/prepare.py vqav2 --root data/vqa --download             fetch what has a fixed address, then look
     python datasets/prepare.py all --root data                              data/vqav2, data/gqa, ...
 
-What belongs to a set stands in its reader (LAYOUT, PAGE, COUNTS, DOWNLOADS, OPTIONS; minigptv2/data/layout.py).
+What belongs to a set stands in its reader (LAYOUT, PAGE, COUNTS, DOWNLOADS, OPTIONS; minigptv2/data/dataset_files.py).
 Nothing is downloaded unasked, and nothing that was downloaded is run. Without --quick, every shard is read and gets an
 index beside it, that of the reader's default options. Exit codes: 0 all is there, 1 something is missing, 2 bad input.
 """
@@ -26,11 +26,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from minigptv2.commands.chat import escape_control_chars, print_error  # noqa: E402
 from minigptv2.data.annotations import check_choice  # noqa: E402
 from minigptv2.data.dataset import DATASETS, open_dataset  # noqa: E402
-from minigptv2.data.layout import DatasetFiles, missing, on_disk  # noqa: E402
+from minigptv2.data.dataset_files import DatasetFiles, missing, on_disk  # noqa: E402
 from minigptv2.errors import UserError  # noqa: E402
-from minigptv2.terminal import escape_control_chars, print_error  # noqa: E402
 
 KEPT = "downloads"  # below root: the files as they came
 _CHUNK = 1 << 20  # bytes

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from minigptv2.encode import EncodedRow
     from minigptv2.model.generate import Generated
-    from minigptv2.model.report import LoadReport
+    from minigptv2.model.load_report import LoadReport
 
 MAX_NEW_TOKENS = 300
 ERRORS = ("raise", "return")
@@ -57,7 +57,7 @@ class MiniGPTv2:
         quantize: str | None = None,
     ):
         from minigptv2.encode import PromptEncoder
-        from minigptv2.model.skeleton import cast
+        from minigptv2.model.meta_init import cast
 
         self.device, self.dtype = _place(device, dtype, quantize)
         self.quantize, self.parameters = quantize, sum(p.numel() for p in network.parameters())
@@ -94,7 +94,7 @@ class MiniGPTv2:
         trained, the whole model folder that it was trained from. Raises UserError where the folder is no whole,
         fitting model, and where this machine cannot quantise so.
         """
-        from minigptv2.model.checkpoint import load_folder
+        from minigptv2.model.model_folder import load_folder
 
         device, dtype = _place(device, dtype, quantize)  # before the weights are read
         folder = BUNDLED if folder is None else model_folder(folder)
@@ -146,7 +146,7 @@ class MiniGPTv2:
 
         Raises UserError for a quantised model, whose 16-bit weights are gone.
         """
-        from minigptv2.model.checkpoint import save_folder
+        from minigptv2.model.model_folder import save_folder
 
         if self.quantize is not None:
             raise UserError(

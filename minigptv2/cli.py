@@ -19,8 +19,8 @@ from typing import Literal, NoReturn, TextIO
 
 from minigptv2 import __version__
 from minigptv2.bundled import config_folder, summaries
+from minigptv2.commands.chat import print_error, task_lines
 from minigptv2.errors import UserError, unknown
-from minigptv2.terminal import print_error, task_lines
 
 _BAD_INPUT, _INTERRUPTED, _PIPE_CLOSED, _STOPPED = 2, 130, 141, 143
 _ADVICE = {
@@ -258,17 +258,17 @@ def _chat_arguments(parser: Parser) -> None:
 
 
 def _chat(args: argparse.Namespace) -> int:
-    from minigptv2 import terminal
     from minigptv2.api import MAX_NEW_TOKENS, MiniGPTv2
+    from minigptv2.commands import chat as chat_command
 
     def load() -> MiniGPTv2:
         return MiniGPTv2.from_pretrained(args.model, args.device, args.dtype, args.quantize, args.base)
 
     longest = args.max_new_tokens or MAX_NEW_TOKENS
-    pictures, instruction = terminal.pictures_and_instruction(args.words, args.instruction)
+    pictures, instruction = chat_command.pictures_and_instruction(args.words, args.instruction)
     if instruction is None:
-        return terminal.converse(load, pictures, longest, args.json, args.save)
-    run = terminal.BatchChat(load, instruction, longest, args.batch_size, args.json)
+        return chat_command.converse(load, pictures, longest, args.json, args.save)
+    run = chat_command.BatchChat(load, instruction, longest, args.batch_size, args.json)
     return run.ask(pictures, args.save)
 
 
@@ -277,7 +277,7 @@ def _info_arguments(parser: Parser) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    from minigptv2.info import info
+    from minigptv2.commands.info import info
 
     print(info(args.folder))
 
@@ -362,7 +362,7 @@ def _show_arguments(parser: Parser) -> None:
 
 
 def _show(args: argparse.Namespace) -> None:
-    from minigptv2.show import show
+    from minigptv2.commands.show import show
 
     show(args.data, args.n, args.seed, args.out, args.model, args.color or sys.stdout.isatty(), args.options)
 
@@ -397,8 +397,8 @@ def _data_arguments(parser: Parser) -> None:
 def _data(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from minigptv2.data.check import check, write_sheet
-    from minigptv2.terminal import escape_control_chars
+    from minigptv2.commands.chat import escape_control_chars
+    from minigptv2.data.validate import check, write_sheet
 
     report = check(args.file, args.images, args.quick, args.orientation)
     for line in report.lines():
@@ -496,7 +496,7 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _bench_eval(args: argparse.Namespace) -> None:
-    from minigptv2.eval.speed import run
+    from minigptv2.bench.eval import run
 
     run(args.model, args.device, args.dtype, args.pictures or 40, args.base)
 
@@ -504,9 +504,9 @@ def _bench_eval(args: argparse.Namespace) -> None:
 def _bench_train(args: argparse.Namespace) -> None:
     from functools import partial
 
+    from minigptv2.bench.train import bench_cache, bench_data, bench_loop, bench_packing, dtype_of
     from minigptv2.bundled import model_folder
-    from minigptv2.train.bench import bench_cache, bench_data, bench_loop, bench_packing, dtype_of
-    from minigptv2.train.launch import choose_device
+    from minigptv2.train.distributed import choose_device
 
     device, dtype = str(choose_device(args.device or "")), dtype_of(args.dtype)
     model, count = model_folder(args.model or "bundled"), args.pictures or 24

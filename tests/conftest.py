@@ -62,8 +62,8 @@ def tiny_folder(tmp_path_factory) -> Path:
 
 
 def _spoken(scenes: int) -> list[str]:
-    from minigptv2.data.scene_talk import scene_questions
-    from minigptv2.data.scenes import draw_scene
+    from minigptv2.data.scenes.questions import scene_questions
+    from minigptv2.data.scenes.world import draw_scene
     from minigptv2.sample import Sample
     from minigptv2.tasks import render
 
@@ -89,7 +89,7 @@ def tiny_model(tiny_folder):
 @pytest.fixture(scope="session")
 def picture(tmp_path_factory) -> Path:
     """A drawn scene of 640 x 400 pixels as a PNG file."""
-    from minigptv2.data.scenes import draw_scene
+    from minigptv2.data.scenes.world import draw_scene
 
     file = tmp_path_factory.mktemp("pictures") / "scene.png"
     draw_scene(5).image.resize((640, 400)).save(file)

@@ -70,10 +70,23 @@ MAY_IMPORT: dict[str, set[str]] = {
         "sample",
         "tasks",
     },
-    "info": {"api", "bundled", "config", "model"},
     "integrations": {"api", "errors", "sample", "tasks"},
-    "terminal": {"drawing", "errors", "files", "images", "sample", "tasks"},
-    "show": {
+    "bench": {
+        "api",
+        "boxes",
+        "config",
+        "data",
+        "encode",
+        "errors",
+        "eval",
+        "files",
+        "images",
+        "model",
+        "sample",
+        "tasks",
+        "train",
+    },
+    "commands": {
         "api",
         "boxes",
         "bundled",
@@ -87,9 +100,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "model",
         "sample",
         "tasks",
-        "terminal",
     },
-    "cli": {"api", "bundled", "data", "errors", "eval", "info", "minigptv2", "model", "show", "terminal", "train"},
+    "cli": {"api", "bench", "bundled", "commands", "data", "errors", "eval", "minigptv2", "model", "train"},
     "__main__": {"cli"},
     "minigptv2": set(),
 }
@@ -97,11 +109,11 @@ PURE = ("errors", "files", "bundled", "boxes", "config", "sample", "tasks", "con
 
 # what a string literal may hold in its home alone; `examples`: modules whose messages and help show it to a user
 HOMES = (
-    ("box text", r"\{\\?<", "boxes", ("tasks", "cli", "terminal", "api")),
+    ("box text", r"\{\\?<", "boxes", ("tasks", "cli", "commands.chat", "api")),
     ("phrase tags and delimiter", r"<delim>|</?p>", "boxes", ()),
     ("turn wrapper", r"\[/?INST\]", "conversation", ()),
     ("image wrapper", r"</?Img>", "conversation", ()),
-    ("task tags", r"\[(vqa|caption|grounding|refer|identify|detection)\]", "tasks", ("cli", "terminal", "api")),
+    ("task tags", r"\[(vqa|caption|grounding|refer|identify|detection)\]", "tasks", ("cli", "commands.chat", "api")),
 )
 
 
@@ -208,7 +220,7 @@ def test_the_command_line_imports_nothing_heavy_before_a_command_needs_it():
                 assert name.split(".")[0] not in HEAVY, f"{module} imports {name} at its top"
                 if (inner := own(name)) is not None:
                     waiting.append(inner)
-    assert {"cli", "terminal", "tasks", "boxes"} <= seen
+    assert {"cli", "commands.chat", "tasks", "boxes"} <= seen
 
 
 @pytest.mark.parametrize(("fact", "pattern", "home", "examples"), HOMES, ids=[h[0] for h in HOMES])

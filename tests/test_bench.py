@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from minigptv2 import cli
-from minigptv2.data import scene_source
-from minigptv2.train import bench
+from minigptv2.bench import train as bench
+from minigptv2.data.scenes import dataset as scene_dataset
 from minigptv2.train.precision import call_in_dtype
 
 
@@ -13,7 +13,7 @@ from minigptv2.train.precision import call_in_dtype
 def test_a_bench_measures_both_ways(tiny_folder, name, monkeypatch):
     monkeypatch.setattr(bench, "BATCH", 2)
     monkeypatch.setattr(bench, "SIZES", ((1280, 960),))
-    monkeypatch.setattr(scene_source, "CACHE_SIZE", 2)
+    monkeypatch.setattr(scene_dataset, "CACHE_SIZE", 2)
     threads = torch.get_num_threads()
     found = getattr(bench, name)(tiny_folder, 2, rounds=1)
     assert found.rate > 0 and found.plain > 0 and found.ratio == found.rate / found.plain and found.what

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 import minigptv2
-from minigptv2 import api, cli, terminal
+from minigptv2 import api, cli
 from minigptv2.boxes import Box
+from minigptv2.commands import chat as chat_command
 from minigptv2.sample import Answer
 
 ROOT = Path(minigptv2.__file__).parents[1]
@@ -200,7 +201,7 @@ def test_an_interrupt(chat, picture, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(terminal.BatchChat, "ask", interrupted)
+    monkeypatch.setattr(chat_command.BatchChat, "ask", interrupted)
     assert chat(picture, "hi") == (130, "", "")
 
 
@@ -376,7 +377,7 @@ def test_an_interrupt_in_a_conversation(chat, picture, monkeypatch):
         yield "hello"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(terminal, "_lines", interrupted)
+    monkeypatch.setattr(chat_command, "_lines", interrupted)
     code, out, err = chat(picture)
     assert code == 130 and out
     assert len(err.splitlines()) <= 2, "what the conversation began with, and that the answer was cut"
@@ -399,7 +400,7 @@ def test_an_answer_and_its_table(chat, picture, grounded):
 def test_an_answer_without_boxes_has_no_table(chat, picture, tiny_model):
     code, out, _ = chat(picture, "hello")
     text = tiny_model.chat(picture, "hello", 6).text
-    assert (code, out) == (0, terminal.escape_control_chars(text) + "\n")
+    assert (code, out) == (0, chat_command.escape_control_chars(text) + "\n")
 
 
 def test_json(chat, picture, grounded):
@@ -446,7 +447,7 @@ def test_odd_text_stays_text(chat, picture, instruction):
 
 
 def test_the_last_word_is_the_instruction(picture, tmp_path, monkeypatch):
-    split = terminal.pictures_and_instruction
+    split = chat_command.pictures_and_instruction
     p = str(picture)
     assert split([p, "what is it?"], None) == ([p], "what is it?")
     assert split([p, "missing.png", "hi"], None) == ([p, "missing.png"], "hi")
@@ -633,20 +634,20 @@ def test_pictures_of_one_name_are_saved_apart(chat, folder, picture, tmp_path, g
 
 def test_no_two_are_saved_under_one_name(tmp_path):
     names = ["a-2.jpg", "a.jpg", "a.png", "A.gif", "gr\u00fcn.png", "gru\u0308n.jpg", "x" * 250 + ".jpg"]
-    sources = [terminal.ImageSource(name, name) for name in names]
-    targets = terminal.save_paths(str(tmp_path), sources, True)
+    sources = [chat_command.ImageSource(name, name) for name in names]
+    targets = chat_command.save_paths(str(tmp_path), sources, True)
     assert [t.name for t in targets[:4]] == ["a-2.png", "a.png", "a-3.png", "A-4.png"]
-    assert len({terminal._one_name(t) for t in targets}) == len(names)
+    assert len({chat_command._one_name(t) for t in targets}) == len(names)
     assert len(targets[-1].name) < 210
 
 
 def test_targets_look_at_each_name_once(tmp_path, monkeypatch):
     looked = []
-    real = terminal._identity
-    monkeypatch.setattr(terminal, "_identity", lambda file: looked.append(file) or real(file))
+    real = chat_command._identity
+    monkeypatch.setattr(chat_command, "_identity", lambda file: looked.append(file) or real(file))
     monkeypatch.setattr(Path, "resolve", lambda *_: pytest.fail("a name was resolved"))
-    sources = [terminal.ImageSource(f"{n // 2}.{n % 2}", "") for n in range(1000)]
-    assert len(set(terminal.save_paths(str(tmp_path), sources, True))) == 1000
+    sources = [chat_command.ImageSource(f"{n // 2}.{n % 2}", "") for n in range(1000)]
+    assert len(set(chat_command.save_paths(str(tmp_path), sources, True))) == 1000
     assert len(looked) == 2000
 
 
@@ -656,8 +657,8 @@ def test_answers_come_before_the_other_images_are_opened(chat, folder, monkeypat
     opened, real = [], images.open_image
     monkeypatch.setattr(images, "open_image", lambda source, *more: opened.append(source) or real(source, *more))
     at_first = []
-    give = terminal.BatchChat._give
-    monkeypatch.setattr(terminal.BatchChat, "_give", lambda *given: at_first.append(len(opened)) or give(*given))
+    give = chat_command.BatchChat._give
+    monkeypatch.setattr(chat_command.BatchChat, "_give", lambda *given: at_first.append(len(opened)) or give(*given))
     assert chat(folder, "hi", "--batch-size", 1)[0] == 1
     assert at_first[0] == 1 and len(opened) == 7
 
@@ -769,7 +770,7 @@ def test_a_conversation(chat, picture, tmp_path, tiny_model, monkeypatch):
         ("again?", 0),
         ("hello", 0),
     ]
-    assert terminal.escape_control_chars(tiny_model.chat(picture, "what is this?", 6).text) in out
+    assert chat_command.escape_control_chars(tiny_model.chat(picture, "what is this?", 6).text) in out
     assert err.startswith(tiny_model.config.knows)
     assert Image.open(tmp_path / "drawn.png").size == (50, 80)
     expected = [

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from minigptv2.boxes import Box
-from minigptv2.data.check import check
-from minigptv2.data.coco_detection import CocoDetection
+from minigptv2.data.readers.coco_detection import CocoDetection
+from minigptv2.data.validate import check
 from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import open_benchmark
 from minigptv2.tasks import render

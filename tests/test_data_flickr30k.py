@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from minigptv2.data.flickr30k import Flickr30k
+from minigptv2.data.readers.flickr30k import Flickr30k
 from minigptv2.errors import UserError
 from minigptv2.images import open_image
 from minigptv2.tasks import render

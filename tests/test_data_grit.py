@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from minigptv2.data.grit import Grit
+from minigptv2.data.readers.grit import Grit
 from minigptv2.errors import UserError
 from minigptv2.images import open_image
 from minigptv2.tasks import render

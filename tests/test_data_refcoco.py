@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minigptv2.data.dataset import open_dataset
-from minigptv2.data.refcoco import RefCoco, read_pickle
+from minigptv2.data.readers.refcoco import RefCoco, read_pickle
 from minigptv2.errors import UserError
 from minigptv2.images import open_image
 from minigptv2.tasks import render

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from minigptv2.data.annotations import iter_json_list
-from minigptv2.data.visual_genome import PICTURES, REGIONS, VisualGenome
+from minigptv2.data.readers.visual_genome import PICTURES, REGIONS, VisualGenome
 from minigptv2.errors import UserError
 from minigptv2.tasks import render
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minigptv2.data.annotations import by_frequency
-from minigptv2.data.coco_pictures import CocoImages
+from minigptv2.data.coco_images import CocoImages
 from minigptv2.data.dataset import open_dataset
 from minigptv2.errors import UserError
 from minigptv2.tasks import render

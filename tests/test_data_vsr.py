@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minigptv2.data.vsr import VSR
+from minigptv2.data.readers.vsr import VSR
 from minigptv2.errors import UserError
 from minigptv2.images import open_image
 from minigptv2.tasks import STATEMENT, render

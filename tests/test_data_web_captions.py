@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from minigptv2.data.dataset import open_dataset
-from minigptv2.data.web_captions import WebCaptions
+from minigptv2.data.readers.web_captions import WebCaptions
 from minigptv2.errors import UserError
 from minigptv2.images import open_image
 from minigptv2.tasks import render

@@ -307,7 +307,7 @@ def test_other_forms_are_for_their_own_benchmarks(tmp_path, flat, capsys):
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Path:
     """A flat RefCOCO file of 11 rows on three drawn pictures."""
-    from minigptv2.data.scenes import draw_scene
+    from minigptv2.data.scenes.world import draw_scene
 
     folder, rows = tmp_path_factory.mktemp("drawn"), []
     for number, seed in enumerate((5, 6, 8), 1):
@@ -662,7 +662,7 @@ def test_a_question_that_the_model_cannot_take_is_counted_and_no_question_at_all
 
 
 def test_a_folder_of_what_was_trained_is_opened_with_its_base(drawn, tiny_folder, straight, tmp_path, capsys):
-    from minigptv2.model.checkpoint import load_folder, save_trained
+    from minigptv2.model.model_folder import load_folder, save_trained
 
     network, tokenizer = load_folder(tiny_folder)
     trained = {n: p for n, p in network.named_parameters() if "lora_" in n}
@@ -711,7 +711,7 @@ def test_a_full_disk_keeps_what_was_answered(drawn, tiny_folder, straight, tmp_p
 
 
 def test_two_runs_on_one_output_exclude_each_other(drawn, tmp_path, capsys):
-    from minigptv2.eval.answers import one_run
+    from minigptv2.eval.predictions import one_run
 
     command = ["eval", str(CONFIGS / "refcoco.yaml"), f"root={drawn}", f"output={tmp_path}"]
     with one_run(tmp_path):

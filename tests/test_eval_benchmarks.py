@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from minigptv2.boxes import Box, format_box
-from minigptv2.eval.answers import fingerprint
 from minigptv2.eval.benchmark import BenchmarkReport, Figure, Prediction, ScoringRules, open_benchmark
-from minigptv2.eval.intervals import bootstrap
+from minigptv2.eval.bootstrap import bootstrap
+from minigptv2.eval.predictions import fingerprint
 from minigptv2.eval.report import page
 
 DATA = Path(__file__).parent / "data"
@@ -436,14 +436,14 @@ def test_captions_are_of_the_image_that_file_name_says(tmp_path):
 
 
 def read_rows(benchmark, tmp_path, rows, one_a_line=False):
-    from minigptv2.eval import exchange
+    from minigptv2.eval import formats
 
     file = tmp_path / "theirs.json"
     file.write_text("\n".join(map(json.dumps, rows)) if one_a_line else json.dumps(rows))
     items = benchmark.items()
-    form = exchange.form_of(file)
+    form = formats.form_of(file)
     assert form == ("lines" if one_a_line else "rows")
-    found, _, problems = exchange.read(form, file, items, items, {}, benchmark.excluded)
+    found, _, problems = formats.read(form, file, items, items, {}, benchmark.excluded)
     return {index: p.text for index, p in found.items()}, list(problems.lines())
 
 

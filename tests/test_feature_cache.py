@@ -16,16 +16,16 @@ from minigptv2 import files as files_module
 from minigptv2.config import VisionConfig
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.mixture import DataConfig, Mixture, SourceConfig
-from minigptv2.data.scene_source import Scenes
+from minigptv2.data.scenes.dataset import Scenes
 from minigptv2.encode import PromptEncoder
 from minigptv2.errors import UserError
 from minigptv2.images import load_square, normalize
 from minigptv2.model.vision import VisionTower
 from minigptv2.sample import QuestionAnswer, Sample
 from minigptv2.train import feature_cache
+from minigptv2.train.dataloader import open_dataloader
 from minigptv2.train.feature_cache import CacheConfig, FeatureCache, build_cache, image_key
 from minigptv2.train.precision import best_dtype, call_in_dtype
-from minigptv2.train.stream import open_dataloader
 
 TALK = (QuestionAnswer("vqa", question="what is this?", answer="a picture"),)
 ROW = 16 * 32 * 2  # bytes of one picture's features: 16 patches, 32 channels
@@ -146,7 +146,7 @@ def test_the_loss_is_the_same_with_and_without_a_cache(tiny_model, files, tmp_pa
 def test_a_cached_picture_is_not_opened(tower, tmp_path, monkeypatch):
     scenes = Scenes(2, side=64, things=str(tmp_path / "things"))
     cache = build_cache(config(tmp_path), tower, [scenes])
-    monkeypatch.setattr("minigptv2.data.scene_source.draw_scene", None)
+    monkeypatch.setattr("minigptv2.data.scenes.dataset.draw_scene", None)
     assert cache[scenes[1].image].shape == (16, 32)
 
 

@@ -5,9 +5,9 @@ import torch
 
 from minigptv2 import UserError, cli
 from minigptv2.api import BUNDLED
+from minigptv2.commands.info import ParameterCounts, activations, count, info, memory_to_answer, memory_to_train
 from minigptv2.config import LanguageConfig
-from minigptv2.info import ParameterCounts, activations, count, info, memory_to_answer, memory_to_train
-from minigptv2.model.checkpoint import build_on_meta, load_folder
+from minigptv2.model.model_folder import build_on_meta, load_folder
 
 
 def test_parameters_are_those_of_the_opened_model(tiny_folder):

@@ -7,7 +7,7 @@ import pytest
 
 from minigptv2.boxes import Box
 from minigptv2.errors import UserError
-from minigptv2.eval import exchange
+from minigptv2.eval import formats
 from minigptv2.eval.benchmark import Question, ScoredAnswer
 from minigptv2.integrations import lmms_eval as kit
 from minigptv2.integrations.lmms_eval import MiniGPTv2ForLmms
@@ -249,7 +249,7 @@ CASES = [
 
 def test_boxes_go_to_lmms_lines_and_back_exactly(tmp_path):
     file = tmp_path / "out" / "answers.jsonl"
-    assert not exchange.write_refcoco_lines(file, CASES, "find {}")
+    assert not formats.write_refcoco_lines(file, CASES, "find {}")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert rows[0] == {
         "question_id": "0",
@@ -261,7 +261,7 @@ def test_boxes_go_to_lmms_lines_and_back_exactly(tmp_path):
         "pred_bbox": [11.25, 20, 88.25, 180.125],
     }
     assert rows[1]["pred_bbox"] is None
-    back, problems = exchange.read_refcoco_lines(
+    back, problems = formats.read_refcoco_lines(
         file, [item(0, "left zebra"), item(1, "right zebra"), item(2, "left zebra")]
     )
     assert back == {0: (Box(11.25, 20, 99.5, 200.125),), 1: (), 2: (Box(0, 0, 5, 5),)} and not problems
@@ -291,7 +291,7 @@ def test_lines_of_another_program_find_their_questions(tmp_path):
     ]
     file.write_text("\n".join(map(json.dumps, rows)))
     words = ("left zebra", "left zebra", "zebra on the left", "far zebra", "no zebra", "not asked")
-    back, problems = exchange.read_refcoco_lines(file, [item(n, w) for n, w in enumerate(words)])
+    back, problems = formats.read_refcoco_lines(file, [item(n, w) for n, w in enumerate(words)])
     whole = (Box(0, 0, 320, 100),)
     assert back == {0: whole, 1: (Box(320, 200, 640, 400),), 2: whole, 3: (), 4: ()}
     assert list(problems.lines()) == [
@@ -302,19 +302,17 @@ def test_lines_of_another_program_find_their_questions(tmp_path):
 
 def test_boxes_go_to_coco_results_and_back(tmp_path):
     file = tmp_path / "results.json"
-    problems = exchange.write_coco_results(file, CASES, {"left zebra": 24})
+    problems = formats.write_coco_results(file, CASES, {"left zebra": 24})
     assert not problems and json.loads(file.read_text())[0] == {
         "image_id": 309,
         "category_id": 24,
         "bbox": [11.25, 20, 88.25, 180.125],
         "score": 0.75,
     }
-    assert exchange.read_coco_results(file, {24: "zebra"}) == {
+    assert formats.read_coco_results(file, {24: "zebra"}) == {
         309: (Box(0, 0, 5, 5, "zebra", 1.0), Box(11.25, 20, 99.5, 200.125, "zebra", 0.75))
     }
-    rows, problems = exchange.coco_results(
-        [case(3, "a thing", (0, 0, 1, 1), (Box(0, 0, 1, 1, "unicorn"),))], {"cat": 1}
-    )
+    rows, problems = formats.coco_results([case(3, "a thing", (0, 0, 1, 1), (Box(0, 0, 1, 1, "unicorn"),))], {"cat": 1})
     assert rows == [] and list(problems.lines()) == ["1 x a phrase that is no category: case 3 'unicorn'"]
 
 
@@ -325,10 +323,10 @@ def test_what_is_no_results_file_is_named(tmp_path, text):
     file = tmp_path / "bad.json"
     file.write_text(text)
     with pytest.raises(UserError, match="bad.json"):
-        exchange.read_coco_results(file)
+        formats.read_coco_results(file)
     file.write_text(text if text != "{}" else '{"file_name": 3}')
     with pytest.raises(UserError, match="bad.json"):
-        exchange.read_refcoco_lines(file, [])
+        formats.read_refcoco_lines(file, [])
 
 
 NUMBERS = [(PICTURE, 309), ("000000000042.png", 42), ("img7_5.jpg", 5), ("x.jpg", None), (None, None)]
@@ -336,7 +334,7 @@ NUMBERS = [(PICTURE, 309), ("000000000042.png", 42), ("img7_5.jpg", 5), ("x.jpg"
 
 @pytest.mark.parametrize(("name", "number"), NUMBERS)
 def test_picture_numbers(name, number):
-    assert exchange.image_number(name) == number
+    assert formats.image_number(name) == number
 
 
 # ---- the room that a question leaves ----

@@ -17,8 +17,8 @@ from minigptv2.config import from_dict
 from minigptv2.data import mixture as module
 from minigptv2.data.dataset import ProblemCounter, open_dataset
 from minigptv2.data.mixture import BLOCK, DataConfig, Mixture, SourceConfig, open_mixture, shuffled
-from minigptv2.data.scene_source import CACHE_SIZE, Scenes
-from minigptv2.data.scenes import draw_scene
+from minigptv2.data.scenes.dataset import CACHE_SIZE, Scenes
+from minigptv2.data.scenes.world import draw_scene
 from minigptv2.errors import UserError
 from minigptv2.images import open_image
 
@@ -220,7 +220,7 @@ def test_kept_things_ask_the_same_without_drawing(tmp_path, monkeypatch):
     broken = sorted(tmp_path.iterdir())[1]
     broken.write_text(broken.read_text()[:-30])
     again = Scenes(**options, things=str(tmp_path))
-    monkeypatch.setattr("minigptv2.data.scene_source.draw_scene", None)
+    monkeypatch.setattr("minigptv2.data.scenes.dataset.draw_scene", None)
     for scenes in (kept, again):
         assert [scenes.sample(i, random.Random(i)).question_answers for i in (0, 5, 69)] == expected
         assert all(scenes[i].image.drawn is None for i in range(70))

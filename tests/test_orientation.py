@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw
 
 from minigptv2.boxes import Box, stored_box, upright_box
 from minigptv2.data.annotations import SWAPPED, InvalidRecord, boxes_orientation
-from minigptv2.data.check import check
 from minigptv2.data.dataset import open_dataset
+from minigptv2.data.validate import check
 from minigptv2.errors import UserError
 from minigptv2.images import image_header, image_size, open_image, upright_size
 

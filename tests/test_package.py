@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from minigptv2 import __version__, bundled, cli
+from minigptv2.bench import eval as speed
+from minigptv2.bench import train as bench
 from minigptv2.bundled import BUNDLED, find_deepspeed, find_recipe, list_recipes, model_folder
 from minigptv2.data.dataset import open_dataset
 from minigptv2.errors import UserError
-from minigptv2.eval import speed
-from minigptv2.model.checkpoint import load_folder
-from minigptv2.train import bench
+from minigptv2.model.model_folder import load_folder
 from minigptv2.train.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]

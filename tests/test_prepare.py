@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from minigptv2.data.dataset import DATASETS, open_dataset
-from minigptv2.data.layout import find, missing, on_disk
+from minigptv2.data.dataset_files import find, missing, on_disk
 from minigptv2.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +80,7 @@ def test_files_that_are_there(tmp_path):
 
 def test_a_complete_set(tmp_path, prepare, monkeypatch, capsys):
     _okvqa(tmp_path / "okvqa", tmp_path / "okvqa")
-    monkeypatch.setattr("minigptv2.data.okvqa.COUNTS", {"train": 3, "val": 3})
+    monkeypatch.setattr("minigptv2.data.readers.okvqa.COUNTS", {"train": 3, "val": 3})
     assert prepare.main(["okvqa", "--root", str(tmp_path / "okvqa")]) == 0
     out = capsys.readouterr().out
     assert "train        complete, 3 records of 3" in out
@@ -186,7 +186,7 @@ def test_regions_captions_and_boxes_without_their_pictures(tmp_path, prepare, mo
     coco = tmp_path / "coco"
     (coco / "val2017").mkdir(parents=True)
     (coco / "val2017" / f"{1:012d}.jpg").touch()
-    monkeypatch.setattr("minigptv2.data.coco_detection.COUNTS", {"val2017": 2})
+    monkeypatch.setattr("minigptv2.data.readers.coco_detection.COUNTS", {"val2017": 2})
 
     words = ["all", "--root", str(tmp_path / "sets"), "--images", str(coco)]
     assert prepare.main(words) == 1
@@ -235,7 +235,7 @@ def test_download_unpacks_and_then_looks(tmp_path, prepare, monkeypatch, capsys,
                 entry.size = len(content)
                 archive.addfile(entry, io.BytesIO(content))
         addresses[file.as_uri()] = ""
-    monkeypatch.setattr("minigptv2.data.okvqa.DOWNLOADS", addresses)
+    monkeypatch.setattr("minigptv2.data.readers.okvqa.DOWNLOADS", addresses)
     words = ["okvqa", "--root", str(tmp_path / "new"), "--quick"]
     assert prepare.main(words) == 1
     assert not (tmp_path / "new").exists(), "nothing is downloaded unasked"
@@ -249,7 +249,7 @@ def test_download_unpacks_and_then_looks(tmp_path, prepare, monkeypatch, capsys,
 
 
 def test_a_download_that_fails(tmp_path, prepare, monkeypatch, capsys):
-    monkeypatch.setattr("minigptv2.data.okvqa.DOWNLOADS", {(tmp_path / "none.zip").as_uri(): ""})
+    monkeypatch.setattr("minigptv2.data.readers.okvqa.DOWNLOADS", {(tmp_path / "none.zip").as_uri(): ""})
     assert prepare.main(["okvqa", "--root", str(tmp_path / "new"), "--download"]) == 2
     assert "could not be downloaded" in capsys.readouterr().err
     assert prepare.main(["hateful_memes", "--root", str(tmp_path / "new"), "--download"]) == 2

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from minigptv2 import MiniGPTv2, UserError, cli
+from minigptv2.commands.info import activations, count, memory_to_answer, memory_to_train
 from minigptv2.encode import Tokenizer, attention_mask
-from minigptv2.info import activations, count, memory_to_answer, memory_to_train
 from minigptv2.model import published
 from minigptv2.model.grounding_vlm import attention_bias
+from minigptv2.model.load_report import UnfitError
 from minigptv2.model.published import convert, fit, load_published
-from minigptv2.model.report import UnfitError
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = made.tokenizer_model()
@@ -193,7 +193,7 @@ def test_both_names_of_lora_and_both_formats_of_torch_give_the_same_model(files,
 
 
 def test_a_large_pickle_is_mapped_anew_and_gives_the_same(files, opened, monkeypatch):
-    from minigptv2.model import tensors
+    from minigptv2.model import weight_files as tensors
 
     monkeypatch.setattr(tensors, "_HELD", 1000)
     files.rewrite_llama(layout="bin-sharded")
@@ -621,7 +621,7 @@ def test_opening_takes_little_more_memory_than_the_model(files, tmp_path, layout
     made.write_checkpoint(large.checkpoint, trained)
     small, opened = files.folder, large.folder
     if layout == "folder":
-        from minigptv2.model.checkpoint import save_folder
+        from minigptv2.model.model_folder import save_folder
 
         for given, name in ((files, "small-model"), (large, "large-model")):
             network, tokenizer, _ = given.load(dtype=torch.float16)

@@ -15,8 +15,8 @@ from minigptv2.errors import UserError
 from minigptv2.files import LOCK, file_lock
 from minigptv2.model.vision import VisionTower, fill_tower
 from minigptv2.train import identity as module
+from minigptv2.train.distributed import StopSignal
 from minigptv2.train.identity import content_mark, identity_of, take_up
-from minigptv2.train.launch import StopSignal
 from minigptv2.train.recipe import Recipe
 
 HOLDS = """

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from minigptv2.boxes import Box
-from minigptv2.data.kinds import KINDS
-from minigptv2.data.kinds.sketch import STYLES, paint
-from minigptv2.data.scenes import COLORS, LARGEST, SMALLEST, Scene, Thing, _hsv, draw_scene
-from minigptv2.train.backbone import COLOR_IDS, KIND_IDS, MIN_FRACTION, SceneViews, _mirrored, dense_targets
+from minigptv2.data.scenes.objects import KINDS
+from minigptv2.data.scenes.objects.sketch import STYLES, paint
+from minigptv2.data.scenes.world import COLORS, LARGEST, SMALLEST, Scene, Thing, _hsv, draw_scene
+from minigptv2.train.pretrain_vision import COLOR_IDS, KIND_IDS, MIN_FRACTION, SceneViews, _mirrored, dense_targets
 from minigptv2.train.recipe import Phase
 
 SIDE = 224

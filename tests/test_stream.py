@@ -15,7 +15,7 @@ from minigptv2.encode import PromptEncoder
 from minigptv2.errors import UserError
 from minigptv2.images import load_square, normalize, open_image, resize_square
 from minigptv2.sample import QuestionAnswer, Sample
-from minigptv2.train.stream import ATTEMPTS, Failures, MicroBatch, open_dataloader
+from minigptv2.train.dataloader import ATTEMPTS, Failures, MicroBatch, open_dataloader
 
 SIDE = 64  # of the pictures of these tests; 4 visual tokens stand for one
 
@@ -129,7 +129,7 @@ def test_a_stream_begun_later_is_the_rest_of_an_unbroken_one(encoder):
 
 
 def _scenes():
-    from minigptv2.data.scene_source import Scenes
+    from minigptv2.data.scenes.dataset import Scenes
 
     return Scenes(2, side=112, exchanges=3, tasks={"vqa": 1, "refer": 1, "chat": 1})
 

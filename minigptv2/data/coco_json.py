@@ -34,7 +34,7 @@ from minigptv2.data.annotations import (
     text_field,
 )
 from minigptv2.data.annotations import field as field_of
-from minigptv2.data.coco_pictures import ImageFinder
+from minigptv2.data.coco_images import ImageFinder
 from minigptv2.data.dataset import RECORDS, ProblemCounter
 from minigptv2.errors import UserError
 from minigptv2.images import image_header, upright_size

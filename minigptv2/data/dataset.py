@@ -17,36 +17,36 @@ from minigptv2.sample import Sample
 
 DATASETS: dict[str, str] = {
     # boxes
-    "refcoco": "minigptv2.data.refcoco:RefCoco",
-    "visual_genome": "minigptv2.data.visual_genome:VisualGenome",
-    "flickr30k": "minigptv2.data.flickr30k:Flickr30k",
-    "grit": "minigptv2.data.grit:Grit",
-    "coco_detection": "minigptv2.data.coco_detection:CocoDetection",
+    "refcoco": "minigptv2.data.readers.refcoco:RefCoco",
+    "visual_genome": "minigptv2.data.readers.visual_genome:VisualGenome",
+    "flickr30k": "minigptv2.data.readers.flickr30k:Flickr30k",
+    "grit": "minigptv2.data.readers.grit:Grit",
+    "coco_detection": "minigptv2.data.readers.coco_detection:CocoDetection",
     # captions
-    "coco_caption": "minigptv2.data.coco_caption:CocoCaption",
-    "textcaps": "minigptv2.data.textcaps:TextCaps",
-    "laion": "minigptv2.data.web_captions:WebCaptions",
-    "cc3m": "minigptv2.data.web_captions:WebCaptions",
-    "sbu": "minigptv2.data.web_captions:WebCaptions",
+    "coco_caption": "minigptv2.data.readers.coco_caption:CocoCaption",
+    "textcaps": "minigptv2.data.readers.textcaps:TextCaps",
+    "laion": "minigptv2.data.readers.web_captions:WebCaptions",
+    "cc3m": "minigptv2.data.readers.web_captions:WebCaptions",
+    "sbu": "minigptv2.data.readers.web_captions:WebCaptions",
     # questions and answers
-    "vqav2": "minigptv2.data.vqav2:VqaV2",
-    "gqa": "minigptv2.data.gqa:Gqa",
-    "okvqa": "minigptv2.data.okvqa:OkVqa",
-    "aokvqa": "minigptv2.data.aokvqa:AOkVqa",
-    "ocrvqa": "minigptv2.data.ocrvqa:OcrVqa",
-    "vizwiz": "minigptv2.data.vizwiz:VizWiz",
-    "iconqa": "minigptv2.data.iconqa:IconQa",
-    "hateful_memes": "minigptv2.data.hateful_memes:HatefulMemes",
-    "vsr": "minigptv2.data.vsr:VSR",
+    "vqav2": "minigptv2.data.readers.vqav2:VqaV2",
+    "gqa": "minigptv2.data.readers.gqa:Gqa",
+    "okvqa": "minigptv2.data.readers.okvqa:OkVqa",
+    "aokvqa": "minigptv2.data.readers.aokvqa:AOkVqa",
+    "ocrvqa": "minigptv2.data.readers.ocrvqa:OcrVqa",
+    "vizwiz": "minigptv2.data.readers.vizwiz:VizWiz",
+    "iconqa": "minigptv2.data.readers.iconqa:IconQa",
+    "hateful_memes": "minigptv2.data.readers.hateful_memes:HatefulMemes",
+    "vsr": "minigptv2.data.readers.vsr:VSR",
     # instructions and conversation
-    "llava": "minigptv2.data.llava:Llava",
-    "multitask_conversation": "minigptv2.data.multitask_conversation:MultitaskConversation",
-    "unnatural_instructions": "minigptv2.data.unnatural_instructions:UnnaturalInstructions",
+    "llava": "minigptv2.data.readers.llava:Llava",
+    "multitask_conversation": "minigptv2.data.readers.multitask_conversation:MultitaskConversation",
+    "unnatural_instructions": "minigptv2.data.readers.unnatural_instructions:UnnaturalInstructions",
     # a user's own
-    "own": "minigptv2.data.own:JsonlDataset",
+    "own": "minigptv2.data.readers.jsonl:JsonlDataset",
     # drawn here
-    "scenes": "minigptv2.data.scene_source:Scenes",
-    "sums": "minigptv2.data.sums:Sums",
+    "scenes": "minigptv2.data.scenes.dataset:Scenes",
+    "sums": "minigptv2.data.readers.arithmetic:Sums",
 }
 _EXAMPLES = 3
 _LONGEST = 200  # characters of an example

@@ -36,7 +36,8 @@ try:
 except ImportError:  # not on Windows: several processes then make the same index
     fcntl = None
 
-# as every set in shards says it to data/layout.py; beside its tars, img2dataset leaves parquet files without pictures
+# as every set in shards says it to data/dataset_files.py; beside its tars, img2dataset leaves parquet files without
+# pictures
 LAYOUT_OF_SHARDS = {"shards": (("*.tar", "*.parquet"),)}
 OPTIONS_OF_SHARDS = {"shards": {"shards": "{place}", "images": ""}}
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 from minigptv2.boxes import Box
 from minigptv2.data.annotations import MissingImage, find_image
 from minigptv2.data.dataset import ProblemCounter, resolve_class
-from minigptv2.data.layout import Layout, Place, find
+from minigptv2.data.dataset_files import Layout, Place, find
 from minigptv2.errors import UserError, unknown
 from minigptv2.files import is_dir, is_file
 
@@ -28,21 +28,21 @@ Scoring = Literal["strict", "compat"]
 Decode = Literal["floor", "center"]
 
 BENCHMARKS: dict[str, str] = {
-    "refcoco": "minigptv2.eval.refcoco:RefCocoBoxBenchmark",
-    "reg": "minigptv2.eval.refcoco:RefCocoTextBenchmark",
-    "vsr": "minigptv2.eval.vsr:VsrBenchmark",
-    "vqav2": "minigptv2.eval.vqa:VqaV2Benchmark",
-    "okvqa": "minigptv2.eval.vqa:OkVqaBenchmark",
-    "vizwiz": "minigptv2.eval.vqa:VizWizBenchmark",
-    "gqa": "minigptv2.eval.gqa:GqaBenchmark",
-    "iconqa": "minigptv2.eval.iconqa:IconQaBenchmark",
-    "hateful_memes": "minigptv2.eval.hateful_memes:HatefulMemesBenchmark",
-    "coco_detection": "minigptv2.eval.coco_detection:CocoDetectionBenchmark",
-    "coco_caption": "minigptv2.eval.coco_caption:CocoCaptionBenchmark",
-    "flickr30k": "minigptv2.eval.flickr30k:Flickr30kBenchmark",
-    "pope": "minigptv2.eval.pope:PopeBenchmark",
-    "absent": "minigptv2.eval.absent:AbsentPhrasesBenchmark",
-    "scenes": "minigptv2.eval.scenes:ScenesBenchmark",
+    "refcoco": "minigptv2.eval.benchmarks.refcoco:RefCocoBoxBenchmark",
+    "reg": "minigptv2.eval.benchmarks.refcoco:RefCocoTextBenchmark",
+    "vsr": "minigptv2.eval.benchmarks.vsr:VsrBenchmark",
+    "vqav2": "minigptv2.eval.benchmarks.vqa:VqaV2Benchmark",
+    "okvqa": "minigptv2.eval.benchmarks.vqa:OkVqaBenchmark",
+    "vizwiz": "minigptv2.eval.benchmarks.vqa:VizWizBenchmark",
+    "gqa": "minigptv2.eval.benchmarks.gqa:GqaBenchmark",
+    "iconqa": "minigptv2.eval.benchmarks.iconqa:IconQaBenchmark",
+    "hateful_memes": "minigptv2.eval.benchmarks.hateful_memes:HatefulMemesBenchmark",
+    "coco_detection": "minigptv2.eval.benchmarks.coco_detection:CocoDetectionBenchmark",
+    "coco_caption": "minigptv2.eval.benchmarks.coco_caption:CocoCaptionBenchmark",
+    "flickr30k": "minigptv2.eval.benchmarks.flickr30k:Flickr30kBenchmark",
+    "pope": "minigptv2.eval.benchmarks.pope:PopeBenchmark",
+    "absent": "minigptv2.eval.benchmarks.absent:AbsentPhrasesBenchmark",
+    "scenes": "minigptv2.eval.benchmarks.scenes:ScenesBenchmark",
 }
 
 

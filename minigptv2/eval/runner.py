@@ -19,16 +19,7 @@ from minigptv2.bundled import find_recipe, model_folder
 from minigptv2.config import from_dict, read_yaml
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.errors import UserError
-from minigptv2.eval import exchange, metrics
-from minigptv2.eval.answers import (
-    PredictionsFile,
-    load_external_predictions,
-    model_fingerprint,
-    one_run,
-    run_header,
-    told_where_it_cannot_be_written,
-)
-from minigptv2.eval.asking import BAD_IMAGE, Unasked, missing_image_paths, run_inference, shard_of
+from minigptv2.eval import formats, metrics
 from minigptv2.eval.benchmark import (
     BENCHMARKS,
     Benchmark,
@@ -42,6 +33,15 @@ from minigptv2.eval.benchmark import (
     ScoringRules,
     open_benchmark,
     options_of,
+)
+from minigptv2.eval.inference import BAD_IMAGE, Unasked, missing_image_paths, run_inference, shard_of
+from minigptv2.eval.predictions import (
+    PredictionsFile,
+    load_external_predictions,
+    model_fingerprint,
+    one_run,
+    run_header,
+    told_where_it_cannot_be_written,
 )
 
 SMOKE, SMOKE_PICTURES = 16, 2  # questions, or pictures of a benchmark that makes them
@@ -80,8 +80,8 @@ class EvalConfig:
     export_lmms: str = ""
 
     @property
-    def exports(self) -> dict[exchange.Form, str]:
-        files: dict[exchange.Form, str] = {"coco": self.export_coco, "lmms": self.export_lmms}
+    def exports(self) -> dict[formats.Form, str]:
+        files: dict[formats.Form, str] = {"coco": self.export_coco, "lmms": self.export_lmms}
         return {form: file for form, file in files.items() if file}
 
 
@@ -164,8 +164,8 @@ def _runs(given: dict[str, Any], where: str, smoke: bool) -> list[_Run]:
                 f"{here} names no benchmark.", f"Known: {', '.join(BENCHMARKS)}.", "Add benchmark: refcoco, say."
             )
         for form, file in config.exports.items():
-            exchange.require(form, config.benchmark, f"--export-{form} writes")
-            exchange.require_writable(file)
+            formats.require(form, config.benchmark, f"--export-{form} writes")
+            formats.require_writable(file)
         options = {k: v for k, v in merged.items() if k not in common}
         takes = options_of(config.benchmark)
         if "coding" in takes or "size" in takes:
@@ -271,7 +271,7 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> BenchmarkReport
     answered = [case for case in scored.cases if case.index in predictions]
     for form, file in config.exports.items():
         categories = {name: number for number, name in getattr(benchmark, "categories", {}).items()}
-        strange += [f"{file}: {line}" for line in exchange.write(form, file, answered, categories, items).lines()]
+        strange += [f"{file}: {line}" for line in formats.write(form, file, answered, categories, items).lines()]
     return BenchmarkReport(
         name=benchmark.name,
         benchmark=config.benchmark,
@@ -298,13 +298,13 @@ def _given(
 ) -> tuple[dict[int, Prediction], dict[str, int], dict[str, Any], list[str]]:
     """Of the file to score again: its answers, what to count beside the figures, its first line, what fits nothing."""
     file, benchmark = Path(one.config.rescore), one.benchmark
-    form, told, problems = exchange.form_of(file), {}, ProblemCounter()
+    form, told, problems = formats.form_of(file), {}, ProblemCounter()
     if form is None:
         predictions, counts, told = load_external_predictions(file, {i.index for i in items}, benchmark.excluded, head)
     else:
-        exchange.require(form, one.config.benchmark, f"{file} holds")
+        formats.require(form, one.config.benchmark, f"{file} holds")
         categories = getattr(benchmark, "categories", {})
-        predictions, counts, problems = exchange.read(form, file, items, asked, categories, benchmark.excluded)
+        predictions, counts, problems = formats.read(form, file, items, asked, categories, benchmark.excluded)
     if not any(i.index in predictions for i in asked):
         why = [*problems.lines(), *(f"{count} x {kind}" for kind, count in counts.items())]
         raise UserError(
@@ -423,7 +423,7 @@ def _of_all(unasked: dict[int, Unasked], world: int) -> dict[int, Unasked]:
 
 
 def _figures(scored: Scored, items: Sequence[Question], benchmark: Benchmark) -> dict[str, Figure]:
-    from minigptv2.eval.intervals import bootstrap
+    from minigptv2.eval.bootstrap import bootstrap
 
     values, bounds = scored.figures([i.index for i in items]), bootstrap(scored, items)
     return {

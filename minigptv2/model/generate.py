@@ -14,8 +14,8 @@ import torch
 
 from minigptv2.boxes import BINS, BOX_TOKENS
 from minigptv2.encode import Batch, EncodedRow, Tokenizer, attention_mask, collate, split_after_images
-from minigptv2.model.cache import new_cache
 from minigptv2.model.grounding_vlm import GroundingVLM, attention_bias
+from minigptv2.model.kv_cache import new_cache
 
 _IN_A_BOX = frozenset("".join(BOX_TOKENS) + "0123456789")
 

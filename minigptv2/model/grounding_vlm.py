@@ -23,9 +23,8 @@ class Losses(NamedTuple):
     """What a forward pass gives, each summed over the batch and divided by one number of tokens; no dimensions.
 
     answer: -log of the probability of every supervised token. attention: of supervised attention
-    (`train/attention_targets.py`), -log of the attention mass on each query's target, weighted; 0 where the batch marks
-    no targets. query_weight: the sum of these weights, so that attention / query_weight is a mean.
-    """
+    (`train/attention_supervision.py`), -log of the attention mass on each query's target, weighted; 0 where the batch
+    marks no targets. query_weight: the sum of these weights, so that attention / query_weight is a mean."""
 
     answer: torch.Tensor
     attention: torch.Tensor

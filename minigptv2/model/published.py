@@ -22,13 +22,13 @@ from minigptv2.config import LanguageConfig, LoraConfig, ModelConfig, VisionConf
 from minigptv2.encode import Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.files import is_file, refuse_device
-from minigptv2.model.checkpoint import CONFIG, TOKENIZER, check_target, save_folder
 from minigptv2.model.grounding_vlm import GroundingVLM
 from minigptv2.model.language import merge_lora
-from minigptv2.model.report import LoadReport, TensorSource, UnfitError
-from minigptv2.model.skeleton import on_meta_device, set_tensor, unfilled_tensors
-from minigptv2.model.tensors import Shape, Tensors, open_file, open_shards
+from minigptv2.model.load_report import LoadReport, TensorSource, UnfitError
+from minigptv2.model.meta_init import on_meta_device, set_tensor, unfilled_tensors
+from minigptv2.model.model_folder import CONFIG, TOKENIZER, check_target, save_folder
 from minigptv2.model.vision import interpolate_positions
+from minigptv2.model.weight_files import Shape, Tensors, open_file, open_shards
 
 KNOWS = "Photographs, as far as the published MiniGPT-v2 weights know them."
 HEAD_WIDTH = 88  # of EVA ViT-g; no tensor tells the number of heads

@@ -15,7 +15,7 @@ from torch import nn
 
 from minigptv2.config import VisionConfig
 from minigptv2.errors import UserError
-from minigptv2.model.tensors import open_file
+from minigptv2.model.weight_files import open_file
 
 
 class VisionTower(nn.Module):

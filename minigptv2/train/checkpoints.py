@@ -25,8 +25,8 @@ import torch
 from minigptv2.config import from_dict
 from minigptv2.errors import UserError
 from minigptv2.files import TMP_SUFFIX
+from minigptv2.train.distributed import World
 from minigptv2.train.engine import Engine, State
-from minigptv2.train.launch import World
 
 _NAME = re.compile(r"step-(\d+)")
 _CHECKSUMS, _PROGRESS = "checksums.json", "progress.json"

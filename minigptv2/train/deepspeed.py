@@ -15,8 +15,8 @@ from minigptv2.encode import Batch
 from minigptv2.errors import UserError
 from minigptv2.files import refuse_device
 from minigptv2.model.grounding_vlm import GroundingVLM, Losses
+from minigptv2.train.distributed import World
 from minigptv2.train.engine import Engine, Settings, State, total_loss
-from minigptv2.train.launch import World
 from minigptv2.train.optim import build_optimizers, set_learning_rate
 from minigptv2.train.precision import autocast
 

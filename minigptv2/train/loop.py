@@ -23,10 +23,22 @@ from minigptv2.data.mixture import open_mixture
 from minigptv2.encode import PromptEncoder, Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.files import LOCK, atomic_write, file_lock, is_file
-from minigptv2.model.checkpoint import CONFIG, save_trained
+from minigptv2.model.model_folder import CONFIG, save_trained
 from minigptv2.model.quantize import check_quantization
-from minigptv2.train.attention_targets import Targets
-from minigptv2.train.backbone import (
+from minigptv2.train.attention_supervision import Targets
+from minigptv2.train.checkpoints import Progress, has_checkpoint, load_checkpoint, save_checkpoint
+from minigptv2.train.dataloader import MicroBatch, open_dataloader
+from minigptv2.train.deepspeed import open_engine, read_deepspeed, zero_stage
+from minigptv2.train.distributed import STOPPED, StopSignal, World, init_distributed
+from minigptv2.train.engine import Engine, Settings
+from minigptv2.train.feature_cache import FeatureCache, build_cache
+from minigptv2.train.identity import FILE as RUN
+from minigptv2.train.identity import Identity, identity_of, take_up
+from minigptv2.train.init_model import load_initial_model, place_on_device, set_trainable
+from minigptv2.train.logger import MetricLogger
+from minigptv2.train.optim import learning_rate
+from minigptv2.train.precision import best_dtype
+from minigptv2.train.pretrain_vision import (
     WEIGHTS,
     DenseBatch,
     DenseEngine,
@@ -35,20 +47,8 @@ from minigptv2.train.backbone import (
     patch_of,
     save_weights,
 )
-from minigptv2.train.begin import load_initial_model, place_on_device, set_trainable
-from minigptv2.train.checkpoints import Progress, has_checkpoint, load_checkpoint, save_checkpoint
-from minigptv2.train.deepspeed import open_engine, read_deepspeed, zero_stage
-from minigptv2.train.engine import Engine, Settings
-from minigptv2.train.feature_cache import FeatureCache, build_cache
-from minigptv2.train.identity import FILE as RUN
-from minigptv2.train.identity import Identity, identity_of, take_up
-from minigptv2.train.journal import MetricLogger
-from minigptv2.train.launch import STOPPED, StopSignal, World, init_distributed
-from minigptv2.train.optim import learning_rate
-from minigptv2.train.precision import best_dtype
-from minigptv2.train.reading import Validator
 from minigptv2.train.recipe import Recipe, micro_batches, read_recipe
-from minigptv2.train.stream import MicroBatch, open_dataloader
+from minigptv2.train.validation import Validator
 
 _OLD_CHECKPOINT = "checkpoint.pt"  # of a backbone, pickled
 _RANKS_APART = 1_000_003  # between the seeds of two processes' dropout
@@ -147,10 +147,10 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
         targets=Targets(tokenizer.words, model.vision.patches, model.config.merge) if recipe.attention else None,
     )
     reading = Validator(model, encoder) if recipe.check_every else None
-    with StopSignal() as stop, MetricLogger(recipe, world, progress.step) as journal:
+    with StopSignal() as stop, MetricLogger(recipe, world, progress.step) as logger:
         for words in compared + said:
-            journal.message(words)
-        ended = Stage(recipe, engine, stream, progress, journal, stop, reading).train()
+            logger.message(words)
+        ended = Stage(recipe, engine, stream, progress, logger, stop, reading).train()
     if not ended:
         stop.end()
         return None
@@ -162,7 +162,7 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
 
 
 def pretrain(recipe: Recipe, world: World) -> Path | None:
-    """Train the vision tower on drawn scenes (`train/backbone.py`); recipe.output gets its weights.
+    """Train the vision tower on drawn scenes (`train/pretrain_vision.py`); recipe.output gets its weights.
 
     None where SIGTERM stopped the run before its end. Its checkpoint and weights are then written, too. Ctrl-C ends it
     likewise, and raises KeyboardInterrupt.
@@ -192,10 +192,10 @@ def pretrain(recipe: Recipe, world: World) -> Path | None:
     identity.save(output)
     recipe = replace(recipe, max_steps=steps, check_every=0)  # it reads answers, which a backbone has none of
     stream = SceneStream(recipe, patch_of(model.tower), progress.step, progress.samples, progress.stream)
-    with StopSignal() as stop, MetricLogger(recipe, world, progress.step) as journal:
+    with StopSignal() as stop, MetricLogger(recipe, world, progress.step) as logger:
         for words in (*compared, *said, *stream.said):
-            journal.message(words)
-        ended = Stage(recipe, engine, stream, progress, journal, stop, stream_state=stream.state).train()
+            logger.message(words)
+        ended = Stage(recipe, engine, stream, progress, logger, stop, stream_state=stream.state).train()
     save_weights(model, output)
     if not ended:
         stop.end()
@@ -214,7 +214,7 @@ class Stage:
     engine: Engine
     stream: Iterator[MicroBatch | DenseBatch]
     progress: Progress
-    journal: MetricLogger
+    logger: MetricLogger
     stop: StopSignal
     reading: Validator | None = None
     stream_state: Callable[[], dict[str, Any]] = dict
@@ -227,12 +227,12 @@ class Stage:
             stopping = self._step()
             due = progress.step % recipe.save_every == 0 or progress.step == recipe.max_steps
             if recipe.check_every and progress.step % recipe.check_every == 0:
-                self.journal.log_validation(progress.step, self.reading.evaluate())
+                self.logger.log_validation(progress.step, self.reading.evaluate())
             if due or stopping:
                 progress.stream = self.stream_state()
                 save_checkpoint(Path(recipe.output), self.engine, progress, recipe.keep)
         if progress.step < recipe.max_steps:
-            self.journal.message(STOPPED.format(progress.step))
+            self.logger.message(STOPPED.format(progress.step))
         return progress.step >= recipe.max_steps
 
     def _step(self) -> bool:
@@ -273,16 +273,16 @@ class Stage:
         progress.tokens += int(tokens)
         progress.failures += int(failures)
         if dropped_turns and not progress.dropped_turns:
-            self.journal.message(
+            self.logger.message(
                 "the oldest turns of a conversation did not fit the context and are not learned; "
                 "log.jsonl counts them as dropped_turns"
             )
         progress.dropped_turns += int(dropped_turns)
         progress.world, progress.batch = world.size, int(samples)
-        self.journal.update(samples, tokens, waited)
+        self.logger.update(samples, tokens, waited)
         if logged:
             readings = engine.metrics(world.all_reduce_sum(torch.stack(found).sum(0).tolist()))
-            self.journal.log_step(progress.step, readings, norm, rate, progress.failures, progress.dropped_turns)
+            self.logger.log_step(progress.step, readings, norm, rate, progress.failures, progress.dropped_turns)
         return bool(stopping)
 
 

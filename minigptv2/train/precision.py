@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from minigptv2.model.skeleton import stays_float32
+from minigptv2.model.meta_init import stays_float32
 
 
 def best_dtype(device: torch.device) -> torch.dtype:

@@ -59,8 +59,8 @@ class Recipe:
     fastest. gradient_checkpointing: layers of the language model are computed twice, and little is kept in between.
     compile: these layers with torch.compile, which needs a C++ compiler. pack: rows laid out as one (`encode.pack`)
     instead of padded. attention: weight of a second loss, which shows tokens that write a box or name a thing where in
-    the picture to look (`train/attention_targets.py`); 0: none. guided_steps: until this step they are also guided: at
-    first such tokens see nothing else of the picture, then more and more. deepspeed: a JSON file of DeepSpeed's.
+    the picture to look (`train/attention_supervision.py`); 0: none. guided_steps: until this step they are also guided:
+    at first such tokens see nothing else of the picture, then more and more. deepspeed: a JSON file of DeepSpeed's.
     device: empty: a GPU where there is one.
 
     What is written. log_every, check_every, save_every: steps; check_every reads the accuracy on held-out scenes (0:

@@ -16,8 +16,8 @@ from small_recipe import ROOT, environment, stop_after_two_steps, without_dropou
 from minigptv2 import cli
 from minigptv2.api import MiniGPTv2
 from minigptv2.errors import UserError
-from minigptv2.train.begin import load_initial_model, place_on_device, set_trainable
-from minigptv2.train.launch import World
+from minigptv2.train.distributed import World
+from minigptv2.train.init_model import load_initial_model, place_on_device, set_trainable
 from minigptv2.train.recipe import read_recipe
 
 HERE = Path(__file__).parent
@@ -248,7 +248,7 @@ def test_tensorboard_that_is_missing_is_told_and_the_run_goes_on(recipe, tmp_pat
 
 
 def test_what_is_dropped_is_told_and_kept_with_the_run(recipe, tmp_path, capsys, monkeypatch):
-    from minigptv2.train import stream
+    from minigptv2.train import dataloader as stream
 
     plain = stream.encode_sample
 

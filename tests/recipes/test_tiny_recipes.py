@@ -11,10 +11,10 @@ from small_recipe import stop_after_two_steps
 
 from minigptv2 import cli
 from minigptv2.encode import PromptEncoder
-from minigptv2.model.checkpoint import load_folder
-from minigptv2.train.begin import place_on_device
-from minigptv2.train.reading import NUM_HELD_OUT, SEED, Validator
+from minigptv2.model.model_folder import load_folder
+from minigptv2.train.init_model import place_on_device
 from minigptv2.train.recipe import read_recipe
+from minigptv2.train.validation import NUM_HELD_OUT, SEED, Validator
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "train_configs" / "tiny"

@@ -1,0 +1,1 @@
+"""minigptv2 bench: ratios of two things, measured in one run."""

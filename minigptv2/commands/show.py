@@ -1,0 +1,157 @@
+"""Look at the data as the model sees it: the conversation, every token with the supervised ones marked, the boxes.
+
+One line of tokens for what all exchanges share, then one for each exchange. Supervised tokens are green, or stand
+between « and » where there are no colours.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator, Sequence
+from itertools import count, groupby
+from pathlib import Path
+from typing import Any
+
+from minigptv2.bundled import model_folder
+from minigptv2.commands.chat import escape_control_chars
+from minigptv2.config import ModelConfig, from_dict
+from minigptv2.data.dataset import Dataset, open_dataset
+from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, SHARED_BLOCK, EncodedRow, PromptEncoder, Tokenizer
+from minigptv2.errors import UserError
+from minigptv2.files import is_file, shortened
+from minigptv2.sample import Sample, Turn
+from minigptv2.tasks import render
+
+_GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
+
+
+def show(
+    data: str,
+    number: int,
+    seed: int,
+    out: str | Path,
+    model: str | Path | None,
+    color: bool,
+    options: Sequence[str] = (),
+) -> None:
+    """Print `number` samples of a source, and write their pictures with the annotated boxes to `out`.
+
+    data: a name in `DATASETS`, or my_package.module:Class. seed: the number of the first record. options: of the data
+    set, as key=value.
+    """
+    from minigptv2.drawing import draw_boxes, save_png
+    from minigptv2.images import open_image
+
+    samples = _records(open_dataset(data, options_of(options)), seed)
+    encoder, config = open_prompt_encoder(model)
+    for _ in range(number):
+        sample, boxes, rng = next(samples)
+        turns = render(sample, config.box_coding, rng)
+        row = encoder.encode_independent_answers(turns) if sample.side_by_side else encoder.encode(turns)
+        print(f"{escape_control_chars(sample.key)}: {len(sample.question_answers)} exchanges")
+        print(conversation_text(turns))
+        print(tokens_text(row, encoder.tokenizer, color))
+        supervised = sum(label != IGNORE_INDEX for label in row.labels)
+        print(f"{len(row)} tokens, {row.ids.count(IMAGE_TOKEN_ID)} of them the picture, {supervised} supervised")
+        if sample.image is None:
+            print("no picture\n")
+            continue
+        name = shortened(re.sub(r"[^A-Za-z0-9_.-]+", "-", sample.key).strip("-.") or "sample")
+        file = save_png(draw_boxes(open_image(sample.image), boxes), Path(out) / f"{name}.png")
+        print(f"picture: {escape_control_chars(str(file))}\n")
+
+
+def options_of(words: Sequence[str]) -> dict[str, Any]:
+    """key=value words, the values read as YAML: true, 8, [refer, identify], text."""
+    import yaml
+
+    options = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        try:
+            if not key.isidentifier() or not equals:
+                raise ValueError
+            options[key] = "" if not value else yaml.safe_load(value)
+        except (ValueError, yaml.YAMLError):
+            raise UserError(
+                f"The option {word!r} cannot be read.",
+                "An option is key=value, its value as in a YAML file.",
+                "Write it as in root=coco split=val.",
+            ) from None
+    return options
+
+
+def _records(dataset: Dataset, first: int) -> Iterator[tuple[Sample, list, random.Random]]:
+    """The records from this number on, and from the beginning again after the last; what was wrong is told before. An
+    empty scene, about which nothing is asked, is left out."""
+    from minigptv2.boxes import Box
+
+    print(f"{len(dataset)} records; {len(dataset.problems.counts) or 'no'} kinds of problems")
+    for line in dataset.problems.lines():
+        print(f"  {escape_control_chars(line)}")
+    print()
+    for number in count(first):
+        sample = dataset[number % len(dataset)]
+        if not sample.question_answers:
+            continue
+        named = {
+            (p.text, b.xyxy): Box(*b.xyxy, p.text) for e in sample.question_answers for p in e.phrases for b in p.boxes
+        }
+        yield sample, list(named.values()), random.Random(number)
+
+
+def open_prompt_encoder(folder: str | Path | None) -> tuple[PromptEncoder, ModelConfig]:
+    """The encoder of a model folder, whose weights are not read."""
+    import torch
+
+    from minigptv2.api import BUNDLED
+    from minigptv2.model.grounding_vlm import GroundingVLM
+    from minigptv2.model.model_folder import CONFIG, TOKENIZER
+
+    folder = BUNDLED if folder is None else model_folder(folder)
+    for name in (CONFIG, TOKENIZER):
+        if not is_file(folder / name):
+            raise UserError(
+                f"{folder} has no {name}.",
+                f"A model folder holds {CONFIG} and {TOKENIZER}.",
+                "Name another one with --model FOLDER.",
+            )
+    try:
+        config = from_dict(ModelConfig, json.loads((folder / CONFIG).read_text(encoding="utf-8")), str(folder / CONFIG))
+        tokenizer = Tokenizer.load(folder / TOKENIZER)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"{folder} cannot be read: {error}", "It must be a saved model.", "Save it again.") from None
+    with torch.device("meta"):
+        places = GroundingVLM(config).image_tokens
+    return PromptEncoder(tokenizer, config.prompt, places, config.language.max_position_embeddings), config
+
+
+def conversation_text(turns: list[Turn]) -> str:
+    lines = []
+    for turn in turns:
+        words = "".join(piece if isinstance(piece, str) else "(picture) " for piece in turn.pieces)
+        lines.append(f"  {turn.role + ':':<10} {escape_control_chars(words)}")
+    return "\n".join(lines)
+
+
+def tokens_text(row: EncodedRow, tokenizer: Tokenizer, color: bool) -> str:
+    """One line a block. The run of a picture's tokens is written as (picture x 64)."""
+    lines, tokens = [], list(zip(row.blocks, row.labels, row.ids))
+    for block, inside in groupby(tokens, key=lambda token: token[0]):
+        words = []
+        for supervised, run in groupby(inside, key=lambda token: token[1] != IGNORE_INDEX):
+            text = " ".join(_pieces([token[2] for token in run], tokenizer))
+            words.append((f"{_GREEN}{text}{_PLAIN}" if color else f"«{text}»") if supervised else text)
+        lines.append(f"  {'shared' if block == SHARED_BLOCK else block:>6} | " + " ".join(words))
+    return "\n".join(lines)
+
+
+def _pieces(ids: list[int], tokenizer: Tokenizer) -> Iterator[str]:
+    for index, run in groupby(ids):
+        count = len(list(run))
+        if index == IMAGE_TOKEN_ID:
+            yield f"(picture x {count})"
+        else:
+            yield from [escape_control_chars(tokenizer.piece(index))] * count

@@ -1,0 +1,1 @@
+"""One reader a file; `data/dataset.py` names them all."""

@@ -1,0 +1,424 @@
+"""A user's own pictures, boxes and conversations in JSON Lines, one object a line. docs/data.md describes the form.
+
+{"image": "yard.jpg", "boxes": [{"label": "red ball", "xyxy": [40, 60, 160, 180]}],
+ "conversation": [{"user": "What is there to play with?", "assistant": "A {red ball}."}]}
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from minigptv2.boxes import Box
+from minigptv2.data import annotations, box_questions
+from minigptv2.data.annotations import (
+    OVER_EDGE,
+    InvalidRecord,
+    UprightTransform,
+    exceeds_image,
+    file_name_field,
+    find_image,
+    label_field,
+    parse_box,
+    read_json_lines,
+    upright_transform,
+)
+from minigptv2.data.box_questions import LabelledBoxes
+from minigptv2.data.dataset import ProblemCounter
+from minigptv2.data.dataset_files import require_records
+from minigptv2.data.turns import IN_PARTS, split_conversation, without_place
+from minigptv2.errors import UserError
+from minigptv2.files import is_dir
+from minigptv2.images import image_header, image_size
+from minigptv2.sample import Phrase, QuestionAnswer, Sample
+
+KEYS = ("image", "size", "id", "boxes", "absent", "caption", "grounding", "questions", "conversation")
+BOX_KEYS, FORMS = ("label", "xyxy", "xywh"), ("xyxy", "xywh")
+QUESTION_KEYS, TURN_KEYS = ("question", "answer", "answers"), ("user", "assistant")
+TASKS = (*box_questions.TASKS, "caption", "grounding", "vqa", "chat")
+CONTEXT = 1024  # tokens, of the bundled model
+PARTS = "parts of lines"  # the unit of what is dropped of a line
+_NAMED = re.compile(r"\{([^{}]+)\}")
+
+# the picture as it is written, the size that the line gives or None, whether boxes need it -> its path and size
+Measure = Callable[[str, tuple[int, int] | None, bool], tuple[Path, tuple[int, int]]]
+
+
+@dataclass
+class Entry:
+    """What one line says. image: None for text alone. size: width and height in the frame that its boxes belong to;
+    sized: whether the line says it. boxes: label -> boxes, pixels of that frame, clipped.
+    incomplete: labels of which a box was left out. elsewhere: labels that have boxes on other lines of the same image.
+    asked: independent exchanges that are no boxes' own. talked: one conversation, in parts that each are a record."""
+
+    line: int
+    name: str
+    image: Path | None = None
+    size: tuple[int, int] = (0, 0)
+    sized: bool = False
+    boxes: dict[str, list[Box]] = field(default_factory=dict)
+    incomplete: set[str] = field(default_factory=set)
+    elsewhere: set[str] = field(default_factory=set)
+    absent: list[str] = field(default_factory=list)
+    asked: list[QuestionAnswer] = field(default_factory=list)
+    talked: list[tuple[QuestionAnswer, ...]] = field(default_factory=list)
+
+
+class JsonlDataset:
+    """One record a line for all that is asked independently, and one for its conversation, or several for a long one.
+
+    file: the JSON Lines. images: the folder that the pictures' paths start from, "" for that of the file. tasks: of
+    detection, refer, identify, caption, grounding, vqa, chat. exchanges: at most so many of a line's independent
+    questions, chosen by the number of the record. closed: every thing of every label of the file is marked in every
+    picture, so that the other labels are absent there. context: of the model, in tokens: a longer conversation, by
+    estimate, becomes several records. orientation: what boxes and `size` belong to: "upright" the image turned upright
+    by EXIF, "stored" the image as it lies in the file, "auto" what `size` tells, else the stored one.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        images: str = "",
+        tasks: Iterable[str] = TASKS,
+        exchanges: int = 8,
+        closed: bool = False,
+        context: int = CONTEXT,
+        orientation: str = "upright",
+    ):
+        self.orientation = annotations.check_choice("orientation", orientation, annotations.ORIENTATIONS)
+        self.problems = ProblemCounter()
+        self.tasks, self.most = box_questions.options_of(tasks, TASKS, exchanges)
+        self.name = Path(file).name
+        measure = measured_in(image_folder(Path(file), images), self.orientation)
+        entries = list(entries_of(Path(file), measure, self.problems, context))
+        settle(entries, self.problems)
+        self.labels = sorted({label for entry in entries for label in entry.boxes}) if closed else []
+        self.records: list[tuple[Entry, int | None]] = []  # and which part of the conversation it is
+        for entry in entries:
+            if self._asked(entry, 0):
+                self.records.append((entry, None))
+            if "chat" in self.tasks:
+                self.records += [(entry, part) for part in range(len(entry.talked))]
+        require_records(len(self.records), Path(file), self.problems)
+
+    def _asked(self, entry: Entry, seed: int) -> list[QuestionAnswer]:
+        rng = random.Random(seed)
+        marked = [t for t in self.tasks if t in box_questions.TASKS]
+        others = [e for e in entry.asked if e.task in self.tasks]
+        absent = entry.absent + [
+            name
+            for name in self.labels
+            if entry.image
+            and not (name in entry.boxes or name in entry.incomplete or name in entry.elsewhere)
+            and name not in entry.absent
+        ]
+        rng.shuffle(others)
+        others = others[: max(self.most // 2, self.most - len(entry.boxes))]
+        things = LabelledBoxes(entry.boxes, absent, frozenset(entry.incomplete))
+        return others + box_questions.box_questions(things, entry.size, marked, self.most - len(others), rng)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        entry, part = self.records[index]
+        key = f"{self.name} line {entry.line}"
+        if part is None:
+            said = self._asked(entry, index)
+        else:
+            said = entry.talked[part]
+            key += f" part {part + 1}" if len(entry.talked) > 1 else ""
+        size = entry.size
+        if entry.boxes:
+            frame = frame_of(entry, self.orientation)
+            size, said = frame.size, [_turned(exchange, frame) for exchange in said]
+        return Sample(entry.image, size, tuple(said), key, side_by_side=part is None)
+
+
+def image_folder(file: Path, images: str) -> Path:
+    if images and not is_dir(images):
+        raise UserError(f"There is no folder {images}.", "`images` is the folder of the pictures.", "Check it.")
+    return Path(images) if images else file.parent
+
+
+def frame_of(entry: Entry, orientation: str) -> UprightTransform:
+    """How the boxes of a line are turned upright. Raises UserError where the line's size is of the other frame."""
+    if not entry.sized and orientation == "upright":
+        return UprightTransform(1, entry.size)
+    try:
+        frame = upright_transform(entry.image, entry.size, entry.sized, orientation)
+        if frame.against:
+            raise InvalidRecord(frame.against)
+        return frame
+    except InvalidRecord as error:
+        raise UserError(
+            f"{entry.image} has {error}.",
+            f"Its boxes are read as those of the image with orientation={orientation}.",
+            "Correct size and boxes of the line, or choose the option orientation: upright, stored or auto.",
+        ) from None
+
+
+def _turned(exchange: QuestionAnswer, frame: UprightTransform) -> QuestionAnswer:
+    phrases = (replace(p, boxes=tuple(frame.box(box) for box in p.boxes)) for p in exchange.phrases)
+    return replace(exchange, phrases=tuple(phrases))
+
+
+def measured_in(folder: Path, orientation: str) -> Measure:
+    """Whether the image is there; its size from the line, else, where boxes need it, from the image's header."""
+
+    def measure(image: str, given: tuple[int, int] | None, needed: bool) -> tuple[Path, tuple[int, int]]:
+        path = find_image(folder, image)
+        if given or not needed:
+            return path, given or (0, 0)
+        try:
+            return path, image_size(path) if orientation == "upright" else image_header(path)[0]
+        except UserError as error:
+            raise InvalidRecord("a picture that cannot be read") from error
+
+    return measure
+
+
+def entries_of(file: Path, measure: Measure, problems: ProblemCounter, context: int = CONTEXT) -> Iterator[Entry]:
+    """What the lines say; what is wrong is counted with its line, and only that part of a line left out."""
+    seen: dict[str, int] = {}
+    spelled: dict[str, str] = {}  # a label without regard to capitals -> as the file has it first
+    for number, row in read_json_lines(file):
+        where = f"line {number + 1}"
+        try:
+            if isinstance(row, InvalidRecord):
+                raise row
+            if not isinstance(row, dict):
+                raise InvalidRecord("a line that is no JSON object")
+            name = str(row.get("id", where))
+            if "id" in row and seen.setdefault(name, number) != number:
+                raise InvalidRecord("an 'id' that an earlier line has")
+            yield _Line(number + 1, name, row, problems, spelled, context).read(measure)
+        except InvalidRecord as error:
+            problems.add(str(error), where)
+
+
+def settle(entries: Iterable[Entry], problems: ProblemCounter) -> None:
+    """What only the whole file tells: boxes of one label on several lines of an image belong together, and what has a
+    box on one line of an image is absent on none."""
+    lines_of: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.image is not None:
+            lines_of.setdefault(os.path.normpath(entry.image), []).append(entry)
+    for same in lines_of.values():
+        if len(same) > 1:
+            _settle_image(same, problems)
+        for entry in same:
+            for label in box_questions.too_many(entry.boxes):
+                problems.add(box_questions.TOO_MANY, f"line {entry.line} {label!r}", dropped=False)
+
+
+def _settle_image(same: list[Entry], problems: ProblemCounter) -> None:
+    every: dict[str, list[Box]] = {}
+    for entry in same:
+        for label, boxes in entry.boxes.items():
+            known = every.setdefault(label, [])
+            known += [box for box in boxes if box not in known]
+    incomplete = set().union(*(entry.incomplete for entry in same))
+    if len({entry.size for entry in same if entry.boxes}) > 1:  # their pixels cannot be compared
+        problems.add("an image that two lines give different sizes", f"line {same[-1].line}", dropped=False)
+        incomplete |= {label for label in every if sum(label in entry.boxes for entry in same) > 1}
+    for entry in same:
+        for label in entry.boxes.keys() - incomplete:
+            if len(every[label]) > len(entry.boxes[label]):
+                kind = "boxes of one label on several lines of an image, taken together"
+                problems.add(kind, f"line {entry.line} {label!r}", dropped=False)
+                entry.boxes[label] = every[label]
+        entry.incomplete |= incomplete
+        entry.elsewhere = every.keys() - entry.boxes.keys()
+        for label in [name for name in entry.absent if name in entry.elsewhere or name in incomplete]:
+            kind = "a label that is absent on one line and has a box on another of the same image"
+            problems.add(kind, f"line {entry.line} {label!r}", unit=PARTS)
+            entry.absent.remove(label)
+
+
+class _Line:
+    """One line while it is read. spelled: see `entries_of`; it grows."""
+
+    def __init__(
+        self, number: int, name: str, row: dict, problems: ProblemCounter, spelled: dict[str, str], context: int
+    ):
+        self.row, self.problems, self.spelled, self.context = row, problems, spelled, context
+        self.entry, self.where = Entry(number, name), f"line {number}"
+
+    def read(self, measure: Measure) -> Entry:
+        row, entry = self.row, self.entry
+        self._known(row, KEYS)
+        boxes = self._list("boxes")
+        if "image" in row:
+            size = _size(row)
+            entry.sized = size is not None
+            entry.image, entry.size = measure(file_name_field(row, "image"), size, bool(boxes))
+        elif any(row.get(key) for key in KEYS[3:-1]):
+            raise InvalidRecord("boxes, a caption or questions without a picture")
+        for place, box in enumerate(boxes):
+            self._told(f"box {place + 1}", self._box, box)
+        entry.absent = [words for name in self._list("absent") if (words := self._told("absent", self._label, name))]
+        if both := [label for label in entry.absent if label in entry.boxes]:
+            self.problems.add("a label that is both absent and has a box", f"{self.where} {both[0]!r}", unit=PARTS)
+            entry.absent = [label for label in entry.absent if label not in both]
+        if "caption" in row:
+            self._told("caption", self._caption, row["caption"])
+        if "grounding" in row:
+            self._told("grounding", self._grounding, row["grounding"])
+        for place, question in enumerate(self._list("questions")):
+            self._told(f"question {place + 1}", self._question, question)
+        if "conversation" in row:
+            self._told("conversation", self._conversation, row["conversation"])
+        if not (entry.boxes or entry.absent or entry.asked or entry.talked):
+            raise InvalidRecord("a line with nothing to learn from")
+        return entry
+
+    def _told(self, part: str, read: Callable[[Any], Any], value: Any) -> Any:
+        self.problems.saw(1, PARTS)
+        try:
+            return read(value)
+        except InvalidRecord as error:
+            self.problems.add(str(error), f"{self.where} {part}".strip(), unit=PARTS)
+            return None
+
+    def _known(self, row: dict, keys: tuple[str, ...], part: str = "") -> None:
+        for key in row:
+            if key not in keys:
+                near = difflib.get_close_matches(str(key), keys, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(keys)}"
+                self.problems.add(
+                    f"an unknown key {key!r}, which was not read ({hint})",
+                    f"{self.where} {part}".strip(),
+                    dropped=False,
+                )
+
+    def _list(self, key: str) -> list:
+        if key not in self.row:
+            return []
+        return self._told("", lambda row: annotations.field(row, key, list), self.row) or []
+
+    def _box(self, box: Any) -> None:
+        label = self._label(annotations.field(box, "label", str))
+        self._known(box, BOX_KEYS, "box")
+        forms = [form for form in FORMS if form in box]
+        try:
+            if len(forms) != 1:
+                raise InvalidRecord(f"a box {'with both' if forms else 'without one of'} 'xyxy' and 'xywh'")
+            found = parse_box(box[forms[0]], self.entry.size, forms[0])
+        except InvalidRecord:
+            self.entry.incomplete.add(label)
+            raise
+        boxes = self.entry.boxes.setdefault(label, [])
+        if found in boxes:
+            self.problems.add("the same box twice, read once", f"{self.where} {label!r}", dropped=False)
+            return
+        boxes.append(found)
+        if exceeds_image(box[forms[0]], self.entry.size, forms[0]):
+            self.problems.add(OVER_EDGE, f"{self.where} {label!r}", dropped=False)
+
+    def _label(self, given: Any) -> str:
+        """The label as the file spells it first, without what would break a list of labels or a phrase."""
+        label = label_field({"label": given}, "label")
+        if label != " ".join(given.split()):
+            kind = "a label with a comma or brackets, read without them"
+            self.problems.add(kind, f"{self.where} {given!r}", dropped=False)
+        first = self.spelled.setdefault(label.casefold(), label)
+        if first != label:
+            kind = "a label that differs from an earlier one in capitals alone, read as that one"
+            self.problems.add(kind, f"{self.where} {label!r}, {first!r}", dropped=False)
+        return first
+
+    def _caption(self, given: Any) -> None:
+        several = given if isinstance(given, list) else [given]
+        captions = [without_place(_words(caption, "caption"), may=False) for caption in several]
+        if not captions:
+            raise InvalidRecord("an empty 'caption'")
+        self.entry.asked.append(QuestionAnswer("caption", references=tuple(captions)))
+
+    def _grounding(self, given: Any) -> None:
+        text, phrases = self._places(_words(given, "grounding"), every=True)
+        if not phrases:
+            raise InvalidRecord("a 'grounding' without any {label}")
+        self.entry.asked.append(QuestionAnswer("grounding", phrases, answer=text))
+
+    def _question(self, given: Any) -> None:
+        question = without_place(annotations.text_field(given, "question"))
+        if not question:
+            raise InvalidRecord("an empty 'question'")
+        self._known(given, QUESTION_KEYS, "question")
+        if ("answer" in given) == ("answers" in given):
+            raise InvalidRecord("a question without one of 'answer' and 'answers'")
+        answers = given["answers"] if "answers" in given else [given["answer"]]
+        if not isinstance(answers, list) or not answers:
+            raise InvalidRecord("an 'answers' of the wrong type")
+        words = tuple(_words(answer, "answer") for answer in answers)
+        self.entry.asked.append(QuestionAnswer("vqa", question=question, references=words))
+
+    def _conversation(self, given: Any) -> None:
+        if not isinstance(given, list):
+            raise InvalidRecord("a 'conversation' of the wrong type")
+        if not given:
+            raise InvalidRecord("an empty conversation")
+        said = []
+        for turn in given:
+            asked = without_place(annotations.field(turn, "user", str), may=self.entry.image is not None and not said)
+            answered = without_place(annotations.field(turn, "assistant", str), may=False)
+            self._known(turn, TURN_KEYS, "conversation")
+            if not asked or not answered:
+                raise InvalidRecord("a turn without words")
+            text, phrases = self._places(answered, every=False)
+            said.append(QuestionAnswer("chat", phrases, asked, text, verbatim=not phrases))
+        self.entry.talked = split_conversation(said, self.context)
+        if len(self.entry.talked) > 1:
+            self.problems.add(IN_PARTS, f"{self.where} conversation of {len(said)} turns", dropped=False)
+
+    def _places(self, text: str, every: bool) -> tuple[str, tuple[Phrase, ...]]:
+        """The text with `{}` for every `{label}`, and the phrases. every: other words in braces are a mistake; else
+        they are text, unless they are nearly a label."""
+        boxes, phrases = self.entry.boxes, []
+
+        def place(match: re.Match) -> str:
+            words = " ".join(match[1].split())
+            label = self.spelled.get(" ".join(words.replace(",", " ").split()).casefold(), words)
+            if label in boxes:
+                phrases.append(Phrase(words, tuple(boxes[label])))
+                return "{}"
+            near = difflib.get_close_matches(label, boxes, 1)
+            if every or near:
+                hint = f", did you mean {{{near[0]}}}?" if near else ""
+                raise InvalidRecord(f"a {{label}} in a text that no box has{hint}")
+            return match[0]
+
+        out = _NAMED.sub(place, text)
+        if phrases and out.count("{}") != len(phrases):
+            raise InvalidRecord("a text with {} beside a {label}")
+        return (out if phrases else text), tuple(phrases)
+
+
+def _words(given: Any, name: str = "label") -> str:
+    if not isinstance(given, str):
+        raise InvalidRecord(f"a {name!r} of the wrong type")
+    words = " ".join(given.split())
+    if not words:
+        raise InvalidRecord(f"an empty {name!r}")
+    return words
+
+
+def _size(row: dict) -> tuple[int, int] | None:
+    """The "size" of a line: width and height of the upright picture in pixels."""
+    if "size" not in row:
+        return None
+    size = row["size"]
+    if (
+        not isinstance(size, list)
+        or len(size) != 2
+        or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size)
+    ):
+        raise InvalidRecord("a 'size' that is not [width, height]")
+    return size[0], size[1]

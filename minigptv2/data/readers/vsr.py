@@ -1,0 +1,93 @@
+"""VSR: statements on how two things in a COCO picture lie to each other, true or false. Card: datasets/vsr.md.
+
+JSON Lines, one record a statement:
+
+    {"image": "000000372029.jpg", "caption": "The dog is on the surfboard.", "label": 1, "relation": "on", ...}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minigptv2.bundled import document
+from minigptv2.data.annotations import InvalidRecord, check_choice, field, read_json_lines, text_field
+from minigptv2.data.coco_images import CocoImages, missing
+from minigptv2.data.dataset import ProblemCounter
+from minigptv2.data.dataset_files import Layout
+from minigptv2.errors import UserError
+from minigptv2.files import is_file
+from minigptv2.sample import QuestionAnswer, Sample
+from minigptv2.tasks import STATEMENT
+
+PAGE = "https://github.com/cambridgeltl/visual-spatial-reasoning"
+KINDS, SPLITS = ("random", "zeroshot"), ("train", "dev", "test")
+PLACES = ("splits/", "data/splits/", "")  # of the folders random/ and zeroshot/, below the root
+PARTS = {f"{kind} {split}": (kind, split) for kind in KINDS for split in SPLITS}
+LAYOUT: Layout = {
+    part: (tuple(f"{place}{kind}/{split}.jsonl" for place in PLACES),) for part, (kind, split) in PARTS.items()
+}
+COUNTS = {
+    "random train": 7680,
+    "random dev": 1097,
+    "random test": 2195,
+    "zeroshot train": 3489,
+    "zeroshot dev": 340,
+    "zeroshot test": 1222,
+}
+DOWNLOADS: dict[str, str] = {}  # the files lie in the page's repository, below data/splits
+OPTIONS = {part: {"kind": kind, "split": split} for part, (kind, split) in PARTS.items()}
+
+
+class VSR:
+    """One sample a statement, answered "true" or "false".
+
+    root: the folder with `splits/zeroshot/test.jsonl`, or with `zeroshot/test.jsonl`. kind: "zeroshot" or "random",
+    by how it was split. split: "train", "dev" or "test". images: the folder of the pictures, "" for `root`.
+    records: line number from 0, picture, statement, whether it is true, relation. excluded: line number and reason
+    of every line that was left out.
+    """
+
+    def __init__(self, root: str, kind: str = "zeroshot", split: str = "test", images: str = ""):
+        self.kind = check_choice("kind", kind, KINDS)
+        self.split = check_choice("split", split, SPLITS)
+        self.problems = ProblemCounter()
+        self.excluded: list[tuple[int, str]] = []
+        files = [Path(root, name) for name in LAYOUT[f"{kind} {split}"][0]]
+        self.file = next((f for f in files if is_file(f)), None)
+        if self.file is None:
+            raise UserError(
+                f"{root} holds no {kind}/{split}.jsonl.",
+                f"Looked for {', '.join(map(str, files))}.",
+                f"See {document('datasets/vsr.md', PAGE)} for the layout.",
+            )
+        pictures = CocoImages(images or root)
+        self.records: list[tuple[int, Path, str, bool, str]] = []
+        for number, row in read_json_lines(self.file):
+            try:
+                if isinstance(row, InvalidRecord):
+                    raise row
+                name = Path(field(row, "image", str)).stem
+                if not (name.isascii() and name.isdigit() and len(name) <= 12):
+                    raise InvalidRecord("an 'image' that is no number of COCO")
+                label = field(row, "label", int)
+                if label not in (0, 1):
+                    raise InvalidRecord("a 'label' other than 0 and 1")
+                relation = row.get("relation") if isinstance(row.get("relation"), str) else ""
+                self.records.append(
+                    (number, pictures.find(int(name)), text_field(row, "caption"), label == 1, relation)
+                )
+            except InvalidRecord as error:
+                self.problems.add(str(error), f"{self.file.name} line {number}")
+                self.excluded.append((number, str(error)))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        number, picture, statement, true, _ = self.records[index]
+        exchange = QuestionAnswer("vqa", question=STATEMENT.format(statement), answer="true" if true else "false")
+        return Sample(picture, (0, 0), (exchange,), f"vsr {self.kind} {self.split} line {number}")
+
+    def missing_pictures(self) -> list[Path]:
+        """Where pictures are expected that are not on the disk now; their statements are not left out."""
+        return missing(record[1] for record in self.records)

@@ -1,0 +1,97 @@
+"""Captions of web pictures in tar shards of img2dataset: LAION, CC3M, SBU. Cards: datasets/laion.md, cc3m.md, sbu.md.
+
+A sample is 000012.jpg with its caption in 000012.txt, or in 000012.json; parquet files have a column instead:
+
+    {"caption": "burning candle on the background of the aquarium with small fish .", "similarity": 0.31, ...}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from minigptv2.data.annotations import InvalidRecord, Unwanted, text_field
+from minigptv2.data.dataset import ProblemCounter
+from minigptv2.data.dataset_files import Layout
+from minigptv2.data.shards import LAYOUT_OF_SHARDS, OPTIONS_OF_SHARDS, Record, Shards, changed
+from minigptv2.errors import UserError
+from minigptv2.sample import QuestionAnswer, Sample
+
+PAGE = {
+    "laion": "https://laion.ai/blog/laion-400-open-dataset/",
+    "cc3m": "https://ai.google.com/research/ConceptualCaptions/",
+    "sbu": "https://www.cs.rice.edu/~vo9/sbucaptions/",
+}
+LAYOUT: Layout = LAYOUT_OF_SHARDS
+COUNTS: dict[str, int] = {}  # nobody gets all pictures of the lists
+DOWNLOADS: dict[str, str] = {}  # lists of addresses, each to be asked for
+OPTIONS = OPTIONS_OF_SHARDS
+
+
+class WebCaptions:
+    """One sample a picture with its caption.
+
+    shards: tar or parquet files, as `data.shards.Shards` takes them, with index, images and picture. caption: the
+    JSON field or column with it; "" takes the .txt and, where there is none, the field "caption". words: the least
+    and the most words of a caption. without: a regular expression; captions in which it is found are left out.
+    least: smallest value of JSON fields, such as {similarity: 0.3}. What these leave out is counted in `problems`.
+    """
+
+    def __init__(
+        self,
+        shards: str | list[str],
+        caption: str = "",
+        words: tuple[int, int] = (1, 200),
+        without: str = "",
+        least: dict[str, float] | None = None,
+        index: str = "",
+        images: str = "",
+        picture: str = "",
+    ):
+        self.caption, self.least = caption, dict(least or {})
+        try:
+            self.least_words, self.most_words = (int(n) for n in words)
+            self.without = re.compile(without) if without else None
+        except (TypeError, ValueError, re.error) as error:
+            raise UserError(
+                f"The filter of captions cannot be understood: {error}.",
+                "words is [least, most]; without is a regular expression of Python.",
+                "Correct it.",
+            ) from error
+        purpose = f"captions-{caption}-{self.least_words}-{self.most_words}-{without}-{sorted(self.least.items())}"
+        self.shards = Shards(shards, self._judge, purpose, index, images, picture)
+        self.problems: ProblemCounter = self.shards.problems
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.shards[index]
+        try:
+            exchange = QuestionAnswer("caption", answer=self._caption(record))
+        except InvalidRecord as error:
+            raise changed(record.key, error) from error
+        return Sample(record.image, (0, 0), (exchange,), record.key)
+
+    def _caption(self, record: Record) -> str:
+        """Words with single spaces between them. Raises InvalidRecord."""
+        if self.caption or not record.text.strip():
+            return text_field(record.fields, self.caption or "caption")
+        return " ".join(record.text.split())
+
+    def _judge(self, record: Record) -> Iterable[str]:
+        caption = self._caption(record)
+        count = len(caption.split())
+        if count < self.least_words:
+            raise Unwanted(f"a caption of fewer than {self.least_words} words")
+        if count > self.most_words:
+            raise Unwanted(f"a caption of more than {self.most_words} words")
+        if self.without and self.without.search(caption):
+            raise Unwanted("a caption that `without` leaves out")
+        for name, least in self.least.items():
+            value = record.fields.get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InvalidRecord(f"no number {name!r}")
+            if not value >= least:
+                raise Unwanted(f"{name!r} under {least}")
+        return ()

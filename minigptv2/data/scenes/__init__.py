@@ -1,0 +1,1 @@
+"""The drawn world: scenes from a seed, and questions about them."""

@@ -1,0 +1,305 @@
+"""`minigptv2 data check`: what is in a file of one's own, what is wrong with it, and a sheet of pictures to look at.
+
+JSON Lines (`jsonl.py`) and COCO's detection JSON (`coco_json.py`) are read by the code that training reads them with;
+here every image is opened, too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minigptv2.boxes import Box
+from minigptv2.data.annotations import (
+    InvalidRecord,
+    UprightTransform,
+    boxes_orientation,
+    find_image,
+    read_json_lines,
+    upright_transform,
+)
+from minigptv2.data.coco_json import CROWD, LISTS, CocoFile, CocoImage
+from minigptv2.data.dataset import ProblemCounter
+from minigptv2.data.readers import coco_detection, jsonl
+from minigptv2.data.turns import estimate_tokens
+from minigptv2.errors import UserError
+from minigptv2.files import is_file, refuse_device
+from minigptv2.images import image_header, upright_size
+
+CELL, BAND = 400, 20  # pixels of a picture's place in the sheet, and of the line with its name
+_MOST_LABELS = 12  # named in the summary
+TURNED = "a size of the picture as it lies in the file; it is turned upright by its EXIF orientation"
+SWAPPED_SIZE = "a size whose width and height are swapped"
+OTHER_SIZE = "a size that is not the picture's"
+UPRIGHT_ELSEWHERE = (
+    "a file whose other sizes are of upright images, while images that are mirrored, square or upside down were taken "
+    "as stored (option orientation: upright)"
+)
+
+
+@dataclass
+class ValidationReport:
+    """counts: what was found, by name. labels: how many boxes of each. drawn: picture, its upright size, its boxes."""
+
+    form: str
+    counts: dict[str, int] = field(default_factory=dict)
+    labels: Counter[str] = field(default_factory=Counter)
+    problems: ProblemCounter = field(default_factory=ProblemCounter)
+    drawn: list[tuple[Path, tuple[int, int], list[Box]]] = field(default_factory=list)
+    usable: int = 0
+
+    @property
+    def code(self) -> int:
+        """0 all is well, 1 there are problems, 2 nothing of the file can be used."""
+        return 2 if not self.usable else 1 if self.problems else 0
+
+    def lines(self) -> Iterator[str]:
+        yield self.form
+        for name, count in self.counts.items():
+            yield f"  {count:>8,} {name}"
+        if self.labels:
+            most = [f"{label} {count:,}" for label, count in self.labels.most_common(_MOST_LABELS)]
+            more = f", and {len(self.labels) - len(most):,} more" if len(self.labels) > len(most) else ""
+            yield f"labels: {', '.join(most)}{more}"
+        if not self.problems:
+            yield "no problems"
+            return
+        yield f"{sum(self.problems.counts.values()):,} problems"
+        yield from (f"  {line}" for line in self.problems.lines())
+        if not self.usable:
+            yield "nothing of this file can be used"
+
+
+def check(file: str | Path, images: str = "", quick: bool = False, orientation: str = "") -> ValidationReport:
+    """Read the whole file as training does, and every image that it names. images: their folder. quick: read the
+    images' headers alone. orientation: the option of the reader, "" for its default.
+
+    Raises UserError where the file is neither JSON Lines nor COCO's JSON.
+    """
+    file = Path(file)
+    if file.suffix.lower() in (".jsonl", ".ndjson") or _first_line_is_a_record(file):
+        return _check_own(file, images, quick, orientation or "upright")
+    return _check_coco(file, images, quick, orientation or "auto")
+
+
+def _first_line_is_a_record(file: Path) -> bool:
+    """Whether a file begins with a line that is an object by itself, and not one of COCO's."""
+    refuse_device(file)
+    try:
+        with file.open("rb") as lines:
+            first = next((line for line in lines if line.strip()), b"")
+        row = json.loads(first.decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and not any(name in row for name in LISTS)
+
+
+def _look(path: Path, quick: bool) -> tuple[tuple[int, int], int]:
+    """The size of an image as it is stored, and its EXIF orientation. Raises InvalidRecord where it is missing, cannot
+    be read or is damaged; with quick, damage behind the header is not seen."""
+    from minigptv2.images import open_image
+
+    if not is_file(path):
+        raise InvalidRecord("a picture that is not on the disk")
+    try:
+        found = image_header(path)
+        if not quick:
+            open_image(path)
+        return found
+    except UserError as error:
+        kind = "damaged or cut short" if "damaged" in error.given else "not to be read"
+        raise InvalidRecord(f"a picture that is {kind}") from error
+
+
+def _compared(
+    given: tuple[int, int], header: tuple[tuple[int, int], int], choice: str, needed: bool
+) -> tuple[str, str]:
+    """What is wrong with the size that a line gives, and both sizes; "" where nothing. header: of `image_header`.
+
+    Raises InvalidRecord where the boxes would be of another frame, and boxes are there (needed).
+    """
+    stored, orientation = header
+    real = upright_size(stored, orientation)
+    try:
+        turn, against = boxes_orientation(given, stored, orientation, choice)
+    except InvalidRecord:
+        turn, against = 1, SWAPPED_SIZE
+    kind = TURNED if against and choice == "upright" and real != stored else against
+    if kind and needed:
+        raise InvalidRecord(kind)
+    if not kind and UprightTransform(turn, given).size != real:
+        kind = OTHER_SIZE
+    return kind, f"{_by(given)}, upright {_by(real)}"
+
+
+# ---- JSON Lines ----
+
+
+def _check_own(file: Path, images: str, quick: bool, orientation: str) -> ValidationReport:
+    from tqdm import tqdm
+
+    folder = jsonl.image_folder(file, images)
+    report, sizes = ValidationReport(f"{file}: JSON Lines"), {}
+    lines = sum(1 for _ in read_json_lines(file))
+
+    def measure(image: str, given: tuple[int, int] | None, needed: bool) -> tuple[Path, tuple[int, int]]:
+        path = find_image(folder, image)
+        if path not in sizes:
+            sizes[path] = _look(path, quick)
+        stored, turn = sizes[path]
+        if given:
+            kind, both = _compared(given, sizes[path], orientation, needed)
+            if kind:
+                report.problems.add(kind, f"{image} {both}", dropped=False)
+            return path, given
+        return path, upright_size(stored, turn) if orientation == "upright" else stored
+
+    counts, longest = Counter(), 0
+    read = jsonl.entries_of(file, measure, report.problems)
+    entries = list(tqdm(read, "check", lines, unit=" lines", disable=None, leave=False))
+    jsonl.settle(entries, report.problems)
+    for entry in entries:
+        report.usable += 1
+        for label, boxes in entry.boxes.items():
+            report.labels[label] += len(boxes)
+        counts["boxes"] += sum(map(len, entry.boxes.values()))
+        for exchange in entry.asked:
+            counts[exchange.task] += 1
+        counts["conversations"] += bool(entry.talked)
+        counts["turns"] += sum(map(len, entry.talked))
+        longest = max(longest, sum(map(estimate_tokens, entry.talked)))
+        counts["text"] += entry.image is None
+        if entry.image is not None:
+            boxes, size = [], upright_size(*sizes[entry.image])
+            if entry.boxes:
+                frame = jsonl.frame_of(entry, orientation)
+                boxes = [Box(*frame.box(box).xyxy, label) for label, found in entry.boxes.items() for box in found]
+                size = frame.size
+            report.drawn.append((entry.image, size, boxes))
+    report.counts = {
+        "lines": lines,
+        "pictures": len({path for path, _, _ in report.drawn}),
+        "boxes": counts["boxes"],
+        "labels": len(report.labels),
+        "captions": counts["caption"],
+        "captions with boxes": counts["grounding"],
+        "questions": counts["vqa"],
+        "conversations": counts["conversations"],
+        "turns in them": counts["turns"],
+        "tokens in the longest, by estimate": longest,
+        "lines without a picture": counts["text"],
+    }
+    return report
+
+
+# ---- COCO ----
+
+
+def _check_coco(file: Path, images: str, quick: bool, orientation: str) -> ValidationReport:
+    from tqdm import tqdm
+
+    coco = CocoFile(file, images, orientation)
+    report, problems = ValidationReport(f"{file}: COCO detection", problems=coco.problems), coco.problems
+    usable = {record.path for record in coco_detection.records_of(coco)}
+    crowds = problems.counts.pop(CROWD, 0)
+    frames: Counter[str] = Counter()
+    for image in tqdm(coco.images, "check", unit=" pictures", disable=None, leave=False):
+        for label, found in image.boxes.items():
+            report.labels[label] += len(found)
+        if image.lost:
+            continue
+        try:
+            stored, turned = _look(image.path, quick)
+            frame = upright_transform(image.path, image.size, image.given, orientation)
+        except InvalidRecord as error:
+            usable.discard(image.path)
+            problems.add(str(error), image.name)
+            continue
+        frames[_frame_told(image, stored, turned)] += 1
+        real = stored if frame.turn == turned else upright_size(stored, turned)
+        if frame.against:
+            problems.add(frame.against, image.name, dropped=False)
+        elif image.given and image.size != real:
+            problems.add(OTHER_SIZE, f"{image.name} {_by(image.size)}, not {_by(real)}", dropped=False)
+        boxes = [Box(*frame.box(box).xyxy, label) for label, found in image.boxes.items() for box in found]
+        report.drawn.append((image.path, frame.size, boxes))
+    if orientation == "auto" and frames["upright"] and frames["unknown"] and not frames["stored"]:
+        problems.add(UPRIGHT_ELSEWHERE, f"{frames['unknown']} images", dropped=False)
+    report.usable = len(usable)
+    report.counts = {
+        "pictures": len(coco.images),
+        "pictures without a box": sum(not image.things for image in coco.images),
+        "boxes": sum(report.labels.values()),
+        "crowds, left out": crowds,
+        "categories": len(coco.labels),
+        "categories with a box": len(report.labels),
+    }
+    return report
+
+
+def _frame_told(image: CocoImage, stored: tuple[int, int], orientation: int) -> str:
+    """Which frame the size of an image tells, "unknown" where it cannot, "" where it is stored upright."""
+    if orientation == 1:
+        return ""
+    real = upright_size(stored, orientation)
+    if not image.given or real == stored:
+        return "unknown"
+    return "upright" if (image.size[0] > image.size[1]) == (real[0] > real[1]) else "stored"
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+# ---- the sheet ----
+
+
+def write_sheet(report: ValidationReport, out: Path, most: int) -> tuple[Path, int]:
+    """Up to `most` pictures, spread over the whole file, with their labelled boxes, as one PNG: where `save_png` put
+    it, and how many it shows."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    from minigptv2.drawing import save_png
+
+    shown = report.drawn
+    if len(shown) > most:
+        shown = [shown[i * len(shown) // most] for i in range(most)]
+    if not shown:
+        raise UserError("There is no picture to show.", "A sheet needs one that can be read.", "Leave --sheet away.")
+    columns = math.ceil(math.sqrt(len(shown)))
+    rows = math.ceil(len(shown) / columns)
+    sheet = Image.new("RGB", (columns * CELL, rows * (CELL + BAND)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for place, (path, size, boxes) in enumerate(shown):
+        left, top = place % columns * CELL, place // columns * (CELL + BAND)
+        picture = _scaled(path, size, boxes)
+        sheet.paste(picture, (left + (CELL - picture.width) // 2, top + BAND + (CELL - picture.height) // 2))
+        name = "".join(c if c.isprintable() else " " for c in path.name)
+        while font.getlength(name) > CELL - 8:
+            name = name[1:]
+        pen.text((left + 4, top + 3), name, "black", font)
+    return save_png(sheet, out), len(shown)
+
+
+def _scaled(path: Path, size: tuple[int, int], boxes: list[Box]):
+    """The upright image with its boxes, as large as fits into a cell, grey where it cannot be opened.
+
+    Boxes: pixels of an image of `size`.
+    """
+    from PIL import Image
+
+    from minigptv2.drawing import draw_boxes
+    from minigptv2.images import open_image
+
+    try:
+        picture = open_image(path)
+    except UserError:  # with quick, damage shows here first
+        picture = Image.new("RGB", size, "lightgrey")
+    share = CELL / max(picture.size)
+    picture = picture.resize(tuple(max(1, round(side * share)) for side in picture.size))
+    across, down = picture.width / size[0], picture.height / size[1]
+    return draw_boxes(picture, [Box(b.x1 * across, b.y1 * down, b.x2 * across, b.y2 * down, b.phrase) for b in boxes])

@@ -1,0 +1,1 @@
+"""One benchmark a file; `eval/benchmark.py` names them all."""

@@ -1,0 +1,129 @@
+"""Benchmark: Flickr30k Entities. How many annotated phrases get their box.
+
+Two questions are asked of it. task "grounding": the model writes a grounded caption of the picture; the figures are the
+share of the picture's annotated phrases, of all its captions, of which a box was found, and of which that box also
+carries a word of the phrase. task "phrases": a caption is given and its phrases are to be found; the figure is the
+share whose first box is right (recall@1). A row is a picture of the split, or a caption, in the reader's order, from 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from minigptv2.boxes import Box
+from minigptv2.data.annotations import check_choice
+from minigptv2.data.readers.flickr30k import Flickr30k as Reader
+from minigptv2.eval import metrics
+from minigptv2.eval.benchmark import Prediction, Published, Question, Scored, ScoredAnswer, ScoringRules
+from minigptv2.eval.benchmarks.refcoco import answer_boxes
+from minigptv2.sample import Phrase, QuestionAnswer
+from minigptv2.tasks import instruction_text
+
+TASKS = {"grounding": "phrase_to_boxes", "phrases": "caption_to_phrases"}  # and the reader's task that gives the truth
+_WORD = re.compile(r"\w+")
+_SMALL_WORDS = set("a an the of in on at with and or to his her their its one two some other is are".split())
+
+
+class Flickr30kBenchmark:
+    """root, split, images: as `data.flickr30k.Flickr30k` has them."""
+
+    max_new_tokens = 300
+
+    def __init__(self, root: str, split: str = "test", images: str = "", task: str = "grounding"):
+        self.task = check_choice("task", task, tuple(TASKS))
+        self.reader = Reader(root, split, TASKS[task], images)
+        folder = Path(root)
+        self.files = tuple(
+            f
+            for name in dict.fromkeys(r[0] for r in self.reader.records)
+            for f in (folder / "Sentences" / f"{name}.txt", folder / "Annotations" / f"{name}.xml")
+        )
+        self.name = f"flickr30k {split} {task}"
+        self.problems, self.excluded = self.reader.problems, {}
+        self.published: Mapping[str, tuple[Published, ...]] = {}
+
+    def items(self) -> list[Question]:
+        """truth: the phrases to be found, each with its boxes."""
+        samples = [self.reader[i] for i in range(len(self.reader))]
+        if self.task == "phrases":
+            return [
+                Question(
+                    n,
+                    s.image,
+                    s.size,
+                    instruction_text(s.question_answers[0], s.size, "floor", None),
+                    str(s.image),
+                    s.question_answers[0].phrases,
+                    words=s.question_answers[0].question,
+                )
+                for n, s in enumerate(samples)
+            ]
+        pictures: dict[str, tuple] = {}
+        for sample in samples:
+            pictures.setdefault(str(sample.image), (sample, []))[1].extend(sample.question_answers[0].phrases)
+        text = instruction_text(QuestionAnswer("grounding"), (0, 0), "floor", None)
+        return [
+            Question(n, sample.image, sample.size, text, key, tuple(phrases), words=text)
+            for n, (key, (sample, phrases)) in enumerate(pictures.items())
+        ]
+
+    def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
+        found: dict[str, dict[int, tuple[int, int]]] = {}  # metric -> index -> phrases found, phrases there
+        invalid, cases = set(), []
+        for item in items:
+            prediction = predictions[item.index]
+            boxes, malformed = answer_boxes(prediction, item, rules)
+            if prediction.finish_reason != "missing" and (malformed or not boxes):
+                invalid.add(item.index)
+            each = self._found(item.truth, boxes, rules)
+            for metric, phrases in each.items():
+                found.setdefault(metric, {})[item.index] = sum(phrases), len(phrases)
+            first = next(iter(each.values()))
+            truth = tuple(Box(*b.xyxy, p.text) for p in item.truth for b in p.boxes)
+            met = tuple(right for p, right in zip(item.truth, first) for _ in p.boxes)
+            cases.append(
+                ScoredAnswer(
+                    item.index,
+                    item.image,
+                    item.words,
+                    prediction.text,
+                    "",
+                    truth,
+                    boxes,
+                    sum(first) / len(first),
+                    item.size,
+                    met,
+                )
+            )
+        corpus = {metric: _share(by) for metric, by in found.items()}
+        return Scored(len(items), frozenset(invalid), {}, corpus, cases, {"phrases": sum(len(i.truth) for i in items)})
+
+    def _found(self, phrases: Sequence[Phrase], boxes: Sequence[Box], rules: ScoringRules) -> dict[str, list[bool]]:
+        """Of each phrase, whether it counts as found, by metric."""
+        if self.task == "phrases":
+            given: dict[str, list[Box]] = {}
+            for box in boxes:
+                given.setdefault(box.phrase.strip().lower(), []).append(box)
+            right = [_met(given.get(p.text.strip().lower(), [])[:1], p.boxes, rules) for p in phrases]
+            return {"phrase recall@1, IoU 0.5": right}
+        bare = [_met(boxes, p.boxes, rules) for p in phrases]
+        named = [_met([b for b in boxes if _words(b.phrase) & _words(p.text)], p.boxes, rules) for p in phrases]
+        return {"phrase recall, IoU 0.5": bare, "phrase recall with a word of it, IoU 0.5": named}
+
+
+def _met(given: Sequence[Box], wanted: Sequence[Box], rules: ScoringRules) -> bool:
+    return any(metrics.is_hit(metrics.overlap(g, w, rules.scoring), 0.5, rules.scoring) for g in given for w in wanted)
+
+
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(text.lower())) - _SMALL_WORDS
+
+
+def _share(counts: Mapping[int, tuple[int, int]]) -> Callable[[Sequence[int]], float | None]:
+    def share(indexes: Sequence[int]) -> float | None:
+        there = sum(counts[i][1] for i in indexes)
+        return sum(counts[i][0] for i in indexes) / there if there else None
+
+    return share

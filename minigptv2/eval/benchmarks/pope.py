@@ -1,0 +1,107 @@
+"""Benchmark: POPE, whether things are seen that are not there. Li et al., arXiv 2305.10355.
+
+A row is a line of `coco_pope_<split>.json`, from 0:
+
+    {"question_id": 1, "image": "COCO_val2014_000000310196.jpg", "text": "Is there a snowboard in the image?",
+     "label": "yes"}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from minigptv2.data.annotations import InvalidRecord, check_choice, field, read_json_lines, text_field, unique
+from minigptv2.data.coco_images import CocoImages
+from minigptv2.errors import UserError
+from minigptv2.eval.benchmark import Prediction, Question, Scored, ScoringRules, strip_special_tokens
+from minigptv2.eval.benchmarks.short_answer import ShortAnswerBenchmark
+from minigptv2.tasks import EVALUATION
+
+SPLITS = ("random", "popular", "adversarial")
+_NUMBER = re.compile(r"(\d{12})\.jpg$")
+_WORD = re.compile(r"\b(yes|no)\b")
+_NO = {"no", "not"}
+
+
+class PopeBenchmark(ShortAnswerBenchmark):
+    """root: holds `coco_pope_<split>.json`, or `coco/` does. images: COCO's pictures, where they are not in root."""
+
+    def __init__(self, root: str, split: str = "adversarial", images: str = ""):
+        check_choice("split", split, SPLITS)
+        places = [Path(root, folder, f"coco_pope_{split}.json") for folder in ("", "coco")]
+        file = next((p for p in places if p.is_file()), None)
+        if file is None:
+            raise UserError(
+                f"{root} holds no coco_pope_{split}.json.",
+                f"Looked for {places[0]} and {places[1]}.",
+                "Get it from https://github.com/AoiDragon/POPE, output/coco.",
+            )
+        super().__init__(f"pope {split}", (file,))
+        pictures, seen = CocoImages(images or root), set()
+        for number, row in read_json_lines(file):
+            try:
+                if isinstance(row, InvalidRecord):
+                    raise row
+                name, words, label = text_field(row, "image"), text_field(row, "text"), text_field(row, "label").lower()
+                found = _NUMBER.search(name)
+                if found is None:
+                    raise InvalidRecord("an 'image' that names no picture of COCO")
+                if label not in ("yes", "no"):
+                    raise InvalidRecord("a 'label' other than yes and no")
+                if not unique(seen, field(row, "question_id", (int, str))):
+                    raise InvalidRecord("a second question of the same 'question_id'")
+            except InvalidRecord as error:
+                self.leave_out(number, error, f"{file.name} line {number + 1}")
+                continue
+            path = pictures.find(int(found[1]))
+            asked = EVALUATION["pope"].replace("{}", words)
+            key = str(row["question_id"])
+            self.rows.append(Question(number, path, (0, 0), asked, str(path), label, words=words, key=key))
+
+    def score_answer(self, item: Question, answer: str, rules: ScoringRules) -> dict[str, float] | None:
+        said = _said(answer, rules)
+        return None if said is None else {"accuracy": float(said == item.truth)}
+
+    def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
+        """Precision, recall and F1 are those of "yes". A malformed or missing answer is the wrong one."""
+        scored = super().score(items, predictions, rules)
+        label = {i.index: i.truth == "yes" for i in items}
+        said = {
+            i.index: label[i.index] == bool(scored.outcomes["accuracy"][i.index]) for i in items
+        }  # right: what is true; wrong, malformed or missing: the other
+
+        def share(of: Sequence[bool]) -> float:
+            return sum(of) / len(of) if of else 0.0
+
+        def precision(indexes: Sequence[int]) -> float:
+            return share([label[i] for i in indexes if said[i]])
+
+        def recall(indexes: Sequence[int]) -> float:
+            return share([said[i] for i in indexes if label[i]])
+
+        def f1(indexes: Sequence[int]) -> float:
+            p, r = precision(indexes), recall(indexes)
+            return 2 * p * r / (p + r) if p + r else 0.0
+
+        answered = {
+            i.index: _said(strip_special_tokens(predictions[i.index].text), rules) == "yes" for i in items
+        }  # of malformed ones: no
+        scored.corpus = {
+            "precision": precision,
+            "recall": recall,
+            "F1": f1,
+            "share of yes": lambda indexes: share([answered[i] for i in indexes]),
+        }
+        return scored
+
+
+def _said(answer: str, rules: ScoringRules) -> str | None:
+    """strict: the one of yes and no that stands first. compat, as the official code: no where the first sentence holds
+    "no" or "not", else yes."""
+    if rules.scoring == "strict":
+        found = _WORD.search(answer.lower())
+        return found[1] if found else None
+    words = answer.split(".")[0].replace(",", "").lower().split()
+    return "no" if _NO & set(words) else "yes"

@@ -1,0 +1,239 @@
+"""Supervised attention: which tokens look where, and what the model's loss makes of it."""
+
+import random
+
+import pytest
+import torch
+
+from minigptv2.boxes import Box
+from minigptv2.data.scenes.dataset import Scenes
+from minigptv2.encode import IMAGE_TOKEN_ID, REPEAT_WEIGHT, PromptEncoder, pack
+from minigptv2.model import attention
+from minigptv2.model.attention import LEAST, supervised
+from minigptv2.sample import ImagePiece, Phrase, QuestionAnswer, Sample, Turn
+from minigptv2.tasks import render
+from minigptv2.train.attention_supervision import Targets
+
+BALL, CAT = Box(10, 10, 40, 20), Box(80, 60, 100, 100)  # on 100 x 100 pixels
+NAMED = (Phrase("red ball", (BALL,)), Phrase("ball", (BALL,)), Phrase("cat", (CAT,)), Phrase("cats", (CAT,)))
+# 4 x 4 patches, two side by side in a token: the ball's row has its middle at 12.5 and columns 12.5, 37.5
+AT_BALL, AT_CAT = (0,), (5, 7)
+
+
+class PiecesOfWords:
+    """One token a word, digit or joint."""
+
+    def __init__(self):
+        self.pieces = ["<s>", "</s>"]
+        self.bos, self.eos = 0, 1
+
+    def encode(self, text: str) -> list[int]:
+        import re
+
+        found = re.findall(r" ?<p>|</p>|\{<|><|>\}|\d| ?[^\W\d]+| ?[^\w\s<>{}]|\s|[<>{}]", text)
+        assert "".join(found) == text
+        self.pieces += [p for p in dict.fromkeys(found) if p not in self.pieces]
+        return [self.pieces.index(p) for p in found]
+
+    def words(self, index: int) -> str:
+        return self.pieces[index]
+
+
+def looked(exchange: QuestionAnswer) -> list[tuple[str, tuple[int, ...]]]:
+    """The tokens that look somewhere, and where."""
+    tokenizer = PiecesOfWords()
+    row = PromptEncoder(tokenizer, "llama2", 8, 512).encode_independent_answers(
+        render(Sample("x", (100, 100), (exchange,)))
+    )
+    Targets(tokenizer.words, 16, 2).mark(row, NAMED, (100, 100))
+    return [(tokenizer.words(i).strip(), looks) for i, looks in zip(row.ids, row.target_tokens) if looks]
+
+
+def test_a_name_in_a_question_looks_at_what_it_names():
+    asked = QuestionAnswer("vqa", question="is the red ball left of the cat?", answer="yes")
+    assert looked(asked) == [("ball", AT_BALL), ("cat", AT_CAT)]
+    assert looked(QuestionAnswer("vqa", question="how many cats and balloons?", answer="one")) == [("cats", AT_CAT)]
+
+
+def test_what_writes_a_box_looks_into_it():
+    found = looked(QuestionAnswer("refer", (Phrase("cat", (CAT,)),)))
+    assert found[0] == ("cat", AT_CAT)
+    assert [words for words, _ in found[1:]] == "{< 8 0 >< 6 0 >< 1 0 0 >< 1 0 0".split()
+    assert all(looks == AT_CAT for _, looks in found)
+    assert looked(QuestionAnswer("refer", (Phrase("green moon"),))) == []
+
+
+def test_a_name_before_its_box_is_led_to_by_the_thing():
+    found = looked(
+        QuestionAnswer("grounding", (Phrase("a red ball", (BALL,)), Phrase("a cat", (CAT,))), answer="{} and {}.")
+    )
+    assert [words for words, looks in found if looks == AT_BALL][:3] == ["<p>", "a", "red"]
+    assert [words for words, looks in found if looks == AT_CAT][:2] == ["<p>", "a"]
+    assert "</p>" not in [words for words, _ in found]
+
+
+def test_several_boxes_of_a_phrase_have_a_place_each():
+    found = looked(QuestionAnswer("detection", (Phrase("thing", (BALL, CAT)),)))
+    assert [looks for words, looks in found if words == "{<"] == [AT_BALL, AT_CAT]
+    assert [looks for words, looks in found if words == "<p>"] == [AT_BALL]
+
+
+def test_an_answer_about_a_box_is_led_to_by_it():
+    found = looked(QuestionAnswer("identify", (Phrase("black cat", (CAT,)),)))
+    assert [words for words, _ in found] == [">}", "]", "black", "cat"]  # `]` ends [/INST]; cat leads to the end
+    assert all(looks == AT_CAT for _, looks in found)
+
+
+def test_a_thing_smaller_than_a_patch_has_a_place():
+    assert Targets(str, 16, 2)._spots(Box(0.99, 0.99, 1, 1)) == {7}
+    assert Targets(str, 16, 2)._spots(Box(0, 0, 1, 1)) == set(range(8))
+
+
+@pytest.mark.parametrize("pictures", [0, 2])
+def test_rows_without_a_picture_or_with_two_are_left_alone(pictures):
+    tokenizer = PiecesOfWords()
+    turns = [Turn("user", (*[ImagePiece("x")] * pictures, "is there a cat?")), Turn("assistant", ("yes",))]
+    row = PromptEncoder(tokenizer, "llama2", 8, 512).encode(turns)
+    Targets(tokenizer.words, 16, 2).mark(row, NAMED, (100, 100))
+    assert not any(row.target_tokens)
+
+
+@pytest.fixture
+def marked(tiny_model):
+    """Rows of drawn scenes, side by side and one after the other, and what their pictures gave the model."""
+    network = tiny_model.network
+    encoder = PromptEncoder(tiny_model.tokenizer, "llama2", network.image_tokens, 1024)
+    targets = Targets(tiny_model.tokenizer.words, network.vision.patches, network.config.merge)
+    scenes, rows, rng = Scenes(count=4, dialogues=0.5), [], random.Random(3)
+    for index in range(4):
+        sample = scenes.sample(index, rng)
+        turns = render(sample, rng=rng)
+        rows.append(encoder.encode_independent_answers(turns) if sample.side_by_side else encoder.encode(turns))
+        targets.mark(rows[-1], sample.entities, sample.size)
+    torch.manual_seed(0)
+    return network, rows, torch.randn(4, network.vision.patches, network.vision.width)
+
+
+def _supervised(network, rows, features, guidance=0.0) -> attention.Supervision:
+    supervision = attention.Supervision(guidance)
+    network.token_losses(pack(rows), network.encode_images(None, features), supervision)
+    return supervision
+
+
+def _missed(network, rows, features) -> torch.Tensor:
+    return torch.cat([m.flatten() for m, _ in _supervised(network, rows, features).losses])
+
+
+def test_what_is_missed_is_the_weight_that_falls_elsewhere(marked):
+    """The weights on a token's places and on all other visual tokens are together those on all."""
+    network, rows, features = marked
+    everything = set(range(network.image_tokens))
+    assert {i for row in rows for looks in row.target_tokens for i in looks} <= everything
+    kept = [list(row.target_tokens) for row in rows]
+    found = [_missed(network, rows, features)]
+    for change in (lambda looks: tuple(everything - set(looks)), lambda looks: tuple(everything)):
+        for row, looks in zip(rows, kept):
+            row.target_tokens = [change(one) if one else () for one in looks]
+        found.append(_missed(network, rows, features))
+    there, elsewhere, all_of_them = ((-m).exp() - LEAST for m in found)
+    layers = len(network.decoder.model.layers)
+    assert len(there) == sum(bool(one) for looks in kept for one in looks) * sum(
+        network.config.language.num_attention_heads * supervised(i, layers) for i in range(layers)
+    )
+    torch.testing.assert_close(there + elsewhere, all_of_them, atol=1e-5, rtol=1e-4)
+    assert all_of_them.min() < 0.5 < all_of_them.max()  # so that something was told apart
+
+
+def test_packed_attention_computes_under_autocast(marked):
+    """Scores then have 16 bits and what they are masked with must fit, also where queries have 32."""
+    network, rows, features = marked
+    plain = (-_missed(network, rows, features)).exp()  # weights
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ((-_missed(network, rows, features)).exp() - plain).abs().mean() < 0.01
+
+
+def test_the_loss_has_its_share_and_is_the_answers_alone_without(marked):
+    network, rows, features = marked
+    batch = pack(rows)
+    batch.features = features
+    missed = _supervised(network, rows, features).losses
+    total, weight = sum((m.mean(1) * w).sum().item() for m, w in missed), sum(w.sum().item() for _, w in missed)
+    mean, parts = network(batch), network(batch, tokens=100.0)
+    answers = int((batch.labels[:, 1:] != -100).sum())
+    assert mean.answer.item() * answers == pytest.approx(parts.answer.item() * 100, rel=1e-4)
+    assert parts.attention.item() == pytest.approx(total / 100, rel=1e-4)
+    assert parts.query_weight.item() == pytest.approx(weight / 100, rel=1e-4)
+
+
+def test_layers_that_are_computed_twice_give_the_same_losses_and_gradients(marked):
+    """Gradient checkpointing runs the supervised layers again in the backward pass; the batch stays as it was."""
+    network, rows, features = marked
+    found = []
+    for twice in (False, True):
+        network.train()
+        if twice:
+            network.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+        batch = pack(rows)
+        batch.features = features
+        before = {name: value for name, value in vars(batch.layout).items()}
+        torch.manual_seed(0)  # of the adapter's dropout
+        losses = network(batch)
+        network.zero_grad()
+        (losses.answer + losses.attention).backward()
+        assert vars(batch.layout) == before
+        found.append((*losses, *(p.grad.clone() for p in network.parameters() if p.grad is not None)))
+        network.decoder.gradient_checkpointing_disable()
+        network.eval()
+        network.zero_grad(set_to_none=True)
+    assert found[0][1] > 0 and len(found[0]) > 10
+    for once, again in zip(*found, strict=True):
+        torch.testing.assert_close(again, once, atol=1e-5, rtol=1e-4)
+
+
+def test_a_token_that_looks_where_the_one_before_did_counts_less(marked):
+    _, rows, _ = marked
+    seen = set()
+    for group in pack(rows).layout.groups:
+        places = dict(zip(group.query_index.tolist(), group.target_mask.tolist()))
+        for i, count in zip(group.query_index.tolist(), group.query_weight.tolist()):
+            assert count == (REPEAT_WEIGHT if places.get(i - 1) == places[i] else 1)
+            seen.add(count)
+    assert seen == {1, REPEAT_WEIGHT}
+
+
+def test_the_places_follow_the_picture_in_its_row(marked):
+    """A packed looker's places are visual tokens, whatever stands before the picture."""
+    _, rows, _ = marked
+    batch = pack(rows)
+    shared = batch.ids[0, : batch.layout.pictures * batch.layout.shared].view(batch.layout.pictures, -1)
+    for group in batch.layout.groups:
+        owners = group.owners[group.query_index // group.mask.shape[2]]
+        assert (shared[owners][group.target_mask] == IMAGE_TOKEN_ID).all()
+
+
+def test_guided_attention_sees_only_what_it_should_and_halfway_the_mean_of_both(marked, monkeypatch):
+    """Of each looker's weights in a supervised layer; what it misses is told as if it were not guided."""
+    network, rows, features = marked
+    kept = {}
+
+    def product(guided: float) -> torch.Tensor:
+        monkeypatch.setattr(
+            attention,
+            "_supervise",
+            lambda *given: kept.setdefault(guided, []).append((given[2], guide(*given))) or kept[guided][-1][1],
+        )
+        return torch.cat([m.flatten() for m, _ in _supervised(network, rows, features, guided).losses])
+
+    guide = attention._supervise
+    missed = [product(guided) for guided in (0.0, 0.5, 1.0)]
+    first = len(kept[0.0]) // 2  # groups: the second supervised layer sees what the first has changed
+    torch.testing.assert_close(*(m[: len(m) // 2] for m in (missed[0], missed[2])))
+    for (group, free), (_, half), (_, full) in zip(*(kept[g][:first] for g in (0.0, 0.5, 1.0))):
+        free, half, full = (w.transpose(1, 2).flatten(0, 1) for w in (free, half, full))
+        torch.testing.assert_close(half, (free + full) / 2)
+        for w in (free, half, full):
+            torch.testing.assert_close(w.sum(-1), torch.ones(w.shape[:2]))
+        places = torch.nn.functional.pad(group.target_mask, (0, full.shape[-1] - group.target_mask.shape[1]))
+        assert not full[group.query_index].masked_select(~places[:, None]).any()
+        others = torch.ones(len(free), dtype=torch.bool).index_fill(0, group.query_index, False)
+        assert torch.equal(full[others], free[others])
