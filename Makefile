@@ -1,6 +1,6 @@
 # make alone lists the targets. Another Python: make demo PYTHON=python3.12
 PYTHON ?= python3
-PICTURE := minigptv2/examples/park.png
+IMAGE := minigptv2/examples/park.png
 ARGS ?=
 # `make model` trains the stages with so many processes: two of one thread are faster than one of two.
 # With one GPU: make model PROCESSES=1 ARGS="workers=12 compile=false"
@@ -13,9 +13,9 @@ STAGE = OMP_NUM_THREADS=1 .venv/bin/torchrun --standalone --nproc-per-node $(PRO
 help:  ## this list
 	@awk -F ':.*## *' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
 
-demo: .venv/.demo  ## ask the bundled model about a picture and draw the box (the first time: install what that needs)
-	@.venv/bin/minigptv2 chat $(PICTURE) "[refer] red balloon" --save demo.png
-	@echo "The picture with its box: $$(pwd)/demo.png"
+demo: .venv/.demo  ## ask the bundled model about an image and draw the box (the first time: install what that needs)
+	@.venv/bin/minigptv2 chat $(IMAGE) "[refer] red balloon" --save demo.png
+	@echo "The image with its box: $$(pwd)/demo.png"
 
 test: .venv/.dev  ## run the whole test suite (ARGS="-k boxes" for a part of it)
 	@.venv/bin/python -m pytest $(ARGS)

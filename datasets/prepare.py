@@ -1,6 +1,6 @@
 """Say of a data set what lies on the disk, what is missing, and where to get it; download it where that is asked for.
 
-    python datasets/prepare.py vqav2 --root data/vqa --images data/coco     every part: files, pictures, counts
+    python datasets/prepare.py vqav2 --root data/vqa --images data/coco     every part: files, images, counts
     python datasets/prepare.py vqav2 --root data/vqa --split val --quick    the files alone, without reading them
     python datasets/prepare.py refcoco --root data/refcoco --split "refcoco+ testA"
     python datasets/prepare.py vqav2 --root data/vqa --download             fetch what has a fixed address, then look
@@ -41,7 +41,7 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("prepare.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("name", help=f"one of {', '.join(prepared())}, or all")
     parser.add_argument("--root", required=True, metavar="DIR", help="folder of the set; of all: a folder a set in it")
-    parser.add_argument("--images", default="", metavar="DIR", help="pictures that are not below root; of all: COCO's")
+    parser.add_argument("--images", default="", metavar="DIR", help="images that are not below root; of all: COCO's")
     parser.add_argument("--split", default="", help="this part alone")
     parser.add_argument("--quick", action="store_true", help="only whether the files are there")
     parser.add_argument("--download", action="store_true", help="fetch the files that have a fixed address")
@@ -103,9 +103,9 @@ def _records(name: str, told: DatasetFiles, root: Path, part: str, args: argpars
         return ["incomplete", error.given, error.allowed]
     published, problems = told.counts.get(part), list(data.problems.lines())
     count = f"{len(data):,} records" + (f" of {published:,}" if published else ", the published number is not known")
-    if lost := data.missing_pictures() if hasattr(data, "missing_pictures") else []:
+    if lost := data.missing_images() if hasattr(data, "missing_images") else []:
         some = ", ".join(map(str, lost[:_EXAMPLES])) + (", ..." if len(lost) > _EXAMPLES else "")
-        return [f"incomplete, {len(lost):,} pictures are not on disk: {some}", count, *problems]
+        return [f"incomplete, {len(lost):,} images are not on disk: {some}", count, *problems]
     if not len(data) or published and len(data) != published:
         return [f"incomplete, {count}", *problems]
     return [f"{'complete' if published else 'readable'}, {count}", *problems]

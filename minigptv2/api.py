@@ -1,4 +1,4 @@
-"""MiniGPTv2: open a model, ask it about pictures, get answers with boxes in pixels."""
+"""MiniGPTv2: open a model, ask it about images, get answers with boxes in pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes: pixels of the original picture <-> the text `{<x1><y1><x2><y2>}` with whole numbers 0..100.
+"""Boxes: pixels of the original image <-> the text `{<x1><y1><x2><y2>}` with whole numbers 0..100.
 
 The text form and its rounding rule live here and nowhere else. Pixels: XYXY, origin top left, x first, floats.
 Source: MiniGPT-v2 (arXiv 2310.09478) section 2, "spatial location representation".
@@ -36,7 +36,7 @@ _MARKUP = re.compile(rf"{PHRASE_OPEN}|{PHRASE_CLOSE}|{DELIMITER}|\{{\s*<[\d<>\s]
 
 @dataclass(frozen=True)
 class Box:
-    """A box, XYXY in pixels of the original picture, and what it is a box of.
+    """A box, XYXY in pixels of the original image, and what it is a box of.
 
     phrase: the words that the text binds to it, "" where there are none. score: 0..1, the model's own probability of
     the box's numbers, None where nobody computed one.
@@ -77,7 +77,7 @@ class ParsedText:
 
 
 def format_box(box: Box, width: float, height: float, coding: BoxRounding = "round") -> str:
-    """The text of one box on a picture of width x height pixels; outside values are clamped to the picture.
+    """The text of one box on an image of width x height pixels; outside values are clamped to the image.
 
     coding: "round" takes the nearest hundredth; "floor" and "center" cut, as the published weights were trained.
     """
@@ -97,7 +97,7 @@ def format_phrase(phrase: str, boxes, width: float, height: float, coding: BoxRo
 
 
 def parse(text: str, width: float, height: float, coding: BoxRounding = "round") -> ParsedText:
-    """Every box in the text, in pixels of a picture of width x height. Never raises, whatever the text.
+    """Every box in the text, in pixels of an image of width x height. Never raises, whatever the text.
 
     coding: how the numbers become pixels; "center" adds half a hundredth, the middle of what "floor" cut to.
     A phrase is bound to the boxes that follow it, up to the next phrase or other words. Boxes with numbers over 100, or

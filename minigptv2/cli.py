@@ -1,7 +1,7 @@
 """The command line: `minigptv2 chat | info | convert | show | data | train | eval | bench`.
 
 This file parses and tells errors; the work is elsewhere. Nothing heavy is imported before a command needs it. Exit
-codes: 0 all went well, 1 some pictures failed, 2 nothing was done because of bad input, 130 interrupted, 141 whoever
+codes: 0 all went well, 1 some images failed, 2 nothing was done because of bad input, 130 interrupted, 141 whoever
 read the output is gone, 143 SIGTERM stopped a training run.
 """
 
@@ -195,7 +195,7 @@ def _run(argv: list[str]) -> int:
 
 def _without_command(argv: list[str]) -> int:
     lines = "\n".join(f"  {name:<8} {command.help}" for name, command in COMMANDS.items())
-    parser = Parser("", f"MiniGPT-v2: ask a picture, get text and boxes.\n\ncommands:\n{lines}")
+    parser = Parser("", f"MiniGPT-v2: ask an image, get text and boxes.\n\ncommands:\n{lines}")
     parser.usage = "minigptv2 COMMAND ..."
     parser.epilog = "minigptv2 COMMAND --help tells what a command takes."
     parser.add_argument("--version", action="version", version=f"minigptv2 {__version__}")
@@ -216,15 +216,15 @@ def _whole_number(least: int) -> Callable[[str], int]:
 # ---- the commands ----
 
 _CHAT = """\
-Ask about pictures: the answer, then a table of its boxes in pixels of the upright picture (x1 y1 x2 y2).
+Ask about images: the answer, then a table of its boxes in pixels of the upright image (x1 y1 x2 y2).
 
-  minigptv2 chat park.png "[refer] red balloon"        one picture
-  minigptv2 chat a.png b.png holiday/ "[caption]"      several, and all pictures of a folder
-  minigptv2 chat - "what is this?" < park.png          a picture from standard input
-  minigptv2 chat park.png                              a conversation about one picture
+  minigptv2 chat park.png "[refer] red balloon"        one image
+  minigptv2 chat a.png b.png holiday/ "[caption]"      several, and all images of a folder
+  minigptv2 chat - "what is this?" < park.png          an image from standard input
+  minigptv2 chat park.png                              a conversation about one image
 
 The last argument is the instruction, unless it is an existing file or folder, is "-", stands alone, or looks like a
-path (ends in a suffix such as .png or in /, or begins with / ./ ../ ~). With -i every argument is a picture.
+path (ends in a suffix such as .png or in /, or begins with / ./ ../ ~). With -i every argument is an image.
 
 --save replaces no file: where the name is taken by something else, the image gets the next free one, as in park-2.png.
 
@@ -235,11 +235,11 @@ An instruction may begin with a task tag:
 def _chat_arguments(parser: Parser) -> None:
     number = _whole_number(1)
     parser.add_argument(
-        "words", nargs="*", metavar="PICTURE... [INSTRUCTION]", help='files, folders or "-", then the instruction'
+        "words", nargs="*", metavar="IMAGE... [INSTRUCTION]", help='files, folders or "-", then the instruction'
     )
-    parser.add_argument("-i", "--instruction", metavar="TEXT", help="the instruction; all other arguments are pictures")
-    parser.add_argument("--save", metavar="OUT", help="write the picture with its boxes: a .png, for several a folder")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a picture, one a line")
+    parser.add_argument("-i", "--instruction", metavar="TEXT", help="the instruction; all other arguments are images")
+    parser.add_argument("--save", metavar="OUT", help="write the image with its boxes: a .png, for several a folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object an image, one a line")
     parser.add_argument("--model", metavar="FOLDER", help="a saved model (default: the small one that comes along)")
     parser.add_argument("--base", metavar="FOLDER", help="of a model that holds only what was trained: the one before")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
@@ -253,7 +253,7 @@ def _chat_arguments(parser: Parser) -> None:
         type=number,
         default=4,
         metavar="N",
-        help="pictures answered at once; more needs more memory (default: %(default)s)",
+        help="images answered at once; more needs more memory (default: %(default)s)",
     )
 
 
@@ -265,11 +265,11 @@ def _chat(args: argparse.Namespace) -> int:
         return MiniGPTv2.from_pretrained(args.model, args.device, args.dtype, args.quantize, args.base)
 
     longest = args.max_new_tokens or MAX_NEW_TOKENS
-    pictures, instruction = chat_command.pictures_and_instruction(args.words, args.instruction)
+    images, instruction = chat_command.images_and_instruction(args.words, args.instruction)
     if instruction is None:
-        return chat_command.converse(load, pictures, longest, args.json, args.save)
+        return chat_command.converse(load, images, longest, args.json, args.save)
     run = chat_command.BatchChat(load, instruction, longest, args.batch_size, args.json)
-    return run.ask(pictures, args.save)
+    return run.ask(images, args.save)
 
 
 def _info_arguments(parser: Parser) -> None:
@@ -354,9 +354,7 @@ def _show_arguments(parser: Parser) -> None:
         default=0,
         help="of the first scene, or number of the first record (default: %(default)s)",
     )
-    parser.add_argument(
-        "--out", default="output/show", metavar="FOLDER", help="for the pictures (default: %(default)s)"
-    )
+    parser.add_argument("--out", default="output/show", metavar="FOLDER", help="for the images (default: %(default)s)")
     parser.add_argument("--model", metavar="FOLDER", help="whose tokenizer and prompt (default: the bundled model)")
     parser.add_argument("--color", action="store_true", help="colours although standard output is no terminal")
 
@@ -370,8 +368,8 @@ def _show(args: argparse.Namespace) -> None:
 _DATA = """\
 Check a file of your own before you train on it: JSON Lines as docs/data.md says, or COCO's detection JSON.
 
-  minigptv2 data check yard.jsonl                      every line, every picture: counts, and what is wrong
-  minigptv2 data check instances_train.json --images pictures/ --sheet out.png
+  minigptv2 data check yard.jsonl                      every line, every image: counts, and what is wrong
+  minigptv2 data check instances_train.json --images images/ --sheet out.png
 
 Exit codes: 0 no problems, 1 problems, 2 nothing of the file can be used.
 """
@@ -380,10 +378,10 @@ Exit codes: 0 no problems, 1 problems, 2 nothing of the file can be used.
 def _data_arguments(parser: Parser) -> None:
     parser.add_argument("action", choices=["check"], help="what to do")
     parser.add_argument("file", metavar="FILE", help="JSON Lines, or COCO's detection JSON")
-    parser.add_argument("--images", metavar="FOLDER", default="", help="of the pictures (default: that of the file)")
-    parser.add_argument("--sheet", metavar="OUT", help="write a PNG of pictures with their labelled boxes")
+    parser.add_argument("--images", metavar="FOLDER", default="", help="of the images (default: that of the file)")
+    parser.add_argument("--sheet", metavar="OUT", help="write a PNG of images with their labelled boxes")
     parser.add_argument(
-        "--most", type=_whole_number(1), default=16, metavar="N", help="pictures in the sheet (default: %(default)s)"
+        "--most", type=_whole_number(1), default=16, metavar="N", help="images in the sheet (default: %(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help="read the images' headers alone: damage is not seen")
     parser.add_argument(
@@ -405,7 +403,7 @@ def _data(args: argparse.Namespace) -> int:
         print(escape_control_chars(line))
     if args.sheet and report.drawn:
         sheet, shown = write_sheet(report, Path(args.sheet), args.most)
-        print(f"sheet: {escape_control_chars(str(sheet))}, {shown} pictures")
+        print(f"sheet: {escape_control_chars(str(sheet))}, {shown} images")
     return report.code
 
 
@@ -484,7 +482,7 @@ def _bench_arguments(parser: Parser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--dtype", help="float32 or bfloat16; for eval also float16 (default: as they choose)")
     parser.add_argument(
-        "--pictures",
+        "--images",
         type=_whole_number(1),
         metavar="N",
         help="how much is measured (default: 40 for eval, 24 for train)",
@@ -498,7 +496,7 @@ def _bench(args: argparse.Namespace) -> None:
 def _bench_eval(args: argparse.Namespace) -> None:
     from minigptv2.bench.eval import run
 
-    run(args.model, args.device, args.dtype, args.pictures or 40, args.base)
+    run(args.model, args.device, args.dtype, args.images or 40, args.base)
 
 
 def _bench_train(args: argparse.Namespace) -> None:
@@ -509,7 +507,7 @@ def _bench_train(args: argparse.Namespace) -> None:
     from minigptv2.train.distributed import choose_device
 
     device, dtype = str(choose_device(args.device or "")), dtype_of(args.dtype)
-    model, count = model_folder(args.model or "bundled"), args.pictures or 24
+    model, count = model_folder(args.model or "bundled"), args.images or 24
     print("| ours against the plain way | samples/s | plain | ratio |\n|---|---|---|---|")
     base = None if args.base is None else model_folder(args.base, "base")
     steps = (partial(bench, device=device, dtype=dtype) for bench in (bench_cache, bench_packing, bench_loop))
@@ -532,7 +530,7 @@ BENCHES: dict[str, Bench] = {
 }
 
 COMMANDS: dict[str, Command] = {
-    "chat": Command("ask about pictures, once or in a conversation", _chat_arguments, _chat, _CHAT),
+    "chat": Command("ask about images, once or in a conversation", _chat_arguments, _chat, _CHAT),
     "info": Command(
         "sizes of a model and the memory it needs",
         _info_arguments,

@@ -1,13 +1,13 @@
 """Turns -> segments: what each family of language models puts around a user's and an assistant's words.
 
-Source: LLaMA-2-chat's `[INST]` format as MiniGPT-v2 uses it; the picture stands between `<Img>` and `</Img>`.
+Source: LLaMA-2-chat's `[INST]` format as MiniGPT-v2 uses it; the image stands between `<Img>` and `</Img>`.
 
 Each segment of text is tokenized by itself and so begins with SentencePiece's space. The published system asked its
-weights (`published`) otherwise than it trained them (`training`), here about a picture, with `|` between segments:
+weights (`published`) otherwise than it trained them (`training`), here about an image, with `|` between segments:
 
-    llama2     <s>|[INST] <Img>|picture|</Img> one [/INST]|answer|</s>|<s>|[INST] two [/INST]|
-    training   <s>|[INST] <Img>|picture|</Img> one  [/INST]|answer|</s>|<s>|[INST] two  [/INST]|
-    published  <s>|<s>|[INST] <Img>|picture|</Img> one [/INST]answer|<s>|[INST] two [/INST]|
+    llama2     <s>|[INST] <Img>|image|</Img> one [/INST]|answer|</s>|<s>|[INST] two [/INST]|
+    training   <s>|[INST] <Img>|image|</Img> one  [/INST]|answer|</s>|<s>|[INST] two  [/INST]|
+    published  <s>|<s>|[INST] <Img>|image|</Img> one [/INST]answer|<s>|[INST] two [/INST]|
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from minigptv2.sample import ImagePiece, Turn
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """The text around a user's turn and around each picture.
+    """The text around a user's turn and around each image.
 
     first_bos: how many BOS the conversation begins with; each later turn of the user begins with one.
     answers_in_prompt: an answer that another question follows is one segment with the question before it, without EOS,

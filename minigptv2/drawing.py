@@ -1,6 +1,6 @@
-"""Boxes drawn on a picture: a frame in the colour of its phrase, and a label that says phrase and score.
+"""Boxes drawn on an image: a frame in the colour of its phrase, and a label that says phrase and score.
 
-Coordinates are pixels of the picture, origin top left. A place is (left, top, right, bottom), the last two excluded.
+Coordinates are pixels of the image, origin top left. A place is (left, top, right, bottom), the last two excluded.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ TextRect = tuple[int, int, int, int]
 
 
 def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
-    """A copy of an RGB picture with a labelled frame around each box; the picture itself stays as it is.
+    """A copy of an RGB image with a labelled frame around each box; the image itself stays as it is.
 
-    Boxes are pixels of this picture; parts outside it are cut off, a box too small for a frame gets the smallest one.
+    Boxes are pixels of this image; parts outside it are cut off, a box too small for a frame gets the smallest one.
     One colour per distinct phrase, in order of appearance; after the last colour the first one comes again.
-    A picture lower than two labels gets frames alone, as a label would hide it.
+    An image lower than two labels gets frames alone, as a label would hide it.
     """
     drawn = image.copy()
     pen = ImageDraw.Draw(drawn)
@@ -87,7 +87,7 @@ def _span(start: float, end: float, least: int, limit: int) -> tuple[int, int]:
 
 
 def _label(box: Box, font_size: int, colour: str, widest: int) -> Image.Image | None:
-    """The label as a picture of its own, at most `widest` pixels wide: a smaller font first, then fewer letters.
+    """The label as an image of its own, at most `widest` pixels wide: a smaller font first, then fewer letters.
 
     None where there is nothing to say.
     """
@@ -135,7 +135,7 @@ def _find_place(label: tuple[int, int], frame: TextRect, size: tuple[int, int], 
 
 
 def _candidates(label: tuple[int, int], frame: TextRect, size: tuple[int, int]) -> Iterator[TextRect]:
-    """Places in order of preference, all inside the picture: above the frame, inside it, below it, further away."""
+    """Places in order of preference, all inside the image: above the frame, inside it, below it, further away."""
     width, height = label
     left, top, right, bottom = frame
     lines = [top - height, top, bottom, bottom - height]

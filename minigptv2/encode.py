@@ -108,7 +108,7 @@ class EncodedRow:
     """One row. ids: IMAGE_TOKEN_ID where a visual token goes; labels: the id itself where supervised, else
     IGNORE_INDEX.
 
-    target_tokens: the visual tokens, by their number in the picture, that a token should look at in training; () for
+    target_tokens: the visual tokens, by their number in the image, that a token should look at in training; () for
     most. positions restart after the shared block; blocks: SHARED, or the number of the exchange a token belongs to
     (one block alone: an ordinary causal row). images: what `images.open_image` takes, in the order of their places.
     dropped_turns: how many of the oldest questions, each with its answer, are not in the row, as the context is full.
@@ -138,7 +138,7 @@ class EncodedRow:
 
 
 class PromptEncoder:
-    """Turns -> Encoded, for one model: its tokenizer, its prompt wrapper, its visual tokens a picture, its context."""
+    """Turns -> Encoded, for one model: its tokenizer, its prompt wrapper, its visual tokens an image, its context."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: str, image_tokens: int, context: int):
         self.tokenizer, self.wrapper = tokenizer, PROMPT_TEMPLATES[prompt]
@@ -147,7 +147,7 @@ class PromptEncoder:
     def encode(self, turns: Sequence[Turn], room: int = 0) -> EncodedRow:
         """One conversation as one row that fits the context with `room` tokens to spare.
 
-        The oldest turns are dropped where it does not fit, never the picture or the last question; UserError where
+        The oldest turns are dropped where it does not fit, never the image or the last question; UserError where
         those alone are too long.
         """
         kept, dropped = list(turns), 0
@@ -161,14 +161,14 @@ class PromptEncoder:
             if shorter is None:
                 to_come = f", and {room} for the answer" if room else ""
                 raise UserError(
-                    f"The instruction is too long: {len(row)} tokens with its picture{to_come}.",
+                    f"The instruction is too long: {len(row)} tokens with its image{to_come}.",
                     f"The model's context is {self.context} tokens.",
                     "Shorten it, or lower max_new_tokens." if room else "Shorten it, or the answer that was given.",
                 )
             kept, dropped = shorter, dropped + 1
 
     def encode_independent_answers(self, turns: Sequence[Turn]) -> EncodedRow:
-        """Independent exchanges about one picture in one row, as if each were asked alone; the picture is shared.
+        """Independent exchanges about one image in one row, as if each were asked alone; the image is shared.
 
         A token sees the shared block and what precedes it in its own block:
 
@@ -177,7 +177,7 @@ class PromptEncoder:
             exchange 1             all          |        causal        |          .
             exchange 2             all          |          .           |        causal
 
-        UserError where one exchange and the picture are longer than the context; their sum may be.
+        UserError where one exchange and the image are longer than the context; their sum may be.
         """
         row, block = EncodedRow(), SHARED_BLOCK
         if not turns or turns[0].role != "user":
@@ -185,7 +185,7 @@ class PromptEncoder:
         words = [p for p in turns[0].pieces if not isinstance(p, ImagePiece)]
         later = [p for t in turns[1:] for p in t.pieces if isinstance(p, ImagePiece)]
         if list(turns[0].pieces[len(turns[0].pieces) - len(words) :]) != words or later:
-            raise ValueError("The pictures of exchanges side by side must stand at the head of the first turn.")
+            raise ValueError("The images of exchanges side by side must stand at the head of the first turn.")
         head = segments(turns[:1], self.wrapper)
         for segment in head[:-1]:
             self._append(row, segment, SHARED_BLOCK)
@@ -201,7 +201,7 @@ class PromptEncoder:
         longest = 1 + max(row.positions)
         if longest > self.context:
             raise UserError(
-                f"An exchange is too long: {longest} tokens with its picture.",
+                f"An exchange is too long: {longest} tokens with its image.",
                 f"The model's context is {self.context} tokens.",
                 "Shorten it.",
             )
@@ -218,20 +218,20 @@ class PromptEncoder:
 
 
 def _without_oldest(turns: list[Turn]) -> list[Turn] | None:
-    """The conversation without its oldest question and answer, pictures kept; None when only the last is left."""
+    """The conversation without its oldest question and answer, images kept; None when only the last is left."""
     asked = [i for i, t in enumerate(turns) if t.role == "user"]
     if len(asked) < 2:
         return None
-    pictures = tuple(p for t in turns[: asked[1]] for p in t.pieces if isinstance(p, ImagePiece))
+    images = tuple(p for t in turns[: asked[1]] for p in t.pieces if isinstance(p, ImagePiece))
     first, *rest = turns[asked[1] :]
-    return [Turn("user", (*pictures, *first.pieces)), *rest]
+    return [Turn("user", (*images, *first.pieces)), *rest]
 
 
 @dataclass
 class Batch:
     """Rows padded to one length. ids, labels, positions, blocks: [B, L] int64 (blocks -1 at padding).
 
-    pixels: [P, 3, H, W] of all pictures in order, or features: [P, N, C] where a cache gave them; None without any.
+    pixels: [P, 3, H, W] of all images in order, or features: [P, N, C] where a cache gave them; None without any.
     """
 
     ids: torch.Tensor
@@ -263,15 +263,15 @@ class Group:
 
 @dataclass
 class PackedLayout:
-    """A packed row: the shared parts of all pictures, `shared` tokens each, then the blocks of every group."""
+    """A packed row: the shared parts of all images, `shared` tokens each, then the blocks of every group."""
 
-    pictures: int
+    images: int
     shared: int
     groups: list[Group]
 
     def to(self, device) -> PackedLayout:
         groups = [Group(*(t.to(device) for t in vars(g).values())) for g in self.groups]
-        return PackedLayout(self.pictures, self.shared, groups)
+        return PackedLayout(self.images, self.shared, groups)
 
 
 def collate(
@@ -280,7 +280,7 @@ def collate(
     load: Callable[[list[object]], torch.Tensor] | None = None,
     length: int = 0,
 ) -> Batch:
-    """Pad rows to one batch, left or right, of the longest one's length or `length`. load: pictures -> pixels
+    """Pad rows to one batch, left or right, of the longest one's length or `length`. load: images -> pixels
     [P, 3, H, W]."""
     import torch
 
@@ -306,7 +306,7 @@ def collate(
 def pack(rows: Sequence[EncodedRow]) -> Batch:
     """All rows as one, for training: blocks of like length lie together, so that little is padded or masked away.
 
-    The blocks of a row are its exchanges side by side, or all that follows its last picture. Same loss as `collate`.
+    The blocks of a row are its exchanges side by side, or all that follows its last image. Same loss as `collate`.
     """
     import torch
 
@@ -351,7 +351,7 @@ def _split(row: EncodedRow) -> tuple[EncodedRow, list[EncodedRow]]:
 
 
 def split_after_images(row: EncodedRow) -> tuple[EncodedRow, EncodedRow]:
-    """An ordinary causal row as what stands up to the end of its last picture (at least one token), and the rest."""
+    """An ordinary causal row as what stands up to the end of its last image (at least one token), and the rest."""
     end = 1 + max((i for i, token in enumerate(row.ids) if token == IMAGE_TOKEN_ID), default=0)
     head, (rest,) = _parts(row, [SHARED_BLOCK] * end + [1] * (len(row) - end))
     return head, rest

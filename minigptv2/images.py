@@ -1,6 +1,6 @@
-"""Pictures: any source -> upright RGB -> a square of pixels -> the vision model's tensor.
+"""Images: any source -> upright RGB -> a square of pixels -> the vision model's tensor.
 
-Pillow decodes. torch is imported by `normalize` alone, so that the command line can look at pictures without it.
+Pillow decodes. torch is imported by `normalize` alone, so that the command line can look at images without it.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ _FORMATS_READ = f"These formats are read: {', '.join(FORMATS)}."
 
 @runtime_checkable
 class LazyImage(Protocol):
-    """A picture of a data set that is drawn, or read out of an archive, only when it is needed.
+    """An image of a data set that is drawn, or read out of an archive, only when it is needed.
 
-    key: names it among all pictures of all sources, for messages and for the feature cache; another picture has another
+    key: names it among all images of all sources, for messages and for the feature cache; another image has another
     key. open: anything that `open_image` takes.
     """
 
@@ -117,9 +117,9 @@ def open_image(source: Any, at_least: int = 0, allow_urls: bool = False) -> Imag
             return _decode(file, name, at_least)
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
-        return _decode(io.BytesIO(data), f"The picture in {len(data)} bytes of data", at_least)
+        return _decode(io.BytesIO(data), f"The image in {len(data)} bytes of data", at_least)
     if isinstance(source, Image.Image):
-        return _finish(source, f"The Pillow picture of mode {source.mode}")
+        return _finish(source, f"The Pillow image of mode {source.mode}")
     if isinstance(source, np.ndarray):
         return _from_array(source, f"The array of shape {list(source.shape)} and type {source.dtype}")
     if is_tensor(source):
@@ -262,12 +262,12 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
 
 
 def resize_square(image: Image.Image, size: int) -> Image.Image:
-    """The whole picture as size x size pixels, bicubic, without crop or padding, as MiniGPT-v2 sees it."""
+    """The whole image as size x size pixels, bicubic, without crop or padding, as MiniGPT-v2 sees it."""
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def load_square(source: Any, size: int, fast: bool = False) -> np.ndarray:
-    """Any picture that `open_image` takes, squashed: [size, size, 3] uint8. fast: a JPEG is decoded at the smallest of
+    """Any image that `open_image` takes, squashed: [size, size, 3] uint8. fast: a JPEG is decoded at the smallest of
     its full, half, quarter or eighth size that is no smaller than the square."""
     return np.array(resize_square(open_image(source, size if fast else 0), size))
 
@@ -308,9 +308,9 @@ def find_images(folder: str | os.PathLike, others: Counter[str] | None = None) -
         ) from error
     if not found:
         raise UserError(
-            f"{folder} holds no pictures, " + (f"but {counted(others)}." if others else "it is empty."),
+            f"{folder} holds no images, " + (f"but {counted(others)}." if others else "it is empty."),
             f"Looked for the suffixes {' '.join(SUFFIXES)}, not in folders below it.",
-            "Give the folder that holds the pictures themselves.",
+            "Give the folder that holds the images themselves.",
         )
     return [Path(folder, name) for name in sorted(found)]
 
@@ -366,10 +366,10 @@ def _decode(file: BinaryIO, name: str, at_least: int = 0) -> Image.Image:
 
 
 def _identify(file: BinaryIO, name: str) -> Image.Image:
-    """The picture of a file, its pixels not yet decoded."""
+    """The image of a file, its pixels not yet decoded."""
     with _pillow_errors_told(name):
         if not file.read(1):
-            raise UserError(f"{name} is empty.", "It holds zero bytes.", "Copy or download the picture again.")
+            raise UserError(f"{name} is empty.", "It holds zero bytes.", "Copy or download the image again.")
         Image.init()
         return Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN])
 
@@ -390,7 +390,7 @@ def _finish(image: Image.Image, name: str) -> Image.Image:
 def _check_size(width: int, height: int, name: str) -> None:
     if width < 1 or height < 1:
         raise UserError(
-            f"{name} is {width} x {height} pixels.", "A picture has at least 1 x 1.", "Give a picture with pixels."
+            f"{name} is {width} x {height} pixels.", "An image has at least 1 x 1.", "Give an image with pixels."
         )
     if width * height > MAX_PIXELS:
         raise _too_large(name, f" of {width} x {height} pixels")
@@ -398,9 +398,9 @@ def _check_size(width: int, height: int, name: str) -> None:
 
 def _too_large(name: str, size: str = "") -> UserError:
     return UserError(
-        f"{name} is too large a picture{size}.",
+        f"{name} is too large an image{size}.",
         f"Up to {MAX_PIXELS // 10**6} megapixels are read, as more may be a decompression bomb.",
-        "Scale the picture down first; the model sees 448 x 448 pixels of it.",
+        "Scale the image down first; the model sees 448 x 448 pixels of it.",
     )
 
 
@@ -415,9 +415,9 @@ def _pillow_errors_told(name: str) -> Iterator[None]:
         raise _too_large(name) from error
     except UnidentifiedImageError as error:
         raise UserError(
-            f"{name} is no picture that can be read.",
+            f"{name} is no image that can be read.",
             _FORMATS_READ,
-            "Open it in a picture viewer to see what it is, and save it as PNG or JPEG.",
+            "Open it in an image viewer to see what it is, and save it as PNG or JPEG.",
         ) from error
     except _CORRUPT as error:
         if isinstance(error, ValueError) and re.search(r"closed (image|file)", str(error)):
@@ -427,7 +427,7 @@ def _pillow_errors_told(name: str) -> Iterator[None]:
         raise UserError(
             f"{name} is damaged or cut short.",
             f"Pillow says: {_reason(error)}.",
-            "Copy or download it again, or save it anew from a picture viewer.",
+            "Copy or download it again, or save it anew from an image viewer.",
         ) from error
 
 
@@ -523,9 +523,9 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
     array = np.asarray(array)  # without a mask
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in _CHANNELS):
         raise UserError(
-            f"{name} has no shape of a picture.",
+            f"{name} has no shape of an image.",
             _ARRAYS,
-            "Put the channels last (array.transpose(1, 2, 0)), and give one picture, not a batch.",
+            "Put the channels last (array.transpose(1, 2, 0)), and give one image, not a batch.",
         )
     _check_size(array.shape[1], array.shape[0], name)
     pixels = _array_bytes(array, name)
@@ -542,7 +542,7 @@ def _array_bytes(array: np.ndarray, name: str) -> np.ndarray:
     if kind == "u" and width == 2:
         return _to_bytes(array, 2**16 - 1)
     if kind != "f":
-        raise UserError(f"{name} has no type of a picture.", _ARRAYS, "Convert it, for example with .astype(np.uint8).")
+        raise UserError(f"{name} has no type of an image.", _ARRAYS, "Convert it, for example with .astype(np.uint8).")
     # a little over is the rounding of a resize; NaN fails both comparisons
     if not (array.min() >= -1e-3 and array.max() <= 1 + 1e-3):
         raise UserError(

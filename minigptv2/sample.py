@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Phrase:
-    """Words and the boxes they stand for, pixels of the sample's picture. No boxes: it is not in the picture."""
+    """Words and the boxes they stand for, pixels of the sample's image. No boxes: it is not in the image."""
 
     text: str
     boxes: tuple[Box, ...] = ()
@@ -40,11 +40,11 @@ class QuestionAnswer:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture and what is said about it. image: anything that `images.open_image` takes, or None for text alone.
+    """One image and what is said about it. image: anything that `images.open_image` takes, or None for text alone.
 
-    size: width and height of that picture in pixels; (0, 0) without one, and where no box needs it. key: where it
+    size: width and height of that image in pixels; (0, 0) without one, and where no box needs it. key: where it
     comes from, for messages. side_by_side: the exchanges are independent questions, not one conversation. named: what
-    is in the picture, by every name that fits it, whatever is asked: where a name in the text may look.
+    is in the image, by every name that fits it, whatever is asked: where a name in the text may look.
     """
 
     image: Any
@@ -57,14 +57,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class ImagePiece:
-    """The place of a picture among the pieces of a turn."""
+    """The place of an image among the pieces of a turn."""
 
     image: Any
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Who speaks, and pieces of text and pictures in any order and number."""
+    """Who speaks, and pieces of text and images in any order and number."""
 
     role: Literal["user", "assistant"]
     pieces: tuple[str | ImagePiece, ...]
@@ -82,9 +82,9 @@ class TokenLogprob:
 
 @dataclass
 class Answer:
-    """What the model said about one picture.
+    """What the model said about one image.
 
-    text: raw, as generated. boxes: pixels of the upright original picture, each with phrase and score (0..1).
+    text: raw, as generated. boxes: pixels of the upright original image, each with phrase and score (0..1).
     task: a key of `tasks.TASKS`. ended: "stop" at the end token, "length" at `max_new_tokens`. problems: what looked
     like a box in the text and was none. source: what `images.open_image` opens the image from again, None in a
     conversation without one; the decoded pixels are not kept.
@@ -122,14 +122,14 @@ class Answer:
 
         if self.source is None:
             raise UserError(
-                "This answer is about no picture.",
-                "Only an answer about a picture can be drawn.",
+                "This answer is about no image.",
+                "Only an answer about an image can be drawn.",
                 "Ask with chat(image, instruction).",
             )
         return draw_boxes(self.image, self.boxes)
 
     def to_dict(self) -> dict:
-        """All but the picture, ready for JSON."""
+        """All but the image, ready for JSON."""
         return {
             "text": self.text,
             "task": self.task,

@@ -181,7 +181,7 @@ def question_of(instruction: str) -> QuestionAnswer:
 
 
 def render(sample: Sample, coding: BoxRounding = "round", rng: random.Random | None = None) -> list[Turn]:
-    """The turns of a sample: a user's and an assistant's for each exchange; the picture heads the first.
+    """The turns of a sample: a user's and an assistant's for each exchange; the image heads the first.
 
     rng: chooses among the wordings and the references; without it, the first. An exchange that has no answer yet gets
     no assistant turn: it is the question that the model is asked.

@@ -1,4 +1,4 @@
-"""What all tests share: no network, a tiny model with random weights, a picture."""
+"""What all tests share: no network, a tiny model with random weights, an image."""
 
 import random
 import socket
@@ -87,7 +87,7 @@ def tiny_model(tiny_folder):
 
 
 @pytest.fixture(scope="session")
-def picture(tmp_path_factory) -> Path:
+def image(tmp_path_factory) -> Path:
     """A drawn scene of 640 x 400 pixels as a PNG file."""
     from minigptv2.data.scenes.world import draw_scene
 

@@ -12,7 +12,7 @@ Shapes = dict[str, tuple[int, ...]]
 WIDTH, BLOCKS, MLP, PATCH, GRID = 176, 3, 96, 14, 4
 HIDDEN, LAYERS, INNER, RANK, MERGE = 32, 2, 48, 4, 4
 IMAGE_SIZE = 8 * PATCH  # so the position table has to grow from 4 x 4 to 8 x 8
-WORDS = ["where is the red ball ? it is at {<12><3><100><45>}", "a picture of a house and two trees", "yes no"]
+WORDS = ["where is the red ball ? it is at {<12><3><100><45>}", "an image of a house and two trees", "yes no"]
 
 
 def eva_shapes(

@@ -1,4 +1,4 @@
-"""MiniGPTv2 from Python: every kind of picture, batches, conversations, streams, what is refused."""
+"""MiniGPTv2 from Python: every kind of image, batches, conversations, streams, what is refused."""
 
 import io
 import json
@@ -48,20 +48,20 @@ def says_box(monkeypatch):
 
 
 @pytest.fixture
-def other_picture(tmp_path):
+def other_image(tmp_path):
     file = tmp_path / "other.png"
     Image.effect_noise((90, 300), 80).convert("RGB").save(file)
     return file
 
 
-def test_a_batch_gives_the_answers_of_one_at_a_time(tiny_model, picture, other_picture):
+def test_a_batch_gives_the_answers_of_one_at_a_time(tiny_model, image, other_image):
     questions = [
-        (picture, "[refer] red balloon"),
+        (image, "[refer] red balloon"),
         (None, "hello"),
-        (other_picture, "[detection] " + "a very long list of words, " * 8),
-        (picture, "[caption]"),
+        (other_image, "[detection] " + "a very long list of words, " * 8),
+        (image, "[caption]"),
         (None, "and one more question " * 5),
-        (other_picture, "hi"),
+        (other_image, "hi"),
     ]
     together = tiny_model.chat_batch(questions, 12)
     alone = [tiny_model.chat(*question, max_new_tokens=12) for question in questions]
@@ -76,43 +76,43 @@ def test_an_empty_batch_has_no_answers(tiny_model):
     assert tiny_model.chat_batch([]) == []
 
 
-def test_a_saved_model_answers_the_same(tiny_model, tmp_path, picture):
+def test_a_saved_model_answers_the_same(tiny_model, tmp_path, image):
     tiny_model.save_pretrained(tmp_path / "again")
     again = MiniGPTv2.from_pretrained(tmp_path / "again", device="cpu")
     assert again.config == tiny_model.config
     for instruction in ("[refer] red balloon", "hello"):
-        assert again.chat(picture, instruction, 16) == tiny_model.chat(picture, instruction, 16)
+        assert again.chat(image, instruction, 16) == tiny_model.chat(image, instruction, 16)
     assert not [f for f in (tmp_path / "again").rglob("*") if f.suffix in (".bin", ".pt", ".pth", ".pkl")]
 
 
-def test_a_picture_is_a_path_bytes_pil_or_numpy(tiny_model, picture):
-    image = Image.open(picture)
-    kinds = [picture, str(picture), picture.read_bytes(), image, np.asarray(image)]
+def test_an_image_is_a_path_bytes_pil_or_numpy(tiny_model, image):
+    opened = Image.open(image)
+    kinds = [image, str(image), image.read_bytes(), opened, np.asarray(opened)]
     answers = tiny_model.chat_batch([(kind, "[caption]") for kind in kinds], 8)
     assert all(a.image.size == (640, 400) for a in answers)
-    assert {a.text for a in answers} == {tiny_model.chat(picture, "[caption]", 8).text}
+    assert {a.text for a in answers} == {tiny_model.chat(image, "[caption]", 8).text}
 
 
-def test_a_picture_asked_twice_is_encoded_once(tiny_model, picture, monkeypatch):
-    encoded = _count_pictures(tiny_model, monkeypatch)
-    tiny_model.chat_batch([(picture, "hi"), (picture, "[caption]"), (None, "hi")], 2)
+def test_an_image_asked_twice_is_encoded_once(tiny_model, image, monkeypatch):
+    encoded = _count_images(tiny_model, monkeypatch)
+    tiny_model.chat_batch([(image, "hi"), (image, "[caption]"), (None, "hi")], 2)
     assert encoded == [1]
 
 
-def test_a_stream_joins_to_the_text(tiny_model, picture):
-    stream = tiny_model.stream(picture, "[refer] red balloon", 16)
+def test_a_stream_joins_to_the_text(tiny_model, image):
+    stream = tiny_model.stream(image, "[refer] red balloon", 16)
     pieces = list(stream)
     assert len(pieces) > 1
     assert "".join(pieces) == stream.answer.text
-    assert stream.answer == tiny_model.chat(picture, "[refer] red balloon", 16)
+    assert stream.answer == tiny_model.chat(image, "[refer] red balloon", 16)
 
 
-def test_a_conversation_keeps_its_history_and_its_picture(tiny_model, picture, monkeypatch):
-    encoded = _count_pictures(tiny_model, monkeypatch)
-    chat = tiny_model.start_chat(picture)
+def test_a_conversation_keeps_its_history_and_its_image(tiny_model, image, monkeypatch):
+    encoded = _count_images(tiny_model, monkeypatch)
+    chat = tiny_model.start_chat(image)
     first = chat.ask("what is this?", 6)
     assert encoded == [1]
-    assert first == tiny_model.chat(picture, "what is this?", 6)
+    assert first == tiny_model.chat(image, "what is this?", 6)
     encoded.clear()
     rows = []
     for _ in range(3):
@@ -127,8 +127,8 @@ def test_a_conversation_keeps_its_history_and_its_picture(tiny_model, picture, m
     assert chat.ask("what is this?", 6) == first
 
 
-def test_a_long_conversation_forgets_its_oldest_turns(tiny_model, picture):
-    chat = tiny_model.start_chat(picture)
+def test_a_long_conversation_forgets_its_oldest_turns(tiny_model, image):
+    chat = tiny_model.start_chat(image)
     for _ in range(5):
         stream = chat.stream("word " * 80, 2)
         list(stream)
@@ -136,17 +136,17 @@ def test_a_long_conversation_forgets_its_oldest_turns(tiny_model, picture):
         assert stream.row.ids.count(IMAGE_TOKEN_ID) == tiny_model.network.image_tokens
 
 
-def test_a_conversation_needs_no_picture(tiny_model):
+def test_a_conversation_needs_no_image(tiny_model):
     assert tiny_model.start_chat().ask("hello", 6) == tiny_model.chat(None, "hello", 6)
 
 
 @pytest.mark.parametrize("prompt, bos, eos", [("training", [1, 2], [0, 1]), ("published", [2, 3], [0, 0])])
-def test_a_conversation_is_asked_as_the_model_says(tiny_folder, tmp_path, picture, prompt, bos, eos):
+def test_a_conversation_is_asked_as_the_model_says(tiny_folder, tmp_path, image, prompt, bos, eos):
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "prompt": prompt}))
     model = MiniGPTv2.from_pretrained(folder, device="cpu")
-    tokenizer, chat, rows = model.tokenizer, model.start_chat(picture), []
+    tokenizer, chat, rows = model.tokenizer, model.start_chat(image), []
     for _ in range(2):
         stream = chat.stream("what is this?", 6)
         list(stream)
@@ -159,49 +159,49 @@ def test_a_conversation_is_asked_as_the_model_says(tiny_folder, tmp_path, pictur
 
 
 @pytest.mark.parametrize("literal", LITERALS)
-def test_control_tokens_in_the_text_stay_text(tiny_model, picture, literal):
+def test_control_tokens_in_the_text_stay_text(tiny_model, image, literal):
     tokenizer = tiny_model.tokenizer
-    row = tiny_model.start_chat(picture).stream(f"what {literal} is it?", 2).row
+    row = tiny_model.start_chat(image).stream(f"what {literal} is it?", 2).row
     assert row.ids.count(tokenizer.bos) == 1
     assert tokenizer.eos not in row.ids
     assert row.ids.count(IMAGE_TOKEN_ID) == tiny_model.network.image_tokens
     assert literal in tokenizer.decode([i for i in row.ids if i != IMAGE_TOKEN_ID])
-    assert tiny_model.chat(picture, literal, 2).task == "chat"
+    assert tiny_model.chat(image, literal, 2).task == "chat"
 
 
-def test_boxes_are_pixels_with_phrase_and_score(tiny_model, picture, says_box):
-    answer = tiny_model.chat(picture, "[grounding]")
+def test_boxes_are_pixels_with_phrase_and_score(tiny_model, image, says_box):
+    answer = tiny_model.chat(image, "[grounding]")
     (box,) = answer.boxes
     assert (str(answer), answer.words, answer.finish_reason) == (GROUNDED, "red ball", "stop")
     assert box.xyxy == pytest.approx((64, 80, 192, 160))
     assert (box.phrase, box.score) == ("red ball", pytest.approx(0.5))
 
 
-def test_an_answer_is_json(tiny_model, picture, says_box):
-    told = json.loads(json.dumps(tiny_model.chat(picture, "[refer] red ball").to_dict()))
+def test_an_answer_is_json(tiny_model, image, says_box):
+    told = json.loads(json.dumps(tiny_model.chat(image, "[refer] red ball").to_dict()))
     assert told["task"] == "refer"
     assert told["boxes"] == [{"phrase": "red ball", "xyxy": pytest.approx([64, 80, 192, 160]), "score": 0.5}]
 
 
-def test_an_answer_draws_the_upright_picture(tiny_model, tmp_path, picture, says_box):
+def test_an_answer_draws_the_upright_image(tiny_model, tmp_path, image, says_box):
     turned = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[274] = 6
-    Image.open(picture).save(turned, exif=exif)
+    Image.open(image).save(turned, exif=exif)
     drawn = tiny_model.chat(turned, "[refer] red ball").draw()
     assert drawn.size == (400, 640)
-    assert tiny_model.chat(picture, "[refer] red ball").draw().size == (640, 400)
-    with pytest.raises(UserError, match="about no picture"):
+    assert tiny_model.chat(image, "[refer] red ball").draw().size == (640, 400)
+    with pytest.raises(UserError, match="about no image"):
         tiny_model.chat(None, "hello").draw()
 
 
-def test_dtypes(tiny_folder, picture):
+def test_dtypes(tiny_folder, image):
     for dtype in ("bfloat16", torch.bfloat16):
         model = MiniGPTv2.from_pretrained(tiny_folder, device="cpu", dtype=dtype)
         norms = [m for m in model.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]  # these stay in float32
         kept = {id(p) for m in norms for p in m.parameters()}
         assert kept and {p.dtype for p in model.network.parameters() if id(p) not in kept} == {torch.bfloat16}
-        assert model.chat(picture, "[refer] red balloon", 4).text
+        assert model.chat(image, "[refer] red balloon", 4).text
     for wrong in ("float8", "int8", torch.int64):
         with pytest.raises(UserError, match="dtype is"):
             MiniGPTv2.from_pretrained(tiny_folder, device="cpu", dtype=wrong)
@@ -221,33 +221,33 @@ def test_a_device_that_cannot_be_used(tiny_folder, device):
         MiniGPTv2.from_pretrained(tiny_folder, device=device)
 
 
-def test_an_answer_has_at_most_max_new_tokens(tiny_model, picture, monkeypatch):
+def test_an_answer_has_at_most_max_new_tokens(tiny_model, image, monkeypatch):
     seen, real = [], generate.generate
     monkeypatch.setattr(generate, "generate", lambda *a: seen.extend(rows := real(*a)) or rows)
     for most in (1, 5, 11):
-        answer = tiny_model.chat(picture, "hello", most)
+        answer = tiny_model.chat(image, "hello", most)
         generated = seen.pop()
         assert len(generated.ids) <= most
         assert answer.finish_reason == ("length" if len(generated.ids) == most else "stop")
 
 
 @pytest.mark.parametrize("most", [0, -1, 2.5, "10", None])
-def test_max_new_tokens_must_be_a_number(tiny_model, picture, most):
+def test_max_new_tokens_must_be_a_number(tiny_model, image, most):
     with pytest.raises(UserError, match="max_new_tokens is"):
-        tiny_model.chat(picture, "hello", most)
+        tiny_model.chat(image, "hello", most)
 
 
 @pytest.mark.parametrize(
     "instruction", ["", "  \n", "[foo] x", "[refer]", "[identify] box", "a\udcff", None, 5, "word " * 600]
 )
-def test_instructions_that_are_refused(tiny_model, picture, instruction):
+def test_instructions_that_are_refused(tiny_model, image, instruction):
     for ask in (tiny_model.chat, tiny_model.stream):
         with pytest.raises(UserError, match="instruction|tag|words|was given") as caught:
-            ask(picture, instruction)
+            ask(image, instruction)
         assert all((caught.value.given, caught.value.allowed, caught.value.advice))
 
 
-# ---- what the model thinks of a given answer, and of a picture ----
+# ---- what the model thinks of a given answer, and of an image ----
 
 
 @torch.no_grad()
@@ -266,12 +266,12 @@ def _naive_logprobs(model, image, instruction: str, answer: str) -> list[float]:
     return out
 
 
-def test_logprobs_are_those_of_the_naive_loop_in_any_batch(tiny_model, picture, other_picture):
+def test_logprobs_are_those_of_the_naive_loop_in_any_batch(tiny_model, image, other_image):
     asked = [
-        (picture, "[vqa] what color is the ball?", "red"),
+        (image, "[vqa] what color is the ball?", "red"),
         (None, "hello", "Hello! Ask me about the picture. " * 3),
-        (other_picture, "[refer] red balloon", "{<10><20><30><40>}"),
-        (picture, "[vqa] " + "what color is the ball? " * 6, "é"),
+        (other_image, "[refer] red balloon", "{<10><20><30><40>}"),
+        (image, "[vqa] " + "what color is the ball? " * 6, "é"),
     ]
     together = tiny_model.logprobs_batch(asked)
     for row, question in zip(together, asked):
@@ -286,14 +286,14 @@ def test_logprobs_are_those_of_the_naive_loop_in_any_batch(tiny_model, picture, 
     assert tiny_model.logprobs_batch([]) == []
 
 
-def test_the_likelier_answer_is_the_one_that_is_given(tiny_model, picture, monkeypatch):
+def test_the_likelier_answer_is_the_one_that_is_given(tiny_model, image, monkeypatch):
     """Greedy decoding takes the likeliest token each time: its first token beats that of any other answer."""
     seen, real = [], generate.generate
     monkeypatch.setattr(generate, "generate", lambda *a: seen.extend(rows := real(*a)) or rows)
-    tiny_model.chat(picture, "what is this?", 1)
+    tiny_model.chat(image, "what is this?", 1)
     (first,), (chance,) = seen[0].ids, seen[0].probabilities
     for answer in ("red", "A red ball.", "7"):
-        judged = tiny_model.logprobs(picture, "what is this?", answer)[0]
+        judged = tiny_model.logprobs(image, "what is this?", answer)[0]
         assert judged.logprob <= np.log(chance) + 1e-4
         assert (judged.id == first) == (judged.logprob == pytest.approx(np.log(chance), abs=1e-4))
 
@@ -309,42 +309,42 @@ def test_the_likelier_answer_is_the_one_that_is_given(tiny_model, picture, monke
         ("word " * 600, "too long"),
     ],
 )
-def test_answers_that_cannot_be_judged(tiny_model, picture, answer, said):
+def test_answers_that_cannot_be_judged(tiny_model, image, answer, said):
     with pytest.raises(UserError, match=said) as caught:
-        tiny_model.logprobs(picture, "what is this?", answer)
+        tiny_model.logprobs(image, "what is this?", answer)
     assert all((caught.value.given, caught.value.allowed, caught.value.advice))
 
 
-def test_what_is_asked_about_a_given_answer_must_be_right_too(tiny_model, picture):
-    for image, instruction, said in (
+def test_what_is_asked_about_a_given_answer_must_be_right_too(tiny_model, image):
+    for given, instruction, said in (
         ("nowhere.png", "hi", "nowhere.png"),
-        (b"no picture", "hi", "bytes"),
-        (picture, "", "empty"),
-        (picture, "[foo] x", "foo"),
+        (b"no image", "hi", "bytes"),
+        (image, "", "empty"),
+        (image, "[foo] x", "foo"),
     ):
         with pytest.raises(UserError, match=said):
-            tiny_model.logprobs(image, instruction, "red")
+            tiny_model.logprobs(given, instruction, "red")
 
 
-def test_a_picture_is_encoded_as_the_model_sees_it(tiny_model, tiny_folder, picture):
-    visual = tiny_model.image_features(picture)
+def test_an_image_is_encoded_as_the_model_sees_it(tiny_model, tiny_folder, image):
+    visual = tiny_model.image_features(image)
     assert visual.shape == (64, 32) and visual.dtype == torch.float32 and not visual.is_inference()
-    assert torch.equal(visual, tiny_model.image_features(np.asarray(Image.open(picture))))
-    assert torch.equal(visual, tiny_model.start_chat(picture).visual[0])
-    rough = MiniGPTv2.from_pretrained(tiny_folder, "cpu", "bfloat16").image_features(picture)
+    assert torch.equal(visual, tiny_model.image_features(np.asarray(Image.open(image))))
+    assert torch.equal(visual, tiny_model.start_chat(image).visual[0])
+    rough = MiniGPTv2.from_pretrained(tiny_folder, "cpu", "bfloat16").image_features(image)
     assert rough.dtype == torch.float32 and torch.nn.functional.cosine_similarity(rough, visual).min() > 0.98
     for wrong, said in (
         (None, "None"),
         ("nowhere.png", "nowhere.png"),
-        (b"no picture", "bytes"),
+        (b"no image", "bytes"),
         (torch.zeros(3, 4, 4), "shape"),
     ):
         with pytest.raises(UserError, match=said):
             tiny_model.image_features(wrong)
 
 
-def _count_pictures(model, monkeypatch) -> list[int]:
-    """Grows by the number of pictures at each run of the vision tower."""
+def _count_images(model, monkeypatch) -> list[int]:
+    """Grows by the number of images at each run of the vision tower."""
     encoded, real = [], model.network.encode_images
 
     def counting(pixels, features=None):
@@ -358,19 +358,19 @@ def _count_pictures(model, monkeypatch) -> list[int]:
 # ---- lists of questions and of images ----
 
 
-def test_any_iterable_of_questions_is_a_batch(tiny_model, picture):
-    pair = (picture, "[caption]")
+def test_any_iterable_of_questions_is_a_batch(tiny_model, image):
+    pair = (image, "[caption]")
     expected = tiny_model.chat_batch([pair, pair], 2)
     for questions in (
-        zip([picture] * 2, ["[caption]"] * 2),
+        zip([image] * 2, ["[caption]"] * 2),
         (pair for _ in range(2)),
         (list(pair), pair),
-        np.array([[str(picture), "[caption]"]] * 2),
+        np.array([[str(image), "[caption]"]] * 2),
     ):
         assert tiny_model.chat_batch(questions, 2) == expected
-    judged = tiny_model.logprobs_batch(zip([picture] * 2, ["hi"] * 2, ["red", "a"]))
+    judged = tiny_model.logprobs_batch(zip([image] * 2, ["hi"] * 2, ["red", "a"]))
     assert [[t.id for t in row][:-1] for row in judged] == [tiny_model.tokenizer.encode(w) for w in ("red", "a")]
-    assert [s.size for s in tiny_model.encode_images(p for p in (picture, str(picture)))] == [(640, 400)] * 2
+    assert [s.size for s in tiny_model.encode_images(p for p in (image, str(image)))] == [(640, 400)] * 2
     assert tiny_model.chat_batch(iter(())) == tiny_model.encode_images([]) == []
 
 
@@ -396,28 +396,28 @@ def test_what_is_no_list_of_pairs(tiny_model, questions, said):
         tiny_model.logprobs_batch(questions)
 
 
-def test_what_is_no_list_of_images(tiny_model, picture):
+def test_what_is_no_list_of_images(tiny_model, image):
     one = np.zeros((4, 5, 3), np.uint8)
-    for images in (picture, str(picture), b"ab", None, 5, one, torch.from_numpy(one), io.BytesIO(b"a"), {"a": 1}):
+    for images in (image, str(image), b"ab", None, 5, one, torch.from_numpy(one), io.BytesIO(b"a"), {"a": 1}):
         with pytest.raises(UserError, match="images is"):
             tiny_model.encode_images(images)
     with pytest.raises(UserError, match=r"images\[1\]: .*NoneType"):
-        tiny_model.encode_images([picture, None])
+        tiny_model.encode_images([image, None])
 
 
-def test_a_bad_question_is_named_or_stands_in_its_place(tiny_model, picture):
-    good = (picture, "[caption]")
-    questions = [good, ("nowhere.png", "hi"), (None, "hi"), (picture, "[foo] x"), (picture, "word " * 600), good]
+def test_a_bad_question_is_named_or_stands_in_its_place(tiny_model, image):
+    good = (image, "[caption]")
+    questions = [good, ("nowhere.png", "hi"), (None, "hi"), (image, "[foo] x"), (image, "word " * 600), good]
     with pytest.raises(UserError, match=r"questions\[1\]: nowhere.png"):
         tiny_model.chat_batch(questions, 2)
     with pytest.raises(UserError, match=r"questions\[1\]: The task tag"):
-        tiny_model.chat_batch([good, (picture, "[foo] x")], 2)
+        tiny_model.chat_batch([good, (image, "[foo] x")], 2)
     answers = tiny_model.chat_batch(questions, 2, errors="return")
     bad = {n: a.given for n, a in enumerate(answers) if isinstance(a, UserError)}
     assert list(bad) == [1, 3, 4] and bad[1].startswith("nowhere.png")
     alone = tiny_model.chat(*good, 2)
     assert [answers[0], answers[2], answers[5]] == [alone, tiny_model.chat(None, "hi", 2), alone]
-    seen = tiny_model.encode_images(["nowhere.png", picture], errors="return")
+    seen = tiny_model.encode_images(["nowhere.png", image], errors="return")
     assert isinstance(seen[0], UserError) and seen[1].size == (640, 400)
     judged = tiny_model.logprobs_batch([(None, "hi", ""), (None, "hi", "red")], errors="return")
     assert isinstance(judged[0], UserError) and judged[1][0].id == tiny_model.logprobs(None, "hi", "red")[0].id
@@ -428,20 +428,20 @@ def test_a_bad_question_is_named_or_stands_in_its_place(tiny_model, picture):
         tiny_model.chat_batch([good], 0, errors="return")
 
 
-def test_what_see_gave_is_an_image_everywhere(tiny_model, tiny_folder, picture):
-    (seen,) = tiny_model.encode_images([picture])
-    assert tiny_model.start_chat(seen).ask("hi", 4) == tiny_model.chat(picture, "hi", 4)
+def test_what_see_gave_is_an_image_everywhere(tiny_model, tiny_folder, image):
+    (seen,) = tiny_model.encode_images([image])
+    assert tiny_model.start_chat(seen).ask("hi", 4) == tiny_model.chat(image, "hi", 4)
     assert "".join(tiny_model.stream(seen, "hi", 4)) == tiny_model.chat(seen, "hi", 4).text
-    assert torch.equal(tiny_model.image_features(seen), tiny_model.image_features(picture))
-    assert tiny_model.logprobs(seen, "hi", "a")[0].id == tiny_model.logprobs(picture, "hi", "a")[0].id
-    assert tiny_model.encode_images([seen, picture])[0] is seen
+    assert torch.equal(tiny_model.image_features(seen), tiny_model.image_features(image))
+    assert tiny_model.logprobs(seen, "hi", "a")[0].id == tiny_model.logprobs(image, "hi", "a")[0].id
+    assert tiny_model.encode_images([seen, image])[0] is seen
     with pytest.raises(UserError, match="another model"):
         MiniGPTv2.from_pretrained(tiny_folder, device="cpu").chat(seen, "hi")
 
 
-def test_the_views_of_a_dict_are_a_batch(tiny_model, picture):
-    asked = {picture: "[caption]"}
-    assert tiny_model.chat_batch(asked.items(), 2) == tiny_model.chat_batch([(picture, "[caption]")], 2)
+def test_the_views_of_a_dict_are_a_batch(tiny_model, image):
+    asked = {image: "[caption]"}
+    assert tiny_model.chat_batch(asked.items(), 2) == tiny_model.chat_batch([(image, "[caption]")], 2)
     assert len(tiny_model.encode_images(asked.keys())) == len(tiny_model.encode_images(list(asked))) == 1
 
 
@@ -451,22 +451,22 @@ def test_an_error_about_an_array_has_three_lines(tiny_model):
     assert len(str(told.value).splitlines()) == 3
 
 
-def test_files_and_tensors_are_images(tiny_model, picture):
-    data, array = picture.read_bytes(), np.array(Image.open(picture).convert("RGB"))
-    with picture.open("rb") as file:
+def test_files_and_tensors_are_images(tiny_model, image):
+    data, array = image.read_bytes(), np.array(Image.open(image).convert("RGB"))
+    with image.open("rb") as file:
         kinds = [io.BytesIO(data), file, torch.from_numpy(array), torch.from_numpy(array).permute(2, 0, 1) / 255]
         answers = tiny_model.chat_batch([(kind, "[caption]") for kind in kinds], 6)
-    assert {a.text for a in answers} == {tiny_model.chat(picture, "[caption]", 6).text}
+    assert {a.text for a in answers} == {tiny_model.chat(image, "[caption]", 6).text}
     assert all(a.image.size == (640, 400) for a in answers), "also of a file that is closed by now"
 
 
-def test_an_answer_keeps_no_pixels(tiny_model, picture, tmp_path):
+def test_an_answer_keeps_no_pixels(tiny_model, image, tmp_path):
     file, array = tmp_path / "a.png", np.zeros((40, 60, 3), np.uint8)
-    shutil.copy(picture, file)
+    shutil.copy(image, file)
     of_file, of_array, of_bytes = tiny_model.chat_batch([(i, "hi") for i in (file, array, file.read_bytes())], 2)
     assert len(pickle.dumps(of_file)) < 2000
     assert of_array.source.source is array and isinstance(of_bytes.source.source, bytes)
-    assert of_file.image.tobytes() == open_image(picture).tobytes() and of_file.draw().size == (640, 400)
+    assert of_file.image.tobytes() == open_image(image).tobytes() and of_file.draw().size == (640, 400)
     file.write_bytes(b"another")
     for use in (of_file.draw, lambda: of_file.image):
         with pytest.raises(UserError, match="gone or changed"):
@@ -479,8 +479,8 @@ def test_an_answer_keeps_no_pixels(tiny_model, picture, tmp_path):
 # ---- streams ----
 
 
-def test_a_stream_asks_once_and_is_remembered_once(tiny_model, picture):
-    chat = tiny_model.start_chat(picture)
+def test_a_stream_asks_once_and_is_remembered_once(tiny_model, image):
+    chat = tiny_model.start_chat(image)
     stream = chat.stream("what is this?", 8)
     first = next(iter(stream))
     assert chat.history == [] and stream.answer is None, "abandoned so far"
@@ -491,23 +491,23 @@ def test_a_stream_asks_once_and_is_remembered_once(tiny_model, picture):
     assert len(chat.history) == 1
 
 
-def test_two_streams_of_one_chat_are_remembered_as_they_end(tiny_model, picture):
-    chat = tiny_model.start_chat(picture)
+def test_two_streams_of_one_chat_are_remembered_as_they_end(tiny_model, image):
+    chat = tiny_model.start_chat(image)
     one, two = chat.stream("what is this?", 4), chat.stream("hello", 4)
     for _ in zip(one, two):
         pass
     list(two), list(one)
     assert sorted(e.question for e in chat.history) == ["hello", "what is this?"]
-    assert two.answer == tiny_model.chat(picture, "hello", 4), "asked in the light of what was said when it was opened"
+    assert two.answer == tiny_model.chat(image, "hello", 4), "asked in the light of what was said when it was opened"
     late = chat.stream("hello", 4)
     chat.reset()
     list(late)
     assert chat.history == []
 
 
-def test_a_stream_that_was_stopped_begins_anew(tiny_model, picture, monkeypatch):
+def test_a_stream_that_was_stopped_begins_anew(tiny_model, image, monkeypatch):
     real = tiny_model.tokenizer.decode
-    stream = tiny_model.stream(picture, "what is this?", 8)
+    stream = tiny_model.stream(image, "what is this?", 8)
 
     def stopped(ids):
         if len(ids) > 3:
@@ -519,22 +519,22 @@ def test_a_stream_that_was_stopped_begins_anew(tiny_model, picture, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             list(stream)
     assert stream.chat.history == []
-    assert "".join(stream) == stream.answer.text == tiny_model.chat(picture, "what is this?", 8).text
+    assert "".join(stream) == stream.answer.text == tiny_model.chat(image, "what is this?", 8).text
 
 
-def test_a_stream_leaves_the_callers_gradients_alone(tiny_model, picture):
-    for _ in tiny_model.stream(picture, "hello", 3):
+def test_a_stream_leaves_the_callers_gradients_alone(tiny_model, image):
+    for _ in tiny_model.stream(image, "hello", 3):
         assert not torch.is_inference_mode_enabled()
 
 
 # ---- newcomers ----
 
 
-def test_what_things_are_shows_in_their_names(tiny_model, picture):
+def test_what_things_are_shows_in_their_names(tiny_model, image):
     count = sum(p.numel() for p in tiny_model.network.parameters())
     assert f"{count:,} parameters" in repr(tiny_model)
     assert all(word in repr(tiny_model) for word in ("448 x 448", "'cpu'", "'float32'", "quantize=None"))
-    chat = tiny_model.start_chat(picture)
+    chat = tiny_model.start_chat(image)
     assert repr(chat) == "Chat(about an image of 640 x 400 pixels, 0 turns said)"
     assert "no image" in repr(tiny_model.start_chat())
     assert repr(chat.seen) == "Seen(image of 640 x 400 pixels, 64 visual tokens on cpu)"
@@ -573,8 +573,8 @@ def _pixels_wide(path) -> int:
 
 
 @pytest.mark.slow
-def test_a_bad_image_in_a_worker_is_raised_where_it_is_asked_for(picture):
+def test_a_bad_image_in_a_worker_is_raised_where_it_is_asked_for(image):
     with get_context("spawn").Pool(1) as pool:
-        assert pool.apply_async(_pixels_wide, (picture,)).get(timeout=60) == 640
+        assert pool.apply_async(_pixels_wide, (image,)).get(timeout=60) == 640
         with pytest.raises(UserError, match="nowhere.png does not exist"):
             pool.apply_async(_pixels_wide, ("nowhere.png",)).get(timeout=60)

@@ -89,10 +89,10 @@ def test_a_thing_smaller_than_a_patch_has_a_place():
     assert Targets(str, 16, 2)._spots(Box(0, 0, 1, 1)) == set(range(8))
 
 
-@pytest.mark.parametrize("pictures", [0, 2])
-def test_rows_without_a_picture_or_with_two_are_left_alone(pictures):
+@pytest.mark.parametrize("images", [0, 2])
+def test_rows_without_an_image_or_with_two_are_left_alone(images):
     tokenizer = PiecesOfWords()
-    turns = [Turn("user", (*[ImagePiece("x")] * pictures, "is there a cat?")), Turn("assistant", ("yes",))]
+    turns = [Turn("user", (*[ImagePiece("x")] * images, "is there a cat?")), Turn("assistant", ("yes",))]
     row = PromptEncoder(tokenizer, "llama2", 8, 512).encode(turns)
     Targets(tokenizer.words, 16, 2).mark(row, NAMED, (100, 100))
     assert not any(row.target_tokens)
@@ -100,7 +100,7 @@ def test_rows_without_a_picture_or_with_two_are_left_alone(pictures):
 
 @pytest.fixture
 def marked(tiny_model):
-    """Rows of drawn scenes, side by side and one after the other, and what their pictures gave the model."""
+    """Rows of drawn scenes, side by side and one after the other, and what their images gave the model."""
     network = tiny_model.network
     encoder = PromptEncoder(tiny_model.tokenizer, "llama2", network.image_tokens, 1024)
     targets = Targets(tiny_model.tokenizer.words, network.vision.patches, network.config.merge)
@@ -201,11 +201,11 @@ def test_a_token_that_looks_where_the_one_before_did_counts_less(marked):
     assert seen == {1, REPEAT_WEIGHT}
 
 
-def test_the_places_follow_the_picture_in_its_row(marked):
-    """A packed looker's places are visual tokens, whatever stands before the picture."""
+def test_the_places_follow_the_image_in_its_row(marked):
+    """A packed looker's places are visual tokens, whatever stands before the image."""
     _, rows, _ = marked
     batch = pack(rows)
-    shared = batch.ids[0, : batch.layout.pictures * batch.layout.shared].view(batch.layout.pictures, -1)
+    shared = batch.ids[0, : batch.layout.images * batch.layout.shared].view(batch.layout.images, -1)
     for group in batch.layout.groups:
         owners = group.owners[group.query_index // group.mask.shape[2]]
         assert (shared[owners][group.target_mask] == IMAGE_TOKEN_ID).all()

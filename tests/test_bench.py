@@ -36,7 +36,7 @@ def test_the_turns_are_taken_alternately_and_the_median_counts(monkeypatch):
     assert calls == ["a", "b"] * 4 and (ours, plain) == (5.0, 2.0)
 
 
-def test_the_plain_loader_sees_the_same_pictures_in_the_same_order(tiny_folder, tmp_path, monkeypatch):
+def test_the_plain_loader_sees_the_same_images_in_the_same_order(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "BATCH", 3)
     monkeypatch.setattr(bench, "SIZES", ((1000, 904),))
     network, encoder, coding = bench._open(tiny_folder)
@@ -60,7 +60,7 @@ def test_the_command_gives_its_options_to_every_bench(tiny_folder, monkeypatch, 
 
     for name in ("bench_data", "bench_cache", "bench_packing", "bench_loop"):
         monkeypatch.setattr(bench, name, measure(name))
-    given = ["--model", str(tiny_folder), "--device", "cpu", "--dtype", "bfloat16", "--pictures", "3"]
+    given = ["--model", str(tiny_folder), "--device", "cpu", "--dtype", "bfloat16", "--images", "3"]
     assert cli.main(["bench", "train", *given]) == 0
     steps = {"device": "cpu", "dtype": torch.bfloat16, "base": None}
     assert [(n, c, o) for n, _, c, o in seen] == [

@@ -8,11 +8,11 @@ from minigptv2.eval.benchmark import Question, Scored
 from minigptv2.eval.bootstrap import bootstrap, corpus_interval, mean_interval
 
 
-def items_of(pictures):
-    return [Question(i, None, (0, 0), "", picture) for i, picture in enumerate(pictures)]
+def items_of(images):
+    return [Question(i, None, (0, 0), "", image) for i, image in enumerate(images)]
 
 
-def test_one_question_a_picture_agrees_with_the_normal_approximation():
+def test_one_question_an_image_agrees_with_the_normal_approximation():
     """2,000 independent answers, 70 % right: p +- 1.96 sqrt(p (1 - p) / n)."""
     values = {i: float(i < 1400) for i in range(2000)}
     low, high = mean_interval(values, {i: str(i) for i in values}, 4000)
@@ -20,21 +20,21 @@ def test_one_question_a_picture_agrees_with_the_normal_approximation():
     assert low == pytest.approx(0.7 - half, abs=half / 10) and high == pytest.approx(0.7 + half, abs=half / 10)
 
 
-def test_questions_that_agree_within_a_picture_widen_the_interval_by_their_number():
-    """200 pictures of 9 equal answers hold 200 answers' worth of information: three times the width of 1,800."""
+def test_questions_that_agree_within_an_image_widen_the_interval_by_their_number():
+    """200 images of 9 equal answers hold 200 answers' worth of information: three times the width of 1,800."""
     rng = random.Random(0)
-    of_picture = [float(rng.random() < 0.6) for _ in range(200)]
-    values = {i: of_picture[i // 9] for i in range(1800)}
+    of_image = [float(rng.random() < 0.6) for _ in range(200)]
+    values = {i: of_image[i // 9] for i in range(1800)}
     clustered = mean_interval(values, {i: str(i // 9) for i in values}, 3000)
     single = mean_interval(values, {i: str(i) for i in values}, 3000)
     assert (clustered[1] - clustered[0]) / (single[1] - single[0]) == pytest.approx(3, rel=0.1)
 
 
-def test_pictures_of_different_numbers_of_questions_count_by_question():
-    """The estimate drawn around is the mean over questions, not over pictures."""
-    values = {i: float(i >= 900) for i in range(1000)}  # 100 pictures of 9 wrong ones, 100 of one right
-    picture_of = {i: f"a{i // 9}" if i < 900 else f"b{i}" for i in values}
-    low, high = mean_interval(values, picture_of)
+def test_images_of_different_numbers_of_questions_count_by_question():
+    """The estimate drawn around is the mean over questions, not over images."""
+    values = {i: float(i >= 900) for i in range(1000)}  # 100 images of 9 wrong ones, 100 of one right
+    image_of = {i: f"a{i // 9}" if i < 900 else f"b{i}" for i in values}
+    low, high = mean_interval(values, image_of)
     assert low < 0.1 < high < 0.2
 
 
@@ -54,13 +54,13 @@ def test_the_same_seed_gives_the_same_numbers_in_blocks_or_not(monkeypatch):
 
 def test_a_corpus_figure_that_is_a_mean_agrees_with_the_mean():
     values = {i: float(i % 3 == 0) for i in range(600)}
-    picture_of = {i: str(i // 2) for i in values}
-    slow = corpus_interval(lambda chosen: sum(values[i] for i in chosen) / len(chosen), picture_of, 1000)
-    quick = mean_interval(values, picture_of, 1000)
+    image_of = {i: str(i // 2) for i in values}
+    slow = corpus_interval(lambda chosen: sum(values[i] for i in chosen) / len(chosen), image_of, 1000)
+    quick = mean_interval(values, image_of, 1000)
     assert slow == pytest.approx(quick, abs=0.006)
 
 
-def test_items_of_a_picture_are_drawn_together_and_as_often_as_drawn():
+def test_items_of_an_image_are_drawn_together_and_as_often_as_drawn():
     seen = []
     corpus_interval(lambda chosen: seen.append(chosen) or 1.0, {0: "a", 1: "a", 2: "b"}, 50)
     assert all(chosen.count(0) == chosen.count(1) and chosen.count(0) + chosen.count(2) == 2 for chosen in seen)
@@ -77,12 +77,12 @@ def test_draws_without_a_figure_are_left_out_and_too_many_leave_none():
     assert corpus_interval(lambda c: None if 0 in c and 1 in c else 1.0, {i: str(i) for i in range(10)}) == (1, 1)
 
 
-def test_one_picture_has_no_interval():
+def test_one_image_has_no_interval():
     scored = Scored(2, outcomes={"accuracy": {0: 1.0, 1: 0.0}}, corpus={"f": lambda c: 1.0})
     assert bootstrap(scored, items_of("aa")) == {}
 
 
-def test_a_metric_of_some_items_only_is_drawn_over_their_pictures():
+def test_a_metric_of_some_items_only_is_drawn_over_their_images():
     scored = Scored(40, outcomes={"yes/no": {i: float(i % 2) for i in range(20)}})
     low, high = bootstrap(scored, items_of(map(str, range(40))))["yes/no"]
     assert 0.2 < low < 0.5 < high < 0.8

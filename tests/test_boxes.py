@@ -63,7 +63,7 @@ def test_the_codings_differ_as_they_should():
 @settings(max_examples=150, deadline=None)
 @given(box=boxes(), width=st.integers(1, 4000), height=st.integers(1, 4000))
 def test_cut_codings_write_what_the_published_code_wrote(box, width, height):
-    """And read it back as it did, or half a hundredth further in: never outside the picture."""
+    """And read it back as it did, or half a hundredth further in: never outside the image."""
     box = Box(box.x1 * width, box.y1 * height, box.x2 * width, box.y2 * height)
     sides = (width, height) * 2
     numbers = [int(v / side * 100) for v, side in zip(box.xyxy, sides)]

@@ -60,7 +60,7 @@ def chat(capsys, tiny_model, monkeypatch):
 
 @pytest.fixture
 def grounded(monkeypatch, tiny_model):
-    """Every picture is answered with one box, a tenth of the picture away from its edges."""
+    """Every image is answered with one box, a tenth of the image away from its edges."""
 
     def said(questions, max_new_tokens):
         out = []
@@ -74,15 +74,15 @@ def grounded(monkeypatch, tiny_model):
 
 
 @pytest.fixture
-def folder(tmp_path, picture):
-    """Three good pictures, and four that are none."""
+def folder(tmp_path, image):
+    """Three good images, and four that are none."""
     place = tmp_path / "pictures"
     place.mkdir()
     for name in ("a.png", "b.png", "c d.png"):
-        shutil.copy(picture, place / name)
-    (place / "cut.png").write_bytes(picture.read_bytes()[:2000])
+        shutil.copy(image, place / name)
+    (place / "cut.png").write_bytes(image.read_bytes()[:2000])
     (place / "empty.jpg").touch()
-    (place / "text.gif").write_text("no picture")
+    (place / "text.gif").write_text("no image")
     (place / "zero.bmp").write_bytes(b"BM" + bytes(60))
     (place / "notes.txt").write_text("not looked at")
     return place
@@ -160,10 +160,10 @@ def test_bad_usage(capsys, words, advice):
 
 
 @pytest.mark.slow
-def test_the_program_shows_our_output_alone(tiny_folder, picture, tmp_path):
+def test_the_program_shows_our_output_alone(tiny_folder, image, tmp_path):
     done = program(
         "chat",
-        picture,
+        image,
         "--json",
         "what is this?",
         "--model",
@@ -174,14 +174,14 @@ def test_the_program_shows_our_output_alone(tiny_folder, picture, tmp_path):
         tmp_path / "out.png",
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["picture"] == str(picture)
+    assert json.loads(done.stdout)["picture"] == str(image)
     assert done.stderr.decode() == f"saved {tmp_path / 'out.png'}\n"
 
 
 @pytest.mark.slow
-def test_the_program_converses_through_a_pipe(tiny_folder, picture):
+def test_the_program_converses_through_a_pipe(tiny_folder, image):
     done = program(
-        "chat", picture, "--model", tiny_folder, "--max-new-tokens", 3, stdin="hello\n[nope] \xff\n".encode("latin-1")
+        "chat", image, "--model", tiny_folder, "--max-new-tokens", 3, stdin="hello\n[nope] \xff\n".encode("latin-1")
     )
     assert done.returncode == 0
     assert done.stdout.strip()
@@ -197,12 +197,12 @@ def test_a_reader_that_went_away():
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_an_interrupt(chat, picture, monkeypatch):
+def test_an_interrupt(chat, image, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(chat_command.BatchChat, "ask", interrupted)
-    assert chat(picture, "hi") == (130, "", "")
+    assert chat(image, "hi") == (130, "", "")
 
 
 @pytest.mark.parametrize(
@@ -268,9 +268,9 @@ def test_standard_output_that_is_none(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_terminal_that_knows_no_umlauts(tiny_folder, picture, tmp_path):
+def test_a_terminal_that_knows_no_umlauts(tiny_folder, image, tmp_path):
     name = tmp_path / "grün\udcff.png"
-    shutil.copy(picture, name)
+    shutil.copy(image, name)
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "LANG": "C"}
     done = subprocess.run(
         [
@@ -312,9 +312,9 @@ ODD = {
     [
         "chat ODD [caption]",
         "chat ODD",
-        "chat PICTURE [caption] --save ODD",
-        "chat PICTURE PICTURE [caption] --save ODD/x",
-        "chat PICTURE [caption] --model ODD",
+        "chat IMAGE [caption] --save ODD",
+        "chat IMAGE IMAGE [caption] --save ODD/x",
+        "chat IMAGE [caption] --model ODD",
         "info ODD",
         "convert ODD --eva ODD --llama ODD --out ODD",
         "show scenes --model ODD",
@@ -324,9 +324,9 @@ ODD = {
         "bench eval --model ODD",
     ],
 )
-def test_paths_that_are_none(capsys, picture, monkeypatch, tmp_path, line, odd):
+def test_paths_that_are_none(capsys, image, monkeypatch, tmp_path, line, odd):
     monkeypatch.chdir(tmp_path)
-    words = [word.replace("ODD", odd).replace("PICTURE", str(picture)) for word in line.split()]
+    words = [word.replace("ODD", odd).replace("IMAGE", str(image)) for word in line.split()]
     monkeypatch.setattr(api.MiniGPTv2, "from_pretrained", _from_pretrained_of(line))
     if odd == ODD["surrogate"] and "--save" in line:
         pytest.skip("a file may be called so")
@@ -372,22 +372,22 @@ def test_an_error_of_the_system_has_three_lines(monkeypatch, capsys):
     refused((cli.main(["train", "x.yaml"]), *capsys.readouterr()), "/closed/output cannot be used", "Permission denied")
 
 
-def test_an_interrupt_in_a_conversation(chat, picture, monkeypatch):
+def test_an_interrupt_in_a_conversation(chat, image, monkeypatch):
     def interrupted():
         yield "hello"
         raise KeyboardInterrupt
 
     monkeypatch.setattr(chat_command, "_lines", interrupted)
-    code, out, err = chat(picture)
+    code, out, err = chat(image)
     assert code == 130 and out
     assert len(err.splitlines()) <= 2, "what the conversation began with, and that the answer was cut"
 
 
-# ---- one picture ----
+# ---- one image ----
 
 
-def test_an_answer_and_its_table(chat, picture, grounded):
-    code, out, err = chat(picture, "[refer] red ball")
+def test_an_answer_and_its_table(chat, image, grounded):
+    code, out, err = chat(image, "[refer] red ball")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "<p>red ball</p> {<10><10><90><90>}",
@@ -397,48 +397,48 @@ def test_an_answer_and_its_table(chat, picture, grounded):
     ]
 
 
-def test_an_answer_without_boxes_has_no_table(chat, picture, tiny_model):
-    code, out, _ = chat(picture, "hello")
-    text = tiny_model.chat(picture, "hello", 6).text
+def test_an_answer_without_boxes_has_no_table(chat, image, tiny_model):
+    code, out, _ = chat(image, "hello")
+    text = tiny_model.chat(image, "hello", 6).text
     assert (code, out) == (0, chat_command.escape_control_chars(text) + "\n")
 
 
-def test_json(chat, picture, grounded):
-    code, out, _ = chat("--json", picture, "[refer] red ball")
+def test_json(chat, image, grounded):
+    code, out, _ = chat("--json", image, "[refer] red ball")
     told = json.loads(out)
     assert code == 0
-    assert told["picture"] == str(picture)
+    assert told["picture"] == str(image)
     assert told["boxes"] == [{"phrase": "red\x1b ball", "xyxy": [64, 40, 576, 360], "score": 0.875}]
     assert {"text", "task", "ended", "problems"} <= set(told)
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(1, (640, 400)), (6, (400, 640))])
-def test_save_writes_the_upright_picture(chat, picture, tmp_path, grounded, orientation, size):
+def test_save_writes_the_upright_image(chat, image, tmp_path, grounded, orientation, size):
     exif = Image.Exif()
     exif[274] = orientation
-    Image.open(picture).save(tmp_path / "in.jpg", exif=exif)
+    Image.open(image).save(tmp_path / "in.jpg", exif=exif)
     code, _, err = chat(tmp_path / "in.jpg", "--save", tmp_path / "new" / "out.png", "[refer] red ball")
     assert (code, err) == (0, f"saved {tmp_path / 'new' / 'out.png'}\n")
     saved = Image.open(tmp_path / "new" / "out.png")
     assert (saved.format, saved.size) == ("PNG", size)
 
 
-def test_a_picture_from_standard_input(chat, picture, tmp_path):
-    code, out, _ = chat("-", "--json", "hello", stdin=picture.read_bytes())
+def test_an_image_from_standard_input(chat, image, tmp_path):
+    code, out, _ = chat("-", "--json", "hello", stdin=image.read_bytes())
     assert code == 0
     assert json.loads(out)["picture"] == "-"
-    assert json.loads(out)["text"] == json.loads(chat(picture, "--json", "hello")[1])["text"]
-    refused(chat("-", "hello", stdin=b"no picture"), "is no picture")
+    assert json.loads(out)["text"] == json.loads(chat(image, "--json", "hello")[1])["text"]
+    refused(chat("-", "hello", stdin=b"no image"), "is no image")
     refused(chat("-", "hello", stdin=b""), "is empty")
     refused(chat("-", "-", "hello", stdin=b""), "given twice")
-    refused(chat("-", stdin=picture.read_bytes()), "without an instruction")
+    refused(chat("-", stdin=image.read_bytes()), "without an instruction")
 
 
 @pytest.mark.parametrize(
     "instruction", ["a\x07b\x1b[31m", "</s>", "<s> <Img></Img>", "[INST] hi [/INST]", "猫?", "end.png?"]
 )
-def test_odd_text_stays_text(chat, picture, instruction):
-    code, out, err = chat(picture, instruction)
+def test_odd_text_stays_text(chat, image, instruction):
+    code, out, err = chat(image, instruction)
     assert code == 0
     assert all(c.isprintable() or c == "\n" for c in out + err)
 
@@ -446,9 +446,9 @@ def test_odd_text_stays_text(chat, picture, instruction):
 # ---- which word is the instruction ----
 
 
-def test_the_last_word_is_the_instruction(picture, tmp_path, monkeypatch):
-    split = chat_command.pictures_and_instruction
-    p = str(picture)
+def test_the_last_word_is_the_instruction(image, tmp_path, monkeypatch):
+    split = chat_command.images_and_instruction
+    p = str(image)
     assert split([p, "what is it?"], None) == ([p], "what is it?")
     assert split([p, "missing.png", "hi"], None) == ([p, "missing.png"], "hi")
     assert split([p, p], None) == ([p, p], None)
@@ -466,23 +466,23 @@ def test_the_last_word_is_the_instruction(picture, tmp_path, monkeypatch):
     assert split([p], "cat") == ([p], "cat")
 
 
-def test_words_without_a_picture(chat):
-    refused(chat(), "No picture was given")
-    refused(chat("-i", "hello"), "No picture was given")
+def test_words_without_an_image(chat):
+    refused(chat(), "No image was given")
+    refused(chat("-i", "hello"), "No image was given")
     refused(chat("[refer] red balloon"), "only the words '[refer] red balloon'")
 
 
 # ---- bad input ----
 
 
-def test_pictures_that_are_none(chat, folder, tmp_path):
+def test_images_that_are_none(chat, folder, tmp_path):
     (tmp_path / "none").mkdir()
     with_instruction = {
         "missing.png": "does not exist",
-        "text.gif": "is no picture",
+        "text.gif": "is no image",
         "cut.png": "is damaged or cut short",
         "empty.jpg": "is empty",
-        "../none": "holds no pictures",
+        "../none": "holds no images",
         "zero.bmp": "zero.bmp",
     }
     for name, expected in with_instruction.items():
@@ -492,15 +492,15 @@ def test_pictures_that_are_none(chat, folder, tmp_path):
     refused(chat(folder / "a.png", folder / "missing.png"), "missing.png does not exist")
 
 
-def test_a_conversation_is_about_one_picture(chat, folder):
+def test_a_conversation_is_about_one_image(chat, folder):
     refused(chat(folder), "is a folder")
-    refused(chat(folder / "a.png", folder / "b.png"), "2 pictures were given without an instruction")
+    refused(chat(folder / "a.png", folder / "b.png"), "2 images were given without an instruction")
     refused(chat(folder / "a.png", "--save", "x.png"), "--save was given without an instruction")
 
 
 @pytest.mark.parametrize("words", IDENTIFY)
-def test_identify_needs_a_possible_box(chat, picture, words):
-    refused(chat(picture, f"[identify] {words}"), "[identify] {<10><20><30><40>}")
+def test_identify_needs_a_possible_box(chat, image, words):
+    refused(chat(image, f"[identify] {words}"), "[identify] {<10><20><30><40>}")
 
 
 @pytest.mark.parametrize(
@@ -515,14 +515,14 @@ def test_identify_needs_a_possible_box(chat, picture, words):
         ("a\udcffb", "is no character"),
     ],
 )
-def test_instructions_that_are_refused(chat, picture, instruction, expected):
-    refused(chat(picture, instruction), expected)
-    refused(chat(picture, "-i", instruction), expected)
+def test_instructions_that_are_refused(chat, image, instruction, expected):
+    refused(chat(image, instruction), expected)
+    refused(chat(image, "-i", instruction), expected)
 
 
-def test_bad_instructions_are_told_before_the_model_is_opened(chat, picture, monkeypatch):
+def test_bad_instructions_are_told_before_the_model_is_opened(chat, image, monkeypatch):
     monkeypatch.setattr(api.MiniGPTv2, "from_pretrained", lambda *_: pytest.fail("the model was opened"))
-    for words in ([picture, "[xyz] a"], ["missing.png", "hi"], ["missing.png"], [picture, "hi", "--save", picture]):
+    for words in ([image, "[xyz] a"], ["missing.png", "hi"], ["missing.png"], [image, "hi", "--save", image]):
         refused(chat(*words))
 
 
@@ -538,14 +538,14 @@ def test_bad_instructions_are_told_before_the_model_is_opened(chat, picture, mon
         (["--max-new-tokens", "5000"], "context is 512 tokens"),
     ],
 )
-def test_bad_options(capsys, picture, tiny_folder, words, expected):
+def test_bad_options(capsys, image, tiny_folder, words, expected):
     given = ["--model", str(tiny_folder), "--device", "cpu", *words]
-    refused((cli.main(["chat", str(picture), "hi", *given]), *capsys.readouterr()), expected)
+    refused((cli.main(["chat", str(image), "hi", *given]), *capsys.readouterr()), expected)
 
 
-def test_a_quantised_model_answers(capsys, picture, tiny_folder):
+def test_a_quantised_model_answers(capsys, image, tiny_folder):
     given = ["--model", str(tiny_folder), "--device", "cpu", "--quantize", "int8", "--max-new-tokens", "6"]
-    assert cli.main(["chat", str(picture), "hello", "--json", *given]) == 0
+    assert cli.main(["chat", str(image), "hello", "--json", *given]) == 0
     assert json.loads(capsys.readouterr().out)["text"]
 
 
@@ -568,7 +568,7 @@ def _cut(name):
         ("tokenizer.model", None, "tokenizer.model cannot be read"),
     ],
 )
-def test_model_folders_that_do_not_fit(capsys, tmp_path, picture, tiny_folder, file, change, expected):
+def test_model_folders_that_do_not_fit(capsys, tmp_path, image, tiny_folder, file, change, expected):
     from safetensors.torch import load_file, save_file
 
     broken = tmp_path / "broken"
@@ -579,7 +579,7 @@ def test_model_folders_that_do_not_fit(capsys, tmp_path, picture, tiny_folder, f
         tensors = load_file(broken / file)
         change(tensors)
         save_file(tensors, broken / file)
-    refused((cli.main(["chat", str(picture), "hi", "--model", str(broken)]), *capsys.readouterr()), expected)
+    refused((cli.main(["chat", str(image), "hi", "--model", str(broken)]), *capsys.readouterr()), expected)
 
 
 def test_places_that_cannot_be_saved_to(chat, folder, tmp_path, grounded):
@@ -596,7 +596,7 @@ def test_places_that_cannot_be_saved_to(chat, folder, tmp_path, grounded):
     assert "cannot be written" in err
 
 
-# ---- several pictures ----
+# ---- several images ----
 
 
 def test_a_folder_is_answered_and_its_failures_counted(chat, folder, tmp_path, grounded):
@@ -615,7 +615,7 @@ def test_a_folder_as_json_lines(chat, folder):
     assert code == 1
     told = [json.loads(line) for line in out.splitlines()]
     assert [Path(t["picture"]).name for t in told] == ["a.png", "b.png", "c d.png"]
-    assert len({t["text"] for t in told}) == 1, "three copies of one picture"
+    assert len({t["text"] for t in told}) == 1, "three copies of one image"
 
 
 def test_nothing_answered(chat, folder):
@@ -625,9 +625,9 @@ def test_nothing_answered(chat, folder):
     assert err.endswith("0 answered, 2 failed\n")
 
 
-def test_pictures_of_one_name_are_saved_apart(chat, folder, picture, tmp_path, grounded):
+def test_images_of_one_name_are_saved_apart(chat, folder, image, tmp_path, grounded):
     (folder / "more").mkdir()
-    shutil.copy(picture, folder / "more" / "a.png")
+    shutil.copy(image, folder / "more" / "a.png")
     assert chat(folder / "a.png", folder / "more", "hi", "--save", tmp_path / "drawn")[0] == 0
     assert sorted(file.name for file in (tmp_path / "drawn").iterdir()) == ["a-2.png", "a.png"]
 
@@ -663,13 +663,13 @@ def test_answers_come_before_the_other_images_are_opened(chat, folder, monkeypat
     assert at_first[0] == 1 and len(opened) == 7
 
 
-def test_an_image_that_was_there_is_kept(chat, picture, tmp_path, grounded):
+def test_an_image_that_was_there_is_kept(chat, image, tmp_path, grounded):
     out = tmp_path / "out.png"
     out.write_bytes(b"another")
-    code, _, err = chat(picture, "hi", "--save", out)
+    code, _, err = chat(image, "hi", "--save", out)
     assert (code, err) == (0, f"saved {tmp_path / 'out-2.png'}; out.png was there and is kept\n")
     assert out.read_bytes() == b"another"
-    assert chat(picture, "hi", "--save", out)[0] == 0, "the same result again is no other image"
+    assert chat(image, "hi", "--save", out)[0] == 0, "the same result again is no other image"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out-2.png", "out.png"]
 
 
@@ -693,9 +693,9 @@ def test_a_full_disk_costs_no_answer_and_no_old_image(chat, folder, tmp_path, gr
     assert (out / "a.png").read_bytes() == b"old"
 
 
-def test_a_folder_tells_what_is_passed_over(chat, folder, picture):
+def test_a_folder_tells_what_is_passed_over(chat, folder, image):
     for name in ("b.JFIF", "c.jpe"):
-        Image.open(picture).save(folder / name, "JPEG")
+        Image.open(image).save(folder / name, "JPEG")
     (folder / "d.heic").touch()
     (folder / "below").mkdir()
     err = chat(folder, "hi")[2]
@@ -726,7 +726,7 @@ def test_the_path_is_shown_as_it_was_given(chat, name, expected):
 # ---- a conversation ----
 
 
-def test_a_conversation(chat, picture, tmp_path, tiny_model, monkeypatch):
+def test_a_conversation(chat, image, tmp_path, tiny_model, monkeypatch):
     asked = []
     real = api.Chat.stream
     monkeypatch.setattr(
@@ -759,7 +759,7 @@ def test_a_conversation(chat, picture, tmp_path, tiny_model, monkeypatch):
         "/quit",
         "never asked",
     ]
-    code, out, err = chat(picture, stdin="\n".join(lines) + "\n")
+    code, out, err = chat(image, stdin="\n".join(lines) + "\n")
     assert code == 0
     assert asked == [
         ("what is this?", 0),
@@ -770,7 +770,7 @@ def test_a_conversation(chat, picture, tmp_path, tiny_model, monkeypatch):
         ("again?", 0),
         ("hello", 0),
     ]
-    assert chat_command.escape_control_chars(tiny_model.chat(picture, "what is this?", 6).text) in out
+    assert chat_command.escape_control_chars(tiny_model.chat(image, "what is this?", 6).text) in out
     assert err.startswith(tiny_model.config.knows)
     assert Image.open(tmp_path / "drawn.png").size == (50, 80)
     expected = [
@@ -782,7 +782,7 @@ def test_a_conversation(chat, picture, tmp_path, tiny_model, monkeypatch):
         "[grounding]  ",
         "Did you mean /task?",
         "error: missing.png does not exist.",
-        f"picture: {other}, 50 x 80",
+        f"image: {other}, 50 x 80",
         "is no .png",
         "would be overwritten",
         "No path was given",
@@ -792,18 +792,18 @@ def test_a_conversation(chat, picture, tmp_path, tiny_model, monkeypatch):
     assert "Traceback" not in err
 
 
-def test_a_conversation_ends_with_its_input(chat, picture):
-    assert chat(picture, stdin="")[:2] == (0, "")
-    code, out, err = chat(picture, stdin="/save out.png\n[caption]")
+def test_a_conversation_ends_with_its_input(chat, image):
+    assert chat(image, stdin="")[:2] == (0, "")
+    code, out, err = chat(image, stdin="/save out.png\n[caption]")
     assert code == 0
     assert out
     assert "There is no answer to draw yet" in err
 
 
-def test_a_conversation_in_json(chat, picture):
-    code, out, _ = chat(picture, "--json", stdin="hello\n/help\nhello\n")
+def test_a_conversation_in_json(chat, image):
+    code, out, _ = chat(image, "--json", stdin="hello\n/help\nhello\n")
     assert code == 0
-    assert [json.loads(line)["picture"] for line in out.splitlines()] == [str(picture)] * 2
+    assert [json.loads(line)["picture"] for line in out.splitlines()] == [str(image)] * 2
 
 
 # ---- show ----
@@ -813,10 +813,10 @@ def test_show_scenes(capsys, tmp_path, tiny_folder):
     words = ["show", "scenes", "-n", "2", "--seed", "7", "--out", str(tmp_path), "--model", str(tiny_folder)]
     assert cli.main(words) == 0
     out = capsys.readouterr().out
-    files = [line.removeprefix("picture: ") for line in out.splitlines() if line.startswith("picture: ")]
+    files = [line.removeprefix("image: ") for line in out.splitlines() if line.startswith("image: ")]
     assert len(files) == 2
     assert all(Image.open(file).size == (448, 448) for file in files)
-    assert out.count("(picture x 64)") == 2
+    assert out.count("(image x 64)") == 2
     assert out.count("«") == out.count("»") == out.count("  assistant: ")
     assert "</s>»" in out
     assert "\x1b" not in out

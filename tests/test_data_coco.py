@@ -16,7 +16,7 @@ from minigptv2.tasks import render
 NAMES = ("a.jpg", "b.jpg", "c.jpg")
 
 
-def picture(file: Path, size=(200, 100), orientation: int = 1) -> None:
+def image(file: Path, size=(200, 100), orientation: int = 1) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     image, exif = Image.new("RGB", size, "white"), Image.Exif()
     ImageDraw.Draw(image).rectangle((20, 10, 79, 59), fill="red")
@@ -26,7 +26,7 @@ def picture(file: Path, size=(200, 100), orientation: int = 1) -> None:
 
 def coco(folder: Path, names=NAMES, **options) -> dict:
     for name in names:
-        picture(folder / name, **options)
+        image(folder / name, **options)
     return {
         "images": [{"id": i, "file_name": n, "width": 200, "height": 100} for i, n in enumerate(names, 1)],
         "annotations": [

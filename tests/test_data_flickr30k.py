@@ -54,7 +54,7 @@ def test_a_grounded_caption(tmp_path):
     assert [b.xyxy for b in exchange.phrases[0].boxes] == [(0, 0, 50, 80), (50, 0, 100, 80)]  # all pixels from 1 to 100
     assert exchange.phrases[1].boxes[0].xyxy == (10, 20, 30, 40)
     assert sample.size == (100, 80) and sample.image == tmp_path / "7.jpg" and sample.key == "flickr30k 7 line 0"
-    assert dataset.missing_pictures() == [tmp_path / "7.jpg"]
+    assert dataset.missing_images() == [tmp_path / "7.jpg"]
     assert (
         render(sample)[1].pieces[0].startswith("<p>A man</p> {<0><0><50><100>}<delim>{<50><0><100><100>}'s <p>hat</p>")
     )
@@ -83,22 +83,22 @@ def test_a_phrase_to_all_its_boxes(tmp_path):
 def test_captions_of_several_images(tmp_path):
     """Flickr30k's captions may not be passed on: these are written in their form. Each chain's box is its image."""
     sizes = {"1000268201": (50, 40), "36979": (30, 60)}
-    pictures = {
+    images = {
         "1000268201": "[/EN#1/people A girl] in [/EN#2/clothing a pink dress] climbs [/EN#3/scene the stairs] .\n"
         "[/EN#1/people She] goes into [/EN#3/other a playhouse] , made of [/EN#0/notvisual wood] .\n",
         "36979": "[/EN#21/people Two friends] , both with [/EN#23/bodyparts long hair] , "
         "look at [/EN#21/other each other] .\n"
         "[/EN#25/people/other Two men] do n't see [/EN#0/notvisual it] -- [/EN#26/scene a yard] ( green ) .\n",
     }
-    for name, captions in pictures.items():
+    for name, captions in images.items():
         Image.new("RGB", sizes[name]).save(tmp_path / f"{name}.jpg")
         chains = sorted(set(re.findall(r"/EN#(\d+)", captions)) - {"0"})
         frame = (1, 1, *sizes[name])
         _written(tmp_path, captions, _xml(_thing(chains, frame), size=sizes[name]), name)
     dataset = Flickr30k(str(tmp_path))
-    assert len(dataset) == 4 and not dataset.problems and dataset.missing_pictures() == []
+    assert len(dataset) == 4 and not dataset.problems and dataset.missing_images() == []
     assert [len(dataset[i].question_answers[0].phrases) for i in range(4)] == [3, 2, 3, 2]
-    captions = [line for block in pictures.values() for line in block.splitlines()]
+    captions = [line for block in images.values() for line in block.splitlines()]
     for index, caption in enumerate(captions):
         sample = dataset[index]
         assert sample.size == open_image(sample.image).size
@@ -122,7 +122,7 @@ OUTSIDE = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]>'
         (_xml(head=OUTSIDE), "XML that declares a document type"),
         (XML[:-20], "XML that is damaged"),
         ("", "XML that is damaged"),
-        (_xml(size=(0, 4)), "a picture without pixels"),
+        (_xml(size=(0, 4)), "an image without pixels"),
         (_xml(size=("", 4)), "a size or box without its numbers"),
         ("<annotation></annotation>", "a size or box without its numbers"),
     ],
@@ -144,7 +144,7 @@ def test_a_document_type_in_another_encoding_is_refused_too(tmp_path):
     ("box", "kind"),
     [
         ((30, 1, 20, 80), "a box without area"),
-        ((101, 1, 120, 80), "a box outside the picture"),
+        ((101, 1, 120, 80), "a box outside the image"),
         ((1, 1, "x", 80), "a size or box without its numbers"),
     ],
 )

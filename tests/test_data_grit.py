@@ -34,18 +34,18 @@ RECORD = {
 }
 
 
-def _picture(size) -> bytes:
+def _image(size) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", size).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _shard(folder: Path, *records, pictures: bool = True) -> str:
+def _shard(folder: Path, *records, images: bool = True) -> str:
     with tarfile.open(folder / "00000.tar", "w") as tar:
         for number, record in enumerate(records):
             inside = [(".json", json.dumps(record).encode())]
-            if pictures:
-                inside.insert(0, (".png", _picture((20, 10))))
+            if images:
+                inside.insert(0, (".png", _image((20, 10))))
             for suffix, data in inside:
                 info = tarfile.TarInfo(f"{number:09d}{suffix}")
                 info.size = len(data)
@@ -118,7 +118,7 @@ def test_a_caption_beside_the_json(tmp_path):
     """img2dataset writes the caption into a .txt of its own."""
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         bare = {k: v for k, v in RECORD.items() if k != "caption"}
-        for suffix, data in (("png", _picture((9, 9))), ("txt", CAPTION.encode()), ("json", json.dumps(bare).encode())):
+        for suffix, data in (("png", _image((9, 9))), ("txt", CAPTION.encode()), ("json", json.dumps(bare).encode())):
             info = tarfile.TarInfo(f"1.{suffix}")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
@@ -143,7 +143,7 @@ def test_of_overlapping_chunks_the_first_and_longest_is_taken(tmp_path):
     [
         ({"caption": None}, "a 'caption' of the wrong type"),
         ({"caption": CAPTION + " {}"}, "a caption with curly brackets"),
-        ({"width": 0}, "a picture without pixels"),
+        ({"width": 0}, "an image without pixels"),
         ({"height": "100"}, "a size or place that is no whole number"),
         ({"noun_chunks": None}, "no list 'noun_chunks'"),
         ({"noun_chunks": "[[0, 8"}, "no list 'noun_chunks'"),
@@ -165,7 +165,7 @@ def test_a_malformed_record_is_counted_and_left_out(tmp_path, change, kind):
         ([-3, 3, 0, 0, 1, 1, 1], "an item of 'noun_chunks' outside the caption"),
         ([0.5, 3, 0, 0, 1, 1, 1], "a size or place that is no whole number"),
         ([0, 8, 0.3, 0, 0.3, 1, 1], "a box without area"),
-        ([0, 8, 1.2, 0, 1.3, 1, 1], "a box outside the picture"),
+        ([0, 8, 1.2, 0, 1.3, 1, 1], "a box outside the image"),
         ([0, 8, "0", 0, 1, 1, 1], "a box that is not four numbers"),
     ],
 )
@@ -174,12 +174,12 @@ def test_a_malformed_item_is_counted_and_the_others_are_kept(tmp_path, item, kin
     assert dict(dataset.problems.counts) == {kind: 1} and len(dataset[0].question_answers[0].phrases) == 3
 
 
-def test_a_record_without_its_picture_is_counted(tmp_path):
-    with pytest.raises(UserError, match="1 x no picture"):
-        Grit(_shard(tmp_path, RECORD, pictures=False))
+def test_a_record_without_its_image_is_counted(tmp_path):
+    with pytest.raises(UserError, match="1 x no image"):
+        Grit(_shard(tmp_path, RECORD, images=False))
 
 
-def test_parquet_with_pictures_on_disk(tmp_path):
+def test_parquet_with_images_on_disk(tmp_path):
     """As the annotation is published: whole numbers are floats. What was not downloaded is counted."""
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -189,9 +189,9 @@ def test_parquet_with_pictures_on_disk(tmp_path):
     parquet.write_table(pyarrow.table(columns), tmp_path / "coyo.parquet", row_group_size=2)
     (tmp_path / "pictures").mkdir()
     for name in "ac":
-        (tmp_path / "pictures" / f"{name}.jpg").write_bytes(_picture((200, 100)))
+        (tmp_path / "pictures" / f"{name}.jpg").write_bytes(_image((200, 100)))
     for task in ("refer", "identify", "grounding"):
-        dataset = Grit(str(tmp_path / "coyo.parquet"), task, images=str(tmp_path / "pictures"), picture="key")
+        dataset = Grit(str(tmp_path / "coyo.parquet"), task, images=str(tmp_path / "pictures"), image="key")
         assert [dataset[i].image.name for i in range(len(dataset))] == ["a.jpg", "c.jpg"]
-        assert list(dataset.problems.lines()) == ["1 x a picture that is not on the disk: coyo.parquet row 1"]
+        assert list(dataset.problems.lines()) == ["1 x an image that is not on the disk: coyo.parquet row 1"]
         assert dataset[1].question_answers == Grit(_shard(tmp_path, RECORD), task)[0].question_answers

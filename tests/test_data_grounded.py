@@ -1,4 +1,4 @@
-"""What every reader of boxes and of web data owes to the rest: a pure function of the index that opens no picture."""
+"""What every reader of boxes and of web data owes to the rest: a pure function of the index that opens no image."""
 
 import builtins
 import io
@@ -63,12 +63,12 @@ def _flickr30k(folder: Path) -> list[dict]:
 
 
 def _shards(folder: Path) -> str:
-    picture = io.BytesIO()
-    Image.new("RGB", (40, 30)).save(picture, "PNG")
+    image = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(image, "PNG")
     record = {"caption": CAPTION, "width": 40, "height": 30, "noun_chunks": ITEMS, "ref_exps": ITEMS}
     with tarfile.open(folder / "00000.tar", "w") as tar:
         for number in range(3):
-            for suffix, data in (("png", picture.getvalue()), ("json", json.dumps(record).encode())):
+            for suffix, data in (("png", image.getvalue()), ("json", json.dumps(record).encode())):
                 info = tarfile.TarInfo(f"{number}.{suffix}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -144,25 +144,25 @@ def test_a_record_is_a_function_of_its_index_alone(opened):
         assert pickle.loads(pickle.dumps(there)) == there  # samples travel from workers
 
 
-def test_no_picture_is_opened(opened, monkeypatch):
-    """Pillow is never asked, and no file that is a picture is opened."""
+def test_no_image_is_opened(opened, monkeypatch):
+    """Pillow is never asked, and no file that is an image is opened."""
     real = builtins.open
 
     def guarded(file, *args, **kwargs):
         assert not str(file).endswith((".jpg", ".png")), f"{file} was opened"
         return real(file, *args, **kwargs)
 
-    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("a picture was decoded"))
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("an image was decoded"))
     monkeypatch.setattr(builtins, "open", guarded)
     for dataset in opened:
         assert [dataset[i].image is not None for i in range(len(dataset))] == [True] * len(dataset)
 
 
-def test_pictures_that_are_not_there_are_named_and_their_rows_kept(opened):
+def test_images_that_are_not_there_are_named_and_their_rows_kept(opened):
     for dataset in opened:
-        if not hasattr(dataset, "missing_pictures"):  # of shards: such records are left out and counted
+        if not hasattr(dataset, "missing_images"):  # of shards: such records are left out and counted
             continue
-        lost = dataset.missing_pictures()
+        lost = dataset.missing_images()
         held = {dataset[i].image for i in range(len(dataset)) if isinstance(dataset[i].image, Path)}
         assert set(lost) == held and lost == sorted(held)
 

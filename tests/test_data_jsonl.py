@@ -1,4 +1,4 @@
-"""A user's own data: the documented form, COCO's JSON on genuine pictures, `data check` and `show`."""
+"""A user's own data: the documented form, COCO's JSON on genuine images, `data check` and `show`."""
 
 import json
 import random
@@ -27,7 +27,7 @@ COCO = ROOT / "tests" / "data" / "coco" / "annotations"
 TINY, POSE = COCO / "instances_train2017.json", COCO / "person_keypoints_val2017.json"
 
 
-def picture(file: Path, size=(640, 480), orientation: int = 1) -> Path:
+def image(file: Path, size=(640, 480), orientation: int = 1) -> Path:
     """A grey JPEG of this size in the file, with an EXIF orientation."""
     file.parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
@@ -58,10 +58,10 @@ def pairs(data) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def documented(tmp_path) -> str:
-    """The example of docs/data.md with its pictures."""
+    """The example of docs/data.md with its images."""
     (example,) = re.findall(r"```jsonl\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)
-    picture(tmp_path / "yard.jpg")
-    picture(tmp_path / "street" / "corner.png")
+    image(tmp_path / "yard.jpg")
+    image(tmp_path / "street" / "corner.png")
     return lines(tmp_path, *example.splitlines())
 
 
@@ -91,7 +91,7 @@ def test_the_example_of_the_document(documented):
     ]
     assert street.size == (0, 0)
     assert text.image is None
-    assert said(text) == ["What can you do?", "I answer questions about pictures."]
+    assert said(text) == ["What can you do?", "I answer questions about images."]
 
 
 def test_every_key_of_the_code_is_in_the_document():
@@ -103,7 +103,7 @@ def test_every_key_of_the_code_is_in_the_document():
 
 
 def test_boxes_in_both_forms_are_the_same(tmp_path):
-    picture(tmp_path / "a.jpg", (100, 50))
+    image(tmp_path / "a.jpg", (100, 50))
     one = lines(tmp_path / "1", {"image": "../a.jpg", "boxes": [{"label": "x", "xyxy": [10, 5, 30, 45]}]})
     two = lines(tmp_path / "2", {"image": "a.jpg", "boxes": [{"label": "x", "xywh": [10, 5, 20, 40]}]})
     first, second = JsonlDataset(one), JsonlDataset(two, images=str(tmp_path))
@@ -111,8 +111,8 @@ def test_boxes_in_both_forms_are_the_same(tmp_path):
     assert first.records[0][0].boxes == {"x": [Box(10, 5, 30, 45)]}
 
 
-def test_the_size_is_that_of_the_upright_picture(tmp_path):
-    picture(tmp_path / "turned.jpg", (60, 100), orientation=6)
+def test_the_size_is_that_of_the_upright_image(tmp_path):
+    image(tmp_path / "turned.jpg", (60, 100), orientation=6)
     assert image_size(tmp_path / "turned.jpg") == open_image(tmp_path / "turned.jpg").size == (100, 60)
     data = JsonlDataset(lines(tmp_path, {"image": "turned.jpg", "boxes": [{"label": "x", "xyxy": [50, 0, 100, 60]}]}))
     assert data[0].size == (100, 60)
@@ -141,8 +141,8 @@ def test_options_of_the_wrong_kind(options):
 
 
 def test_a_closed_set_refuses_the_labels_of_other_lines(tmp_path):
-    picture(tmp_path / "dog.jpg")
-    picture(tmp_path / "cat.jpg")
+    image(tmp_path / "dog.jpg")
+    image(tmp_path / "cat.jpg")
     rows = [{"image": f"{n}.jpg", "boxes": [{"label": n, "xyxy": [0, 0, 99, 99]}]} for n in ("dog", "cat")]
     file = lines(tmp_path, *rows)
     assert not [q for q, a in pairs(JsonlDataset(file, exchanges=99)) if "There is no" in a]
@@ -166,14 +166,14 @@ def _box(**changes) -> dict:
         ({}, "a line with nothing to learn from", "line 2", 1),
         ({"image": "a.jpg"}, "a line with nothing to learn from", "line 2", 1),
         ({"image": 3, "caption": "x"}, "a 'image' of the wrong type", "line 2", 1),
-        ({"image": "none.jpg", "caption": "x"}, "a picture that is not on the disk", "line 2", 1),
+        ({"image": "none.jpg", "caption": "x"}, "an image that is not on the disk", "line 2", 1),
         (
             {"image": "bad.jpg", "boxes": [{"label": "x", "xyxy": [0, 0, 9, 9]}]},
-            "a picture that cannot be read",
+            "an image that cannot be read",
             "line 2",
             1,
         ),
-        ({"caption": "x"}, "boxes, a caption or questions without a picture", "line 2", 1),
+        ({"caption": "x"}, "boxes, a caption or questions without an image", "line 2", 1),
         ({**GOOD, "size": [100]}, "a 'size' that is not [width, height]", "line 2", 1),
         ({**GOOD, "boxes": 3}, "a 'boxes' of the wrong type", "line 2", 2),
         ({**GOOD, "lable": 3}, "an unknown key 'lable', which was not read (known: ", "line 2", 2),
@@ -186,10 +186,10 @@ def _box(**changes) -> dict:
         (_box(xyxy=[1, 2, 3]), "a box that is not four numbers", "line 2 box 1", 2),
         (_box(xyxy="1 2 3 4"), "a box that is not four numbers", "line 2 box 1", 2),
         (_box(xyxy=[30, 2, 30, 40]), "a box without area", "line 2 box 1", 2),
-        (_box(xyxy=[700, 2, 730, 40]), "a box outside the picture", "line 2 box 1", 2),
+        (_box(xyxy=[700, 2, 730, 40]), "a box outside the image", "line 2 box 1", 2),
         (
             _box(xyxy=[600, 2, 730, 40]),
-            "a box that reaches over the edge of the picture, where it is cut off",
+            "a box that reaches over the edge of the image, where it is cut off",
             "line 2 'dog'",
             2,
         ),
@@ -231,8 +231,8 @@ def _box(**changes) -> dict:
     ],
 )
 def test_each_thing_that_can_be_wrong_is_told_with_its_line(tmp_path, row, kind, where, kept, capsys):
-    picture(tmp_path / "a.jpg")
-    (tmp_path / "bad.jpg").write_text("no picture")
+    image(tmp_path / "a.jpg")
+    (tmp_path / "bad.jpg").write_text("no image")
     file = lines(tmp_path, {**GOOD, "id": "one"}, row)
     data = JsonlDataset(file)
     (found,) = data.problems.counts
@@ -242,12 +242,12 @@ def test_each_thing_that_can_be_wrong_is_told_with_its_line(tmp_path, row, kind,
     assert cli.main(["data", "check", file]) == 1
     out = capsys.readouterr().out
     assert where in out
-    if "cannot be read" not in kind:  # the check opens the picture and says more
+    if "cannot be read" not in kind:  # the check opens the image and says more
         assert f"1 x {kind}" in out
 
 
 def test_a_label_with_a_bad_box_is_not_searched(tmp_path):
-    picture(tmp_path / "a.jpg")
+    image(tmp_path / "a.jpg")
     boxes = [{"label": "dog", "xyxy": [1, 2, 300, 200]}, {"label": "dog", "xyxy": [1, 2, 3]}]
     for order in (boxes, boxes[::-1]):
         data = JsonlDataset(lines(tmp_path, {"image": "a.jpg", "boxes": order}))
@@ -255,7 +255,7 @@ def test_a_label_with_a_bad_box_is_not_searched(tmp_path):
 
 
 def test_braces_in_a_conversation_are_text(tmp_path):
-    picture(tmp_path / "a.jpg")
+    image(tmp_path / "a.jpg")
     turn = {"user": "print {dog} and {}", "assistant": "f'{name}' or {}"}
     data = JsonlDataset(lines(tmp_path, {**_box(), "conversation": [turn]}), tasks="chat")
     assert not data.problems
@@ -308,11 +308,11 @@ def test_exchanges_about_boxes():
 # ---- COCO ----
 
 
-@pytest.mark.parametrize(("file", "pictures", "crowds"), [(TINY, 8, 1), (POSE, 4, 0)], ids=["instances", "keypoints"])
-def test_coco_on_genuine_pictures(file, pictures, crowds):
+@pytest.mark.parametrize(("file", "images", "crowds"), [(TINY, 8, 1), (POSE, 4, 0)], ids=["instances", "keypoints"])
+def test_coco_on_genuine_images(file, images, crowds):
     content = json.loads(file.read_text())
     data = open_dataset("coco_detection", {"file": str(file)})
-    assert len(data) == pictures
+    assert len(data) == images
     assert sum(data.problems.counts.values()) == sum(a["iscrowd"] for a in content["annotations"]) == crowds
     names = {c["id"]: c["name"] for c in content["categories"]}
     there: dict[int, Counter] = {i["id"]: Counter() for i in content["images"]}
@@ -358,12 +358,12 @@ def _coco(folder: Path, **changes) -> str:
         "categories": [{"id": 3, "name": "traffic_light"}],
         **changes,
     }
-    picture(folder / "a.jpg")
+    image(folder / "a.jpg")
     (folder / "x.json").write_text(json.dumps(content))
     return str(folder / "x.json")
 
 
-SEEN_BY_THE_CHECK = (SWAPPED, "a size that is not the picture's", "a picture that is not to be read")
+SEEN_BY_THE_CHECK = (SWAPPED, "a size that is not the image's", "an image that is not to be read")
 ANNOTATION = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [10, 20, 30, 40]}
 IMAGE = {"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}
 
@@ -376,24 +376,24 @@ def test_coco_names_without_underscores(tmp_path):
     ("changes", "kind"),
     [
         ({"annotations": [{**ANNOTATION, "bbox": [1, 2, 0, 4]}]}, "a box without area"),
-        ({"annotations": [{**ANNOTATION, "bbox": [650, 2, 9, 4]}]}, "a box outside the picture"),
+        ({"annotations": [{**ANNOTATION, "bbox": [650, 2, 9, 4]}]}, "a box outside the image"),
         ({"annotations": [{**ANNOTATION, "bbox": [600, 2, 90, 4]}]}, "a box that reaches over the edge"),
         ({"annotations": [{**ANNOTATION, "image_id": 7}]}, "an 'image_id' that no image has"),
         ({"annotations": [{**ANNOTATION, "category_id": 7}]}, "a 'category_id' that no category has"),
         ({"annotations": [ANNOTATION, ANNOTATION]}, "an annotation of an 'id' that an earlier one has"),
         ({"annotations": ["x"]}, "a record that is no JSON object"),
         ({"images": [IMAGE, IMAGE]}, "an image that is listed twice"),
-        ({"images": [IMAGE, {**IMAGE, "id": 2, "file_name": "b.jpg"}]}, "a picture that is not on the disk"),
-        ({"images": [IMAGE, {**IMAGE, "id": 2, "file_name": "bad.jpg"}]}, "a picture that is not to be read"),
-        ({"images": [{**IMAGE, "width": 639}]}, "a size that is not the picture's"),
+        ({"images": [IMAGE, {**IMAGE, "id": 2, "file_name": "b.jpg"}]}, "an image that is not on the disk"),
+        ({"images": [IMAGE, {**IMAGE, "id": 2, "file_name": "bad.jpg"}]}, "an image that is not to be read"),
+        ({"images": [{**IMAGE, "width": 639}]}, "a size that is not the image's"),
         ({"images": [{**IMAGE, "width": 480, "height": 640}]}, SWAPPED),
         ({"images": [{"id": 1, "file_name": "a.jpg"}]}, "an image without a usable width and height"),
         ({"categories": [{"id": 3, "name": "x"}, {"id": 3, "name": "y"}]}, "a category whose 'id' another"),
     ],
 )
 def test_check_tells_what_is_wrong_in_coco(tmp_path, capsys, changes, kind):
-    (tmp_path / "bad.jpg").write_text("no picture")
-    picture(tmp_path / "c.jpg", (100, 80))
+    (tmp_path / "bad.jpg").write_text("no image")
+    image(tmp_path / "c.jpg", (100, 80))
     spare = {
         "images": [{"id": 8, "file_name": "c.jpg", "width": 100, "height": 80}],
         "categories": [{"id": 4, "name": "dog"}],
@@ -428,13 +428,13 @@ def test_check_of_a_good_file_and_its_sheet(documented, tmp_path, capsys):
     out = capsys.readouterr().out
     for line in (
         "3 lines",
-        "2 pictures",
+        "2 images",
         "3 boxes",
         "2 labels",
         "2 questions",
         "2 conversations",
         "3 turns in them",
-        "1 lines without a picture",
+        "1 lines without an image",
         "labels: dog 2, red ball 1",
         "no problems",
     ):
@@ -447,13 +447,13 @@ def test_check_of_a_good_file_and_its_sheet(documented, tmp_path, capsys):
 
 
 def test_check_sees_damage_and_the_orientation(tmp_path):
-    cut = picture(tmp_path / "cut.jpg", (600, 600))
+    cut = image(tmp_path / "cut.jpg", (600, 600))
     Image.effect_noise((600, 600), 80).convert("RGB").save(cut)
     cut.write_bytes(cut.read_bytes()[:3000])
-    picture(tmp_path / "turned.jpg", (60, 100), orientation=6)
+    image(tmp_path / "turned.jpg", (60, 100), orientation=6)
     rows = [{"image": "cut.jpg", "caption": "x"}, {"image": "turned.jpg", "size": [60, 100], "caption": "x"}]
     report = check(lines(tmp_path, *rows))
-    assert report.problems.counts == {"a picture that is damaged or cut short": 1, TURNED: 1}
+    assert report.problems.counts == {"an image that is damaged or cut short": 1, TURNED: 1}
     assert report.problems.examples[TURNED] == ["turned.jpg 60 x 100, upright 100 x 60"]
     assert set(check(lines(tmp_path, *rows), quick=True).problems.counts) == {TURNED}
 
@@ -461,7 +461,7 @@ def test_check_sees_damage_and_the_orientation(tmp_path):
 def test_check_of_genuine_coco(tmp_path, capsys):
     assert cli.main(["data", "check", str(TINY), "--sheet", str(tmp_path / "s.png"), "--most", "5"]) == 0
     out = capsys.readouterr().out
-    for line in ("8 pictures", "44 boxes", "1 crowds, left out", "11 categories with a box", "s.png, 5 pictures"):
+    for line in ("8 images", "44 boxes", "1 crowds, left out", "11 categories with a box", "s.png, 5 images"):
         assert line in out
 
 
@@ -488,8 +488,8 @@ def test_show_of_own_data(documented, tmp_path, tiny_folder, capsys):
     out = capsys.readouterr().out
     assert out.startswith("4 records; no kinds of problems")
     assert "own.jsonl line 1: 2 exchanges" in out
-    assert out.count("(picture x 64)") == 3
-    assert "no picture" in out
+    assert out.count("(image x 64)") == 3
+    assert "no image" in out
     assert len(list((tmp_path / "o").glob("*.png"))) == 3, "also where two have one line"
     assert out.count("  assistant: ") == 2 + 2 + 1 + 1
 
@@ -517,8 +517,8 @@ def counted(data) -> dict[str, int]:
 
 
 def test_labels_cannot_break_a_list_and_are_one_whatever_their_capitals(tmp_path):
-    picture(tmp_path / "a.jpg")
-    picture(tmp_path / "b.jpg")
+    image(tmp_path / "a.jpg")
+    image(tmp_path / "b.jpg")
     box = {"xyxy": [64, 48, 320, 240]}
     rows = [
         {"image": "a.jpg", "boxes": [{"label": "ball, red</p>", **box}]},
@@ -538,7 +538,7 @@ def test_labels_cannot_break_a_list_and_are_one_whatever_their_capitals(tmp_path
 
 
 def test_what_is_there_on_one_line_of_an_image_is_absent_on_none(tmp_path):
-    picture(tmp_path / "a.jpg")
+    image(tmp_path / "a.jpg")
     dog, cat = ({"label": name, "xyxy": [0, 0, 99, 99]} for name in ("dog", "cat"))
     other = {"label": "dog", "xyxy": [300, 0, 400, 99]}
     rows = [
@@ -559,7 +559,7 @@ def test_what_is_there_on_one_line_of_an_image_is_absent_on_none(tmp_path):
 
 
 def test_boxes_in_shares_and_the_same_box_twice(tmp_path):
-    picture(tmp_path / "a.jpg")
+    image(tmp_path / "a.jpg")
     one = {"label": "dog", "xyxy": [10, 10, 50, 50]}
     shares = {"label": "cat", "xywh": [0.1, 0.2, 0.5, 0.25]}
     data = JsonlDataset(lines(tmp_path, {"image": "a.jpg", "boxes": [one, one, shares]}), exchanges=99)
@@ -568,7 +568,7 @@ def test_boxes_in_shares_and_the_same_box_twice(tmp_path):
 
 
 def test_more_boxes_than_detection_asks_for_are_counted(tmp_path):
-    picture(tmp_path / "a.jpg")
+    image(tmp_path / "a.jpg")
 
     def boxes(count):
         return [{"label": "cell", "xyxy": [8 * i, 0, 8 * i + 7, 40]} for i in range(count)]
@@ -582,7 +582,7 @@ def test_more_boxes_than_detection_asks_for_are_counted(tmp_path):
 
 
 def test_a_long_conversation_is_learned_in_parts(tmp_path):
-    picture(tmp_path / "a.jpg")
+    image(tmp_path / "a.jpg")
     turns = [{"user": f"what is {i}?", "assistant": f"it is {i}, " + "a red ball on a box " * 10} for i in range(40)]
     talk = [{**turns[0], "user": "<image>\nwhat is 0?"}, *turns[1:]]
     file = lines(tmp_path, {"image": "a.jpg", "conversation": talk})
@@ -605,7 +605,7 @@ def test_a_long_conversation_is_learned_in_parts(tmp_path):
     ],
 )
 def test_a_mark_of_an_image_is_its_place_or_refused(tmp_path, turns, kind):
-    picture(tmp_path / "a.jpg")
+    image(tmp_path / "a.jpg")
     talk = [{"user": q, "assistant": a} for q, a in turns]
     data = JsonlDataset(lines(tmp_path, {"image": "a.jpg", "conversation": talk, "caption": "x"}))
     assert next(iter(counted(data))).startswith(kind) and len(data) == 1
@@ -627,8 +627,8 @@ def test_a_mark_of_an_image_is_its_place_or_refused(tmp_path, turns, kind):
     ],
 )
 def test_names_that_are_none_cost_one_line(tmp_path, name, kind, capsys):
-    picture(tmp_path / "a.jpg")
-    picture(tmp_path / "b\u202f c" / " d.jpg")
+    image(tmp_path / "a.jpg")
+    image(tmp_path / "b\u202f c" / " d.jpg")
     rows = [{"image": n, "caption": "x"} for n in (name, "a.jpg", "b\u202f c\\ d.jpg")]
     file = lines(tmp_path, *rows)
     data = JsonlDataset(file)
@@ -672,7 +672,7 @@ def test_a_file_of_another_form_is_named(tmp_path, content, told):
     ],
 )
 def test_a_mistake_in_json_is_named(tmp_path, line, mistake):
-    picture(tmp_path / "a.jpg")
+    image(tmp_path / "a.jpg")
     data = JsonlDataset(lines(tmp_path, "\ufeff" + json.dumps(GOOD), line))
     (kind,) = counted(data)
     assert kind.startswith(f"a line that is no JSON ({mistake}")
@@ -683,6 +683,6 @@ def test_a_mistake_in_json_is_named(tmp_path, line, mistake):
 
 
 def test_a_swapped_size_is_not_blamed_on_exif(tmp_path):
-    picture(tmp_path / "a.jpg", (200, 100))
+    image(tmp_path / "a.jpg", (200, 100))
     report = check(lines(tmp_path, {"image": "a.jpg", "size": [100, 200], "caption": "x"}))
     assert dict(report.problems.counts) == {"a size whose width and height are swapped": 1}

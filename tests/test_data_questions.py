@@ -83,7 +83,7 @@ def test_gqa_counts_what_is_wrong_and_has_no_test_answers(tmp_path):
     assert said(data[0]) == ["[vqa] is it red?", "no"]
     assert len(data) == 1
     assert data.problems.counts == {
-        "a picture that is not on the disk": 1,
+        "an image that is not on the disk": 1,
         "no 'question'": 1,
         "a record that is no JSON object": 1,
     }
@@ -214,7 +214,7 @@ def test_ocrvqa(tmp_path):
     assert data[0].image.name == "761183272.gif"
     assert data.problems.counts == {
         "not as many answers as questions": 1,
-        "a picture that is not on the disk": 1,
+        "an image that is not on the disk": 1,
         "an empty question or answer": 1,
     }
     assert len(opened("ocrvqa", tmp_path, {}, split="val")) == 2
@@ -231,7 +231,7 @@ def test_vizwiz(tmp_path):
     files = {"Annotations/val.json": [row, {**row, "image": "no.jpg"}], f"val/{row['image']}": None}
     data = opened("vizwiz", tmp_path, files)
     assert data[0].question_answers[0].references == ("unanswerable",) * 7 + ("soup",) * 3
-    assert data.problems.counts == {"a picture that is not on the disk": 1}
+    assert data.problems.counts == {"an image that is not on the disk": 1}
 
 
 def test_iconqa(tmp_path):
@@ -253,7 +253,7 @@ def test_iconqa(tmp_path):
     assert data[1].image == tmp_path / place / "10" / "image.png"
     assert data.problems.counts == {
         "an 'answer' that is none of the choices": 1,
-        "a picture that is not on the disk": 1,
+        "an image that is not on the disk": 1,
         "a data.json that cannot be read": 1,
     }
 
@@ -268,7 +268,7 @@ def test_hateful_memes(tmp_path):
     assert data[1].key == "dev.jsonl line 4"
     assert data.problems.counts == {
         "a 'label' other than 0 and 1": 1,
-        "a picture that is not on the disk": 1,
+        "an image that is not on the disk": 1,
         "a line that is no JSON": 1,
     }
 

@@ -51,12 +51,12 @@ def test_every_genuine_row_is_read(split, count, missing):
     dataset = RefCoco(str(FLAT), "refcocog", split)
     assert len(dataset) == count and dataset.rows == list(range(count))
     assert not dataset.problems and dataset.excluded == []
-    assert len(dataset.missing_pictures()) == missing
+    assert len(dataset.missing_images()) == missing
     rows = json.loads((FLAT / f"refcocog_{split}.json").read_text())
     for row, record in zip(rows, dataset.records, strict=True):
         x, y, w, h = row["bbox"]
         assert record.words == row["sents"] and record.size == (row["width"], row["height"])
-        assert record.picture.name == row["img_id"][:27] + ".jpg"
+        assert record.image.name == row["img_id"][:27] + ".jpg"
         assert record.box.xyxy == pytest.approx((x, y, x + w, y + h), abs=1)  # clipped by less than a pixel
         assert (
             0 <= record.box.x1 < record.box.x2 <= row["width"] and 0 <= record.box.y1 < record.box.y2 <= row["height"]
@@ -95,7 +95,7 @@ def test_both_tasks_are_worded():
 def test_the_original_form_agrees_with_the_flat_one():
     """Ten of the fifteen references of the genuine fragment are in the flat files too."""
     flat = {
-        (record.picture.name, record.words.replace(" ", "")): record.box
+        (record.image.name, record.words.replace(" ", "")): record.box
         for split in ("val", "test")
         for record in RefCoco(str(FLAT), "refcocog", split).records
     }
@@ -106,8 +106,8 @@ def test_the_original_form_agrees_with_the_flat_one():
         counts.append(len(dataset))
         for record in dataset.records:
             words = "".join(c for c in record.words if c.isalnum())
-            if (record.picture.name, words) in flat:
-                assert record.box.xyxy == pytest.approx(flat[record.picture.name, words].xyxy, abs=0.01)
+            if (record.image.name, words) in flat:
+                assert record.box.xyxy == pytest.approx(flat[record.image.name, words].xyxy, abs=0.01)
                 agreeing += 1
     assert counts == [9, 10, 9] and agreeing == 16
 
@@ -116,7 +116,7 @@ def test_a_pickle_of_python_2_is_read(tmp_path):
     dataset = RefCoco(str(_original(tmp_path, PYTHON2)), split="val")
     assert [r.words for r in dataset.records] == ["café sign", "the left one"]
     assert dataset.records[0].box.xyxy == (10, 20, 40.5, 60) and dataset.records[0].size == (100, 80)
-    assert dataset.missing_pictures() == [tmp_path / "train2014" / "COCO_train2014_000000000009.jpg"]
+    assert dataset.missing_images() == [tmp_path / "train2014" / "COCO_train2014_000000000009.jpg"]
 
 
 class _Code:
@@ -159,16 +159,16 @@ def test_a_pickle_cut_short_is_told(tmp_path, cut):
     [
         ({"bbox": [10, 20, 0, 40]}, "a box without area"),
         ({"bbox": [10, 20, -5, 40]}, "a box without area"),
-        ({"bbox": [100, 20, 5, 5]}, "a box outside the picture"),
+        ({"bbox": [100, 20, 5, 5]}, "a box outside the image"),
         ({"bbox": [10, 20, 30]}, "a box that is not four numbers"),
         ({"bbox": [10, 20, 30, "40"]}, "a box that is not four numbers"),
         ({"bbox": [10, 20, 30, float("nan")]}, "a box that is not four numbers"),
         ({"bbox": None}, "a 'bbox' of the wrong type"),
         ({"sents": "  "}, "an empty 'sents'"),
         ({"sents": 3}, "a 'sents' of the wrong type"),
-        ({"width": 0}, "a picture without pixels"),
+        ({"width": 0}, "an image without pixels"),
         ({"height": True}, "a 'height' of the wrong type"),
-        ({"img_id": "9"}, "an 'img_id' that names no picture of COCO"),
+        ({"img_id": "9"}, "an 'img_id' that names no image of COCO"),
     ],
 )
 def test_a_malformed_row_is_named_and_left_out(tmp_path, change, kind):
@@ -204,7 +204,7 @@ def _reference(**change) -> dict:
         ({"ref_id": 0}, "a second reference of the same 'ref_id'", 2),
         ({"ann_id": 12}, "an 'ann_id' that instances.json lacks", 2),
         ({"image_id": 8}, "an 'image_id' that instances.json lacks", 2),
-        ({"image_id": 10}, "a box of another picture", 2),
+        ({"image_id": 10}, "a box of another image", 2),
         ({"ann_id": 13}, "a box without area", 2),
         ({"sentences": []}, "a reference without sentences", 0),
         ({"sentences": [{"sent": ""}, {"sent": "it"}]}, "an empty 'sent'", 1),
@@ -243,11 +243,11 @@ def test_what_is_not_there_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["", "train2014", "images", "train2017", "images/mscoco/images/train2014"])
-def test_pictures_are_found_where_people_keep_them(tmp_path, place):
+def test_images_are_found_where_people_keep_them(tmp_path, place):
     _flat(tmp_path, [ROW])
     folder = tmp_path / "coco"
     name = "000000000009.jpg" if "2017" in place else "COCO_train2014_000000000009.jpg"
     (folder / place).mkdir(parents=True)
     (folder / place / name).touch()
     dataset = RefCoco(str(tmp_path), split="val", images=str(folder))
-    assert dataset[0].image == folder / place / name and dataset.missing_pictures() == []
+    assert dataset[0].image == folder / place / name and dataset.missing_images() == []

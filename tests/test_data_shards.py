@@ -21,7 +21,7 @@ pyarrow = pytest.importorskip("pyarrow")
 pytest.importorskip("pyarrow.parquet")
 
 
-def picture(number: int, kind: str = "PNG") -> bytes:
+def image(number: int, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (20 + number, 10), (number * 5 % 256, 100, 50)).save(buffer, kind)
     return buffer.getvalue()
@@ -31,7 +31,7 @@ def members(first: int, count: int) -> list[tuple[str, bytes]]:
     found = []
     for n in range(first, first + count):
         found += [
-            (f"{n:05d}.jpg", picture(n, "JPEG")),
+            (f"{n:05d}.jpg", image(n, "JPEG")),
             (f"{n:05d}.json", json.dumps({"n": n}).encode()),
             (f"{n:05d}.txt", f"caption {n}".encode()),
         ]
@@ -75,18 +75,18 @@ def test_every_kind_of_tar(tmp_path, form):
     """Folders, names too long for a header, letters beyond ASCII, members apart from each other, other files."""
     long = "a" * 90 + "/" + ("b" * 60 if form == tarfile.USTAR_FORMAT else "b" * 150)
     inside = [
-        ("./x/1.jpg", picture(1)),
-        (f"{long}.webp", picture(2, "WEBP")),
+        ("./x/1.jpg", image(1)),
+        (f"{long}.webp", image(2, "WEBP")),
         ("x/2.é.json", b"{}"),
         ("1.cls", b"7"),
         (f"{long}.json", b'{"n": 2}'),
         ("./x/1.json", b'{"n": 1}'),
-        ("ü.PNG", picture(3)),
+        ("ü.PNG", image(3)),
         ("ü.json", b'{"n": 3}'),
     ]
     shards = Shards(str(write_tar(tmp_path / "a.tar", inside, form)), all_of, "test")
     assert numbers(shards) == [1, 2, 3]
-    assert shards.problems.counts == {"a member of a kind that is not read": 1, "no picture": 1}
+    assert shards.problems.counts == {"a member of a kind that is not read": 1, "no image": 1}
     assert [open_image(shards[i].image).width for i in range(3)] == [21, 22, 23]
 
 
@@ -100,7 +100,7 @@ def test_names_with_dots_are_samples_of_their_own(tmp_path):
     inside = []
     for n in range(10):
         name = "photo" if n == 0 else f"photo.{n}.v2"
-        inside += [(f"{name}.jpg", picture(n, "JPEG")), (f"{name}.txt", f"caption {n}".encode())]
+        inside += [(f"{name}.jpg", image(n, "JPEG")), (f"{name}.txt", f"caption {n}".encode())]
     shards = Shards(str(write_tar(tmp_path / "a.tar", inside)), all_of, "p")
     assert not shards.problems
     names = ["photo", *(f"photo.{n}.v2" for n in range(1, 10))]
@@ -109,15 +109,15 @@ def test_names_with_dots_are_samples_of_their_own(tmp_path):
 
 def test_members_of_one_sample_by_the_first_dot(tmp_path):
     inside = [
-        ("7.image.jpg", picture(7, "JPEG")),
+        ("7.image.jpg", image(7, "JPEG")),
         ("7.caption.txt", b"seven"),
-        ("8.jpg", picture(8, "JPEG")),
-        ("8.seg.png", picture(9)),
+        ("8.jpg", image(8, "JPEG")),
+        ("8.seg.png", image(9)),
         ("8.long.txt", b"eight"),
         ("8.cls", b"3"),
         ("._8.jpg", b"x"),
         ("9.heic", b"x"),
-        ("s.1.jpg", picture(1, "JPEG")),
+        ("s.1.jpg", image(1, "JPEG")),
         ("s.2.txt", b"not of s.1"),
     ]
     shards = Shards(str(write_tar(tmp_path / "a.tar", inside)), all_of, "p")
@@ -126,24 +126,24 @@ def test_members_of_one_sample_by_the_first_dot(tmp_path):
         "a further member of a sample that has one of its kind": 1,
         "a member of a kind that is not read": 1,
         "a hidden file, as macOS leaves them in archives": 1,
-        "no picture": 1,
+        "no image": 1,
     }
 
 
 def test_a_column_of_lists_is_counted(tmp_path):
-    lists = [[{"bytes": picture(1), "path": ""}], None]
+    lists = [[{"bytes": image(1), "path": ""}], None]
     file = write_parquet(tmp_path / "a.parquet", 2, 2, jpg=lists)
     with pytest.raises(UserError, match="neither bytes nor the name of a file"):
         Shards(str(file), all_of, "p")
 
 
 def test_names_that_no_file_has_are_counted(tmp_path):
-    picture_file = tmp_path / "a.png"
-    picture_file.write_bytes(picture(1))
+    image_file = tmp_path / "a.png"
+    image_file.write_bytes(image(1))
     places = ["a.png", "x" * 5000, "data:image/png;base64," + "A" * 5000, "a\0b.png"]
     file = write_parquet(tmp_path / "a.parquet", 4, 4, where=places)
-    shards = Shards(str(file), all_of, "p", images=str(tmp_path), picture="where")
-    assert [shards[i].image for i in range(len(shards))] == [picture_file]
+    shards = Shards(str(file), all_of, "p", images=str(tmp_path), image="where")
+    assert [shards[i].image for i in range(len(shards))] == [image_file]
     assert sorted(shards.problems.counts) == [
         "an image given as data (base64) in the place of a file name",
         "an image name that is too long for a file",
@@ -219,7 +219,7 @@ def test_a_damaged_shard_is_counted_and_the_others_are_read(tmp_path, damage):
     data = file.read_bytes()
     if damage == "header":
         with tarfile.open(file) as tar:
-            at = tar.getmembers()[6].offset  # of the third sample's picture
+            at = tar.getmembers()[6].offset  # of the third sample's image
         data = data[:at] + b"\x07" * 512 + data[at + 512 :]
     else:
         data = {"gzip": __import__("gzip").compress(data), "text": b"no tar " * 200, "empty": b""}[damage]
@@ -240,7 +240,7 @@ def test_wrong_text_is_counted(tmp_path):
         ("2.json", b"[]"),
         ("3.json", b"\xff"),
         ("4.txt", b"\xff"),
-        ("5.jpg", picture(5, "JPEG")),
+        ("5.jpg", image(5, "JPEG")),
         ("5.json", b'{"n": 5}'),
         ("5.json", b'{"n": 6}'),
         ("6.json", b"[" * 100000),
@@ -271,18 +271,18 @@ def test_patterns(tmp_path):
             at(pattern)
 
 
-def test_a_picture_is_read_only_when_it_is_opened(tmp_path, monkeypatch):
+def test_an_image_is_read_only_when_it_is_opened(tmp_path, monkeypatch):
     shards = Shards(str(write_tar(tmp_path / "a.tar", members(0, 2))), all_of, "p")
     with monkeypatch.context() as patch:
-        patch.setattr(Image, "open", lambda *_: pytest.fail("a picture was opened"))
+        patch.setattr(Image, "open", lambda *_: pytest.fail("an image was opened"))
         record = shards[1]
     copy = pickle.loads(pickle.dumps(record.image))
     assert copy == record.image and hash(copy) == hash(record.image) and str(copy).startswith(str(tmp_path / "a.tar"))
-    assert copy.read() == copy.open() == picture(1, "JPEG")
+    assert copy.read() == copy.open() == image(1, "JPEG")
     assert copy.key == record.image.key != shards[0].image.key
     before = copy.key
     os.utime(tmp_path / "a.tar", ns=(1, 1))
-    assert copy.key != before  # written anew, it may hold other pictures
+    assert copy.key != before  # written anew, it may hold other images
     os.truncate(tmp_path / "a.tar", record.image.offset + 5)
     with pytest.raises(UserError, match="ends after 5 of"):
         open_image(record.image)
@@ -301,9 +301,9 @@ def test_a_shard_that_changes_while_it_is_read_is_told(tmp_path):
         shards[1]
 
 
-def test_what_only_looks_like_a_picture_is_told(tmp_path):
-    (tmp_path / "a").write_bytes(b"no picture")
-    with pytest.raises(UserError, match="at byte 0 is no picture"):
+def test_what_only_looks_like_an_image_is_told(tmp_path):
+    (tmp_path / "a").write_bytes(b"no image!!")
+    with pytest.raises(UserError, match="at byte 0 is no image"):
         open_image(TarImage(str(tmp_path / "a"), 0, 10))
     with (tmp_path / "a").open() as text, pytest.raises(UserError, match="is open as text"):
         open_image(text)
@@ -356,43 +356,43 @@ def test_processes_share_the_making_of_indexes(tmp_path):
 
 
 def write_parquet(file: Path, count: int, group: int, **columns) -> Path:
-    values = {"n": list(range(count)), "jpg": [picture(n) for n in range(count)]} | columns
+    values = {"n": list(range(count)), "jpg": [image(n) for n in range(count)]} | columns
     pyarrow.parquet.write_table(pyarrow.table(values), file, row_group_size=group)
     return file
 
 
-def test_parquet_with_pictures_inside(tmp_path):
+def test_parquet_with_images_inside(tmp_path):
     shards = Shards(str(write_parquet(tmp_path / "a.parquet", 10, 4)), all_of, "p")
     assert numbers(shards) == list(range(10)) and shards[5].key == "a.parquet row group 1 row 1"
     assert "jpg" not in shards[9].fields and open_image(shards[9].image).width == 29
     copy = pickle.loads(pickle.dumps(shards[9].image))
-    assert copy.read() == copy.open() == picture(9) and copy == shards[9].image
+    assert copy.read() == copy.open() == image(9) and copy == shards[9].image
     assert copy.key == shards[9].image.key != shards[8].image.key
 
 
 def test_parquet_as_the_datasets_library_writes_it(tmp_path):
-    """The picture is a struct of bytes and path."""
-    values = [{"bytes": picture(n), "path": f"{n}.png"} for n in range(3)]
+    """The image is a struct of bytes and path."""
+    values = [{"bytes": image(n), "path": f"{n}.png"} for n in range(3)]
     file = write_parquet(tmp_path / "a.parquet", 3, 2, jpg=["", "", ""], image=values)
-    shards = Shards(str(file), all_of, "p", picture="image")
+    shards = Shards(str(file), all_of, "p", image="image")
     assert [open_image(shards[n].image).width for n in range(3)] == [20, 21, 22]
     none = Shards(str(write_parquet(tmp_path / "b.parquet", 1, 1, jpg=[{"bytes": None, "path": "x"}])), all_of, "p")
-    with pytest.raises(UserError, match="holds no bytes of a picture"):
+    with pytest.raises(UserError, match="holds no bytes of an image"):
         open_image(none[0].image)
 
 
-def test_parquet_with_pictures_on_disk(tmp_path):
+def test_parquet_with_images_on_disk(tmp_path):
     places = ["a/1.png", "http://somewhere/b/2.png?size=3", "3", "", None, "4"]
     file = write_parquet(tmp_path / "a.parquet", 6, 2, where=places)
     there = [tmp_path / name for name in ("a/1.png", "2.png", "3.jpg")]
     (tmp_path / "a").mkdir()
-    for picture_file in there:
-        picture_file.write_bytes(b"")
-    shards = Shards(str(file), all_of, "p", images=str(tmp_path), picture="where")
+    for image_file in there:
+        image_file.write_bytes(b"")
+    shards = Shards(str(file), all_of, "p", images=str(tmp_path), image="where")
     assert [shards[i].image for i in range(len(shards))] == there
-    assert shards.problems.counts == {"no picture": 2, "a picture that is not on the disk": 1}
+    assert shards.problems.counts == {"no image": 2, "an image that is not on the disk": 1}
     with pytest.raises(UserError, match="has no column 'place'"):
-        Shards(str(file), all_of, "q", picture="place")
+        Shards(str(file), all_of, "q", image="place")
 
 
 def test_damaged_parquet_is_counted(tmp_path):

@@ -42,10 +42,10 @@ def test_official_captions_on_genuine_rows(tmp_path):
     assert chosen == set(of_first)
 
 
-def test_captions_whose_pictures_are_missing(tmp_path):
+def test_captions_whose_images_are_missing(tmp_path):
     text = (MICRO / "captions.json").read_text()
     files = {"captions_train2014.json": text, "train2014/COCO_train2014_000000000009.jpg": None}
-    with pytest.raises(UserError, match="53 x a picture that is not on the disk"):
+    with pytest.raises(UserError, match="53 x an image that is not on the disk"):
         opened("coco_caption", tmp_path, files, split="train2014")
 
 
@@ -59,7 +59,7 @@ def test_karpathy_splits(tmp_path):
         image(1, "train", "a dog", "one dog"),
         image(2, "restval", "a cat", " "),
         image(3, "test", "a", "b", "c"),
-        image(4, "test", "no picture"),
+        image(4, "test", "no image"),
         {"split": "val"},
     ]
     files = {"dataset_coco.json": {"images": images, "dataset": "coco"}}
@@ -69,7 +69,7 @@ def test_karpathy_splits(tmp_path):
     assert train.problems.counts == {"an empty 'raw'": 1}
     test = opened("coco_caption", tmp_path, {}, split="test")
     assert [test[i].question_answers[0].references for i in range(len(test))] == [("a", "b", "c")]
-    assert test.problems.counts == {"a picture that is not on the disk": 1}
+    assert test.problems.counts == {"an image that is not on the disk": 1}
     assert len(opened("coco_caption", tmp_path, {}, split="test", per="caption")) == 3
     assert len(opened("coco_caption", tmp_path, {}, split="train", per="picture")) == 2
     with pytest.raises(UserError, match="The option per is 'word'"):
@@ -90,7 +90,7 @@ def test_textcaps(tmp_path):
     }
     train = opened("textcaps", tmp_path, files)
     assert [said(train[i])[1] for i in range(len(train))] == ["a sign that says stop", "a red stop sign"]
-    assert train.problems.counts == {"an empty 'caption_str'": 1, "a picture that is not on the disk": 1}
+    assert train.problems.counts == {"an empty 'caption_str'": 1, "an image that is not on the disk": 1}
     val = opened("textcaps", tmp_path, {}, split="val")
     assert val[0].question_answers[0].references == ("a sign that says stop", "a red stop sign")
     assert said(opened("textcaps", tmp_path, {}, split="test")[0]) == ["[caption] describe the picture."]
@@ -132,8 +132,8 @@ def test_llava(tmp_path, split, file):
         "a conversation that is no pairs of question and answer": 1,
         "a turn without words": 1,
         "a conversation in which two turns of one speaker follow each other": 1,
-        "a picture that is not on the disk": 1,
-        "an 'image' that names no picture of COCO": 1,
+        "an image that is not on the disk": 1,
+        "an 'image' that names no image of COCO": 1,
         "a record that is no JSON object": 1,
     }
     assert data.problems.examples["a turn without words"] == [f"{file} row 3"]
@@ -197,8 +197,8 @@ def test_unnatural_instructions(tmp_path):
     assert len(filtered) == 2
 
 
-def test_reading_opens_no_picture(tmp_path):
-    """The pictures of these tests are empty files: opening one would fail."""
+def test_reading_opens_no_image(tmp_path):
+    """The images of these tests are empty files: opening one would fail."""
     data = open_dataset("textcaps", {"root": _textcaps(tmp_path)})
     with pytest.raises(UserError, match="empty"):
         open_image(data[0].image)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from minigptv2.data.annotations import iter_json_list
-from minigptv2.data.readers.visual_genome import PICTURES, REGIONS, VisualGenome
+from minigptv2.data.readers.visual_genome import IMAGES, REGIONS, VisualGenome
 from minigptv2.errors import UserError
 from minigptv2.tasks import render
 
@@ -17,18 +17,18 @@ SIZES = [{"image_id": 1, "width": 100, "height": 80, "url": "VG_100K_2/1.jpg"}]
 
 def _written(folder: Path, regions: list, sizes=SIZES) -> str:
     (folder / REGIONS).write_text(json.dumps([{"id": 1, "regions": regions}]))
-    (folder / PICTURES).write_text(json.dumps(sizes))
+    (folder / IMAGES).write_text(json.dumps(sizes))
     return str(folder)
 
 
 def test_every_genuine_region_is_read():
     """One of the three images has no size in the fragment: its 6 regions are counted, none is guessed."""
-    rows = [region for picture in json.loads((GENUINE / REGIONS).read_text()) for region in picture["regions"]]
-    sizes = {row["image_id"]: (row["width"], row["height"]) for row in json.loads((GENUINE / PICTURES).read_text())}
+    rows = [region for image in json.loads((GENUINE / REGIONS).read_text()) for region in image["regions"]]
+    sizes = {row["image_id"]: (row["width"], row["height"]) for row in json.loads((GENUINE / IMAGES).read_text())}
     rows = [row for row in rows if row["image_id"] in sizes]
     dataset = VisualGenome(str(GENUINE), below_area=0)
     assert len(dataset) == len(rows) == 24
-    assert dict(dataset.problems.counts) == {f"an 'image_id' that {PICTURES} lacks": 6}
+    assert dict(dataset.problems.counts) == {f"an 'image_id' that {IMAGES} lacks": 6}
     for index, row in enumerate(rows):
         sample = dataset[index]
         (phrase,) = sample.question_answers[0].phrases
@@ -46,14 +46,14 @@ def test_only_small_regions_are_taken_as_published():
     assert dataset.too_large == len(everything) - len(dataset) == 10
 
 
-def test_both_tasks_and_the_places_of_pictures(tmp_path):
+def test_both_tasks_and_the_places_of_images(tmp_path):
     root = _written(tmp_path, [REGION])
-    assert VisualGenome(root).missing_pictures() == [tmp_path / "VG_100K" / "1.jpg"]
+    assert VisualGenome(root).missing_images() == [tmp_path / "VG_100K" / "1.jpg"]
     for folder in ("", "VG_100K_2", "VG_100K"):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / "1.jpg").touch()
         dataset = VisualGenome(root)
-        assert dataset[0].image == tmp_path / folder / "1.jpg" and dataset.missing_pictures() == []
+        assert dataset[0].image == tmp_path / folder / "1.jpg" and dataset.missing_images() == []
     question, answer = render(VisualGenome(root, task="refer")[0])
     assert "a green clock" in question.pieces[-1]
     back, words = render(VisualGenome(root, task="identify")[-1])
@@ -66,12 +66,12 @@ def test_both_tasks_and_the_places_of_pictures(tmp_path):
     ("change", "kind"),
     [
         ({"width": 0}, "a box without area"),
-        ({"x": 100}, "a box outside the picture"),
+        ({"x": 100}, "a box outside the image"),
         ({"y": "2"}, "a 'y' of the wrong type"),
         ({"x": float("inf")}, "a box that is not four numbers"),
         ({"x": 10**400}, "a box that is not four numbers"),
         ({"phrase": ""}, "an empty 'phrase'"),
-        ({"image_id": 2}, f"an 'image_id' that {PICTURES} lacks"),
+        ({"image_id": 2}, f"an 'image_id' that {IMAGES} lacks"),
         ({"region_id": 1 << 70}, "a 'region_id' of more than 64 bits"),
         ({"region_id": None}, "a 'region_id' of the wrong type"),
     ],

@@ -1,4 +1,4 @@
-"""VQA v2 and the finding of COCO pictures, on genuine questions."""
+"""VQA v2 and the finding of COCO images, on genuine questions."""
 
 import json
 import shutil
@@ -51,13 +51,13 @@ def test_what_is_wrong_is_counted(root):
     data = open_dataset("vqav2", {"root": str(root), "split": "val", "images": str(MICRO)})
     assert len(data) == 5
     assert data.problems.counts == {
-        "a picture that is not on the disk": 1,
+        "an image that is not on the disk": 1,
         "no 'question'": 1,
         "a record that is no JSON object": 1,
         "a question without an answer": 1,
     }
     name = "v2_OpenEnded_mscoco_val2014_questions.json"
-    assert data.problems.examples["a picture that is not on the disk"] == [f"{name} row 0"]
+    assert data.problems.examples["an image that is not on the disk"] == [f"{name} row 0"]
 
 
 def test_a_test_split_has_no_answers(root):
@@ -110,19 +110,19 @@ def test_the_most_common_answer_comes_first():
         "coco/images/train2017/000000000009.jpg",
     ],
 )
-def test_pictures_are_found_in_every_layout(tmp_path, place):
+def test_images_are_found_in_every_layout(tmp_path, place):
     file = tmp_path / place
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
     (file.parent / "notes.txt").touch()
-    pictures = CocoImages(tmp_path)
-    assert pictures.find(9).samefile(file)
-    assert 9 in pictures
-    assert 8 not in pictures
-    assert 10 not in pictures
-    assert pictures.find(8) == tmp_path / "train2014" / "COCO_train2014_000000000008.jpg"
+    images = CocoImages(tmp_path)
+    assert images.find(9).samefile(file)
+    assert 9 in images
+    assert 8 not in images
+    assert 10 not in images
+    assert images.find(8) == tmp_path / "train2014" / "COCO_train2014_000000000008.jpg"
 
 
-def test_no_pictures_at_all(root):
-    with pytest.raises(UserError, match="9 x a picture that is not on the disk"):
+def test_no_images_at_all(root):
+    with pytest.raises(UserError, match="9 x an image that is not on the disk"):
         open_dataset("vqav2", {"root": str(root), "split": "val"})

@@ -40,9 +40,9 @@ def test_every_genuine_statement_is_read(kind, split, count, true, relations):
     assert not dataset.problems and dataset.excluded == []
 
 
-def test_pictures_are_found_and_statements_worded_as_in_the_published_evaluation():
+def test_images_are_found_and_statements_worded_as_in_the_published_evaluation():
     dataset = VSR(str(GENUINE), "random", "train")
-    assert len(dataset) == 5 and dataset.missing_pictures() == []
+    assert len(dataset) == 5 and dataset.missing_images() == []
     rows = [json.loads(line) for line in (GENUINE / "random" / "train.jsonl").read_text().splitlines()]
     for row, sample in zip(rows, map(dataset.__getitem__, range(5)), strict=True):
         assert sample.image.name == row["image"]

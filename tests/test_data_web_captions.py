@@ -18,7 +18,7 @@ CC3M = Path(__file__).parent / "data" / "cc3m"
 
 
 def _shard(folder: Path, *samples: dict[str, bytes | str]) -> str:
-    """samples: contents by suffix; a picture is added where there is none."""
+    """samples: contents by suffix; an image is added where there is none."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     with tarfile.open(folder / "00000.tar", "w") as tar:
@@ -64,7 +64,7 @@ def test_where_the_caption_is_taken_from(tmp_path):
 def test_the_filter_counts_what_it_leaves_out(tmp_path):
     captions = ["one", "two words", "three of them", "four of them here", "mail me at a@b.c"]
     samples = [{"txt": text, "json": json.dumps({"similarity": n / 10})} for n, text in enumerate(captions)]
-    shard = _shard(tmp_path, *samples, {"txt": "no number here"}, {"txt": "no picture", "png": None}, {"cls": "3"})
+    shard = _shard(tmp_path, *samples, {"txt": "no number here"}, {"txt": "no image", "png": None}, {"cls": "3"})
     dataset = WebCaptions(shard, words=[2, 4], without=r"\S@\S", least={"similarity": 0.15})
     assert _captions(dataset) == ["three of them", "four of them here"]
     assert dict(dataset.problems.counts) == {
@@ -72,7 +72,7 @@ def test_the_filter_counts_what_it_leaves_out(tmp_path):
         "'similarity' under 0.15": 1,
         "a caption that `without` leaves out": 1,
         "no number 'similarity'": 1,
-        "no picture": 1,
+        "no image": 1,
         "no 'caption'": 1,
     }
     assert _captions(WebCaptions(shard, words=[1, 3]))[:3] == captions[:3]

@@ -1,4 +1,4 @@
-"""Frames lie where the boxes are, labels inside the picture, and nothing else changes."""
+"""Frames lie where the boxes are, labels inside the image, and nothing else changes."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_only_frame_and_label_change(monkeypatch):
     assert allowed.mean() < 0.2
 
 
-def test_the_picture_itself_is_not_modified():
+def test_the_image_itself_is_not_modified():
     image = blank()
     drawn = draw_boxes(image, [Box(5, 5, 100, 100, "dog", 0.9)])
     assert not changed(image).any() and changed(drawn).any()
@@ -98,7 +98,7 @@ def test_the_label_is_above_where_there_is_room_else_inside(monkeypatch):
     assert inside[:2] == (50, 3)
 
 
-def test_the_label_is_pushed_into_the_picture(monkeypatch):
+def test_the_label_is_pushed_into_the_image(monkeypatch):
     for xyxy in ((390, 100, 400, 120), (300, 290, 400, 300), (-50, -50, -10, -10)):
         box = Box(*xyxy, "a long phrase")
         ((left, top, right, bottom),) = placed(monkeypatch, blank(), [box])
@@ -131,7 +131,7 @@ def test_phrase_and_score_are_both_in_the_label():
 
 
 @pytest.mark.parametrize("size", [(640, 480), (1280, 960), (5120, 3840)])
-def test_frame_and_label_grow_with_the_picture(monkeypatch, size):
+def test_frame_and_label_grow_with_the_image(monkeypatch, size):
     scale = size[0] / 640
     box = Box(*(v * scale for v in (100, 100, 300, 300)), "dog")
     drawn = draw_boxes(blank(*size), [box])
@@ -142,7 +142,7 @@ def test_frame_and_label_grow_with_the_picture(monkeypatch, size):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (16, 16), (6000, 16), (16, 6000), (6000, 4000)])
-def test_every_size_of_picture(size):
+def test_every_size_of_image(size):
     width, height = size
     boxes = [
         Box(0, 0, width, height, "all", 1.0),
@@ -156,7 +156,7 @@ def test_every_size_of_picture(size):
     assert draw_boxes(blank(*size), boxes).size == size
 
 
-def test_a_picture_too_low_for_a_label_gets_the_frame():
+def test_an_image_too_low_for_a_label_gets_the_frame():
     drawn = draw_boxes(blank(16, 16), [Box(4, 4, 12, 14, "cat", 0.5)])
     assert bounds(changed(drawn)) == (4, 4, 12, 14)
     assert is_colour(drawn, FIRST)[changed(drawn)].all()

@@ -22,7 +22,7 @@ from minigptv2.model.grounding_vlm import attention_bias
 from minigptv2.sample import ImagePiece, QuestionAnswer, Sample, Turn
 from minigptv2.tasks import render
 
-PLACES = 4  # visual tokens a picture
+PLACES = 4  # visual tokens an image
 HOSTILE = (
     "</s>",
     "<s>",
@@ -147,7 +147,7 @@ def test_a_packed_row_has_the_loss_and_gradients_of_the_rows_in_it(tiny_model, e
     rows = [
         encoder.encode_independent_answers(_turns((*TALK, long))),
         encoder.encode(_turns()),
-        encoder.encode_independent_answers(_turns(image=None)),  # a shorter shared part than those with a picture
+        encoder.encode_independent_answers(_turns(image=None)),  # a shorter shared part than those with an image
         encoder.encode(_turns(TALK[:1], image=None)),
     ]
     torch.manual_seed(0)
@@ -167,8 +167,8 @@ def test_a_packed_row_has_the_loss_and_gradients_of_the_rows_in_it(tiny_model, e
 
 
 @pytest.mark.parametrize("prompt", PROMPT_TEMPLATES)
-def test_rows_with_any_number_of_pictures_anywhere_are_packed_alike(tiny_model, prompt):
-    """Two pictures in a row, a picture after an answer, text alone, one exchange, several, questions side by side."""
+def test_rows_with_any_number_of_images_anywhere_are_packed_alike(tiny_model, prompt):
+    """Two images in a row, an image after an answer, text alone, one exchange, several, questions side by side."""
     model, merge = tiny_model.network, tiny_model.network.config.merge
     encoder = PromptEncoder(tiny_model.tokenizer, prompt, PLACES, 512)
     first, second, third = (ImagePiece(name) for name in "abc")
@@ -243,7 +243,7 @@ def test_side_by_side_refuses_what_it_would_lose(encoder, turns):
         encoder.encode_independent_answers(turns)
 
 
-def test_pictures_may_stand_anywhere_in_a_conversation(encoder):
+def test_images_may_stand_anywhere_in_a_conversation(encoder):
     turns = [
         Turn("user", ("compare", ImagePiece("a"), "with", ImagePiece("b"))),
         Turn("assistant", ("done",)),
@@ -256,7 +256,7 @@ def test_pictures_may_stand_anywhere_in_a_conversation(encoder):
     assert front.images == ["a", "b"] and front.ids == encoder.encode(both).ids
 
 
-def test_the_oldest_turns_are_dropped_never_the_picture_or_the_question(encoder):
+def test_the_oldest_turns_are_dropped_never_the_image_or_the_question(encoder):
     question = QuestionAnswer("vqa", question="and what is this?")
     whole = encoder.encode(_turns((*TALK, question)))
     alone = encoder.encode(_turns((question,)))

@@ -48,7 +48,7 @@ def fails(capsys, *arguments: str) -> str:
 
 @pytest.fixture
 def flat(tmp_path) -> Path:
-    """A flat file of 5 rows on two pictures of 1000 x 500 pixels; the truth is 200 x 100 pixels from (100, 100)."""
+    """A flat file of 5 rows on two images of 1000 x 500 pixels; the truth is 200 x 100 pixels from (100, 100)."""
     row = {"sents": "red ball", "bbox": [100.0, 100.0, 200.0, 100.0], "height": 500, "width": 1000}
     rows = [row | {"img_id": f"COCO_train2014_{n:012d}_1"} for n in (1, 1, 1, 2, 2)]
     folder = tmp_path / "flat"
@@ -97,17 +97,17 @@ def test_malformed_and_missing_answers_are_wrong_and_counted(tmp_path, flat):
     assert score(tmp_path, "refcoco", ["{<10> <20> <30> <40>}"] * 5, f"root={flat}", "scoring=compat")["acc@0.9"] == 1
 
 
-def test_answers_belong_to_rows_not_to_pictures(tmp_path, flat):
+def test_answers_belong_to_rows_not_to_images(tmp_path, flat):
     found = score(tmp_path, "refcoco", [EXACT, "{<90><90><99><99>}", EXACT, "{<90><90><99><99>}", "no"], f"root={flat}")
     right = found["report"].cases
     assert [c.score for c in right] == [1, 0, 1, 0, 0] and [c.index for c in right] == [0, 1, 2, 3, 4]
     assert "By box position" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_the_interval_is_over_pictures(tmp_path, flat):
+def test_the_interval_is_over_images(tmp_path, flat):
     report = score(tmp_path, "refcoco", [EXACT, EXACT, EXACT, "", ""], f"root={flat}")["report"]
     figure = report.figures["acc@0.5"]
-    assert figure.value == pytest.approx(0.6) and (figure.low, figure.high) == (0, 1)  # one picture right, one wrong
+    assert figure.value == pytest.approx(0.6) and (figure.low, figure.high) == (0, 1)  # one image right, one wrong
     assert [p.value for p in figure.published] == [0.8869, 0.8806]
 
 
@@ -173,7 +173,7 @@ def test_mistyped_options_are_told_with_the_nearest(tmp_path, flat, capsys):
     assert "Did you mean limit" in fails(capsys, "eval", config, f"root={flat}", "limt=3")
     assert "Did you mean refcoco" in fails(capsys, "eval", config, "benchmark=refcocco")
     assert "decode" in fails(capsys, "eval", config, f"root={flat}", "decode=middle")
-    assert "2 of the 2 pictures" in fails(capsys, "eval", config, f"root={flat}", f"output={tmp_path}/o")
+    assert "2 of the 2 images" in fails(capsys, "eval", config, f"root={flat}", f"output={tmp_path}/o")
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda f: f.stem)
@@ -247,8 +247,8 @@ def test_exported_detections_give_the_same_figures(tmp_path):
     theirs = again(tmp_path, "detection", file, *TINY)
     for name in ("AP", "AP50", "AP75"):
         assert 0 < ours[name] < 1 and theirs[name] == pytest.approx(ours[name])
-    assert theirs["report"].counts["pictures without a detection"] == 1
-    assert again(tmp_path, "detection", file, *TINY, "limit=1")["report"].counts["pictures without a detection"] == 0
+    assert theirs["report"].counts["images without a detection"] == 1
+    assert again(tmp_path, "detection", file, *TINY, "limit=1")["report"].counts["images without a detection"] == 0
 
 
 def test_boxes_of_another_program_are_scored_as_they_are(tmp_path, flat):
@@ -266,7 +266,7 @@ def test_boxes_of_another_program_are_scored_as_they_are(tmp_path, flat):
 
 @pytest.mark.slow
 def test_the_truth_as_detections_of_another_program_is_perfect(tmp_path):
-    """Text in hundredths cannot reach it. Detections of strange pictures and categories are told."""
+    """Text in hundredths cannot reach it. Detections of strange images and categories are told."""
     data = json.loads(INSTANCES.read_text())
     rows = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.5} for a in data["annotations"]]
     file = tmp_path / "theirs.json"
@@ -274,7 +274,7 @@ def test_the_truth_as_detections_of_another_program_is_perfect(tmp_path):
     found = again(tmp_path, "detection", file, *TINY)
     assert found["AP"] == found["AP75"] == 1 and found["report"].invalid == 0
     assert [line.split(": ")[1] for line in found["report"].problems[-2:]] == [
-        "1 x a detection in a picture that is not asked about",
+        "1 x a detection in an image that is not asked about",
         "1 x a detection of no known category",
     ]
 
@@ -306,7 +306,7 @@ def test_other_forms_are_for_their_own_benchmarks(tmp_path, flat, capsys):
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Path:
-    """A flat RefCOCO file of 11 rows on three drawn pictures."""
+    """A flat RefCOCO file of 11 rows on three drawn images."""
     from minigptv2.data.scenes.world import draw_scene
 
     folder, rows = tmp_path_factory.mktemp("drawn"), []
@@ -431,18 +431,18 @@ def test_answers_of_another_model_or_prompt_are_not_mixed(drawn, tiny_folder, tm
     assert (tmp_path / "answers.jsonl").read_bytes() == before
 
 
-def test_missing_pictures_are_an_error_or_a_count(drawn, tiny_folder, tmp_path, capsys):
+def test_missing_images_are_an_error_or_a_count(drawn, tiny_folder, tmp_path, capsys):
     import shutil
 
     fewer = shutil.copytree(drawn, tmp_path / "fewer")
     (fewer / "COCO_train2014_000000000001.jpg").unlink()
     config = str(CONFIGS / "refcoco.yaml")
     told = fails(capsys, "eval", config, f"root={fewer}", f"output={tmp_path}/o", f"model={tiny_folder}")
-    assert "1 of the 3 pictures" in told and "--allow-missing" in told
+    assert "1 of the 3 images" in told and "--allow-missing" in told
     report, rows = asked(fewer, tiny_folder, tmp_path / "o", allow_missing=True)
     whole = len(open_benchmark("refcoco", {"root": str(drawn)}).items())
     assert report.absent == 1 and 0 < report.total == len(rows) < whole
-    assert "| pictures not on disk | 1 |" in capsys.readouterr().out
+    assert "| images not on disk | 1 |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

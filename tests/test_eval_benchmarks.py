@@ -171,8 +171,8 @@ def test_pope_counts_yes(tmp_path):
 
 @pytest.fixture
 def instances(tmp_path) -> dict:
-    """Two pictures of 100 x 100 pixels, a cat and two dogs; rows that are wrong."""
-    pictures = [{"id": n, "width": 100, "height": 100} for n in (5, 9, 9)] + [{"id": 11, "width": 0, "height": 9}]
+    """Two images of 100 x 100 pixels, a cat and two dogs; rows that are wrong."""
+    images = [{"id": n, "width": 100, "height": 100} for n in (5, 9, 9)] + [{"id": 11, "width": 0, "height": 9}]
     things = [
         {"id": 1, "image_id": 5, "category_id": 17, "bbox": [10, 10, 40, 40]},
         {"id": 2, "image_id": 9, "category_id": 18, "bbox": [0, 0, 50, 50]},
@@ -183,7 +183,7 @@ def instances(tmp_path) -> dict:
         {"id": 7, "image_id": 5, "category_id": 17, "bbox": [0, 0, 50]},
     ]
     kinds = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 19, "name": "traffic light"}]
-    write(tmp_path / "instances.json", {"images": pictures, "annotations": things, "categories": kinds})
+    write(tmp_path / "instances.json", {"images": images, "annotations": things, "categories": kinds})
     return {"root": tmp_path, "instances": "instances.json"}
 
 
@@ -207,7 +207,7 @@ def test_detection_is_average_precision_with_the_scores_of_the_boxes(instances):
     assert found.invalid == {0} and found.counts == {"boxes of no known kind": 1}
 
 
-def test_a_picture_of_detection_is_judged_by_f1_and_each_box_by_itself(instances):
+def test_an_image_of_detection_is_judged_by_f1_and_each_box_by_itself(instances):
     _, found = scored("coco_detection", instances, [None, "<p>dog</p> {<0><0><50><50>}<delim>{<0><60><20><90>}"])
     assert [(c.score, c.box_found) for c in found.cases] == [(0, (False,)), (0.5, (True, False))]
     file = instances["root"] / "instances.json"
@@ -266,13 +266,13 @@ def test_flickr30k_counts_phrases(entities):
 # ---- captions ----
 
 
-def test_captions_are_rows_of_the_pictures(tmp_path):
-    pictures = [{"id": n} for n in (4, 2, 2, 9)]
+def test_captions_are_rows_of_the_images(tmp_path):
+    images = [{"id": n} for n in (4, 2, 2, 9)]
     captions = [
         {"image_id": n, "caption": c}
         for n, c in ((2, "a red bus on the street"), (4, "a man rides a horse"), (4, "a person on a horse"))
     ]
-    write(tmp_path / "captions_val2017.json", {"images": pictures, "annotations": captions})
+    write(tmp_path / "captions_val2017.json", {"images": images, "annotations": captions})
     options = {"root": tmp_path, "split": "val2017"}
     benchmark = open_benchmark("coco_caption", {"root": str(tmp_path), "split": "val2017"})
     assert [(i.index, len(i.truth)) for i in benchmark.items()] == [(0, 2), (1, 1)]

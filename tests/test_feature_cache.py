@@ -27,12 +27,12 @@ from minigptv2.train.dataloader import open_dataloader
 from minigptv2.train.feature_cache import CacheConfig, FeatureCache, build_cache, image_key
 from minigptv2.train.precision import best_dtype, call_in_dtype
 
-TALK = (QuestionAnswer("vqa", question="what is this?", answer="a picture"),)
-ROW = 16 * 32 * 2  # bytes of one picture's features: 16 patches, 32 channels
+TALK = (QuestionAnswer("vqa", question="what is this?", answer="an image"),)
+ROW = 16 * 32 * 2  # bytes of one image's features: 16 patches, 32 channels
 
 
 class Files:
-    """A picture a record; numbers that no picture was written for have none that can be read."""
+    """An image a record; numbers that no image was written for have none that can be read."""
 
     def __init__(self, folder, count: int):
         self.folder, self.count, self.problems = folder, count, ProblemCounter()
@@ -58,24 +58,24 @@ def tower() -> VisionTower:
 
 @pytest.fixture
 def files(tmp_path) -> Files:
-    """12 pictures; number 12 is missing and 13 is no picture."""
+    """12 images; number 12 is missing and 13 is no image."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(12):
         noise = np.random.default_rng(number).integers(0, 255, (70, 80, 3), np.uint8)
         Image.fromarray(noise).save(folder / f"{number}.png")
-    (folder / "13.png").write_bytes(b"no picture")
+    (folder / "13.png").write_bytes(b"no image")
     return Files(folder, 14)
 
 
 @pytest.fixture
 def few_rows(monkeypatch):
-    """Shards of three pictures, and an account of the pictures that were encoded."""
+    """Shards of three images, and an account of the images that were encoded."""
     seen = []
     compute, write = feature_cache._compute, feature_cache._write_shard
 
-    def small(folder, tower, pictures, rows, *rest):
-        compute(folder, tower, pictures, 3, *rest)
+    def small(folder, tower, images, rows, *rest):
+        compute(folder, tower, images, 3, *rest)
 
     def noted(folder, keys, features, unreadable):
         write(folder, keys, features, unreadable)
@@ -99,7 +99,7 @@ def computed(tower: VisionTower, source) -> torch.Tensor:
 # ---- what is read is what would be computed ----
 
 
-def test_every_picture_of_every_source_is_kept_and_equals_the_computed_one(tower, files, tmp_path):
+def test_every_image_of_every_source_is_kept_and_equals_the_computed_one(tower, files, tmp_path):
     scenes = Scenes(3, side=64)
     cache = build_cache(config(tmp_path), tower, [files, scenes, Text(None, 5), files])
     assert len(cache) == 12 + 3
@@ -108,7 +108,7 @@ def test_every_picture_of_every_source_is_kept_and_equals_the_computed_one(tower
             cache[sample.image].float(), computed(tower, sample.image).float(), atol=2e-2, rtol=0
         )
         assert cache[sample.image].shape == (16, 32) and cache[sample.image].dtype == torch.float16
-    for number, reason in ((12, "does not exist"), (13, "no picture")):
+    for number, reason in ((12, "does not exist"), (13, "no image")):
         with pytest.raises(UserError, match=reason):
             cache[files[number].image]
     with pytest.raises(UserError, match="not in the feature cache"):
@@ -143,7 +143,7 @@ def test_the_loss_is_the_same_with_and_without_a_cache(tiny_model, files, tmp_pa
     assert failures[0] == failures[1] != []
 
 
-def test_a_cached_picture_is_not_opened(tower, tmp_path, monkeypatch):
+def test_a_cached_image_is_not_opened(tower, tmp_path, monkeypatch):
     scenes = Scenes(2, side=64, things=str(tmp_path / "things"))
     cache = build_cache(config(tmp_path), tower, [scenes])
     monkeypatch.setattr("minigptv2.data.scenes.dataset.draw_scene", None)
@@ -186,7 +186,7 @@ def test_a_folder_that_is_none_of_ours_is_left_alone(tower, files, tmp_path):
 
 
 def test_shards_are_bounded(tower, files, tmp_path, monkeypatch):
-    build_cache(config(tmp_path, shard_mb=0), tower, [files])  # less than one picture: one each
+    build_cache(config(tmp_path, shard_mb=0), tower, [files])  # less than one image: one each
     shards = list((tmp_path / "cache").glob("*.npy"))
     assert len(shards) >= 12 and all(np.load(s).shape in ((1, 16, 32), (0, 0, 0)) for s in shards)
     assert not list((tmp_path / "cache").glob("*.new"))
@@ -242,7 +242,7 @@ def test_a_killed_build_goes_on_where_it_stopped(tower, files, tmp_path, few_row
     torch.testing.assert_close(cache[files[5].image], computed(tower, files[5].image), atol=2e-2, rtol=0)
 
 
-def test_new_and_replaced_pictures_are_added(tower, files, tmp_path, few_rows):
+def test_new_and_replaced_images_are_added(tower, files, tmp_path, few_rows):
     cache = build_cache(config(tmp_path), tower, [Files(files.folder, 12)])
     old = cache[files[3].image]
     few_rows.clear()
@@ -267,7 +267,7 @@ def test_ranks_share_the_work_and_return_with_all_of_it(tower, files, tmp_path, 
     for thread in ranks:
         thread.join(20)
     assert sorted(found) == [0, 1, 2] and all(len(cache) == 12 for cache in found.values())
-    assert len(few_rows) == len(set(few_rows)) == 14, "no picture is computed twice"
+    assert len(few_rows) == len(set(few_rows)) == 14, "no image is computed twice"
 
 
 def test_a_rank_that_never_comes_is_not_waited_for_without_end(tower, files, tmp_path, monkeypatch):

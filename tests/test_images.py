@@ -1,4 +1,4 @@
-"""Every odd picture opens upright and RGB, or is refused in three sentences."""
+"""Every odd image opens upright and RGB, or is refused in three sentences."""
 
 import csv
 import io
@@ -52,7 +52,7 @@ def distance(a: Image.Image, b: Image.Image) -> float:
 
 
 def gradient(width: int = 40, height: int = 24) -> Image.Image:
-    """A picture that no turn or flip leaves as it is."""
+    """An image that no turn or flip leaves as it is."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, np.full_like(x, 60)], 2).astype(np.uint8))
 
@@ -127,7 +127,7 @@ def test_path_text_and_bytes_give_the_same(tmp_path):
         assert open_image(source).tobytes() == gradient().tobytes()
 
 
-def test_a_given_picture_is_left_alone():
+def test_a_given_image_is_left_alone():
     exif = Image.Exif()
     exif[0x0112] = 6
     mine = Image.open(io.BytesIO(encoded(gradient().convert("RGBA"), exif=exif)))
@@ -262,7 +262,7 @@ def test_array_with_alpha_and_views():
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_arrays_that_are_no_pictures(array, word):
+def test_arrays_that_are_no_images(array, word):
     refused(array, word)
 
 
@@ -356,9 +356,9 @@ def test_not_permitted(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"hello, no picture", b"%PDF-1.7", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF-3.0\n"]
+    "content", [b"", b"hello, no image", b"%PDF-1.7", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF-3.0\n"]
 )
-def test_not_a_picture(tmp_path, content):
+def test_not_an_image(tmp_path, content):
     path = tmp_path / "a.png"
     path.write_bytes(content)
     refused(path, "a.png", "formats" if content else "empty")
@@ -380,12 +380,12 @@ def test_zero_sized_and_wrong_type():
     refused([[1]], "list")
 
 
-def test_a_picture_whose_file_is_closed(tmp_path):
+def test_an_image_whose_file_is_closed(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(encoded(gradient()))
     with Image.open(path) as image:
         pass
-    refused(image, "Pillow picture")
+    refused(image, "Pillow image")
 
 
 def png_of_size(width: int, height: int) -> bytes:
@@ -439,7 +439,7 @@ SMALL = [
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(SMALL), st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4))
-def test_damaged_pictures_raise_nothing_else(data, changes):
+def test_damaged_images_raise_nothing_else(data, changes):
     damaged = bytearray(data)
     for where, value in changes:
         damaged[int(where * len(data))] = value
@@ -456,12 +456,12 @@ def opens_or_is_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", SMALL, ids=lambda data: ascii(data[:4]))
-def test_a_picture_cut_anywhere_raises_nothing_else(data):
+def test_an_image_cut_anywhere_raises_nothing_else(data):
     for end in range(0, len(data), max(1, len(data) // 150)):
         opens_or_is_refused(data[:end])
 
 
-def test_squash_shows_the_whole_picture():
+def test_squash_shows_the_whole_image():
     small = resize_square(gradient(300, 100), 32)
     assert (small.mode, small.size) == ("RGB", (32, 32))
     corners = [small.getpixel(xy)[:2] for xy in ((0, 0), (31, 0), (0, 31), (31, 31))]
@@ -481,12 +481,12 @@ def test_to_pixels():
         assert pixels[1, channel, 2, 3].item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_pictures_are_opened_without_torch():
+def test_images_are_opened_without_torch():
     code = "import sys, numpy, minigptv2.images as i; i.open_image(numpy.eye(2)); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
-def test_find_pictures(tmp_path):
+def test_find_images(tmp_path):
     for name in ("b.JPG", "a.png", "c.Tiff", "note.txt", ".hidden.png", "noend"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "folder.png").mkdir()
@@ -495,9 +495,9 @@ def test_find_pictures(tmp_path):
     assert find_images(str(tmp_path)) == find_images(tmp_path)
 
 
-def test_a_folder_without_pictures_names_the_suffixes(tmp_path):
-    (tmp_path / "note.txt").write_text("no picture")
-    with pytest.raises(UserError, match="holds no pictures") as caught:
+def test_a_folder_without_images_names_the_suffixes(tmp_path):
+    (tmp_path / "note.txt").write_text("no image")
+    with pytest.raises(UserError, match="holds no images") as caught:
         find_images(tmp_path)
     assert all(suffix in caught.value.allowed for suffix in SUFFIXES)
     for wrong in (tmp_path / "absent", tmp_path / "note.txt", "a\0b"):

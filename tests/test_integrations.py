@@ -38,8 +38,8 @@ def test_bad_options_are_named(options):
         Asker(model=object(), **options)
 
 
-def test_several_pictures_are_refused_or_the_first_is_taken():
-    with pytest.raises(UserError, match="about 2 pictures"):
+def test_several_images_are_refused_or_the_first_is_taken():
+    with pytest.raises(UserError, match="about 2 images"):
         Asker(model=object()).question("x", ["a.png", "b.png"])
     image, text = Asker(model=object(), several="first", prompt="chat").question("<image>\n what?", ["a.png", "b.png"])
     assert (image, text) == ("a.png", "what?")
@@ -63,11 +63,11 @@ DOCS = [
 
 
 @pytest.fixture
-def asked(tiny_model, picture):
+def asked(tiny_model, image):
     from PIL import Image
 
     model = MiniGPTv2ForLmms(model=tiny_model, batch_size="2", max_new_tokens=8, prompt="vqa")
-    image = Image.open(picture).convert("RGB")
+    image = Image.open(image).convert("RGB")
     model.task_dict = {"set": {"val": [{**d, "image": image} for d in DOCS]}}
     return model
 
@@ -80,7 +80,7 @@ def generation(n, **kwargs):
     return Request((DOCS[n]["question"], kwargs, visual, n, "set", "val"))
 
 
-def test_lmms_eval_gets_the_answers_of_the_model_in_order(asked, tiny_model, picture):
+def test_lmms_eval_gets_the_answers_of_the_model_in_order(asked, tiny_model, image):
     requests = [
         generation(0, until=["\n\n"]),
         generation(1, max_new_tokens=3),
@@ -90,7 +90,7 @@ def test_lmms_eval_gets_the_answers_of_the_model_in_order(asked, tiny_model, pic
     answers = asked.generate_until(requests)
     tag = wording_of("vqa")
     limits = (8, 3, 8, 8)
-    alone = [tiny_model.chat(picture, tag.format(DOCS[n]["question"]), k).text for n, k in zip((0, 1, 2, 0), limits)]
+    alone = [tiny_model.chat(image, tag.format(DOCS[n]["question"]), k).text for n, k in zip((0, 1, 2, 0), limits)]
     assert answers == [alone[0].split("\n\n")[0], *alone[1:]] and len(set(alone)) > 1
     stop = alone[2][2:4]
     assert asked.generate_until([generation(2, until=stop)]) == [alone[2].split(stop)[0]]
@@ -101,15 +101,15 @@ def test_sampling_is_said_to_be_ignored_once(asked, caplog):
     assert first[0] == first[1] and caplog.text.count("greedily") == 1
 
 
-def test_lmms_eval_gets_losses_of_continuations(asked, tiny_model, picture):
+def test_lmms_eval_gets_losses_of_continuations(asked, tiny_model, image):
     requests = [Request((DOCS[n]["question"], f" {DOCS[n]['answer']}", visual, n, "set", "val")) for n in range(3)]
     requests.append(Request((DOCS[0]["question"], lambda doc: doc["answer"], visual, 0, "set", "val")))
     results = asked.loglikelihood(requests)
-    tokens = tiny_model.logprobs(picture, wording_of("vqa").format(DOCS[0]["question"]), "ball")
+    tokens = tiny_model.logprobs(image, wording_of("vqa").format(DOCS[0]["question"]), "ball")
     assert results[0][0] == pytest.approx(-sum(t.logprob for t in tokens) / len(tokens), rel=1e-4)
     assert results[3][0] == pytest.approx(results[0][0], rel=1e-4)  # the target given as a function of the document
     assert all(loss > 0 and greedy is False for loss, greedy in results)
-    unconditional = asked.loglikelihood([Request(("what?", "ball"))])  # the form without a picture
+    unconditional = asked.loglikelihood([Request(("what?", "ball"))])  # the form without an image
     assert unconditional[0][0] > 0
 
 
@@ -188,30 +188,30 @@ def vlm(tiny_model):
     return MiniGPTv2ForVLMEvalKit(model=tiny_model, max_new_tokens=8, prompt="chat")
 
 
-def test_vlmevalkit_gets_the_answer_to_a_message(vlm, tiny_model, picture):
+def test_vlmevalkit_gets_the_answer_to_a_message(vlm, tiny_model, image):
     message = [
-        {"type": "image", "value": str(picture)},
+        {"type": "image", "value": str(image)},
         {"type": "text", "value": "what is"},
         {"type": "text", "value": "this?"},
     ]
-    assert vlm.generate_inner(message, dataset="MME") == tiny_model.chat(picture, "what is this?", 8).text
+    assert vlm.generate_inner(message, dataset="MME") == tiny_model.chat(image, "what is this?", 8).text
     assert vlm.generate_inner(message[1:]) == tiny_model.chat(None, "what is this?", 8).text
     assert vlm.INTERLEAVE is False and vlm.use_custom_prompt("MME") is False
     with pytest.raises(UserError, match="video"):
         vlm.generate_inner([{"type": "video", "value": "a.mp4"}])
-    with pytest.raises(UserError, match="about 2 pictures"):
+    with pytest.raises(UserError, match="about 2 images"):
         vlm.generate_inner([message[0], message[0], message[1]])
 
 
-def test_vlmevalkit_conversations_remember_their_turns(vlm, tiny_model, picture):
+def test_vlmevalkit_conversations_remember_their_turns(vlm, tiny_model, image):
     def turn(role, text, *images):
         parts = [{"type": "image", "value": str(i)} for i in images]
         return {"role": role, "content": [*parts, {"type": "text", "value": text}]}
 
-    chat = tiny_model.start_chat(picture)
+    chat = tiny_model.start_chat(image)
     first = chat.ask("what is red?", 8).text
     second = chat.ask("and what is blue?", 8).text
-    asked = [turn("user", "what is red?", picture), turn("assistant", first), turn("user", "and what is blue?")]
+    asked = [turn("user", "what is red?", image), turn("assistant", first), turn("user", "and what is blue?")]
     assert vlm.chat_inner(asked) == second
     assert vlm.chat_inner(asked[:1]) == first
     with pytest.raises(UserError, match="does not end with a question"):
@@ -229,14 +229,14 @@ def test_register_names_the_model_to_the_kit(monkeypatch, tiny_model):
 
 # ---- answers to and from other programs ----
 
-PICTURE = "COCO_train2014_000000000309.jpg"
+IMAGE = "COCO_train2014_000000000309.jpg"
 
 
 def case(index, words, truth, boxes=(), answer="said"):
-    return ScoredAnswer(index, f"/data/{PICTURE}", words, answer, "", (Box(*truth),), boxes, 0.0, (640, 400))
+    return ScoredAnswer(index, f"/data/{IMAGE}", words, answer, "", (Box(*truth),), boxes, 0.0, (640, 400))
 
 
-def item(index, words, image=PICTURE):
+def item(index, words, image=IMAGE):
     return Question(index, f"/data/{image}", (640, 400), f"find {words}", "309", words=words)
 
 
@@ -256,7 +256,7 @@ def test_boxes_go_to_lmms_lines_and_back_exactly(tmp_path):
         "question": "find left zebra",
         "answer": ["left zebra"],
         "bbox": [10, 20, 100.5, 200],
-        "file_name": PICTURE,
+        "file_name": IMAGE,
         "pred": "said",
         "pred_bbox": [11.25, 20, 88.25, 180.125],
     }
@@ -329,19 +329,19 @@ def test_what_is_no_results_file_is_named(tmp_path, text):
         formats.read_refcoco_lines(file, [])
 
 
-NUMBERS = [(PICTURE, 309), ("000000000042.png", 42), ("img7_5.jpg", 5), ("x.jpg", None), (None, None)]
+NUMBERS = [(IMAGE, 309), ("000000000042.png", 42), ("img7_5.jpg", 5), ("x.jpg", None), (None, None)]
 
 
 @pytest.mark.parametrize(("name", "number"), NUMBERS)
-def test_picture_numbers(name, number):
+def test_image_numbers(name, number):
     assert formats.image_number(name) == number
 
 
 # ---- the room that a question leaves ----
 
 
-def test_an_answer_gets_the_room_that_is_left_and_the_log_says_so_once(asked, tiny_model, picture, caplog):
-    room = asked.asker.room(picture, wording_of("vqa").format(DOCS[0]["question"]))
+def test_an_answer_gets_the_room_that_is_left_and_the_log_says_so_once(asked, tiny_model, image, caplog):
+    room = asked.asker.room(image, wording_of("vqa").format(DOCS[0]["question"]))
     assert 8 < room < tiny_model.config.language.max_position_embeddings
     short, *long = asked.generate_until(
         [
@@ -353,18 +353,18 @@ def test_an_answer_gets_the_room_that_is_left_and_the_log_says_so_once(asked, ti
     )
     assert long[0] == long[2] and long[0].startswith(short) and len(long[0]) > len(short)
     other = wording_of("vqa").format(DOCS[1]["question"])
-    assert long[1] == tiny_model.chat(picture, other, asked.asker.room(picture, other)).text
+    assert long[1] == tiny_model.chat(image, other, asked.asker.room(image, other)).text
     assert caplog.text.count("do not fit") == 1
     with pytest.raises(UserError, match="too long"):
         asked.asker.limit((None, "word " * 2000), 8)
 
 
 @pytest.mark.slow
-def test_the_other_ways_of_asking_leave_room_too(asked, tiny_model, picture):
+def test_the_other_ways_of_asking_leave_room_too(asked, tiny_model, image):
     vlm = MiniGPTv2ForVLMEvalKit(model=tiny_model, max_new_tokens=4096, prompt="chat")
-    message = [{"type": "image", "value": str(picture)}, {"type": "text", "value": "what is this?"}]
-    room = vlm.asker.room(picture, "what is this?")
-    assert vlm.generate_inner(message) == tiny_model.chat(picture, "what is this?", room).text
+    message = [{"type": "image", "value": str(image)}, {"type": "text", "value": "what is this?"}]
+    room = vlm.asker.room(image, "what is this?")
+    assert vlm.generate_inner(message) == tiny_model.chat(image, "what is this?", room).text
     assert vlm.chat_inner([{"role": "user", "content": message}]) == vlm.generate_inner(message)
     stop = lambda doc, previous_output, **_: (None, "", True, None, None)  # noqa: E731
     request = Request((DOCS[0]["question"], {"max_new_tokens": 4096}, visual, stop, 0, "set", "val"))

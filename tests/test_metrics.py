@@ -103,8 +103,8 @@ def test_average_precision_of_a_set_on_itself_is_one(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_average_precision_of_drawn_pictures_is_that_of_a_set_made_of_them():
-    """A picture drawn twice counts as two pictures with the same boxes would."""
+def test_average_precision_of_drawn_images_is_that_of_a_set_made_of_them():
+    """An image drawn twice counts as two images with the same boxes would."""
     data = json.loads((DATA / "coco" / "annotations" / "instances_train2017.json").read_text())
     rng = random.Random(1)
     found = []
@@ -310,7 +310,7 @@ def test_words_are_cut_as_in_the_penn_treebank():
     ]
 
 
-def test_a_caption_of_its_own_picture_scores_far_above_that_of_another():
+def test_a_caption_of_its_own_image_scores_far_above_that_of_another():
     rows = json.loads((DATA / "coco_text" / "captions.json").read_text())["annotations"]
     by_image: dict[int, list[str]] = {}
     for row in rows:

@@ -192,23 +192,21 @@ def test_scenes_are_a_function_of_the_number_and_the_questions_of_the_rng(tmp_pa
     for index in range(3):
         drawn = draw_scene((7, 4 + index), 112, 4)
         sample, again = scenes[index], scenes.sample(index, random.Random(1))
-        assert sample == scenes[index] and sample.image.key == again.image.key == scenes.picture(index).key
+        assert sample == scenes[index] and sample.image.key == again.image.key == scenes.image(index).key
         assert (
             sample.question_answers != again.question_answers
             and sample.side_by_side
             and len(sample.question_answers) <= 5
         )
         assert sample.size == (112, 112)
-        assert (
-            open_image(sample.image).tobytes() == open_image(scenes.picture(index)).tobytes() == drawn.image.tobytes()
-        )
+        assert open_image(sample.image).tobytes() == open_image(scenes.image(index)).tobytes() == drawn.image.tobytes()
     with pytest.raises(IndexError):
         scenes[3]
 
 
 def test_scenes_with_repeats_are_other_scenes(tmp_path):
     plain, again = (Scenes(2, seed=7, side=112, repeats=r, things=str(tmp_path)) for r in (0, 0.5))
-    assert plain.picture(0).key != again.picture(0).key and len(list(tmp_path.iterdir())) == 2
+    assert plain.image(0).key != again.image(0).key and len(list(tmp_path.iterdir())) == 2
     assert again.series.draw(1).things == draw_scene((7, 1), 112, repeats=0.5).things
 
 

@@ -23,7 +23,7 @@ from minigptv2.train.muon import Muon
 from minigptv2.train.optim import build_optimizers, learning_rate, set_learning_rate
 from minigptv2.train.precision import call_in_dtype
 
-PLACES = 4  # visual tokens a picture
+PLACES = 4  # visual tokens an image
 TIMM = {"depth": 1, "embed_dim": 32, "num_heads": 2}
 
 
@@ -62,24 +62,24 @@ def test_a_window_gets_the_positions_of_its_place_in_the_whole():
     torch.manual_seed(0)
     config = VisionConfig(width=32, depth=0, heads=2, stem_channels=(8,) * len(VisionConfig.stem_channels))
     tower = VisionTower(config).eval()
-    pictures = torch.randn(2, 3, 448, 448)
+    images = torch.randn(2, 3, 448, 448)
     places = torch.tensor([[0, 0], [3, 11]])
     windows = torch.stack(
-        [p[:, 28 * r : 28 * r + 112, 28 * c : 28 * c + 112] for p, (r, c) in zip(pictures, places.tolist())]
+        [p[:, 28 * r : 28 * r + 112, 28 * c : 28 * c + 112] for p, (r, c) in zip(images, places.tolist())]
     )
     with torch.no_grad():
-        whole = tower(pictures).unflatten(1, (16, 16))
-        torch.testing.assert_close(tower(pictures, torch.zeros_like(places)).unflatten(1, (16, 16)), whole)
+        whole = tower(images).unflatten(1, (16, 16))
+        torch.testing.assert_close(tower(images, torch.zeros_like(places)).unflatten(1, (16, 16)), whole)
         found = tower(windows, places).unflatten(1, (4, 4))
         tower.trunk.patch_embed.proj.weight.zero_()  # nothing but positions is left
         tower.trunk.patch_embed.proj.bias.zero_()
-        whole, found = tower(pictures).unflatten(1, (16, 16)), tower(windows, places).unflatten(1, (4, 4))
+        whole, found = tower(images).unflatten(1, (16, 16)), tower(windows, places).unflatten(1, (4, 4))
     for i, (r, c) in enumerate(places.tolist()):
         torch.testing.assert_close(found[i], whole[i, r : r + 4, c : c + 4])
 
 
 def test_tokens_of_the_tower_are_in_raster_order_without_class_token():
-    """The patch that alone differs between two pictures is the token that differs most, in a tower without mixing."""
+    """The patch that alone differs between two images is the token that differs most, in a tower without mixing."""
     tower = VisionTower(VisionConfig("vit_tiny_patch16_224", {**TIMM, "depth": 0}, 64)).eval()
     blank = torch.zeros(1, 3, 64, 64)
     for row, column in ((0, 0), (1, 3), (3, 2)):
@@ -104,7 +104,7 @@ def test_visual_tokens_take_their_places_in_order():
 
 
 def test_a_row_does_not_depend_on_its_batch():
-    """With padding, with another picture beside it, and from features instead of pixels."""
+    """With padding, with another image beside it, and from features instead of pixels."""
     torch.manual_seed(0)
     model, batch = GroundingVLM(_small()).eval(), _small_batch()
     with torch.no_grad():
@@ -150,7 +150,7 @@ def test_resizing_to_the_same_size_changes_nothing():
 
 
 def _prompts(model) -> tuple[list, torch.Tensor]:
-    """Three rows of different lengths, the first and last with a picture each."""
+    """Three rows of different lengths, the first and last with an image each."""
     encoder = PromptEncoder(model.tokenizer, "llama2", PLACES, 512)
     turns = (
         (ImagePiece("a"), "[refer] red ball"),

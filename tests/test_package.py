@@ -219,19 +219,19 @@ def test_the_bundled_model_has_a_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_training_and_asking_take_the_bundled_model_by_name(tmp_path, monkeypatch, capsys, picture):
+def test_training_and_asking_take_the_bundled_model_by_name(tmp_path, monkeypatch, capsys, image):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.yaml").write_text(
         "output: own\ninit: bundled\ntrained: [projector, lora]\nsave: small\ndevice: cpu\nmax_steps: 1\nbatch: 1\n"
         "data: {sources: [{name: scenes, options: {count: 2, exchanges: 1}}]}\nworkers: 0\ntensorboard: false\n"
     )
     assert cli.main(["train", "own.yaml"]) == 0
-    words = ["chat", str(picture), "[caption]", "--device", "cpu", "--max-new-tokens", "4"]
+    words = ["chat", str(image), "[caption]", "--device", "cpu", "--max-new-tokens", "4"]
     assert cli.main([*words, "--model", "own/model", "--base", "bundled"]) == 0
     assert cli.main(["info", "bundled"]) == 0
     assert cli.main(["eval", "scenes", "model=bundled", "count=1", "limit=2", "device=cpu"]) == 0
     monkeypatch.setattr(speed, "EXPRESSIONS", {2: 1})
-    measure = ["--device", "cpu", "--pictures", "1"]
+    measure = ["--device", "cpu", "--images", "1"]
     assert cli.main(["bench", "eval", "--model", "own/model", "--base", "bundled", *measure]) == 0
     assert bench._open(Path("own/model"), base=model_folder("bundled"))
 

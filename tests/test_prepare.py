@@ -75,7 +75,7 @@ def test_files_that_are_there(tmp_path):
     assert "val          incomplete, 3 records of 5,046" in out
     code, out, _ = run("okvqa", "--root", tmp_path / "okvqa", "--split", "val")
     assert code == 1
-    assert "3 x a picture that is not on the disk" in out
+    assert "3 x an image that is not on the disk" in out
 
 
 def test_a_complete_set(tmp_path, prepare, monkeypatch, capsys):
@@ -103,7 +103,7 @@ def test_all_sets_and_wrong_words(tmp_path):
 # ---- the forms that differ ----
 
 
-def test_refcoco_without_pictures(tmp_path):
+def test_refcoco_without_images(tmp_path):
     """Rows are counted against those published; the images are asked for, and with some of them fewer are missing."""
     for file in (DATA / "refcocog").glob("*.json"):
         shutil.copy(file, tmp_path)
@@ -111,19 +111,19 @@ def test_refcoco_without_pictures(tmp_path):
     assert code == 1
     for part, there, count in (("val", 28, 4896), ("test", 25, 9602)):
         missing_images = {"val": 14, "test": 13}[part]
-        row = rf"^  refcocog {part} +incomplete, {missing_images} pictures are not on disk: .*train2014.*, \.\.\.$\n +"
+        row = rf"^  refcocog {part} +incomplete, {missing_images} images are not on disk: .*train2014.*, \.\.\.$\n +"
         assert re.search(rf"{row}{there} records of {count:,}$", out, re.M), part
     assert re.search(
         r"^  refcocog train +missing\n.*refcocog/refs\(umd\)\.p or refs\(umd\)\.p or refcocog_train", out, re.M
     )
     for images, absent in (((), 14), (("--images", DATA / "refcocog" / "images"), 13)):
         told = run("refcoco", "--root", tmp_path, "--split", "refcocog val", *images)[1]
-        assert f"{absent} pictures are not on disk" in told
+        assert f"{absent} images are not on disk" in told
 
 
 def test_vsr_of_its_repository_and_of_a_part(tmp_path):
     code, out, _ = run("vsr", "--root", DATA / "vsr", "--split", "zeroshot dev")
-    assert code == 1 and "1 pictures are not on disk" in out and "2 records of 340" in out
+    assert code == 1 and "1 images are not on disk" in out and "2 records of 340" in out
     code, out, _ = run("vsr", "--root", DATA / "vsr", "--split", "zeroshot test")
     assert code == 1 and "zeroshot test incomplete, 4 records of 1,222" in out and "not on disk" not in out
 
@@ -149,7 +149,7 @@ def _shard(file: Path, count: int) -> None:
 
 @pytest.mark.parametrize("name", ["laion", "cc3m", "sbu"])
 def test_shards_in_a_folder_with_an_odd_name(tmp_path, prepare, capsys, name):
-    """Beside its tars img2dataset leaves parquet files without pictures: they are no shards then."""
+    """Beside its tars img2dataset leaves parquet files without images: they are no shards then."""
     root = tmp_path / "web [1]*"
     root.mkdir()
     assert prepare.main([name, "--root", str(root)]) == 1
@@ -164,8 +164,8 @@ def test_shards_in_a_folder_with_an_odd_name(tmp_path, prepare, capsys, name):
     assert f"from {on_disk(name).page}\n" in out and "readable, 5 records, the published number is not known" in out
 
 
-def test_regions_captions_and_boxes_without_their_pictures(tmp_path, prepare, monkeypatch, capsys):
-    """Visual Genome and Flickr30k keep rows without a picture; COCO's detection leaves them out. Of all sets, --images
+def test_regions_captions_and_boxes_without_their_images(tmp_path, prepare, monkeypatch, capsys):
+    """Visual Genome and Flickr30k keep rows without an image; COCO's detection leaves them out. Of all sets, --images
     is COCO's."""
     for name in ("visual_genome", "flickr30k/Sentences", "flickr30k/Annotations", "coco_detection/annotations"):
         (tmp_path / "sets" / name).mkdir(parents=True)
@@ -179,9 +179,9 @@ def test_regions_captions_and_boxes_without_their_pictures(tmp_path, prepare, mo
         "<annotation><size><width>9</width><height>9</height></size><object><name>1</name><bndbox><xmin>1</xmin>"
         "<ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object></annotation>"
     )
-    pictures = [{"id": n, "file_name": f"{n:012d}.jpg", "width": 9, "height": 9} for n in (1, 2)]
+    images = [{"id": n, "file_name": f"{n:012d}.jpg", "width": 9, "height": 9} for n in (1, 2)]
     boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [1, 1, 5, 5], "iscrowd": 0} for n in (1, 2)]
-    content = {"images": pictures, "annotations": boxes, "categories": [{"id": 1, "name": "dog"}]}
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "dog"}]}
     (detection / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
     coco = tmp_path / "coco"
     (coco / "val2017").mkdir(parents=True)
@@ -191,9 +191,9 @@ def test_regions_captions_and_boxes_without_their_pictures(tmp_path, prepare, mo
     words = ["all", "--root", str(tmp_path / "sets"), "--images", str(coco)]
     assert prepare.main(words) == 1
     out = capsys.readouterr().out
-    assert f"regions      incomplete, 1 pictures are not on disk: {genome / 'VG_100K' / '1.jpg'}\n" in out
-    assert f"test         incomplete, 1 pictures are not on disk: {flickr / '7.jpg'}\n" in out
-    assert "val2017      incomplete, 1 records of 2\n" in out and "1 x a picture that is not on the disk" in out
+    assert f"regions      incomplete, 1 images are not on disk: {genome / 'VG_100K' / '1.jpg'}\n" in out
+    assert f"test         incomplete, 1 images are not on disk: {flickr / '7.jpg'}\n" in out
+    assert "val2017      incomplete, 1 records of 2\n" in out and "1 x an image that is not on the disk" in out
 
     for file in (coco / "val2017" / f"{2:012d}.jpg", genome / "1.jpg", flickr / "7.jpg"):
         file.touch()

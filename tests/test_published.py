@@ -73,7 +73,7 @@ def opened(tmp_path_factory):
 
 
 def _logits(network, seed: int = 0) -> torch.Tensor:
-    """[1, L, vocabulary] for a random picture and some ids after it."""
+    """[1, L, vocabulary] for a random image and some ids after it."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randn(1, 3, made.IMAGE_SIZE, made.IMAGE_SIZE, generator=generator)
     ids = torch.cat([torch.full((1, network.image_tokens), -1), torch.arange(5, 25)[None]], dim=1)

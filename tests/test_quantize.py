@@ -47,15 +47,15 @@ def test_the_blocks_layers_alone_are_quantised(small, tiny_model):
     assert {small.network.get_submodule(name).weight.dtype for name in layers} == {torch.int8}
 
 
-def test_int8_thinks_nearly_the_same(small, tiny_model, picture):
+def test_int8_thinks_nearly_the_same(small, tiny_model, image):
     for instruction, answer in ASKED:
-        exact, rough = (m.logprobs(picture, instruction, answer) for m in (tiny_model, small))
+        exact, rough = (m.logprobs(image, instruction, answer) for m in (tiny_model, small))
         away = [abs(a.logprob - b.logprob) for a, b in zip(exact, rough, strict=True)]
         assert 0 < max(away) < 1.0, away
 
 
-def test_int8_answers_are_well_formed_and_do_not_depend_on_the_batch(small, picture):
-    questions = [(picture, "[refer] red balloon"), (None, "hello"), (picture, "[grounding] " + "tell me more " * 9)]
+def test_int8_answers_are_well_formed_and_do_not_depend_on_the_batch(small, image):
+    questions = [(image, "[refer] red balloon"), (None, "hello"), (image, "[grounding] " + "tell me more " * 9)]
     together = small.chat_batch(questions, 24)
     assert [a.text for a in together] == [small.chat(*question, max_new_tokens=24).text for question in questions]
     for answer in together:
@@ -95,7 +95,7 @@ def test_a_wrong_way_is_told_before_the_weights_are_read(tmp_path):
 
 @pytest.mark.parametrize("how", [how for how in REQUIREMENTS if how != "int8"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_bitsandbytes_thinks_nearly_the_same(picture, monkeypatch, device, how):
+def test_bitsandbytes_thinks_nearly_the_same(image, monkeypatch, device, how):
     """The bundled model, since 4 bits come in blocks of 64. On a CPU users are given int8, which is faster there; that
     these run there, too, is how this is tested without a GPU."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -109,10 +109,10 @@ def test_bitsandbytes_thinks_nearly_the_same(picture, monkeypatch, device, how):
     assert sum(isinstance(m, kind) for m in rough.network.modules()) == 7 * rough.config.language.num_hidden_layers
     assert {p.dtype for p in rough.network.vision.trunk.blocks.parameters()} == {torch.bfloat16}
     for instruction, answer in ASKED:
-        pairs = zip(*(m.logprobs(picture, instruction, answer) for m in (exact, rough)), strict=True)
+        pairs = zip(*(m.logprobs(image, instruction, answer) for m in (exact, rough)), strict=True)
         away = [abs(a.logprob - b.logprob) for a, b in pairs]
         assert 0 < max(away) and sum(away) / len(away) < 2.0, away
-    assert rough.chat(picture, "[refer] red balloon", 24).text
+    assert rough.chat(image, "[refer] red balloon", 24).text
 
 
 def test_quantising_twice_finds_nothing_left(small):

@@ -50,15 +50,15 @@ def of(cases, **changed):
 
 
 @pytest.fixture
-def cases(picture):
-    """100 questions about a picture of 640 x 400: 70 wrong ones, of which the higher numbers are the worse."""
+def cases(image):
+    """100 questions about an image of 640 x 400: 70 wrong ones, of which the higher numbers are the worse."""
     out = []
     for i in range(100):
         truth = Box(100, 100, 200, 200)
         answer = Box(100 + i, 100, 200 + i, 200) if i < 70 else truth
         out.append(
             ScoredAnswer(
-                i, picture, f"the red thing {i}", f"answer {i}", "", (truth,), (answer,), float(i >= 70), (640, 400)
+                i, image, f"the red thing {i}", f"answer {i}", "", (truth,), (answer,), float(i >= 70), (640, 400)
             )
         )
     return out
@@ -114,7 +114,7 @@ def test_figures_published_ones_and_counts_are_on_the_page_and_in_the_json(tmp_p
         "malformed 3",
         "missing 2",
         "several boxes 7",
-        "pictures not on disk 4",
+        "images not on disk 4",
         "val.json row 1",
         "strict",
         "split val",
@@ -130,9 +130,9 @@ def test_figures_published_ones_and_counts_are_on_the_page_and_in_the_json(tmp_p
     assert "cases" not in found and not list(tmp_path.glob("*.new"))
 
 
-def test_hostile_text_is_shown_not_obeyed(tmp_path, picture):
+def test_hostile_text_is_shown_not_obeyed(tmp_path, image):
     case = ScoredAnswer(
-        0, picture, HOSTILE, HOSTILE, HOSTILE, (Box(0, 0, 9, 9, HOSTILE),), (Box(0, 0, 9, 9, HOSTILE),), 0.0
+        0, image, HOSTILE, HOSTILE, HOSTILE, (Box(0, 0, 9, 9, HOSTILE),), (Box(0, 0, 9, 9, HOSTILE),), 0.0
     )
     told = of([case], problems=[HOSTILE], counts={HOSTILE: 1})
     told.name = told.model = told.benchmark = HOSTILE
@@ -148,29 +148,29 @@ def test_hostile_text_is_shown_not_obeyed(tmp_path, picture):
     assert page.texts.count(HOSTILE.replace("\x00", " ")) >= 8
 
 
-def test_questions_without_boxes_show_question_truth_and_answer(tmp_path, picture):
+def test_questions_without_boxes_show_question_truth_and_answer(tmp_path, image):
     cases = [
-        ScoredAnswer(0, picture, "what colour?", "blue", "red, maroon", score=0.3),
-        ScoredAnswer(1, picture, "how many?", "", "2"),
+        ScoredAnswer(0, image, "what colour?", "blue", "red, maroon", score=0.3),
+        ScoredAnswer(1, image, "how many?", "", "2"),
         ScoredAnswer(2, None, "which of these is text?", "both", "both", score=1.0),
     ]
     report.write(tmp_path, [of(cases)])
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     texts = " ".join(page.texts)
     assert "asked what colour? truth red, maroon answer blue" in texts and "partly 0.30" in texts
-    assert "answer empty" in texts and "no picture" in texts and "IoU" not in texts.split("Where it is right")[1]
+    assert "answer empty" in texts and "no image" in texts and "IoU" not in texts.split("Where it is right")[1]
     assert not page.count("rect", class_="truth") and "truth (solid)" not in texts
 
 
-def test_a_picture_that_cannot_be_opened_is_said(tmp_path):
+def test_an_image_that_cannot_be_opened_is_said(tmp_path):
     gone = tmp_path / "gone <b>.jpg"
     report.write(tmp_path, [of([ScoredAnswer(0, gone, "x", "y", score=0.0)])])
     assert any("gone <b>.jpg does not exist" in t for t in Page((tmp_path / "report.html").read_text()).texts)
 
 
 @pytest.mark.slow
-def test_pictures_shrink_until_the_page_is_small_enough(tmp_path, monkeypatch):
-    """Noise does not compress: 70 pictures of it would take 25 MB at full size."""
+def test_images_shrink_until_the_page_is_small_enough(tmp_path, monkeypatch):
+    """Noise does not compress: 70 images of it would take 25 MB at full size."""
     noise = tmp_path / "noise.png"
     Image.effect_noise((900, 1400), 90).convert("RGB").save(noise)
     cases = [ScoredAnswer(i, noise, "x", "y", score=0.0, truth=(Box(10, 20, 300, 400),)) for i in range(70)]
@@ -235,7 +235,7 @@ def test_bins_hold_every_case_once_with_its_mean():
     ]
 
 
-def test_positions_are_thirds_of_the_picture():
+def test_positions_are_thirds_of_the_image():
     bins = plots.by_position(
         [case(1, 2, x=0, y=0), case(0, 2, x=88, y=0), case(1, 2, x=44, y=88), case(1, 2, x=44, y=88)]
     )
@@ -259,7 +259,7 @@ def test_plots_name_their_axes_and_give_their_numbers():
     assert page.count("figure", class_="plot") == page.count("svg", role="img") == page.count("table") == 3
     assert sum("Right, %" in t for t in page.texts) == 2 and page.count("desc") == 3
     unplaced = "".join(plots.plots([ScoredAnswer(0, None, w, "", "", (Box(0, 0, 9, 9),), (), 1.0) for w in "xy"]))
-    assert Page(unplaced).count("figure") == 2  # no position where the picture's size is unknown
+    assert Page(unplaced).count("figure") == 2  # no position where the image's size is unknown
     assert "".join(plots.plots([ScoredAnswer(0, None, "x", "y")])) == ""
 
 
@@ -278,7 +278,7 @@ def test_what_right_means_is_said(tmp_path, cases):
         assert said in (tmp_path / "report.html").read_text()
 
 
-def test_one_question_asked_of_every_picture_has_no_plot_by_its_length():
+def test_one_question_asked_of_every_image_has_no_plot_by_its_length():
     asked = [
         ScoredAnswer(n, None, words, "", score=0.5)
         for n, words in enumerate(["describe it", "describe it", "what is it?"])

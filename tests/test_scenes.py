@@ -63,7 +63,7 @@ def _longer_edge(thing: Thing) -> float:
 
 def test_sizes_are_in_their_range(scenes):
     """A thing is drawn with its longer edge at 6 to 50 % of the side. What is seen may be more by the outline (at most
-    4 % of the edge, and a pixel a side of rounding), and less where the picture was squashed (by exp(-0.5) at most) or
+    4 % of the edge, and a pixel a side of rounding), and less where the image was squashed (by exp(-0.5) at most) or
     another thing hides a part: the lower bound is asserted of things that touch no other, its squash included."""
     alone = []
     for scene in scenes:
@@ -183,7 +183,7 @@ def test_mirrored_targets_are_those_of_the_mirrored_scene(scenes):
     torch.testing.assert_close(found.box[there], expected.box[there])
 
 
-def test_the_stream_of_views_is_repeatable_and_pairs_pictures_with_their_targets():
+def test_the_stream_of_views_is_repeatable_and_pairs_images_with_their_targets():
     def first(start: int = 0) -> list[tuple[torch.Tensor, ...]]:
         views = iter(SceneViews(9, Phase(112, 1, 1, views=2), 14, start, keep=16))
         return [next(views) for _ in range(12)]

@@ -17,11 +17,11 @@ from minigptv2.images import load_square, normalize, open_image, resize_square
 from minigptv2.sample import QuestionAnswer, Sample
 from minigptv2.train.dataloader import ATTEMPTS, Failures, MicroBatch, open_dataloader
 
-SIDE = 64  # of the pictures of these tests; 4 visual tokens stand for one
+SIDE = 64  # of the images of these tests; 4 visual tokens stand for one
 
 
 class Made:
-    """Record i: "which number?", "number i", about a picture with that red; and every kind of record that is bad."""
+    """Record i: "which number?", "number i", about an image with that red; and every kind of record that is bad."""
 
     def __init__(self, count: int, folder="", bad: str = "", name: str = "number", text: bool = False):
         self.count, self.folder, self.bad, self.name, self.text = count, folder, bad, name, text
@@ -142,7 +142,7 @@ def test_a_scene_is_asked_something_else_in_another_epoch(encoder):
 # ---- what is in a micro ----
 
 
-def test_pictures_and_text_alone_share_a_batch_and_pictures_are_those_of_the_rows(encoder):
+def test_images_and_text_alone_share_a_batch_and_images_are_those_of_the_rows(encoder):
     datasets, pixels, text = [Made(200), Made(50, text=True)], 0, 0
     for micro in take(stream(encoder, datasets, batch=4, pack=False), 8):
         numbers = [t for t, row in zip(told(micro, encoder), micro.batch.ids.tolist()) if -1 in row]
@@ -276,7 +276,7 @@ def test_bad_jpegs_are_refused_when_decoded_small_too(tmp_path):
         open_image(file, 448)
 
 
-def test_a_lazy_picture_is_opened_when_it_is_wanted():
+def test_a_lazy_image_is_opened_when_it_is_wanted():
     class Lazy:
         key = "lazy"
 
@@ -288,6 +288,6 @@ def test_a_lazy_picture_is_opened_when_it_is_wanted():
         open_image(Lazy)
 
 
-def test_packing_keeps_the_order_of_the_pictures(encoder):
+def test_packing_keeps_the_order_of_the_images(encoder):
     packed, padded = (next(stream(encoder, [Made(200)], batch=5, pack=pack)) for pack in (True, False))
     assert torch.equal(packed.batch.pixels, padded.batch.pixels)

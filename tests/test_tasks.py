@@ -31,8 +31,8 @@ EXAMPLES = {
 
 
 def _shown(sample: Sample, prompt: str = "llama2") -> str:
-    """The text around the picture; what the loss is taken over stands between guillemets."""
-    marks = {"bos": "<BOS>", "eos": "<EOS>", "image": "<PICTURE>"}
+    """The text around the image; what the loss is taken over stands between guillemets."""
+    marks = {"bos": "<BOS>", "eos": "<EOS>", "image": "<IMAGE>"}
     out = ""
     for s in segments(render(sample), PROMPT_TEMPLATES[prompt]):
         text = marks.get(s.kind, f"|{s.text}|")
@@ -46,7 +46,7 @@ def _snapshot() -> str:
     both = Sample("x.png", (100, 100), turns)
     for prompt in PROMPT_TEMPLATES:
         lines.append(f"{prompt}, two turns, the last unanswered\n  {_shown(both, prompt)}")
-        lines.append(f"{prompt}, no picture\n  {_shown(Sample(None, (0, 0), turns[1:]), prompt)}")
+        lines.append(f"{prompt}, no image\n  {_shown(Sample(None, (0, 0), turns[1:]), prompt)}")
     lines += [f"wordings of {name}: " + " | ".join(t.wordings) for name, t in TASKS.items()]
     return "\n".join(lines) + "\n"
 

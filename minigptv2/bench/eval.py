@@ -1,7 +1,7 @@
 """`minigptv2 bench eval`: expressions a second as the evaluation asks them, against the plain way on the same weights.
 
-The plain way: every row has its own picture, encoded for it, ten rows a batch, and transformers' `generate` writes
-until the last row has ended. Pictures are drawn; how many expressions each has follows RefCOCO's own distribution.
+The plain way: every row has its own image, encoded for it, ten rows a batch, and transformers' `generate` writes
+until the last row has ended. Images are drawn; how many expressions each has follows RefCOCO's own distribution.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import partial
 from minigptv2.eval.benchmark import Prediction, Question
 from minigptv2.eval.inference import run_inference
 
-# RefCOCO val: how many of its 1,500 pictures have so many expressions
+# RefCOCO val: how many of its 1,500 images have so many expressions
 EXPRESSIONS = {
     2: 41,
     3: 53,
@@ -45,13 +45,13 @@ PLAIN_BATCH, BATCH, MAX_NEW_TOKENS = 10, 64, 50
 
 
 def run(
-    model: str | None, device: str | None, dtype: str | None, pictures: int, base: str | None = None
+    model: str | None, device: str | None, dtype: str | None, images: int, base: str | None = None
 ) -> dict[str, float]:
     """Measure and print both; expressions a second by way, and the share of equal answers."""
     from minigptv2.api import MiniGPTv2
 
     opened = MiniGPTv2.from_pretrained(model, device, dtype, base=base)
-    items = questions(pictures, opened.config.vision.image_size)
+    items = questions(images, opened.config.vision.image_size)
     kept: list[Prediction] = []
     few = items[: 2 * PLAIN_BATCH]  # what is slow the first time only
     plain(opened, few)
@@ -67,7 +67,7 @@ def run(
         "ours": len(items) / (ended - between),
         "equal": sum(answers[i.index].strip() == text.strip() for i, text in zip(items, slow)) / len(items),
     }
-    print(f"{len(items)} expressions about {pictures} pictures, {opened.device}, {opened.dtype}")
+    print(f"{len(items)} expressions about {images} images, {opened.device}, {opened.dtype}")
     print(f"plain way, batch {PLAIN_BATCH}:  {rates['plain']:.1f} expressions/s")
     print(
         f"minigptv2 eval, batch {BATCH}: {rates['ours']:.1f} expressions/s, {rates['ours'] / rates['plain']:.2f} times"
@@ -76,14 +76,14 @@ def run(
     return rates
 
 
-def questions(pictures: int, size: int, seed: int = 1) -> list[Question]:
-    """Expressions about drawn pictures, as many a picture as RefCOCO's have."""
+def questions(images: int, size: int, seed: int = 1) -> list[Question]:
+    """Expressions about drawn images, as many an image as RefCOCO's have."""
     from minigptv2.data.scenes.questions import QuestionWriter
     from minigptv2.eval.benchmarks.scenes import held_out
     from minigptv2.tasks import instruction_text
 
     rng, out = random.Random(seed), []
-    for number in range(pictures):
+    for number in range(images):
         (count,) = rng.choices(list(EXPRESSIONS), list(EXPRESSIONS.values()))
         scene = held_out(seed, number, size)
         talk = QuestionWriter(scene, rng)

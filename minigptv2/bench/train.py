@@ -61,15 +61,15 @@ class Compared:
         return self.rate / self.plain
 
 
-def bench_data(model: Path, pictures: int = 16, rounds: int = 3, base: Path | None = None) -> Compared:
+def bench_data(model: Path, images: int = 16, rounds: int = 3, base: Path | None = None) -> Compared:
     """Samples a second of one core, from JPEGs of 1.2 to 6 megapixels to a normalised batch: the stream with
-    fast_decode against a loader of plain PIL and torchvision. model: a folder; its tokenizer and picture size are used.
+    fast_decode against a loader of plain PIL and torchvision. model: a folder; its tokenizer and image size are used.
     base, here and below: the model that it was trained from, where it holds only what was trained.
     """
     network, encoder, coding = _open(model, base=base)
     size = network.config.vision.image_size
     with tempfile.TemporaryDirectory() as folder:
-        photos = _Photos(Path(folder), pictures)
+        photos = _Photos(Path(folder), images)
         stream = _stream([photos], encoder, coding, size, fast_decode=True)
         plain = _plain_loader(photos, encoder, coding, size)
         ours, theirs = _turns(lambda: next(stream).on("cpu"), lambda: next(plain), rounds)
@@ -277,7 +277,7 @@ class _Photos:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
-        asked = QuestionAnswer("vqa", question="what is this?", answer="a picture")
+        asked = QuestionAnswer("vqa", question="what is this?", answer="an image")
         return Sample(self.files[index], (0, 0), (asked,), f"photo {index}")
 
 

@@ -1,4 +1,4 @@
-"""`minigptv2 chat` on a terminal: many pictures and one instruction, or one picture and a conversation.
+"""`minigptv2 chat` on a terminal: many images and one instruction, or one image and a conversation.
 
 Standard output holds answers and nothing else; progress, notes and errors go to standard error.
 """
@@ -89,11 +89,11 @@ def _print_doubts(answer: Answer) -> None:
         _note(f"note: {escape_control_chars(problem)}.")
 
 
-def _json_line(picture: str, answer: Answer) -> str:
-    return json.dumps({"picture": picture, **answer.to_dict()})
+def _json_line(image: str, answer: Answer) -> str:
+    return json.dumps({"picture": image, **answer.to_dict()})
 
 
-def _write_picture(image: Image.Image, file: Path, taken: Collection[Path] = ()) -> Path:
+def _write_image(image: Image.Image, file: Path, taken: Collection[Path] = ()) -> Path:
     from minigptv2.drawing import save_png
 
     saved = save_png(image, file, taken)
@@ -110,10 +110,10 @@ def task_lines() -> Iterator[str]:
 # ---- what was given ----
 
 
-def pictures_and_instruction(words: Sequence[str], explicit: str | None) -> tuple[list[str], str | None]:
-    """The pictures, and the instruction or None; `minigptv2 chat --help` has the rule."""
+def images_and_instruction(words: Sequence[str], explicit: str | None) -> tuple[list[str], str | None]:
+    """The images, and the instruction or None; `minigptv2 chat --help` has the rule."""
     if not words:
-        raise _no_picture("No picture was given.")
+        raise _no_image("No image was given.")
     if explicit is not None:
         return list(words), explicit
     *others, last = words
@@ -122,14 +122,14 @@ def pictures_and_instruction(words: Sequence[str], explicit: str | None) -> tupl
     if others:
         return (list(words), None) if _looks_like_path(last) else (others, last)
     if not _looks_like_path(last) and (last.startswith("[") or len(last.split()) > 1):
-        raise _no_picture(f"No picture was given, only the words {last!r}.")
+        raise _no_image(f"No image was given, only the words {last!r}.")
     return [last], None
 
 
-def _no_picture(given: str) -> UserError:
+def _no_image(given: str) -> UserError:
     return UserError(
         given,
-        'A picture is a file, a folder of pictures, or "-" for standard input.',
+        'An image is a file, a folder of images, or "-" for standard input.',
         'Try minigptv2 chat park.png "[refer] red balloon".',
     )
 
@@ -144,7 +144,7 @@ def _looks_like_path(word: str) -> bool:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """One picture to come. given: what `images.open_image` takes, or why there is none."""
+    """One image to come. given: what `images.open_image` takes, or why there is none."""
 
     name: str
     given: str | bytes | UserError
@@ -155,11 +155,11 @@ class ImageSource:
 
 
 def find_sources(words: Sequence[str]) -> list[ImageSource]:
-    """Files, the pictures of folders, and standard input, in the order given."""
+    """Files, the images of folders, and standard input, in the order given."""
     from minigptv2.images import counted, find_images
 
     if list(words).count(STDIN) > 1:
-        raise UserError('"-" was given twice.', "Standard input holds one picture.", 'Give "-" once.')
+        raise UserError('"-" was given twice.', "Standard input holds one image.", 'Give "-" once.')
     out = []
     for word in words:
         if word == STDIN:
@@ -183,12 +183,10 @@ def save_paths(save: str, sources: Sequence[ImageSource], several: bool) -> list
     what cannot be written and what would overwrite a given image, before any work is done."""
     out = Path(save)
     if several and not is_dir(out) and (os.path.lexists(out) or out.suffix.lower() == ".png"):
-        raise UserError(
-            f"--save {save} is one file.", "Several pictures are saved to a folder.", "Give a folder's name."
-        )
+        raise UserError(f"--save {save} is one file.", "Several images are saved to a folder.", "Give a folder's name.")
     if not several and not is_dir(out) and out.suffix.lower() != ".png":
         raise UserError(
-            f"--save {save} is no .png.", "The picture is saved as PNG.", f"Try --save {out.with_suffix('.png')}."
+            f"--save {save} is no .png.", "The image is saved as PNG.", f"Try --save {out.with_suffix('.png')}."
         )
     targets = [out]
     if several or is_dir(out):
@@ -240,7 +238,7 @@ def _refuse_overwriting(targets: Sequence[Path], names: Sequence[str]) -> None:
     for target in targets:
         if _identity(target) in asked:
             raise UserError(
-                f"{target} is one of the pictures asked about.", "It would be overwritten.", "Choose another place."
+                f"{target} is one of the images asked about.", "It would be overwritten.", "Choose another place."
             )
 
 
@@ -253,12 +251,12 @@ def _identity(file: str | Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-# ---- many pictures, one instruction ----
+# ---- many images, one instruction ----
 
 
 @dataclass
 class BatchChat:
-    """One instruction put to every picture. load: opens the model, called when the first picture is there."""
+    """One instruction put to every image. load: opens the model, called when the first image is there."""
 
     load: Callable[[], MiniGPTv2]
     instruction: str
@@ -272,11 +270,11 @@ class BatchChat:
 
         question_of(self.instruction)
         sources = find_sources(words)
-        several = len(sources) > 1 or sources[0].name != words[0]  # a folder of one picture is a folder
+        several = len(sources) > 1 or sources[0].name != words[0]  # a folder of one image is a folder
         targets = save_paths(save, sources, several) if save is not None else [None] * len(sources)
         jobs, model, answered, failed = list(zip(sources, targets)), None, 0, 0
         saved, unsaved = set(), 0
-        with tqdm(total=len(jobs), unit="picture", disable=not (several and sys.stderr.isatty())) as bar:
+        with tqdm(total=len(jobs), unit="image", disable=not (several and sys.stderr.isatty())) as bar:
             for start in range(0, len(jobs), self.batch_size):
                 batch = jobs[start : start + self.batch_size]
                 opened, errors = _open_each(batch)
@@ -293,7 +291,7 @@ class BatchChat:
                     answered += 1
                     if target is not None:
                         try:
-                            saved.add(_write_picture(answer.draw(), target, saved))
+                            saved.add(_write_image(answer.draw(), target, saved))
                         except UserError as error:
                             print_error(error)
                             unsaved += 1
@@ -328,19 +326,19 @@ def _open_each(batch) -> tuple[list[tuple[ImageSource, Path | None, Image.Image]
     return opened, errors
 
 
-# ---- one picture, a conversation ----
+# ---- one image, a conversation ----
 
 
 def converse(
     load: Callable[[], MiniGPTv2], words: Sequence[str], max_new_tokens: int, as_json: bool, save: str | None
 ) -> int:
-    """A conversation on standard input about one picture, until /quit or its end."""
+    """A conversation on standard input about one image, until /quit or its end."""
     from minigptv2.images import open_image
 
     if STDIN in words:
         raise UserError(
             '"-" was given without an instruction.',
-            "Standard input cannot hold a picture and a conversation.",
+            "Standard input cannot hold an image and a conversation.",
             'Give the instruction too, as in minigptv2 chat - "[caption]", or give a file.',
         )
     if save is not None:
@@ -354,14 +352,14 @@ def converse(
             open_image(word)  # says what is wrong with the path
     if len(words) > 1:
         raise UserError(
-            f"{len(words)} pictures were given without an instruction.",
-            "A conversation is about one picture.",
+            f"{len(words)} images were given without an instruction.",
+            "A conversation is about one image.",
             'Give an instruction with -i, as in -i "[caption]".',
         )
     if os.path.isdir(words[0]):
         raise UserError(
             f"{words[0]} is a folder, and no instruction was given.",
-            "A conversation is about one picture.",
+            "A conversation is about one image.",
             'Give an instruction with -i, as in -i "[caption]".',
         )
     image = open_image(words[0])
@@ -378,9 +376,9 @@ class InteractiveChat:
         self.answer: Answer | None = None
         self.commands: dict[str, tuple[str, str, Callable[[str], None]]] = {
             "/task": ("NAME", "begin lines that have no tag with [NAME]; none ends that", self._set_task),
-            "/image": ("PATH", "another picture, with a new history", self._set_image),
+            "/image": ("PATH", "another image, with a new history", self._set_image),
             "/reset": ("", "forget what was said", self._reset),
-            "/save": ("OUT.png", "the picture with the boxes of the last answer", self._save),
+            "/save": ("OUT.png", "the image with the boxes of the last answer", self._save),
             "/help": ("", "this list", self._help),
             "/quit": ("", "the end; Ctrl-D too", lambda _: None),
         }
@@ -451,12 +449,12 @@ class InteractiveChat:
         path = _one_path(path, "/image park.png")
         self.chat = self.model.start_chat(path)
         self.name, self.answer = path, None
-        _note(escape_control_chars(f"picture: {path}, {self.chat.image.width} x {self.chat.image.height}"))
+        _note(escape_control_chars(f"image: {path}, {self.chat.image.width} x {self.chat.image.height}"))
 
     def _reset(self, _: str) -> None:
         self.chat.reset()
         self.answer = None
-        _note("forgotten; the picture stays")
+        _note("forgotten; the image stays")
 
     def _save(self, path: str) -> None:
         if self.answer is None:
@@ -464,10 +462,10 @@ class InteractiveChat:
         target = Path(_one_path(path, "/save out.png"))
         if target.suffix.lower() != ".png":
             raise UserError(
-                f"{target} is no .png.", "The picture is saved as PNG.", f"Try /save {target.stem or 'out'}.png."
+                f"{target} is no .png.", "The image is saved as PNG.", f"Try /save {target.stem or 'out'}.png."
             )
         _refuse_overwriting([target], [self.name])
-        _write_picture(self.answer.draw(), target)
+        _write_image(self.answer.draw(), target)
 
     def _help(self, _: str) -> None:
         for name, (takes, what, _run) in self.commands.items():

@@ -9,7 +9,7 @@ Memory to answer, for one conversation as long as the context:
 Memory to train, without activations:
     trained  16 bytes a parameter: weight, gradient and both moments of AdamW in float32
     frozen   2 bytes a parameter; with QLoRA the linear layers of the language model in 4 bits as above
-Activations, for each row of `ROW` text tokens and a picture, with gradient checkpointing:
+Activations, for each row of `ROW` text tokens and an image, with gradient checkpointing:
     T x (2 x layers x width + 2 x (8 x width + 3 x inner width) + 10 x vocabulary) bytes, T the row's tokens: the inputs
     of all layers, what is inside one of them, and logits with their gradient.
 What Python and the GPU's libraries take for themselves comes on top: about 1 GB.

@@ -36,7 +36,7 @@ def show(
     color: bool,
     options: Sequence[str] = (),
 ) -> None:
-    """Print `number` samples of a source, and write their pictures with the annotated boxes to `out`.
+    """Print `number` samples of a source, and write their images with the annotated boxes to `out`.
 
     data: a name in `DATASETS`, or my_package.module:Class. seed: the number of the first record. options: of the data
     set, as key=value.
@@ -54,13 +54,13 @@ def show(
         print(conversation_text(turns))
         print(tokens_text(row, encoder.tokenizer, color))
         supervised = sum(label != IGNORE_INDEX for label in row.labels)
-        print(f"{len(row)} tokens, {row.ids.count(IMAGE_TOKEN_ID)} of them the picture, {supervised} supervised")
+        print(f"{len(row)} tokens, {row.ids.count(IMAGE_TOKEN_ID)} of them the image, {supervised} supervised")
         if sample.image is None:
-            print("no picture\n")
+            print("no image\n")
             continue
         name = shortened(re.sub(r"[^A-Za-z0-9_.-]+", "-", sample.key).strip("-.") or "sample")
         file = save_png(draw_boxes(open_image(sample.image), boxes), Path(out) / f"{name}.png")
-        print(f"picture: {escape_control_chars(str(file))}\n")
+        print(f"image: {escape_control_chars(str(file))}\n")
 
 
 def options_of(words: Sequence[str]) -> dict[str, Any]:
@@ -131,13 +131,13 @@ def open_prompt_encoder(folder: str | Path | None) -> tuple[PromptEncoder, Model
 def conversation_text(turns: list[Turn]) -> str:
     lines = []
     for turn in turns:
-        words = "".join(piece if isinstance(piece, str) else "(picture) " for piece in turn.pieces)
+        words = "".join(piece if isinstance(piece, str) else "(image) " for piece in turn.pieces)
         lines.append(f"  {turn.role + ':':<10} {escape_control_chars(words)}")
     return "\n".join(lines)
 
 
 def tokens_text(row: EncodedRow, tokenizer: Tokenizer, color: bool) -> str:
-    """One line a block. The run of a picture's tokens is written as (picture x 64)."""
+    """One line a block. The run of an image's tokens is written as (image x 64)."""
     lines, tokens = [], list(zip(row.blocks, row.labels, row.ids))
     for block, inside in groupby(tokens, key=lambda token: token[0]):
         words = []
@@ -152,6 +152,6 @@ def _pieces(ids: list[int], tokenizer: Tokenizer) -> Iterator[str]:
     for index, run in groupby(ids):
         count = len(list(run))
         if index == IMAGE_TOKEN_ID:
-            yield f"(picture x {count})"
+            yield f"(image x {count})"
         else:
             yield from [escape_control_chars(tokenizer.piece(index))] * count

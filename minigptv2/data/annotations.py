@@ -21,7 +21,7 @@ from minigptv2.errors import UserError
 from minigptv2.files import refuse_device
 from minigptv2.images import image_header, upright_size
 
-OVER_EDGE = "a box that reaches over the edge of the picture, where it is cut off"
+OVER_EDGE = "a box that reaches over the edge of the image, where it is cut off"
 _CHUNK = 1 << 20  # characters read at a time
 _SPACE = " \t\r\n"
 _FAR = 1e9  # pixels; no box reaches so far, infinity and what is no number included
@@ -339,7 +339,7 @@ def find_image(folder: Path, name: str) -> Path:
         raise InvalidRecord("an image given as a path of a Windows computer")
     if re.search(r"[\0-\x1f]", name):
         raise InvalidRecord("an image name with a line break or tab, as a single backslash in JSON makes")
-    raise MissingImage("a picture that is not on the disk")
+    raise MissingImage("an image that is not on the disk")
 
 
 def phrase_field(row: Any, name: str) -> str:
@@ -371,15 +371,15 @@ def size_field(row: Any) -> tuple[int, int]:
     """(width, height) in pixels. Raises InvalidRecord."""
     size = field(row, "width", int), field(row, "height", int)
     if min(size) < 1:
-        raise InvalidRecord("a picture without pixels")
+        raise InvalidRecord("an image without pixels")
     return size
 
 
 def parse_box(numbers: Any, size: tuple[int, int], form: str = "xywh") -> Box:
-    """Four numbers in pixels, "xywh" or "xyxy", as a box clipped to the picture of this size.
+    """Four numbers in pixels, "xywh" or "xyxy", as a box clipped to the image of this size.
 
     Raises InvalidRecord where they are no four finite numbers, where they are shares (0..1) of the image's sides
-    instead of pixels, or no area of the picture is left in them."""
+    instead of pixels, or no area of the image is left in them."""
     if not isinstance(numbers, list | tuple) or len(numbers) != 4:
         raise InvalidRecord("a box that is not four numbers")
     if any(isinstance(n, bool) or not isinstance(n, int | float) or not abs(n) < _FAR for n in numbers):
@@ -394,7 +394,7 @@ def parse_box(numbers: Any, size: tuple[int, int], form: str = "xywh") -> Box:
     width, height = size
     box = Box(float(max(0, x1)), float(max(0, y1)), float(min(width, x2)), float(min(height, y2)))
     if not (box.x1 < box.x2 and box.y1 < box.y2):
-        raise InvalidRecord("a box outside the picture")
+        raise InvalidRecord("a box outside the image")
     return box
 
 
@@ -456,7 +456,7 @@ def upright_transform(path: Path, size: tuple[int, int], given: bool, orientatio
 
 
 def exceeds_image(numbers: Any, size: tuple[int, int], form: str = "xywh") -> bool:
-    """Whether a box of which `parse_box` made one lay outside the picture in part, by over a pixel."""
+    """Whether a box of which `parse_box` made one lay outside the image in part, by over a pixel."""
     x1, y1, x2, y2 = numbers
     if form == "xywh":
         x2, y2 = x1 + x2, y1 + y2
@@ -505,8 +505,8 @@ def records_of(captions: Mapping[P, list[str]], apart: bool) -> list[tuple[P, tu
     """(image, its captions), a record an image; apart: a record a caption."""
     return [
         record
-        for picture, words in captions.items()
-        for record in ([(picture, (w,)) for w in words] if apart else [(picture, tuple(words))])
+        for image, words in captions.items()
+        for record in ([(image, (w,)) for w in words] if apart else [(image, tuple(words))])
     ]
 
 

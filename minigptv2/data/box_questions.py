@@ -1,4 +1,4 @@
-"""What can be asked about a picture whose things have boxes and labels: to detect, refer and identify, as meaning.
+"""What can be asked about an image whose things have boxes and labels: to detect, refer and identify, as meaning.
 
 For a user's own boxes and for COCO's. A scene that the program draws has more to say: `scenes/questions.py`.
 """
@@ -18,12 +18,12 @@ TASKS = ("detection", "refer", "identify")
 MAX_BOXES = 50  # in one answer: about 700 tokens, so that it fits a context of 1,024 with its image and question
 TOO_MANY = f"a label with more than {MAX_BOXES} boxes in an image, which detection does not ask for"
 _SAME = 0.9  # boxes that overlap more than this show the same thing, so that what it is has two answers
-_LEAST_SIDE = 2 / BINS  # of the picture: below it, the box's numbers hardly differ
+_LEAST_SIDE = 2 / BINS  # of the image: below it, the box's numbers hardly differ
 
 
 @dataclass(frozen=True)
 class LabelledBoxes:
-    """boxes: label -> its boxes, pixels of the upright picture. absent: labels of which there is none. incomplete:
+    """boxes: label -> its boxes, pixels of the upright image. absent: labels of which there is none. incomplete:
     labels of which not every instance has a box: their things can be named, but not all be found."""
 
     boxes: Mapping[str, Sequence[Box]]

@@ -1,7 +1,7 @@
-"""Where the pictures of COCO lie: several sets annotate them, and people keep them in several ways.
+"""Where the images of COCO lie: several sets annotate them, and people keep them in several ways.
 
-A COCO number names one picture, in the release of 2014 (`train2014/COCO_train2014_000000000009.jpg`) as in that of 2017
-(`train2017/000000000009.jpg`), so that the pictures of either serve any annotation.
+A COCO number names one image, in the release of 2014 (`train2014/COCO_train2014_000000000009.jpg`) as in that of 2017
+(`train2017/000000000009.jpg`), so that the images of either serve any annotation.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _TRIED = 20  # names by which the folder of a file's images is found
 
 
 class CocoImages:
-    """Finds pictures by their COCO number. The folders are listed once, when it is made; no picture is opened."""
+    """Finds images by their COCO number. The folders are listed once, when it is made; no image is opened."""
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
         if not is_dir(self.folder):
             raise UserError(
                 f"{self.folder} is no folder.",
-                f"COCO's pictures are looked for in it and in {', '.join(FOLDERS[1:5])}.",
-                "Give the folder of the pictures as `images`.",
+                f"COCO's images are looked for in it and in {', '.join(FOLDERS[1:5])}.",
+                "Give the folder of the images as `images`.",
             )
         self._listed: list[tuple[str, np.ndarray]] = []  # what precedes the number in a path; sorted numbers
         for below in FOLDERS:
@@ -79,7 +79,7 @@ class CocoImages:
         return self._found(number) is not None
 
     def find(self, number: int) -> Path:
-        """The picture's path; where it is not there, the path where it is expected."""
+        """The image's path; where it is not there, the path where it is expected."""
         return self._found(number) or self.folder / "train2014" / f"COCO_train2014_{number:012d}.jpg"
 
 

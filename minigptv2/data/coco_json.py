@@ -55,7 +55,7 @@ SAME_BOX = "the same box twice, used once"
 AS_TEXT = "a box whose numbers are text"
 SHARES = "a box in shares of 0..1, not in pixels"
 NO_AREA = "a box without area"
-OUTSIDE = "a box outside the picture"
+OUTSIDE = "a box outside the image"
 CORNERS = "a file whose boxes all fit as x1, y1, x2, y2 and reach over the edge as x, y, width, height"
 OTHER_AREA = "an 'area' that is no number, so that of the box was taken"
 STRANGE_CROWD = "an 'iscrowd' that is neither 0 nor 1, taken as 1"
@@ -399,23 +399,23 @@ class CocoFile:
     def _owner(self, row: Any) -> tuple[CocoImage, Id, str]:
         """Whose an annotation is. Raises InvalidRecord; where it may be on one of several images, or of one of several
         labels, those labels are no longer sure there."""
-        picture = identity(field_of(row, "image_id", (int, float, str)))
+        image = identity(field_of(row, "image_id", (int, float, str)))
         category = identity(field_of(row, "category_id", (int, float, str)))
         label = self.labels.get(category)
         unclear = self._unclear.get(category, _NONE) if label is None else {label}
-        if picture in self._shared:
-            for image in self._shared[picture]:
-                image.unsure |= unclear
+        if image in self._shared:
+            for shared in self._shared[image]:
+                shared.unsure |= unclear
             raise InvalidRecord("a box of an image whose 'id' another has, too")
-        if picture not in self._by_id:
+        if image not in self._by_id:
             raise InvalidRecord("an 'image_id' that no image has")
         if label is None:
-            self._by_id[picture].unsure |= unclear
-            self._by_id[picture].unusable += 1
+            self._by_id[image].unsure |= unclear
+            self._by_id[image].unusable += 1
             raise InvalidRecord(
                 "a 'category_id' that two categories have" if unclear else "a 'category_id' that no category has"
             )
-        return self._by_id[picture], self.category_of[label], label
+        return self._by_id[image], self.category_of[label], label
 
     def _crowd(self, given: Any, where: str) -> bool:
         plain = given.strip().lower() if isinstance(given, str) else given

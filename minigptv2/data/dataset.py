@@ -55,13 +55,13 @@ _KINDS = {"str": (str, "text"), "int": (int, "a whole number"), "bool": (bool, "
 
 
 class Dataset(Protocol):
-    """Records by number. `dataset[i]` is a function of i alone, quick, and opens no picture: its `image` is a path, or
+    """Records by number. `dataset[i]` is a function of i alone, quick, and opens no image: its `image` is a path, or
     an object that `images.open_image` takes. problems: what was wrong with rows that were left out.
 
-    Three methods are optional. `sample(index, rng) -> Sample`: of a data set that asks other questions about a picture
+    Three methods are optional. `sample(index, rng) -> Sample`: of a data set that asks other questions about an image
     in every epoch; training calls it in place of `dataset[index]`, with a random.Random of the sample's position.
-    `picture(index)`: `dataset[index].image` where that costs less than the whole record. `missing_pictures()`: the
-    paths of pictures that are not on the disk while their records were kept.
+    `image(index)`: `dataset[index].image` where that costs less than the whole record. `missing_images()`: the
+    paths of images that are not on the disk while their records were kept.
     """
 
     problems: ProblemCounter
@@ -82,7 +82,7 @@ class ProblemCounter:
         self.seen: Counter[str] = Counter()
 
     def add(self, kind: str, example: str, dropped: bool = True, unit: str = RECORDS) -> None:
-        """kind: "a box outside the picture"; example: where, "val.json row 17". dropped: False for a note, on what is
+        """kind: "a box outside the image"; example: where, "val.json row 17". dropped: False for a note, on what is
         used all the same (a box that is cut off at the edge) or was never meant to be (a crowd). unit: what was
         dropped, in the plural."""
         self.counts[kind] += 1

@@ -10,7 +10,7 @@ A reader's module says it in plain constants:
                address, or asks for a licence to be signed, is not in it
     OPTIONS    part -> the reader's options for it, besides `root`; left out: {"split": part}. The value "{place}"
                stands for the part's first place as it lies on the disk, for readers that take a file or shards. Where
-               `images` is among them, the set has pictures of its own, none of COCO
+               `images` is among them, the set has images of its own, none of COCO
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def names_in(folder: Path) -> set[str]:
     except OSError as error:
         raise UserError(
             f"{folder} cannot be listed: {error.strerror}.",
-            "It is the folder of the pictures.",
+            "It is the folder of the images.",
             "Check that it exists and that you may read it.",
         ) from None
 

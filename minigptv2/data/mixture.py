@@ -41,7 +41,7 @@ class DataConfig:
     """sources: what is mixed. max_bad_share: the run stops where more than this share of the records could not be
     used: before its first step, where a source's reader dropped more of its records, annotations or other units; later,
     where more samples failed. least_judged: samples before the latter is judged. fast_decode: JPEGs of at least twice
-    the picture's size are decoded at a half, a quarter or an eighth of theirs, 2 to 8 times faster; the squashed pixels
+    the image's size are decoded at a half, a quarter or an eighth of theirs, 2 to 8 times faster; the squashed pixels
     then differ from those that the model is asked with by 0.6 to 0.8 of 255 levels on average (photographs of 2
     megapixels)."""
 

@@ -5,7 +5,7 @@ file; after that `shards[i]` reads one row of the index and the record itself, w
 stays open or in memory, so any number of processes may read.
 
 An index: a line of JSON, then rows of little-endian numbers. For a tar, block (512 bytes) and size of text, JSON and
-picture, 0 for what is not there; for parquet, row group and row in it.
+image, 0 for what is not there; for parquet, row group and row in it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ except ImportError:  # not on Windows: several processes then make the same inde
     fcntl = None
 
 # as every set in shards says it to data/dataset_files.py; beside its tars, img2dataset leaves parquet files without
-# pictures
+# images
 LAYOUT_OF_SHARDS = {"shards": (("*.tar", "*.parquet"),)}
 OPTIONS_OF_SHARDS = {"shards": {"shards": "{place}", "images": ""}}
 
@@ -45,7 +45,7 @@ FORMAT = 3  # of the index; another one is made anew
 _BLOCK = 512  # bytes of a tar's header, and what everything in it is aligned to
 _TAR, _PARQUET = struct.Struct("<6I"), struct.Struct("<2I")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
-_PICTURE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "image_bytes", "picture")
+_IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "image_bytes", "picture")
 _EXAMPLES = 3
 
 
@@ -72,7 +72,7 @@ class TarImage:
 
     @property
     def key(self) -> str:
-        """Another picture, another key: a tar that was written anew holds others."""
+        """Another image, another key: a tar that was written anew holds others."""
         return f"{_written(self.path)}, byte {self.offset}, {self.size} bytes"
 
     def __str__(self) -> str:
@@ -81,7 +81,7 @@ class TarImage:
 
 @dataclass(frozen=True)
 class ParquetImage:
-    """The picture in one row of a parquet file. `images.open_image` takes it."""
+    """The image in one row of a parquet file. `images.open_image` takes it."""
 
     path: str
     group: int
@@ -89,14 +89,14 @@ class ParquetImage:
     column: str
 
     def read(self) -> bytes:
-        value = _pictures(self.path, self.group, self.column)[self.row].as_py()
-        if isinstance(value, dict):  # as the datasets library stores a picture: bytes and path
+        value = _images(self.path, self.group, self.column)[self.row].as_py()
+        if isinstance(value, dict):  # as the datasets library stores an image: bytes and path
             value = value.get("bytes")
         if not isinstance(value, bytes):
             raise UserError(
-                f"{self} holds no bytes of a picture.",
+                f"{self} holds no bytes of an image.",
                 f"It holds {type(value).__name__}.",
-                "Name the right column as `picture`.",
+                "Name the right column as `image`.",
             )
         return value
 
@@ -104,7 +104,7 @@ class ParquetImage:
 
     @property
     def key(self) -> str:
-        """Another picture, another key: a file that was written anew holds others."""
+        """Another image, another key: a file that was written anew holds others."""
         return f"{_written(self.path)}, row group {self.group}, row {self.row}, {self.column}"
 
     def __str__(self) -> str:
@@ -122,7 +122,7 @@ class Record:
     key: str = ""
 
 
-# of a record whose picture is there: raises InvalidRecord to leave it out; names what is wrong with parts of it
+# of a record whose image is there: raises InvalidRecord to leave it out; names what is wrong with parts of it
 RecordFilter = Callable[[Record], Iterable[str]]
 
 
@@ -131,7 +131,7 @@ class Shards:
 
     files: paths, globs, and ranges like `data/{00000..00331}.tar`. judge: see `RecordFilter`. purpose: what
     distinguishes this judge and its options from others; it begins with a word in a-z, and has an index of its own.
-    index: the folder of the indexes, "" for beside each shard. picture: the parquet column with the picture's bytes,
+    index: the folder of the indexes, "" for beside each shard. image: the parquet column with the image's bytes,
     its path below `images`, or its address, of which the last part is the name of a file there; "" takes a usual one.
     """
 
@@ -142,11 +142,11 @@ class Shards:
         purpose: str,
         index: str = "",
         images: str = "",
-        picture: str = "",
+        image: str = "",
     ):
         self.problems = ProblemCounter()
-        self._images, self._picture = images, picture
-        told = hashlib.sha256(repr((purpose, images, picture)).encode()).hexdigest()[:8]
+        self._images, self._image = images, image
+        told = hashlib.sha256(repr((purpose, images, image)).encode()).hexdigest()[:8]
         self._purpose = f"{re.match(r'[a-z]*', purpose)[0] or 'all'}-{told}"
         self._folder = index
         found = _expand([files] if isinstance(files, str) else files)
@@ -188,7 +188,7 @@ class Shards:
 
     def _record(self, shard: str, row: tuple[int, ...]) -> Record:
         if _form(shard) is _PARQUET:
-            return _parquet_record(shard, *row, self._picture, self._images)
+            return _parquet_record(shard, *row, self._image, self._images)
         return _tar_record(shard, row)
 
     # ---- the indexes ----
@@ -240,7 +240,7 @@ class Shards:
             count, form = 0, _form(shard)
             for row, name in (_parquet_rows if form is _PARQUET else _tar_rows)(shard, problems):
                 try:
-                    for kind in judge(_pictured(self._record(shard, row))):
+                    for kind in judge(_imaged(self._record(shard, row))):
                         problems.add(kind, f"{Path(shard).name} {name}", dropped=False)
                 except InvalidRecord as error:
                     problems.add(str(error), f"{Path(shard).name} {name}", not isinstance(error, Unwanted))
@@ -263,10 +263,10 @@ class Shards:
                 ) from error
 
 
-def _pictured(record: Record) -> Record:
-    """The record. Raises InvalidRecord where its picture is not there."""
+def _imaged(record: Record) -> Record:
+    """The record. Raises InvalidRecord where its image is not there."""
     if record.image is None:
-        raise InvalidRecord("no picture")
+        raise InvalidRecord("no image")
     return record
 
 
@@ -499,8 +499,8 @@ def _words(path: str, group: int, columns: tuple[str, ...]) -> dict[str, Any]:
     return _row_group(path, group, columns)
 
 
-@lru_cache(1)  # a row group of pictures may be hundreds of megabytes
-def _pictures(path: str, group: int, column: str) -> Any:
+@lru_cache(1)  # a row group of images may be hundreds of megabytes
+def _images(path: str, group: int, column: str) -> Any:
     return _row_group(path, group, (column,))[column]
 
 
@@ -519,21 +519,21 @@ def _row_group(path: str, group: int, columns: tuple[str, ...]) -> dict[str, Any
 
 
 @lru_cache(64)
-def _columns(path: str, picture: str) -> tuple[tuple[str, ...], str]:
-    """The columns that are no picture, and the one that is, "" where there is none."""
+def _columns(path: str, image: str) -> tuple[tuple[str, ...], str]:
+    """The columns that are no image, and the one that is, "" where there is none."""
     pyarrow = _arrow()
     schema = pyarrow.parquet.read_schema(path, memory_map=True)
-    if picture and picture not in schema.names:
+    if image and image not in schema.names:
         raise UserError(
-            f"{path} has no column {picture!r}.",
+            f"{path} has no column {image!r}.",
             f"Its columns: {', '.join(schema.names)}.",
-            "Name one of them as `picture`.",
+            "Name one of them as `image`.",
         )
-    picture = picture or next((name for name in _PICTURE_COLUMNS if name in schema.names), "")
+    image = image or next((name for name in _IMAGE_COLUMNS if name in schema.names), "")
     binary = (pyarrow.types.is_binary, pyarrow.types.is_large_binary, pyarrow.types.is_struct)
-    # bytes are read only when the picture is opened; a path is a word like others
+    # bytes are read only when the image is opened; a path is a word like others
     lazy = {name for name in schema.names if any(is_so(schema.field(name).type) for is_so in binary)}
-    return tuple(name for name in schema.names if name not in lazy), picture
+    return tuple(name for name in schema.names if name not in lazy), image
 
 
 def _parquet_rows(shard: str, problems: ProblemCounter) -> Iterator[tuple[tuple[int, int], str]]:
@@ -554,19 +554,19 @@ def _parquet_rows(shard: str, problems: ProblemCounter) -> Iterator[tuple[tuple[
             yield (group, row), f"row {sum(sizes[:group]) + row}"
 
 
-def _parquet_record(shard: str, group: int, row: int, picture: str, images: str) -> Record:
-    columns, picture = _columns(shard, picture)
+def _parquet_record(shard: str, group: int, row: int, column: str, images: str) -> Record:
+    columns, column = _columns(shard, column)
     table = _words(shard, group, columns)
-    fields = {name: column[row].as_py() for name, column in table.items()}
+    fields = {name: values[row].as_py() for name, values in table.items()}
     image: Any = None
-    if picture in fields:
-        place = fields[picture] if fields[picture] is not None else ""
+    if column in fields:
+        place = fields[column] if fields[column] is not None else ""
         if not isinstance(place, str | int):
             raise InvalidRecord("an image that is neither bytes nor the name of a file, such as a list")
         place = str(place)
         place = place.split("?")[0].rpartition("/")[2] if "://" in place else place
         if place:
             image = find_image(Path(images), place if place.lower().endswith(SUFFIXES) else f"{place}.jpg")
-    elif picture:
-        image = ParquetImage(shard, group, row, picture)
+    elif column:
+        image = ParquetImage(shard, group, row, column)
     return Record(fields, "", image, f"{os.path.basename(shard)} row group {group} row {row}")

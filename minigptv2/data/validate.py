@@ -1,4 +1,4 @@
-"""`minigptv2 data check`: what is in a file of one's own, what is wrong with it, and a sheet of pictures to look at.
+"""`minigptv2 data check`: what is in a file of one's own, what is wrong with it, and a sheet of images to look at.
 
 JSON Lines (`jsonl.py`) and COCO's detection JSON (`coco_json.py`) are read by the code that training reads them with;
 here every image is opened, too.
@@ -30,11 +30,11 @@ from minigptv2.errors import UserError
 from minigptv2.files import is_file, refuse_device
 from minigptv2.images import image_header, upright_size
 
-CELL, BAND = 400, 20  # pixels of a picture's place in the sheet, and of the line with its name
+CELL, BAND = 400, 20  # pixels of an image's place in the sheet, and of the line with its name
 _MOST_LABELS = 12  # named in the summary
-TURNED = "a size of the picture as it lies in the file; it is turned upright by its EXIF orientation"
+TURNED = "a size of the image as it lies in the file; it is turned upright by its EXIF orientation"
 SWAPPED_SIZE = "a size whose width and height are swapped"
-OTHER_SIZE = "a size that is not the picture's"
+OTHER_SIZE = "a size that is not the image's"
 UPRIGHT_ELSEWHERE = (
     "a file whose other sizes are of upright images, while images that are mirrored, square or upside down were taken "
     "as stored (option orientation: upright)"
@@ -43,7 +43,7 @@ UPRIGHT_ELSEWHERE = (
 
 @dataclass
 class ValidationReport:
-    """counts: what was found, by name. labels: how many boxes of each. drawn: picture, its upright size, its boxes."""
+    """counts: what was found, by name. labels: how many boxes of each. drawn: image, its upright size, its boxes."""
 
     form: str
     counts: dict[str, int] = field(default_factory=dict)
@@ -104,7 +104,7 @@ def _look(path: Path, quick: bool) -> tuple[tuple[int, int], int]:
     from minigptv2.images import open_image
 
     if not is_file(path):
-        raise InvalidRecord("a picture that is not on the disk")
+        raise InvalidRecord("an image that is not on the disk")
     try:
         found = image_header(path)
         if not quick:
@@ -112,7 +112,7 @@ def _look(path: Path, quick: bool) -> tuple[tuple[int, int], int]:
         return found
     except UserError as error:
         kind = "damaged or cut short" if "damaged" in error.given else "not to be read"
-        raise InvalidRecord(f"a picture that is {kind}") from error
+        raise InvalidRecord(f"an image that is {kind}") from error
 
 
 def _compared(
@@ -182,7 +182,7 @@ def _check_own(file: Path, images: str, quick: bool, orientation: str) -> Valida
             report.drawn.append((entry.image, size, boxes))
     report.counts = {
         "lines": lines,
-        "pictures": len({path for path, _, _ in report.drawn}),
+        "images": len({path for path, _, _ in report.drawn}),
         "boxes": counts["boxes"],
         "labels": len(report.labels),
         "captions": counts["caption"],
@@ -191,7 +191,7 @@ def _check_own(file: Path, images: str, quick: bool, orientation: str) -> Valida
         "conversations": counts["conversations"],
         "turns in them": counts["turns"],
         "tokens in the longest, by estimate": longest,
-        "lines without a picture": counts["text"],
+        "lines without an image": counts["text"],
     }
     return report
 
@@ -207,7 +207,7 @@ def _check_coco(file: Path, images: str, quick: bool, orientation: str) -> Valid
     usable = {record.path for record in coco_detection.records_of(coco)}
     crowds = problems.counts.pop(CROWD, 0)
     frames: Counter[str] = Counter()
-    for image in tqdm(coco.images, "check", unit=" pictures", disable=None, leave=False):
+    for image in tqdm(coco.images, "check", unit=" images", disable=None, leave=False):
         for label, found in image.boxes.items():
             report.labels[label] += len(found)
         if image.lost:
@@ -231,8 +231,8 @@ def _check_coco(file: Path, images: str, quick: bool, orientation: str) -> Valid
         problems.add(UPRIGHT_ELSEWHERE, f"{frames['unknown']} images", dropped=False)
     report.usable = len(usable)
     report.counts = {
-        "pictures": len(coco.images),
-        "pictures without a box": sum(not image.things for image in coco.images),
+        "images": len(coco.images),
+        "images without a box": sum(not image.things for image in coco.images),
         "boxes": sum(report.labels.values()),
         "crowds, left out": crowds,
         "categories": len(coco.labels),
@@ -259,7 +259,7 @@ def _by(size: tuple[int, int]) -> str:
 
 
 def write_sheet(report: ValidationReport, out: Path, most: int) -> tuple[Path, int]:
-    """Up to `most` pictures, spread over the whole file, with their labelled boxes, as one PNG: where `save_png` put
+    """Up to `most` images, spread over the whole file, with their labelled boxes, as one PNG: where `save_png` put
     it, and how many it shows."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -269,15 +269,15 @@ def write_sheet(report: ValidationReport, out: Path, most: int) -> tuple[Path, i
     if len(shown) > most:
         shown = [shown[i * len(shown) // most] for i in range(most)]
     if not shown:
-        raise UserError("There is no picture to show.", "A sheet needs one that can be read.", "Leave --sheet away.")
+        raise UserError("There is no image to show.", "A sheet needs one that can be read.", "Leave --sheet away.")
     columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)
     sheet = Image.new("RGB", (columns * CELL, rows * (CELL + BAND)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for place, (path, size, boxes) in enumerate(shown):
         left, top = place % columns * CELL, place // columns * (CELL + BAND)
-        picture = _scaled(path, size, boxes)
-        sheet.paste(picture, (left + (CELL - picture.width) // 2, top + BAND + (CELL - picture.height) // 2))
+        image = _scaled(path, size, boxes)
+        sheet.paste(image, (left + (CELL - image.width) // 2, top + BAND + (CELL - image.height) // 2))
         name = "".join(c if c.isprintable() else " " for c in path.name)
         while font.getlength(name) > CELL - 8:
             name = name[1:]
@@ -296,10 +296,10 @@ def _scaled(path: Path, size: tuple[int, int], boxes: list[Box]):
     from minigptv2.images import open_image
 
     try:
-        picture = open_image(path)
+        image = open_image(path)
     except UserError:  # with quick, damage shows here first
-        picture = Image.new("RGB", size, "lightgrey")
-    share = CELL / max(picture.size)
-    picture = picture.resize(tuple(max(1, round(side * share)) for side in picture.size))
-    across, down = picture.width / size[0], picture.height / size[1]
-    return draw_boxes(picture, [Box(b.x1 * across, b.y1 * down, b.x2 * across, b.y2 * down, b.phrase) for b in boxes])
+        image = Image.new("RGB", size, "lightgrey")
+    share = CELL / max(image.size)
+    image = image.resize(tuple(max(1, round(side * share)) for side in image.size))
+    across, down = image.width / size[0], image.height / size[1]
+    return draw_boxes(image, [Box(b.x1 * across, b.y1 * down, b.x2 * across, b.y2 * down, b.phrase) for b in boxes])

@@ -6,7 +6,7 @@ answers; a benchmark never touches the model, so answers of any source can be sc
     items = benchmark.items()                            rows of the annotation file, in its order
     scored = benchmark.score(items, predictions, rules)  one prediction for every item, given or missing
     figures of scored: the mean of each of `outcomes`, and each of `corpus` over all indexes
-    intervals: both again over pictures drawn with repetition, `Question.picture` being the unit
+    intervals: both again over images drawn with repetition, `Question.image` being the unit
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Question:
     """One question. index: the row of the annotation file, from 0; unique, and the key of its answer.
 
     image: what `images.open_image` takes (a path is not opened before it is asked), None for text alone. size: width
-    and height of the picture in pixels, (0, 0) where no box needs it. instruction: the final text put to the model.
-    picture: which picture this is, equal for all items about it: they share its encoding and are drawn together by the
+    and height of the image in pixels, (0, 0) where no box needs it. instruction: the final text put to the model.
+    image: which image this is, equal for all items about it: they share its encoding and are drawn together by the
     bootstrap. truth: what is right, in the benchmark's own form: a Box, a label, references. candidates: answers to be
     ranked by their log-probability; empty where the model writes freely. words: what is asked for, for a plot's title.
     key: what result files of other programs call it, such as its question_id or its image's name; several items may
@@ -100,12 +100,12 @@ class ScoringRules:
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """One item for a person to look at. truth and boxes: XYXY pixels of the upright picture; boxes are the answer's.
+    """One item for a person to look at. truth and boxes: XYXY pixels of the upright image; boxes are the answer's.
 
     score: 0..1, the outcome of the benchmark's first metric or what `Scored.score_description` names, None where there
     is none. box_found: of each box of truth, whether the answer found it or its phrase at IoU 0.5, None where that does
     not matter; empty where `score` says it. expected: the right answer in words, "" where it is boxes alone. size:
-    width and height of the picture, (0, 0) where nobody knows it."""
+    width and height of the image, (0, 0) where nobody knows it."""
 
     index: int
     image: Any
@@ -161,7 +161,7 @@ def minigpt_v2(stage_2: float, chat: float, source: str) -> tuple[Published, ...
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of a report. low, high: 95 % confidence, bootstrap over pictures; None where it was not computed."""
+    """One line of a report. low, high: 95 % confidence, bootstrap over images; None where it was not computed."""
 
     value: float
     low: float | None = None
@@ -175,7 +175,7 @@ class BenchmarkReport:
 
     name: "refcoco testA". settings: the benchmark's options that change what is measured (dataset, split, limit).
     model: its folder, "bundled", or the answers file of a rescoring. answered: how, in words: prompt wrapper, batch, or
-    "rescored". absent: pictures that are not on disk, with --allow-missing. judged: as in `Scored`. problems: lines
+    "rescored". absent: images that are not on disk, with --allow-missing. judged: as in `Scored`. problems: lines
     about rows left out, and what of the answers could not be read or written in another program's format. failed: lines
     about questions that could not be asked, as their image cannot be opened, say, and count as wrong.
     """
@@ -266,7 +266,7 @@ def strip_special_tokens(text: str) -> str:
 
 
 def annotation_files(root: str, layout: Layout, split: str, page: str, given: Sequence[str] = ()) -> list[Path]:
-    """The annotation files of a split below root, without its folders of pictures; or those that are given by name.
+    """The annotation files of a split below root, without its folders of images; or those that are given by name.
 
     Raises UserError that names what is not there.
     """
@@ -286,8 +286,8 @@ def annotation_files(root: str, layout: Layout, split: str, page: str, given: Se
     return [path for place in places if (path := find(root, place)) is not None]
 
 
-def picture_folder(root: str, images: str, *names: str) -> Path:
-    """The folder of pictures: `images` where it is given, else the first of these names below root, else root."""
+def image_folder(root: str, images: str, *names: str) -> Path:
+    """The folder of images: `images` where it is given, else the first of these names below root, else root."""
     if images:
         return Path(images)
     return next((Path(root, n) for n in names if is_dir(Path(root, n))), Path(root))

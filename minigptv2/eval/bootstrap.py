@@ -1,10 +1,10 @@
-"""How sure a figure is: 95 % bootstrap intervals over pictures.
+"""How sure a figure is: 95 % bootstrap intervals over images.
 
-Questions about one picture are answered alike well, so pictures are drawn, not questions: as many as there are, with
+Questions about one image are answered alike well, so images are drawn, not questions: as many as there are, with
 repetition, each with all its questions. The interval is from the 2.5th to the 97.5th percentile of the figure over the
 draws. Bradley Efron and Robert Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
 
-Means (accuracy, CIDEr, ROUGE-L) are drawn `resamples` times, as sums of pictures: quick at any size. Figures that are
+Means (accuracy, CIDEr, ROUGE-L) are drawn `resamples` times, as sums of images: quick at any size. Figures that are
 no means (BLEU, METEOR, F1, AUC, COCO's AP) call their function for every draw; they are drawn `corpus_resamples` times.
 AP is matched once (`metrics.AveragePrecision`), and only its precision curve is made anew.
 CIDEr keeps the word weights of the whole set.
@@ -37,59 +37,59 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """metric -> (low, high), for every outcome and corpus figure of `scored`. The same seed gives the same numbers.
 
-    `Question.picture` is the unit. A metric of fewer than two pictures has no interval and is left out.
+    `Question.image` is the unit. A metric of fewer than two images has no interval and is left out.
     """
-    picture_of = {item.index: item.image_key for item in items}
+    image_of = {item.index: item.image_key for item in items}
     out = {}
     for name, values in scored.outcomes.items():
-        found = mean_interval(values, picture_of, resamples, seed)
+        found = mean_interval(values, image_of, resamples, seed)
         if found is not None:
             out[name] = found
     for name, function in scored.corpus.items():
-        found = corpus_interval(function, picture_of, corpus_resamples, seed)
+        found = corpus_interval(function, image_of, corpus_resamples, seed)
         if found is not None:
             out[name] = found
     return out
 
 
 def mean_interval(
-    values: Mapping[int, float], picture_of: Mapping[int, str], resamples: int = RESAMPLES, seed: int = 0
+    values: Mapping[int, float], image_of: Mapping[int, str], resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval | None:
-    """The interval of the mean of values, each of an item; None for fewer than two pictures."""
+    """The interval of the mean of values, each of an item; None for fewer than two images."""
     import numpy as np
 
     places: dict[str, int] = {}
-    clusters = [places.setdefault(picture_of[i], len(places)) for i in values]
+    clusters = [places.setdefault(image_of[i], len(places)) for i in values]
     count = len(places)
     if count < 2:
         return None
-    sums = np.bincount(clusters, weights=np.fromiter(values.values(), float), minlength=count)  # [pictures]
-    sizes = np.bincount(clusters, minlength=count).astype(float)  # [pictures]
+    sums = np.bincount(clusters, weights=np.fromiter(values.values(), float), minlength=count)  # [images]
+    sizes = np.bincount(clusters, minlength=count).astype(float)  # [images]
     rng, means = np.random.default_rng(seed), []
     at_once = max(1, _BLOCK // count)
     for start in range(0, resamples, at_once):
-        drawn = rng.integers(count, size=(min(at_once, resamples - start), count))  # [draws, pictures]
+        drawn = rng.integers(count, size=(min(at_once, resamples - start), count))  # [draws, images]
         means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
     return _percentiles(np.concatenate(means))
 
 
 def corpus_interval(
     function: Callable[[Sequence[int]], float | None],
-    picture_of: Mapping[int, str],
+    image_of: Mapping[int, str],
     resamples: int = CORPUS_RESAMPLES,
     seed: int = 0,
 ) -> Interval | None:
-    """The interval of a figure of a whole set: `function` gets the items of the drawn pictures.
+    """The interval of a figure of a whole set: `function` gets the items of the drawn images.
 
     A draw where the figure does not exist (None or not a number, such as AUC of one class) is left out; None where that
-    is so for more than half of them, and for fewer than two pictures.
+    is so for more than half of them, and for fewer than two images.
     """
     import numpy as np
 
-    by_picture: dict[str, list[int]] = {}
-    for index, picture in picture_of.items():
-        by_picture.setdefault(picture, []).append(index)
-    groups = list(by_picture.values())
+    by_image: dict[str, list[int]] = {}
+    for index, image in image_of.items():
+        by_image.setdefault(image, []).append(index)
+    groups = list(by_image.values())
     if len(groups) < 2:
         return None
     rng, figures = np.random.default_rng(seed), []

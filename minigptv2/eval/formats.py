@@ -111,29 +111,29 @@ def read(
     """Answers by index; counts to show beside the figures; what fits no question.
 
     items: all of the benchmark; asked: those that this run scores. categories: of COCO results, which list detections
-    alone, so that an asked picture without one counts as answered with no box. excluded: rows of the annotation file
+    alone, so that an asked image without one counts as answered with no box. excluded: rows of the annotation file
     that the benchmark left out.
     """
     counts: dict[str, int] = {}
     if form in ("pictures", "rows", "lines"):
         content = _load(file, _objects if form == "lines" else json.loads)
         if form == "pictures":
-            texts, problems = results.of_pictures(Path(file), content, items)
+            texts, problems = results.of_images(Path(file), content, items)
         else:
             texts, problems = results.of_rows(Path(file), content, items, excluded)
         return {index: Prediction(index, text) for index, text in texts.items()}, counts, problems
     if form == "coco":
         item_of = {item.truth.number: item for item in items}
-        by_picture, problems = coco_detections(file, categories, item_of)
+        by_image, problems = coco_detections(file, categories, item_of)
         boxes = {
             item_of[number].index: tuple(item_of[number].truth.frame.box(box) for box in found)
-            for number, found in by_picture.items()
+            for number, found in by_image.items()
         }
     else:
         boxes, problems = read_refcoco_lines(file, items)
     if form == "coco" and boxes:
         without = [item.index for item in asked if item.index not in boxes]
-        boxes, counts = boxes | dict.fromkeys(without, ()), {"pictures without a detection": len(without)}
+        boxes, counts = boxes | dict.fromkeys(without, ()), {"images without a detection": len(without)}
     return {index: Prediction(index, "", boxes=found) for index, found in boxes.items()}, counts, problems
 
 
@@ -157,7 +157,7 @@ def coco_results(
                 found = (categories.get(box.phrase), categories.get(case.words))
                 category = found[0] if found[0] is not None else found[1]
             if number is None:
-                problems.add("a picture whose name holds no number", f"case {case.index}")
+                problems.add("an image whose name holds no number", f"case {case.index}")
             elif category is None:
                 problems.add("a phrase that is no category", f"case {case.index} {box.phrase!r}")
             else:
@@ -182,9 +182,9 @@ def read_coco_results(file: str | Path, categories: Mapping[Id, str] | None = No
 
 
 def coco_detections(
-    file: str | Path, categories: Mapping[Id, str] | None = None, pictures: Container[Id] | None = None
+    file: str | Path, categories: Mapping[Id, str] | None = None, images: Container[Id] | None = None
 ) -> tuple[dict[Id, tuple[Box, ...]], ProblemCounter]:
-    """As `read_coco_results`, and what was left out: detections of no such category, or in none of these pictures."""
+    """As `read_coco_results`, and what was left out: detections of no such category, or in none of these images."""
     rows = _load(file, json.loads)
     if not isinstance(rows, list):
         raise _not_a(file, "a list of detections", "It is not a list.")
@@ -193,17 +193,17 @@ def coco_detections(
     for number, row in enumerate(rows):
         box = _pixels(row.get("bbox")) if isinstance(row, dict) else None
         try:
-            score, picture, category = float(row["score"]), identity(row["image_id"]), identity(row["category_id"])
+            score, image, category = float(row["score"]), identity(row["image_id"]), identity(row["category_id"])
             if not math.isfinite(score) or box is None:
                 raise ValueError
         except (KeyError, TypeError, ValueError, OverflowError):
             raise _not_a(file, "a list of detections", f"Row {number} is {str(row)[:80]}.") from None
-        if pictures is not None and picture not in pictures:
-            problems.add("a detection in a picture that is not asked about", f"row {number}, picture {picture}")
+        if images is not None and image not in images:
+            problems.add("a detection in an image that is not asked about", f"row {number}, image {image}")
         elif categories is not None and category not in categories:
             problems.add("a detection of no known category", f"row {number}, category {category}")
         else:
-            out[picture].append(Box(*box, "" if categories is None else categories[category], score))
+            out[image].append(Box(*box, "" if categories is None else categories[category], score))
     return {i: tuple(sorted(found, key=lambda b: -b.score)) for i, found in out.items()}, problems
 
 
@@ -250,7 +250,7 @@ def read_refcoco_lines(
     """index of an item -> the boxes predicted for it, and the lines that fit no item.
 
     A line belongs to the item of its question_id where that item has the same expression, else to an item of the same
-    picture and expression, each item once. A line with no box gives an empty answer; an item with no line is absent.
+    image and expression, each item once. A line with no box gives an empty answer; an item with no line is absent.
     """
     by_index = {item.index: item for item in items}
     by_words: dict[tuple, list[Question]] = defaultdict(list)
@@ -281,8 +281,8 @@ def read_refcoco_lines(
 def _item_of(row: dict, words: str, by_index: Mapping, by_words: Mapping, taken: Mapping) -> Question | None:
     place = str(row.get("question_id", ""))
     named = by_index.get(int(place)) if place.isdecimal() and len(place) < 19 else None
-    picture = image_number(row["file_name"])
-    candidates = by_words.get((picture, words), [])
+    image = image_number(row["file_name"])
+    candidates = by_words.get((image, words), [])
     if named in candidates and named.index not in taken:
         return named
     return next((item for item in candidates if item.index not in taken), None)
@@ -300,7 +300,7 @@ def _predicted(row: dict, item: Question) -> Box | None:
 
 
 def image_number(image: Any) -> int | None:
-    """The number of a COCO picture in its file's name: its twelve digits, else its last number; None without one."""
+    """The number of a COCO image in its file's name: its twelve digits, else its last number; None without one."""
     name = Path(str(image)).stem if isinstance(image, (str, Path)) else ""
     found = _COCO_NUMBER.search(name) or next(iter(reversed(list(_ANY_NUMBER.finditer(name)))), None)
     return int(found[1]) if found else None

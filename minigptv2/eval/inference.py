@@ -1,4 +1,4 @@
-"""Puts a benchmark's questions to a model: each picture is encoded once for all its questions, whatever the batch.
+"""Puts a benchmark's questions to a model: each image is encoded once for all its questions, whatever the batch.
 
 An answer does not depend on the batch, nor on how many processes share the work. A question that cannot be put, as its
 image is damaged, say, does not end the others.
@@ -19,10 +19,10 @@ from minigptv2.tasks import split_tag
 if TYPE_CHECKING:
     from minigptv2.api import EncodedImage, MiniGPTv2
 
-# batches whose pictures are kept at once: questions of one task, whose answers are of like length, share a batch, and
-# those about one picture lie together, since the language model reads it once a batch
+# batches whose images are kept at once: questions of one task, whose answers are of like length, share a batch, and
+# those about one image lie together, since the language model reads it once a batch
 WINDOW = 8
-ENCODED_TOGETHER = 8  # pictures
+ENCODED_TOGETHER = 8  # images
 BAD_IMAGE, BAD_QUESTION = "an image that cannot be opened", "a question that the model cannot take"
 
 
@@ -37,7 +37,7 @@ class Unasked(NamedTuple):
 
 
 def group_by_image(items: Sequence[Question]) -> list[list[Question]]:
-    """The items of each picture, pictures in the order of their first item."""
+    """The items of each image, images in the order of their first item."""
     groups: dict[str, list[Question]] = {}
     for item in items:
         groups.setdefault(item.image_key, []).append(item)
@@ -45,7 +45,7 @@ def group_by_image(items: Sequence[Question]) -> list[list[Question]]:
 
 
 def shard_of(items: Sequence[Question], rank: int, world: int) -> list[Question]:
-    """What one of several processes asks: every world-th picture with all its items."""
+    """What one of several processes asks: every world-th image with all its items."""
     return [item for group in group_by_image(items)[rank::world] for item in group]
 
 
@@ -92,13 +92,13 @@ def _answers(
     return out
 
 
-def rank(model: MiniGPTv2, item: Question, picture: EncodedImage | None, batch: int) -> Prediction:
+def rank(model: MiniGPTv2, item: Question, image: EncodedImage | None, batch: int) -> Prediction:
     """The likeliest of an item's candidates: that of the highest mean log-probability over its tokens, the closing one
     included. The mean is over the candidate's own tokens, never over padding; of equal ones the first is taken."""
     means: list[float] = []
     for start in range(0, len(item.candidates), batch):
         mine = item.candidates[start : start + batch]
-        for tokens in model.logprobs_batch([(picture, item.instruction, c) for c in mine], errors="return"):
+        for tokens in model.logprobs_batch([(image, item.instruction, c) for c in mine], errors="return"):
             if isinstance(tokens, UserError):
                 raise tokens
             means.append(sum(t.logprob for t in tokens) / len(tokens))

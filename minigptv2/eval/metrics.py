@@ -1,4 +1,4 @@
-"""How answers are scored. Nothing here opens a model or a picture; what a library must compute, it computes when asked.
+"""How answers are scored. Nothing here opens a model or an image; what a library must compute, it computes when asked.
 
 Boxes: XYXY pixels. Two ways to score them: "strict" is what the field does today (continuous boxes, IoU >= threshold);
 "compat" is the published code's (each box one pixel larger, IoU > threshold), for comparing with its numbers.
@@ -113,11 +113,11 @@ def phrase_found(
 
 
 class AveragePrecision:
-    """COCO's figures for boxes, by pycocotools. The matching is done once; a figure of other pictures is then quick.
+    """COCO's figures for boxes, by pycocotools. The matching is done once; a figure of other images is then quick.
 
     figures = coco_average_precision(truth, detections)
-    figures()              AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl, over all pictures
-    figures([7, 7, 12])    AP, AP50, AP75 of these picture ids, each counted as often as it stands there
+    figures()              AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl, over all images
+    figures([7, 7, 12])    AP, AP50, AP75 of these image ids, each counted as often as it stands there
 
     None: the ground truth holds no box of that size. Nothing is printed.
     """

@@ -1,6 +1,6 @@
 """report.json and report.html: the figures of a run with their intervals, and cases for a person to look at.
 
-report.html is one file that needs no server and loads nothing: pictures are JPEG data inside it, plots are SVG, and a
+report.html is one file that needs no server and loads nothing: images are JPEG data inside it, plots are SVG, and a
 policy in its head forbids everything else. It follows the reader's light or dark setting and fits a phone.
 Figures are shown times 100, as papers print them; report.json has them as they are.
 """
@@ -25,10 +25,10 @@ from minigptv2.eval.plots import plots
 from minigptv2.files import atomic_write
 
 WORST, RANDOM = 50, 20
-_MOST_BYTES = 7_000_000  # of all pictures, as they stand in the file; the whole stays under 8 MB
-_SIDES = (448, 384, 320, 256, 192, 128, 96, 64)  # longest side of a picture, the first that fits
+_MOST_BYTES = 7_000_000  # of all images, as they stand in the file; the whole stays under 8 MB
+_SIDES = (448, 384, 320, 256, 192, 128, 96, 64)  # longest side of an image, the first that fits
 _QUALITY = 72
-_TALLEST = 18  # rem, of a picture on the page
+_TALLEST = 18  # rem, of an image on the page
 _MOST_LETTERS = 400  # of a question or an answer
 
 _SCORING = {
@@ -88,8 +88,8 @@ def page(reports: Sequence[BenchmarkReport]) -> str:
     """The whole of report.html."""
     shown = [(report, worst_cases(report), random_cases(report)) for report in reports]
     count = sum(len(worst) + len(others) for _, worst, others in shown)
-    pictures = _Pictures(_MOST_BYTES // max(1, count))
-    sections = "".join(_section(n, *each, pictures) for n, each in enumerate(shown))
+    images = _Images(_MOST_BYTES // max(1, count))
+    sections = "".join(_section(n, *each, images) for n, each in enumerate(shown))
     title = reports[0].name if len(reports) == 1 else f"{len(reports)} benchmarks"
     links = "".join(f'<li><a href="#b{n}">{_text(r.name)}</a></li>' for n, r in enumerate(reports))
     contents = f'<nav aria-label="Benchmarks"><ul>{links}</ul></nav>' if len(reports) > 1 else ""
@@ -105,7 +105,7 @@ def page(reports: Sequence[BenchmarkReport]) -> str:
 
 
 def _section(
-    number: int, report: BenchmarkReport, worst: list[ScoredAnswer], others: list[ScoredAnswer], pictures: _Pictures
+    number: int, report: BenchmarkReport, worst: list[ScoredAnswer], others: list[ScoredAnswer], images: _Images
 ) -> str:
     parts = [f'<section id="b{number}"><h2>{_text(report.name)}</h2>', _figures(report), _settings(report)]
     drawings = "".join(plots(report.cases))
@@ -118,7 +118,7 @@ def _section(
         )
     for heading, cases in ((f"The {len(worst)} worst cases", worst), (f"{len(others)} cases drawn at random", others)):
         if cases:
-            cards = "".join(_card(case, report, pictures) for case in cases)
+            cards = "".join(_card(case, report, images) for case in cases)
             parts.append(f'<h3>{heading}</h3>{_legend(cases)}<div class="cases">{cards}</div>')
     if not worst and any(c.score is not None for c in report.cases):
         parts.append('<div class="note">No case is wrong.</div>')
@@ -139,13 +139,13 @@ def _figures(report: BenchmarkReport) -> str:
         )
     counts = {"answers": report.total, "malformed": report.invalid, "missing": report.missing}
     if report.absent:
-        counts["pictures not on disk"] = report.absent
+        counts["images not on disk"] = report.absent
     tiles = "".join(
         f"<div><dt>{_text(name)}</dt><dd>{value:,}</dd></div>" for name, value in {**counts, **report.counts}.items()
     )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Figures"><table class="figures"><caption>'
-        "Figures times 100. Interval: 95 %, bootstrap over pictures. InvalidRecord and missing answers count as wrong."
+        "Figures times 100. Interval: 95 %, bootstrap over images. InvalidRecord and missing answers count as wrong."
         "</caption><thead>"
         '<tr><th scope="col">metric</th><th scope="col" class="number">value</th><th scope="col" class="number">'
         '95 %</th><th scope="col"><span class="hidden">as a line</span></th><th scope="col">published</th></tr></thead>'
@@ -203,7 +203,7 @@ def _legend(cases: Sequence[ScoredAnswer]) -> str:
     return f'<div class="legend">{keys}</div>'
 
 
-def _card(case: ScoredAnswer, report: BenchmarkReport, pictures: _Pictures) -> str:
+def _card(case: ScoredAnswer, report: BenchmarkReport, images: _Images) -> str:
     iou = case_iou(case, report)
     facts = [] if iou is None else [f"IoU {iou:.2f}"]
     if case.score is not None:
@@ -220,24 +220,24 @@ def _card(case: ScoredAnswer, report: BenchmarkReport, pictures: _Pictures) -> s
         if value or name == "answer"
     )
     return (
-        f'<article class="case"><div class="picture">{pictures.html(case)}</div>'
+        f'<article class="case"><div class="image">{images.html(case)}</div>'
         f'<div class="facts"><span class="index">#{case.index}</span> {" ".join(facts)}</div><dl>{words}</dl></article>'
     )
 
 
-class _Pictures:
-    """Makes the pictures of cases, each within `budget` bytes as it stands in the file."""
+class _Images:
+    """Makes the images of cases, each within `budget` bytes as it stands in the file."""
 
     def __init__(self, budget: int):
         self.budget = budget
 
     def html(self, case: ScoredAnswer) -> str:
-        """The picture with the boxes over it; words in its place where it cannot be opened."""
+        """The image with the boxes over it; words in its place where it cannot be opened."""
         from minigptv2.images import open_image
 
         alt = escape(_short(f"case {case.index}: {case.words}"), quote=True)
         if case.image is None:
-            return '<div class="none">no picture</div>'
+            return '<div class="none">no image</div>'
         try:
             image = open_image(case.image() if callable(case.image) else case.image)
         except UserError as error:
@@ -330,8 +330,8 @@ svg .tick{font-size:11px}svg .cell~.count{fill:var(--ink)}svg .value{font-size:1
 .dot{fill:var(--blue)}.other{stroke:var(--answer);stroke-width:2}
 .cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,16.5rem),1fr));gap:1.25rem;align-items:start}
 .case{background:var(--card);border-radius:8px;overflow:hidden;padding-bottom:.7rem}
-.picture{background:var(--line);line-height:0}.frame{position:relative;margin:0 auto}
-.picture img{width:100%;height:auto;display:block}
+.image{background:var(--line);line-height:0}.frame{position:relative;margin:0 auto}
+.image img{width:100%;height:auto;display:block}
 .boxes{position:absolute;inset:0;width:100%;height:100%;overflow:visible}
 .halo,.truth,.answer{fill:none;vector-effect:non-scaling-stroke}.halo{stroke:#000;stroke-opacity:.55;stroke-width:5}
 .truth{stroke:var(--truth);stroke-width:2.5}.answer{stroke:var(--answer);stroke-width:2.5;stroke-dasharray:7 4}

@@ -96,7 +96,7 @@ def _by_place(file: Path, rows: Sequence[dict], items: Sequence[Question], exclu
     return out, problems
 
 
-def of_pictures(
+def of_images(
     file: Path, answers: Mapping[str, Any], items: Sequence[Question]
 ) -> tuple[dict[int, str], ProblemCounter]:
     """As `of_rows`, of the answers by `img_id`, in the order of its expressions.

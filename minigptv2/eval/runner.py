@@ -1,6 +1,6 @@
 """`minigptv2 eval CONFIG`: ask a benchmark's questions, or take answers that are there; score; print; write a report.
 
-Under torchrun each process asks the questions about its share of the pictures; all append to one file of answers.
+Under torchrun each process asks the questions about its share of the images; all append to one file of answers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from minigptv2.eval.predictions import (
     told_where_it_cannot_be_written,
 )
 
-SMOKE, SMOKE_PICTURES = 16, 2  # questions, or pictures of a benchmark that makes them
+SMOKE, SMOKE_IMAGES = 16, 2  # questions, or images of a benchmark that makes them
 _AGAIN = "Make room, or give another output=; answers that are there are not asked again."
 _PATIENCE = 7 * 24 * 3600  # seconds that a process waits for the others
 
@@ -171,7 +171,7 @@ def _runs(given: dict[str, Any], where: str, smoke: bool) -> list[_Run]:
         if "coding" in takes or "size" in takes:
             options = {k: v for k, v in _told_by_the_model(config).items() if k in takes} | options
         if smoke and "count" in takes:
-            options["count"] = SMOKE_PICTURES
+            options["count"] = SMOKE_IMAGES
         elif smoke:
             config.limit = SMOKE
         benchmark = open_benchmark(config.benchmark, options, common)
@@ -230,9 +230,9 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> BenchmarkReport
         absent = missing_image_paths(items)
         if absent and not config.allow_missing:
             raise UserError(
-                f"{len(absent)} of the {len({i.image_key for i in items})} pictures of {benchmark.name} are not on "
+                f"{len(absent)} of the {len({i.image_key for i in items})} images of {benchmark.name} are not on "
                 f"disk: {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}.",
-                "Every question needs its picture.",
+                "Every question needs its image.",
                 "Give their folder (images= or root=), or count and leave them out with --allow-missing.",
             )
         model, decode, predictions, asked, seconds, unasked = _ask_all(
@@ -244,7 +244,7 @@ def _evaluate(one: _Run, models: dict, rank: int, world: int) -> BenchmarkReport
     items = [i for i in items if i.index in predictions or str(i.image) not in without]
     if not items:
         raise UserError(
-            f"None of the pictures of {benchmark.name} is on disk.",
+            f"None of the images of {benchmark.name} is on disk.",
             f"Looked for {absent[0]} and others.",
             "Give their folder (images= or root=).",
         )
@@ -443,7 +443,7 @@ def table(report: BenchmarkReport) -> str:
         "total": report.total,
         "invalid": report.invalid,
         "missing answers": report.missing,
-        "pictures not on disk": report.absent,
+        "images not on disk": report.absent,
         **report.counts,
     }
     rows += [f"| {name} | {value} | | |" for name, value in numbers.items()]

@@ -1,4 +1,4 @@
-"""How a kit's question becomes ours, for every kit alike: its wording, its one picture, where its answer ends."""
+"""How a kit's question becomes ours, for every kit alike: its wording, its one image, where its answer ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Asker:
 
     pretrained: a model folder, "" for the bundled one. prompt: a key of `tasks.TASKS` (its tag is put before the
     question) or of `tasks.EVALUATION` (the published wording), or a wording of one's own that holds {}. several: what
-    to do with a question about several pictures: "refuse" it, or ask about the "first" one alone.
+    to do with a question about several images: "refuse" it, or ask about the "first" one alone.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class Asker:
     def image(self, images: Sequence[Any]) -> Any:
         if len(images) > 1 and self.several == "refuse":
             raise UserError(
-                f"A question is about {len(images)} pictures.",
+                f"A question is about {len(images)} images.",
                 "This model takes one.",
-                "Leave this task out, or give several=first to ask about the first picture alone.",
+                "Leave this task out, or give several=first to ask about the first image alone.",
             )
         return images[0] if len(images) else None
 

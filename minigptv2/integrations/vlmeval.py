@@ -44,7 +44,7 @@ class MiniGPTv2ForVLMEvalKit(BaseModel):
         return False
 
     def generate_inner(self, message: Sequence[dict[str, str]], dataset: str | None = None) -> str:
-        """The answer to one message about one picture or none."""
+        """The answer to one message about one image or none."""
         text, images = _parts(message)
         question = self.asker.question(text, images)
         (answer,) = self.asker.model.chat_batch([question], self.asker.limit(question, self.asker.max_new_tokens))
@@ -52,7 +52,7 @@ class MiniGPTv2ForVLMEvalKit(BaseModel):
 
     def chat_inner(self, messages: Sequence[dict[str, Any]], dataset: str | None = None) -> str:
         """The answer to the last turn of a conversation, in the light of those before it, the kit's own answers
-        included. The picture may stand in any turn."""
+        included. The image may stand in any turn."""
         turns = [(turn["role"], *_parts(turn["content"])) for turn in messages]
         if not turns or turns[-1][0] != "user":
             raise UserError(
@@ -73,11 +73,11 @@ class MiniGPTv2ForVLMEvalKit(BaseModel):
 
 
 def _parts(message: Sequence[dict[str, str]]) -> tuple[str, list[str]]:
-    """The words of a message, a line each, and its pictures."""
+    """The words of a message, a line each, and its images."""
     for part in message:
         if part.get("type") not in MiniGPTv2ForVLMEvalKit.allowed_types:
             raise UserError(
-                f"A message holds {part.get('type')!r}.", "This model takes text and pictures.", "Leave this set out."
+                f"A message holds {part.get('type')!r}.", "This model takes text and images.", "Leave this set out."
             )
     words = "\n".join(part["value"] for part in message if part["type"] == "text")
     return words, [part["value"] for part in message if part["type"] == "image"]

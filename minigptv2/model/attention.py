@@ -1,4 +1,4 @@
-"""Attention over packed rows: every exchange about a picture looks at the picture and at itself, and nothing is
+"""Attention over packed rows: every exchange about an image looks at the image and at itself, and nothing is
 computed for the pairs that may not see each other.
 
 Shapes: T tokens of a packed row, H heads of width D; a group has N blocks of M tokens, each after a shared part of S.
@@ -53,9 +53,9 @@ def packed_attention(
     """What transformers calls in every layer: [1, H, T, D] each -> ([1, T, H, D], None). Without a layout: SDPA."""
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    sizes = [layout.pictures * layout.shared, *(g.mask.shape[2] * len(g.owners) for g in layout.groups)]
+    sizes = [layout.images * layout.shared, *(g.mask.shape[2] * len(g.owners) for g in layout.groups)]
     query, key, value = (t[0].transpose(0, 1).split(sizes) for t in (query, key, value))  # of [size, H, D]
-    heads = tuple(_blocks(t[0], layout.pictures) for t in (query, key, value))  # [P, H, S, D]
+    heads = tuple(_blocks(t[0], layout.images) for t in (query, key, value))  # [P, H, S, D]
     causal = torch.ones(layout.shared, layout.shared, dtype=torch.bool, device=query[0].device).tril()
     out = [_attend(*heads, causal, scaling)]
     if not supervised(module.layer_idx, module.config.num_hidden_layers):

@@ -92,7 +92,7 @@ def grammar_of(tokenizer: Tokenizer) -> BoxGrammar:
 def generate(
     model: GroundingVLM, tokenizer: Tokenizer, batch: Batch, visual: torch.Tensor | None, max_new_tokens: int
 ) -> list[Generated]:
-    """The greedy answer to every row of a left-padded batch. visual: [P, V, D] of all its pictures in order."""
+    """The greedy answer to every row of a left-padded batch. visual: [P, V, D] of all its images in order."""
     rows: list[Generated] = []
     for rows in generate_stepwise(model, tokenizer, batch, visual, max_new_tokens):  # noqa: B007 - the last one is the result
         pass
@@ -117,13 +117,13 @@ def generate_shared_prefix(
     visual: torch.Tensor,
     max_new_tokens: int,
 ) -> list[Generated]:
-    """As `generate`, for rows of one picture each, several about the same: what stands up to the end of a picture is
+    """As `generate`, for rows of one image each, several about the same: what stands up to the end of an image is
     computed once for all its rows.
 
-    owners: [B] the picture of each row. visual: [P, V, D], each picture once. All rows begin alike, so that the
+    owners: [B] the image of each row. visual: [P, V, D], each image once. All rows begin alike, so that the
     shared parts have one length S:
 
-        keys ->      <s>[INST]<Img> picture | padding | </Img> question [/INST] | answer ...
+        keys ->      <s>[INST]<Img> image | padding | </Img> question [/INST] | answer ...
         a row                all            |    .    |          causal         |  causal
     """
     heads, tails = zip(*(split_after_images(row) for row in rows))

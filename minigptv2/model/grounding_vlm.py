@@ -1,6 +1,6 @@
 """Vision tower, projector and language model as one module. It sees tensors only, never strings.
 
-Shapes: B rows of L tokens, P pictures, N patches, C channels of the tower, V visual tokens a picture, D the language
+Shapes: B rows of L tokens, P images, N patches, C channels of the tower, V visual tokens an image, D the language
 model's width.
 Source: MiniGPT-v2 (arXiv 2310.09478) section 2.
 """
@@ -48,7 +48,7 @@ class GroundingVLM(nn.Module):
 
     @property
     def image_tokens(self) -> int:
-        """V: places that one picture takes in a row."""
+        """V: places that one image takes in a row."""
         return self.vision.patches // self.config.merge
 
     @property
@@ -105,7 +105,7 @@ class GroundingVLM(nn.Module):
     ) -> torch.Tensor:
         """[supervised]: -log of the probability of every supervised token, row after row, given all before it.
 
-        visual: [P, V, D] of all pictures of the batch, in order. supervision: gets the losses of supervised attention.
+        visual: [P, V, D] of all images of the batch, in order. supervision: gets the losses of supervised attention.
         text_only: visual enters with weight 0, as part of the embeddings: then gradients flow through the same layers
         as with an image, and ZeRO-3's processes move them in step.
         """

@@ -1,6 +1,6 @@
 """The vision tower: pixels -> one vector a patch. Built from timm; frozen in all three stages.
 
-Shapes: B pictures, H = W pixels of the squashed picture, N patches in raster order, C channels of the tower.
+Shapes: B images, H = W pixels of the squashed image, N patches in raster order, C channels of the tower.
 Source: MiniGPT-v2 (arXiv 2310.09478) section 2; the tower is EVA-CLIP ViT-g/14 (arXiv 2211.07636).
 """
 
@@ -24,8 +24,8 @@ class VisionTower(nn.Module):
     pixels [B, 3, H, W], CLIP-normalised -> [B, N, C]. `ln_vision` has eps 1e-5 and stays at weight 1, bias 0 unless a
     file carries it: the published model never trained it.
 
-    places [B, 2]: the pixels are square windows of larger pictures of the tower's size, and these the row and column of
-    their first patches in the pictures' grid. The patches get the positions that they have there.
+    places [B, 2]: the pixels are square windows of larger images of the tower's size, and these the row and column of
+    their first patches in the images' grid. The patches get the positions that they have there.
     """
 
     def __init__(self, config: VisionConfig):
@@ -40,7 +40,7 @@ class VisionTower(nn.Module):
 
     @property
     def patches(self) -> int:
-        """Patches of one picture, the class token not counted."""
+        """Patches of one image, the class token not counted."""
         return self.trunk.patch_embed.num_patches
 
     def forward(self, pixels: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
@@ -64,9 +64,9 @@ class VisionTower(nn.Module):
         return torch.cat([first, patches + table[index]], dim=1)
 
     def resize(self, image_size: int) -> None:
-        """Take pictures of another size: the position table is interpolated, the class position kept."""
+        """Take images of another size: the position table is interpolated, the class position kept."""
         table, grid = self.trunk.pos_embed, self.trunk.patch_embed.grid_size
-        with table.device:  # timm 1.0.29 tries the stem on a picture that it makes on the CPU
+        with table.device:  # timm 1.0.29 tries the stem on an image that it makes on the CPU
             self.trunk.set_input_size(image_size)
         resized = interpolate_positions(table.detach(), grid, self.trunk.patch_embed.grid_size)
         self.trunk.pos_embed = nn.Parameter(resized, requires_grad=table.requires_grad)
@@ -79,7 +79,7 @@ _AFTER_BLOCKS = ("norm", "fc_norm", "attn_pool", "head", "head_drop", "head_dist
 
 def fill_tower(tower: VisionTower, file: Path) -> None:
     """Fill the tower with a file of its trunk's weights: safetensors or a torch file, in timm's names, flat, such as
-    `eva_vit_g.pth`. The position table may be of another picture size.
+    `eva_vit_g.pth`. The position table may be of another image size.
 
     Blocks beyond the tower's last and what comes after them (`_AFTER_BLOCKS`) are left aside, since the tower has none.
     Raises UserError where the file cannot be read, and one that names what else is missing or unknown.
@@ -124,12 +124,12 @@ _PADDING = 1  # pixels around the input of each of the stem's convolutions
 
 
 def _stem_side(config: VisionConfig) -> int:
-    """Places of a side after the stem. timm would try a picture out, which needs weights."""
+    """Places of a side after the stem. timm would try an image out, which needs weights."""
     side = config.image_size
     for kernel, stride in zip(config.stem_kernels, config.stem_strides):
         side = (side + 2 * _PADDING - kernel) // stride + 1
         if side < 1:
-            raise ValueError(f"a picture of {config.image_size} pixels is smaller than the stem's kernels")
+            raise ValueError(f"an image of {config.image_size} pixels is smaller than the stem's kernels")
     return side
 
 

@@ -1,4 +1,4 @@
-"""Where the tokens of a row should look in the picture while it is learned.
+"""Where the tokens of a row should look in the image while it is learned.
 
 What writes a box should look into that box, and a name at what it names. So the attention is shown which words belong
 to which places, and need not find it through the loss of the answers alone; a small model otherwise takes thousands of
@@ -19,16 +19,16 @@ from minigptv2.sample import Phrase
 
 
 class Targets:
-    """For one model. words: the text of a token by its number; patches: of a picture, which is square; merge: so many
+    """For one model. words: the text of a token by its number; patches: of an image, which is square; merge: so many
     of them, side by side, are one visual token."""
 
     def __init__(self, words: Callable[[int], str], patches: int, merge: int):
         self.words, self.side, self.merge = words, math.isqrt(patches), merge
 
     def mark(self, row: EncodedRow, named: Sequence[Phrase], size: tuple[int, int]) -> None:
-        """Fill `row.target_tokens` of a row about one picture; another row is left as it is.
+        """Fill `row.target_tokens` of a row about one image; another row is left as it is.
 
-        named: what is in the picture, boxes in pixels of a picture of this size. In a question, the last token of such
+        named: what is in the image, boxes in pixels of an image of this size. In a question, the last token of such
         a name looks at all that it names, and the end of a box into it. In an answer, all tokens that lead to a number
         of a box look into that box, and those that lead to the name before a box, too; where the answer has no box and
         the question has one, all that lead to a token of the answer look there.

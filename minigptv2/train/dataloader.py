@@ -1,9 +1,9 @@
-"""The mixture as batches: records are read, worded and encoded, their pictures decoded, in as many workers as wanted.
+"""The mixture as batches: records are read, worded and encoded, their images decoded, in as many workers as wanted.
 
 Micro number m of rank r holds the positions start + m * batch * world + r + world * k of the mixture, k < batch: what
 the ranks see together does not depend on how many they are, and what one sees does not depend on its workers.
 
-Shapes: P pictures of a micro, H = W pixels of the squashed picture, N patches, C channels of the tower.
+Shapes: P images of a micro, H = W pixels of the squashed image, N patches, C channels of the tower.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def open_dataloader(
 
     samples_per_step: of all ranks and micros of one optimizer step, batch * world * micros a step; it places first_step
     and last_step of the sources. start: position of the mixture, samples that all ranks together have had. pack: rows
-    as one (`encode.pack`) instead of padded. cache: features in place of pixels; no picture is opened then. opened:
+    as one (`encode.pack`) instead of padded. cache: features in place of pixels; no image is opened then. opened:
     what `open_mixture` gave for the same data, seed and samples_per_step, where the caller has it already. targets:
     marks in the rows where their tokens should look; of use with `pack` alone.
 
@@ -195,17 +195,17 @@ class _Micros(torch.utils.data.IterableDataset):
         first = self.start + number * self.batch * self.world + self.rank
         failures: list[str] = []
         found = [self._row(first + self.world * k, failures) for k in range(self.batch)]
-        rows, pictures = [row for row, _ in found], [p for _, pictures in found for p in pictures]
+        rows, images = [row for row, _ in found], [p for _, images in found for p in images]
         batch = packed(rows) if self.pack else collate(rows)
-        if pictures and self.cache is not None:
-            batch.features = torch.stack(pictures)
-        elif pictures:
-            batch.pixels = torch.from_numpy(np.stack(pictures))
+        if images and self.cache is not None:
+            batch.features = torch.stack(images)
+        elif images:
+            batch.pixels = torch.from_numpy(np.stack(images))
         supervised, dropped = int((batch.labels != IGNORE_INDEX).sum()), sum(row.dropped_turns for row in rows)
         return MicroBatch(batch, len(rows), supervised, failures, dropped)
 
     def _row(self, position: int, failures: list[str]) -> tuple[EncodedRow, list]:
-        """The row of this position and its pictures, or those of another record where they cannot be used."""
+        """The row of this position and its images, or those of another record where they cannot be used."""
         for attempt in range(ATTEMPTS):
             source, index = self.mixture.instead(position, attempt) if attempt else self.mixture[position]
             dataset, name = self.datasets[source], f"{self.names[source]} {index}"
@@ -216,7 +216,7 @@ class _Micros(torch.utils.data.IterableDataset):
                 row = encode_sample(sample, self.encoder, self.coding, rng)
                 if self.targets is not None:
                     self.targets.mark(row, sample.entities, sample.size)
-                return row, [self._picture(image) for image in row.images]
+                return row, [self._image(image) for image in row.images]
             except UserError as error:
                 failures.append(f"{name}: {error.given}")
         raise UserError(
@@ -225,7 +225,7 @@ class _Micros(torch.utils.data.IterableDataset):
             "Look at it with minigptv2 data check.",
         )
 
-    def _picture(self, image) -> np.ndarray | torch.Tensor:
+    def _image(self, image) -> np.ndarray | torch.Tensor:
         """[H, W, 3] uint8, or [N, C] float16 from the cache."""
         if self.cache is not None:
             return self.cache[image]

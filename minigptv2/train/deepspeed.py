@@ -23,7 +23,7 @@ from minigptv2.train.precision import autocast
 
 class _Loss(nn.Module):
     """The model as DeepSpeed calls it. DeepSpeed's processes move weights and gradients in step, layer by layer in the
-    order of the first pass, so a row of text alone also looks at a blank picture, whose weight is 0."""
+    order of the first pass, so a row of text alone also looks at a blank image, whose weight is 0."""
 
     def __init__(self, model: GroundingVLM, device: torch.device, settings: Settings):
         super().__init__()

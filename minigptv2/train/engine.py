@@ -4,7 +4,7 @@ The loss of an optimizer step is the sum over all supervised tokens of all its m
 by their number. So neither the number of processes nor that of micro-batches changes the loss or the gradients. Every
 engine is given the loss of a micro-batch already divided by that number; what is left to do is to add.
 
-Shapes: P pictures, N patches, C channels of the tower.
+Shapes: P images, N patches, C channels of the tower.
 """
 
 from __future__ import annotations

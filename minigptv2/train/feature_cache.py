@@ -1,7 +1,7 @@
-"""Features of the frozen tower for the pictures of any source, written to disk once and read in place of the pictures.
+"""Features of the frozen tower for the images of any source, written to disk once and read in place of the images.
 
 A folder: about.json says which tower made it; each shard is NAME.npy, [n, N, C] float16, and NAME.json, written last,
-with the keys of its pictures, those that could not be read, and a checksum. N: patches, C: channels of the tower.
+with the keys of its images, those that could not be read, and a checksum. N: patches, C: channels of the tower.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class CacheConfig:
 
 @dataclass
 class Shard:
-    """What NAME.json says. keys: of the pictures, row by row; unreadable: key -> why; checksum: of NAME.npy."""
+    """What NAME.json says. keys: of the images, row by row; unreadable: key -> why; checksum: of NAME.npy."""
 
     name: str
     keys: list[str]
@@ -73,12 +73,12 @@ class FeatureCache:
         return len(self._places)
 
     def __getitem__(self, image: Any) -> torch.Tensor:
-        """[N, C] float16 of a picture as `Sample.image` gives it. Raises UserError where it could not be read."""
+        """[N, C] float16 of an image as `Sample.image` gives it. Raises UserError where it could not be read."""
         key = image_key(image)
         if key not in self._places:
             raise UserError(
                 self._unreadable.get(key, f"{key} is not in the feature cache {self.folder}."),
-                "The cache is built when a run begins, from the pictures that are there then.",
+                "The cache is built when a run begins, from the images that are there then.",
                 "Begin the run again.",
             )
         shard, row = self._places[key]
@@ -97,7 +97,7 @@ class FeatureCache:
 
 
 def image_key(image: Any) -> str:
-    """What names a picture in the cache: another picture, another key.
+    """What names an image in the cache: another image, another key.
 
     A file is its path, its size and when it was written, so that one that was replaced is computed anew.
     """
@@ -137,7 +137,7 @@ def build_cache(
     fast_decode: bool = False,
     batch: int = 32,
 ) -> FeatureCache:
-    """The features of every picture of these data sets; what the folder lacks is computed first, with its rate and ETA.
+    """The features of every image of these data sets; what the folder lacks is computed first, with its rate and ETA.
 
     Ranks share the work, through a folder that all of them see, and return when the cache is complete; a killed build
     goes on with the next shard. Two runs do not build one folder at once: the second waits, and computes what the first
@@ -147,7 +147,7 @@ def build_cache(
     folder = Path(config.dir)
     _begin(folder, tower, fast_decode)
     cache = FeatureCache(folder, _sound(folder, config.verify))
-    wanted = _pictures(datasets)
+    wanted = _images(datasets)
     own = {k: v for k, v in wanted.items() if _owner(k, world) == rank}
     rows = max(1, config.shard_mb * 2**20 // (2 * tower.patches * tower.width))
     tower, dtype = tower.eval().to(device), dtype or best_dtype(torch.device(device))
@@ -163,10 +163,10 @@ def build_cache(
                 _compute(folder, tower, images, rows, batch, workers, fast_decode, device, dtype)
             elif len(missing) != waiting:
                 waiting, since = len(missing), time.time()
-                print(f"feature cache: waiting for {waiting} pictures of other processes", flush=True)
+                print(f"feature cache: waiting for {waiting} images of other processes", flush=True)
             elif time.time() - since > STALLED:
                 raise UserError(
-                    f"{folder} still lacks {waiting} pictures that other processes were to compute.",
+                    f"{folder} still lacks {waiting} images that other processes were to compute.",
                     f"None was added for {STALLED // 60} minutes. All processes must see the same folder.",
                     "Look into their output, and begin the run again: what is there is kept.",
                 )
@@ -227,14 +227,14 @@ def _sweep(folder: Path) -> None:
             continue  # another process has just finished it, or removed it
 
 
-def _pictures(datasets: Sequence[Dataset]) -> dict[str, Any]:
-    """Every picture of the data sets once: key -> picture."""
+def _images(datasets: Sequence[Dataset]) -> dict[str, Any]:
+    """Every image of the data sets once: key -> image."""
     found: dict[str, Any] = {}
     for dataset in {id(d): d for d in datasets}.values():
-        picture = getattr(dataset, "picture", None) or (lambda i, d=dataset: d[i].image)
+        open_record = getattr(dataset, "image", None) or (lambda i, d=dataset: d[i].image)
         for index in range(len(dataset)):
             try:
-                image = picture(index)
+                image = open_record(index)
             except UserError:
                 continue  # training meets it again, counts it and says so
             if image is not None:
@@ -243,7 +243,7 @@ def _pictures(datasets: Sequence[Dataset]) -> dict[str, Any]:
 
 
 def _owner(key: str, world: int) -> int:
-    """The rank that computes this picture, whenever the ranks begin and whatever is there already."""
+    """The rank that computes this image, whenever the ranks begin and whatever is there already."""
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "little") % world
 
 
@@ -266,7 +266,7 @@ def _sound(folder: Path, verify: bool) -> Iterator[Shard]:
         if good:
             yield shard
         else:
-            print(f"feature cache: {data} is damaged; its pictures are computed again", flush=True)
+            print(f"feature cache: {data} is damaged; its images are computed again", flush=True)
             file.unlink(missing_ok=True)
             data.unlink(missing_ok=True)
 
@@ -287,15 +287,15 @@ def _write(file: Path, data: bytes | np.ndarray) -> None:
 class _Decoded(torch.utils.data.Dataset):
     """Number -> (number, [H, W, 3] uint8) or (number, why it cannot be read)."""
 
-    def __init__(self, pictures: list[Any], size: int, fast: bool):
-        self.pictures, self.size, self.fast = pictures, size, fast
+    def __init__(self, images: list[Any], size: int, fast: bool):
+        self.images, self.size, self.fast = images, size, fast
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[int, np.ndarray | str]:
         try:
-            return index, load_square(self.pictures[index], self.size, self.fast)
+            return index, load_square(self.images[index], self.size, self.fast)
         except UserError as error:
             return index, error.given
 
@@ -303,7 +303,7 @@ class _Decoded(torch.utils.data.Dataset):
 def _compute(
     folder: Path,
     tower: VisionTower,
-    pictures: dict[str, Any],
+    images: dict[str, Any],
     rows: int,
     batch: int,
     workers: int,
@@ -311,12 +311,12 @@ def _compute(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> None:
-    """Compute and write the features of these pictures, `rows` a shard."""
+    """Compute and write the features of these images, `rows` a shard."""
     from tqdm import tqdm
 
-    keys = list(pictures)
+    keys = list(images)
     loaded = torch.utils.data.DataLoader(
-        _Decoded(list(pictures.values()), tower.config.image_size, fast),
+        _Decoded(list(images.values()), tower.config.image_size, fast),
         batch,
         num_workers=workers,
         collate_fn=list,
@@ -325,7 +325,7 @@ def _compute(
     done: list[np.ndarray] = []  # features of the shard to come, [N, C] each
     named: list[str] = []
     unreadable: dict[str, str] = {}
-    with tqdm(total=len(keys), desc="feature cache", unit=" pictures") as bar, torch.inference_mode():
+    with tqdm(total=len(keys), desc="feature cache", unit=" images") as bar, torch.inference_mode():
         for group in loaded:
             good = [(keys[i], image) for i, image in group if not isinstance(image, str)]
             unreadable |= {keys[i]: why for i, why in group if isinstance(why, str)}

@@ -3,7 +3,7 @@
 Every patch says, through one linear layer, which kind and colour of thing is seen on it and where that thing's box
 lies, as a distribution over the 101 numbers that box text uses. Afterwards the tower is frozen and the layer dropped.
 
-Shapes: B pictures, N = G x G patches in raster order, C channels of the tower.
+Shapes: B images, N = G x G patches in raster order, C channels of the tower.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class DenseTargets:
 
 
 def dense_targets(scene: Scene, grid: int) -> DenseTargets:
-    """What each of grid x grid patches of the scene's picture shows: the thing that fills most of it."""
+    """What each of grid x grid patches of the scene's image shows: the thing that fills most of it."""
     size = scene.side
     cells = scene.seen.reshape(grid, size // grid, grid, size // grid)[:, ::3, :, ::3]
     shares = np.stack([(cells == i + 1).mean((1, 3)).ravel() for i in range(len(scene.things))])  # [things, N]
@@ -67,7 +67,7 @@ class SceneViews(torch.utils.data.IterableDataset):
     """An endless stream of (pixels, kind, color, box, place); each drawn scene is seen `views` times, half of them
     mirrored.
 
-    Boxes are relative to the whole picture. place: row and column in its grid of the scene's first patch: (0, 0), or,
+    Boxes are relative to the whole image. place: row and column in its grid of the scene's first patch: (0, 0), or,
     where scenes are windows of it, anywhere. patch: pixels of a side. start: number of the first scene.
     """
 
@@ -265,7 +265,7 @@ def dense_loss(outputs, kind, color, box, phase: Phase) -> tuple[torch.Tensor, d
         *(o[on_thing].float() for o in outputs[1:]),
     )
     kind, color, box = kind[on_thing] - 1, color[on_thing], box[on_thing]
-    cells = on_thing.shape[1] * (phase.canvas / phase.image_size) ** 2  # patches of the whole picture
+    cells = on_thing.shape[1] * (phase.canvas / phase.image_size) ** 2  # patches of the whole image
     patches = (box[:, 2:] - box[:, :2]).prod(-1) * cells  # that the patch's thing covers, [M]
     weight = patches.clamp(min=1) ** -0.5  # small things count too
     weight = weight / weight.sum()
@@ -305,7 +305,7 @@ class DenseReadings(NamedTuple):
 
 
 class DenseEngine(Engine):
-    """For a `DenseModel`. A batch of a phase with another size of the whole picture resizes the table of positions; the
+    """For a `DenseModel`. A batch of a phase with another size of the whole image resizes the table of positions; the
     optimizer goes on, but for its state of that table."""
 
     def __init__(self, model: DenseModel, world: World, settings: Settings, phases: list[Phase]):
@@ -389,7 +389,7 @@ def save_weights(model: DenseModel, output: Path) -> None:
 
 
 def _fill(model: DenseModel, folder: Path) -> None:
-    """Begin with an earlier run's weights, or with the tower of a model folder, whatever picture size it had."""
+    """Begin with an earlier run's weights, or with the tower of a model folder, whatever image size it had."""
     from safetensors.torch import load_file
 
     if (folder / WEIGHTS).is_file():

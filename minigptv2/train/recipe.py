@@ -17,8 +17,8 @@ RANDOM = "nothing"  # as init: a model of random weights
 
 @dataclass
 class Phase:
-    """A phase of the backbone's pre-training. image_size: pixels; frame: of the whole picture, where what is drawn is a
-    window of it, with things as large in pixels as in the whole; 0: what is drawn is the whole. batch: pictures a step;
+    """A phase of the backbone's pre-training. image_size: pixels; frame: of the whole image, where what is drawn is a
+    window of it, with things as large in pixels as in the whole; 0: what is drawn is the whole. batch: images a step;
     views: how often a scene is seen; most: of the scenes, as `draw_scene` takes it; crowded: share of the scenes that
     are so. kinds, boxes: weights of these two losses, beside 1 for where things are and for their colours."""
 
@@ -34,7 +34,7 @@ class Phase:
 
     @property
     def canvas(self) -> int:
-        """Pixels of a side of the whole picture."""
+        """Pixels of a side of the whole image."""
         return self.frame or self.image_size
 
 
@@ -59,8 +59,8 @@ class Recipe:
     fastest. gradient_checkpointing: layers of the language model are computed twice, and little is kept in between.
     compile: these layers with torch.compile, which needs a C++ compiler. pack: rows laid out as one (`encode.pack`)
     instead of padded. attention: weight of a second loss, which shows tokens that write a box or name a thing where in
-    the picture to look (`train/attention_supervision.py`); 0: none. guided_steps: until this step they are also guided:
-    at first such tokens see nothing else of the picture, then more and more. deepspeed: a JSON file of DeepSpeed's.
+    the image to look (`train/attention_supervision.py`); 0: none. guided_steps: until this step they are also guided:
+    at first such tokens see nothing else of the image, then more and more. deepspeed: a JSON file of DeepSpeed's.
     device: empty: a GPU where there is one.
 
     What is written. log_every, check_every, save_every: steps; check_every reads the accuracy on held-out scenes (0:

@@ -54,8 +54,8 @@ def llama_block(x: torch.Tensor, w: dict, at: str, scale: float = ALPHA / RANK, 
 
 def answer_losses(row: EncodedRow, visual: torch.Tensor, w: dict) -> list[torch.Tensor]:
     """-log p of every supervised token: the logits of the place before it, over the whole vocabulary."""
-    pictures = iter(visual.flatten(0, 1))
-    x = torch.stack([next(pictures) if i == IMAGE_TOKEN_ID else w["model.embed_tokens.weight"][i] for i in row.ids])
+    images = iter(visual.flatten(0, 1))
+    x = torch.stack([next(images) if i == IMAGE_TOKEN_ID else w["model.embed_tokens.weight"][i] for i in row.ids])
     for i in range(LAYERS):
         x = llama_block(x, w, f"model.layers.{i}")
     logits = normalised(x, w["model.norm.weight"], EPS) @ w["lm_head.weight"].T
@@ -98,18 +98,18 @@ def test_the_adapter_is_on_queries_and_values_alone(ours):
 
 
 def test_the_loss_over_answers(ours):
-    """Rows of different lengths, one without a picture and one with two answers, padded to one batch."""
+    """Rows of different lengths, one without an image and one with two answers, padded to one batch."""
     torch.manual_seed(1)
     drawn = iter(torch.randint(3, 60, (200,)).tolist())
     rows = []
-    for pictures, answers in ((1, 1), (0, 1), (2, 2)):
+    for images, answers in ((1, 1), (0, 1), (2, 2)):
         row = EncodedRow()
-        for _ in range(pictures):
+        for _ in range(images):
             row.add([next(drawn) for _ in range(3)])
             row.add([IMAGE_TOKEN_ID] * ours.image_tokens)
         for _ in range(answers):
-            row.add([next(drawn) for _ in range(2 + 3 * pictures)])
-            row.add([next(drawn) for _ in range(2 + pictures)], supervised=True)
+            row.add([next(drawn) for _ in range(2 + 3 * images)])
+            row.add([next(drawn) for _ in range(2 + images)], supervised=True)
         rows.append(row)
     batch = collate(rows)
     batch.features = torch.randn(3, ours.vision.patches, ours.vision.width) * 0.05

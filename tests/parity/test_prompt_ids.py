@@ -1,7 +1,7 @@
 """Token ids against the published system's: its strings, tokenized as its tokenizer did.
 
 That one (LLaMA's, "legacy") makes `<s>` and `</s>` control tokens and tokenizes what lies between by itself, and every
-such part begins with SentencePiece's space. So does every part around a picture, which was tokenized apart.
+such part begins with SentencePiece's space. So does every part around an image, which was tokenized apart.
 """
 
 import io
@@ -18,20 +18,20 @@ from minigptv2.sample import QuestionAnswer, Sample
 from minigptv2.tasks import render
 
 GOLDEN = Path(__file__).parents[1] / "golden/prompt_ids.txt"  # UPDATE: python -m tests.parity.test_prompt_ids
-PLACES, PICTURE, CONTROL = 3, "<picture>", {"<s>": 1, "</s>": 2}
-TALKS: dict[str, tuple[bool, list[tuple[str, str]]]] = {  # with a picture or not; questions and answers, "": none yet
+PLACES, IMAGE, CONTROL = 3, "<image>", {"<s>": 1, "</s>": 2}
+TALKS: dict[str, tuple[bool, list[tuple[str, str]]]] = {  # with an image or not; questions and answers, "": none yet
     "a question": (True, [("[refer] give me the location of the red balloon", "")]),
     "an answer": (True, [("[vqa] how many cats are there?", "two")]),
     "a second question": (True, [("what is this?", "A red balloon."), ("[refer] the balloon", "")]),
     "three answers": (True, [("what is this?", "A red balloon."), ("[refer] it", "{<1><2><45><100>}"), ("é\n猫", "?")]),
-    "no picture": (False, [("hello", "")]),
-    "no picture, three questions": (False, [("hello", "Hello!"), ("who are you?", "A model."), ("why?", "")]),
+    "no image": (False, [("hello", "")]),
+    "no image, three questions": (False, [("hello", "Hello!"), ("who are you?", "A model."), ("why?", "")]),
 }
 
 
-def published_strings(prompt: str, pictured: bool, talk: list[tuple[str, str]]) -> list[str]:
+def published_strings(prompt: str, imaged: bool, talk: list[tuple[str, str]]) -> list[str]:
     """What the published code gave to its tokenizer, string by string; the first gets a BOS before it."""
-    head = f"<Img>{PICTURE}</Img> " if pictured else ""
+    head = f"<Img>{IMAGE}</Img> " if imaged else ""
     talk = [(head * (not number) + question, answer) for number, (question, answer) in enumerate(talk)]
     *history, (question, answer) = talk
     last = [f"{answer}</s>"] if answer else []
@@ -48,13 +48,9 @@ def published_strings(prompt: str, pictured: bool, talk: list[tuple[str, str]]) 
 
 def published_ids(strings: list[str], pieces: sentencepiece.SentencePieceProcessor) -> list[int]:
     ids = [CONTROL["<s>"]]
-    for part in (part for text in strings for part in re.split(rf"(</?s>|{PICTURE})", text) if part):
+    for part in (part for text in strings for part in re.split(rf"(</?s>|{IMAGE})", text) if part):
         ids += (
-            [IMAGE_TOKEN_ID] * PLACES
-            if part == PICTURE
-            else [CONTROL[part]]
-            if part in CONTROL
-            else pieces.encode(part)
+            [IMAGE_TOKEN_ID] * PLACES if part == IMAGE else [CONTROL[part]] if part in CONTROL else pieces.encode(part)
         )
     return ids
 
@@ -87,20 +83,20 @@ MODEL = llama_like()
 
 
 def _row(prompt: str, name: str) -> EncodedRow:
-    pictured, talk = TALKS[name]
+    imaged, talk = TALKS[name]
     exchanges = tuple(QuestionAnswer("chat", question=q, answer=a, verbatim=True) for q, a in talk)
-    turns = render(Sample("x.png" if pictured else None, (100, 100), exchanges))
+    turns = render(Sample("x.png" if imaged else None, (100, 100), exchanges))
     return PromptEncoder(Tokenizer(MODEL), prompt, PLACES, 512).encode(turns)
 
 
 def _shown(row: EncodedRow) -> str:
-    """Every token as id:piece, the picture's as one; what the loss is taken over stands between guillemets."""
+    """Every token as id:piece, the image's as one; what the loss is taken over stands between guillemets."""
     pieces, out = Tokenizer(MODEL), []
     for supervised, run in groupby(zip(row.ids, row.labels), key=lambda token: token[1] != IGNORE_INDEX):
         ids = [i for i, _ in run]
         words = [f"{i}:{pieces.piece(i)}" for i in ids if i != IMAGE_TOKEN_ID]
         if IMAGE_TOKEN_ID in ids:
-            words.insert(ids.index(IMAGE_TOKEN_ID), f"(picture x {ids.count(IMAGE_TOKEN_ID)})")
+            words.insert(ids.index(IMAGE_TOKEN_ID), f"(image x {ids.count(IMAGE_TOKEN_ID)})")
         out.append(f"«{' '.join(words)}»" if supervised else " ".join(words))
     return " ".join(out)
 
@@ -151,7 +147,7 @@ def test_llama_of_transformers_gives_the_same_ids(tmp_path):
     pieces = sentencepiece.SentencePieceProcessor(model_proto=MODEL)
     for prompt in PROMPT_TEMPLATES:
         for talk in TALKS.values():
-            for part in (part for text in published_strings(prompt, *talk) for part in text.split(PICTURE)):
+            for part in (part for text in published_strings(prompt, *talk) for part in text.split(IMAGE)):
                 assert theirs(part, add_special_tokens=False).input_ids == published_ids([part], pieces)[1:]
 
 

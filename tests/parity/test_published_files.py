@@ -20,14 +20,14 @@ ASKED = [("[refer] where is the red ball", "{<12><3><100><45>}"), ("[vqa] a hous
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict:
-    """The three files, their tensors, and a picture that is no square."""
+    """The three files, their tensors, and an image that is no square."""
     folder = tmp_path_factory.mktemp("parity")
     tokenizer = made.tokenizer_model()
     vocabulary = made.random_tensors(made.llama_shapes(_size(tokenizer)), 1)
     # small enough that float32 itself is not the difference: its rounding grows from block to block
     eva = {k: t if "norm" in k else t / 4 for k, t in made.random_tensors(made.eva_shapes(), 2).items()}
     trained = made.random_tensors(made.checkpoint_shapes(), 3, torch.float32)
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 140, 3), np.uint8)).save(folder / "picture.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 140, 3), np.uint8)).save(folder / "image.png")
     return {
         "paths": (
             made.write_checkpoint(folder / "checkpoint.pth", trained),
@@ -37,7 +37,7 @@ def files(tmp_path_factory) -> dict:
         "eva": eva,
         "trained": trained,
         "llama": vocabulary,
-        "picture": folder / "picture.png",
+        "picture": folder / "image.png",
     }
 
 

@@ -1,6 +1,6 @@
 """The published tower and projection, written out in plain torch: full tensors in float32 against ours.
 
-Shapes: B pictures, N patches, C channels of the tower. Values are small on purpose, so that another epsilon would show.
+Shapes: B images, N patches, C channels of the tower. Values are small on purpose, so that another epsilon would show.
 """
 
 import math
@@ -49,7 +49,7 @@ def tower(pixels: torch.Tensor, w: dict, depth: int = DEPTH, eps: float = 1e-5) 
 
 
 def merged(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """[B, N, C] -> [B, N / 4, D]: four tokens that follow each other in a row of the picture become one."""
+    """[B, N, C] -> [B, N / 4, D]: four tokens that follow each other in a row of the image become one."""
     fours = torch.cat([features[:, first::4] for first in range(4)], -1)
     return fours @ weight.T + bias
 
@@ -105,7 +105,7 @@ def test_a_fresh_ln_vision_is_the_published_one():
 
 
 @torch.no_grad()
-def test_a_picture_becomes_visual_tokens():
+def test_an_image_becomes_visual_tokens():
     ours = GroundingVLM(ModelConfig(EVA, LanguageConfig(60, 48, 64, 1, 4, 4, 64))).eval()
     w = _random(ours.vision)
     _random(ours.projector, 0.1)

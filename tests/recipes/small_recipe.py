@@ -1,4 +1,4 @@
-"""A recipe of a few seconds, with pictures and text alone mixed, for the tests of the loop."""
+"""A recipe of a few seconds, with images and text alone mixed, for the tests of the loop."""
 
 import os
 import signal

@@ -23,7 +23,7 @@ def test_the_walk_leads_from_boxes_to_answers(tmp_path, monkeypatch, capsys):
     shutil.copy(COCO / "annotations/instances_train2017.json", tmp_path / "train.json")
     (tmp_path / "images").symlink_to(COCO / "images/train2017")
     (tmp_path / "boxes.yaml").write_text(recipe)
-    shutil.copy(next((COCO / "images/train2017").glob("*.jpg")), tmp_path / "picture.jpg")
+    shutil.copy(next((COCO / "images/train2017").glob("*.jpg")), tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
     assert cli.main([*train[1:], "max_steps=2", "batch=2", "device=cpu", "model.lora.r=4"]) == 0
     capsys.readouterr()

@@ -364,7 +364,7 @@ def test_deepspeed_learns_the_same_and_runs_three_stages(plain):
         assert (output / "model/config.json").is_file() and len(losses(output)) == 2
 
 
-def test_what_was_trained_saves_small_and_opens_with_its_base(plain, tmp_path, picture):
+def test_what_was_trained_saves_small_and_opens_with_its_base(plain, tmp_path, image):
     file, _ = plain
     base = file.parent / "model"
     train(file, tmp_path / "small", "save=small")
@@ -375,7 +375,7 @@ def test_what_was_trained_saves_small_and_opens_with_its_base(plain, tmp_path, p
     wanted = b.network.state_dict()
     assert all(t.equal(wanted[n]) for n, t in a.network.state_dict().items())
     asked = "[refer] red balloon"
-    assert a.chat(picture, asked, 8).text == b.chat(picture, asked, 8).text
+    assert a.chat(image, asked, 8).text == b.chat(image, asked, 8).text
     for given, problem in ((None, "its base"), (whole, "not those that"), (small, "holds only what was trained")):
         with pytest.raises(UserError, match=problem):
             MiniGPTv2.from_pretrained(small, "cpu", base=given)

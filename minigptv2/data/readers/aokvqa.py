@@ -1,4 +1,4 @@
-"""A-OKVQA: questions about COCO pictures with ten answers, four choices and three reasons. Card: datasets/aokvqa.md.
+"""A-OKVQA: questions about COCO images with ten answers, four choices and three reasons. Card: datasets/aokvqa.md.
 
 {"split": "train", "image_id": 299207, "question_id": "22MexNkBPpdZGX6sxbxVBH", "question": "What is the man by the
  bags awaiting?", "choices": ["skateboarder", "train", "delivery", "cab"], "correct_choice_idx": 3,
@@ -31,18 +31,18 @@ WHY = "Why?"
 class AOkVqa:
     """One record a question. Its references are the ten direct answers; the test split has none.
 
-    root: holds the JSON files. images: holds COCO's pictures, where that is not root. rationale: a second turn asks
+    root: holds the JSON files. images: holds COCO's images, where that is not root. rationale: a second turn asks
     why; since the reasons belong to one answer, the answer is then the most common one.
     """
 
     def __init__(self, root: str, split: str = "train", images: str = "", rationale: bool = False):
         self.problems = ProblemCounter()
         (file,) = require(root, LAYOUT, split, PAGE)
-        self.pictures, self.rationale = CocoImages(images or root), rationale
+        self.images, self.rationale = CocoImages(images or root), rationale
         self.name = file.name
         self.rows: list[
             tuple[int, str, QuestionAnswer, tuple[str, ...]]
-        ] = []  # picture, question, its words, the reasons
+        ] = []  # image, question, its words, the reasons
         content = read_json(file)
         if not isinstance(content, list):
             raise corrupt_file_error(file, "it is no list of questions")
@@ -54,23 +54,23 @@ class AOkVqa:
         require_records(len(self.rows), file, self.problems)
 
     def _row(self, row, split: str) -> tuple[int, str, QuestionAnswer, tuple[str, ...]]:
-        picture, question = field(row, "image_id", int), text_field(row, "question")
+        image, question = field(row, "image_id", int), text_field(row, "question")
         answers = () if split == "test" else by_frequency(strings(row, "direct_answers"))
         reasons = by_frequency(strings(row, "rationales")) if self.rationale and split != "test" else ()
         if split != "test" and not answers:
             raise InvalidRecord("a question without an answer")
-        if picture not in self.pictures:
-            raise InvalidRecord("a picture that is not on the disk")
+        if image not in self.images:
+            raise InvalidRecord("an image that is not on the disk")
         exchange = QuestionAnswer("vqa", question=question, references=answers)
-        return picture, str(row.get("question_id", "")), exchange, reasons
+        return image, str(row.get("question_id", "")), exchange, reasons
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        picture, number, exchange, reasons = self.rows[index]
+        image, number, exchange, reasons = self.rows[index]
         said = (exchange,)
         if reasons:
             first = QuestionAnswer("vqa", question=exchange.question, answer=exchange.references[0])
             said = first, QuestionAnswer("chat", question=WHY, references=reasons)
-        return Sample(self.pictures.find(picture), (0, 0), said, f"{self.name} question {number}")
+        return Sample(self.images.find(image), (0, 0), said, f"{self.name} question {number}")

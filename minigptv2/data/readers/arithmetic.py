@@ -1,4 +1,4 @@
-"""Sums in words: text without any picture, made from a number, for trying a recipe where no data is at hand.
+"""Sums in words: text without any image, made from a number, for trying a recipe where no data is at hand.
 
     - name: sums
       options: {count: 100}

@@ -1,4 +1,4 @@
-"""COCO captions: five short descriptions of every picture, by five people. Card: datasets/coco_caption.md.
+"""COCO captions: five short descriptions of every image, by five people. Card: datasets/coco_caption.md.
 
 Two forms are read. Karpathy's splits, which captioning is trained and measured on, and the official files:
 
@@ -42,20 +42,20 @@ PER = ("caption", "picture")
 
 
 class CocoCaption:
-    """Splits of training give one record a caption, the others one record a picture with all captions as references.
+    """Splits of training give one record a caption, the others one record an image with all captions as references.
 
     root: holds `dataset_coco.json` (splits train, val, test; its "restval" belongs to train) or
-    `annotations/captions_<split>.json` (splits train2014, val2014, train2017, val2017). images: holds COCO's pictures,
-    where that is not root. per: "caption" or "picture", where it shall be otherwise.
+    `annotations/captions_<split>.json` (splits train2014, val2014, train2017, val2017). images: holds COCO's images,
+    where that is not root. per: "caption" or "image", where it shall be otherwise.
     """
 
     def __init__(self, root: str, split: str = "train", images: str = "", per: str = ""):
         self.problems = ProblemCounter()
         (file,) = require(root, LAYOUT, split, PAGE)
-        self.pictures, self.name = CocoImages(images or root), file.name
-        captions: dict[int, list[str]] = {}  # picture -> its captions
-        for picture, caption in self._karpathy(file, split) if split in PARTS else self._official(file):
-            captions.setdefault(picture, []).append(caption)
+        self.images, self.name = CocoImages(images or root), file.name
+        captions: dict[int, list[str]] = {}  # image -> its captions
+        for image, caption in self._karpathy(file, split) if split in PARTS else self._official(file):
+            captions.setdefault(image, []).append(caption)
         per = check_choice("per", per or PER[not split.startswith("train")], PER)
         self.records = records_of(captions, apart=per == "caption")
         require_records(len(self.records), file, self.problems)
@@ -64,24 +64,24 @@ class CocoCaption:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
-        picture, captions = self.records[index]
+        image, captions = self.records[index]
         exchange = QuestionAnswer("caption", references=captions)
-        return Sample(self.pictures.find(picture), (0, 0), (exchange,), f"{self.name} picture {picture}")
+        return Sample(self.images.find(image), (0, 0), (exchange,), f"{self.name} image {image}")
 
     def _karpathy(self, file: Path, split: str) -> Iterator[tuple[int, str]]:
         for place, row in enumerate(rows_of(file, "images")):
             try:
                 if field(row, "split", str) not in PARTS[split]:
                     continue
-                picture, sentences = self._on_disk(field(row, "cocoid", int)), field(row, "sentences", list)
+                image, sentences = self._on_disk(field(row, "cocoid", int)), field(row, "sentences", list)
             except InvalidRecord as error:
-                self.problems.add(str(error), f"{self.name} picture {place}")
+                self.problems.add(str(error), f"{self.name} image {place}")
                 continue
             for number, sentence in enumerate(sentences):
                 try:
-                    yield picture, text_field(sentence, "raw")
+                    yield image, text_field(sentence, "raw")
                 except InvalidRecord as error:
-                    self.problems.add(str(error), f"{self.name} picture {place} sentence {number}")
+                    self.problems.add(str(error), f"{self.name} image {place} sentence {number}")
 
     def _official(self, file: Path) -> Iterator[tuple[int, str]]:
         for place, row in enumerate(rows_of(file, "annotations")):
@@ -90,7 +90,7 @@ class CocoCaption:
             except InvalidRecord as error:
                 self.problems.add(str(error), f"{self.name} annotation {place}")
 
-    def _on_disk(self, picture: int) -> int:
-        if picture not in self.pictures:
-            raise InvalidRecord("a picture that is not on the disk")
-        return picture
+    def _on_disk(self, image: int) -> int:
+        if image not in self.images:
+            raise InvalidRecord("an image that is not on the disk")
+        return image

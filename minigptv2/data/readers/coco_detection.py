@@ -83,9 +83,9 @@ class CocoDetection:
         boxes = {label: [frame.box(box) for box in found] for label, found in record.things.boxes.items()}
         things = LabelledBoxes(boxes, record.things.absent, record.things.incomplete)
         said = _said(things, frame.size, self.tasks, self.most, index)
-        return Sample(record.path, frame.size, said, f"picture {record.number}", side_by_side=True)
+        return Sample(record.path, frame.size, said, f"image {record.number}", side_by_side=True)
 
-    def picture(self, index: int) -> Path:
+    def image(self, index: int) -> Path:
         return self.records[index].path
 
 

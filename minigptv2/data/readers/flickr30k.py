@@ -28,7 +28,7 @@ COUNTS: dict[str, int] = {}  # of captions that have boxes, not published
 DOWNLOADS: dict[str, str] = {}  # the photographs are given out on request
 OPTIONS = {split: {"split": split, "images": ""} for split in LAYOUT}
 TASKS = ("grounding", "caption_to_phrases", "phrase_to_boxes")
-FOLDERS = ("flickr30k-images", "flickr30k_images", "images", "")  # of the pictures, below `images`
+FOLDERS = ("flickr30k-images", "flickr30k_images", "images", "")  # of the images, below `images`
 _PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^\s/\]]+)*)\s+([^\[\]]*)\]")
 _PUNCTUATION = re.compile(r"\s+([.,;:!?]|n't\b|'s\b)")
 
@@ -36,10 +36,10 @@ _PUNCTUATION = re.compile(r"\s+([.,;:!?]|n't\b|'s\b)")
 class Flickr30k:
     """Captions and phrases with their boxes.
 
-    root: the folder with `Sentences`, `Annotations`, and `train.txt`, `val.txt`, `test.txt`, the picture numbers of
-    each split; split "all" takes every picture that has sentences. images: the folder of the pictures, "" for `root`.
+    root: the folder with `Sentences`, `Annotations`, and `train.txt`, `val.txt`, `test.txt`, the image numbers of
+    each split; split "all" takes every image that has sentences. images: the folder of the images, "" for `root`.
     task: "grounding", one sample a caption, every phrase that has boxes gets them; "caption_to_phrases", the caption
-    is given and its phrases are to be found; "phrase_to_boxes", one sample a phrase of a picture, asked for all its
+    is given and its phrases are to be found; "phrase_to_boxes", one sample a phrase of an image, asked for all its
     boxes. captions_without_boxes: how many captions have none to learn from, and are left out.
     """
 
@@ -79,8 +79,8 @@ class Flickr30k:
             exchange, key = QuestionAnswer("detection", phrases), f"{key} {phrases[0].text!r}"
         return Sample(self.images / f"{name}.jpg", size, (exchange,), key)
 
-    def missing_pictures(self) -> list[Path]:
-        """Where pictures are expected that are not on the disk now; their captions are not left out."""
+    def missing_images(self) -> list[Path]:
+        """Where images are expected that are not on the disk now; their captions are not left out."""
         return missing(self.images / f"{record[0]}.jpg" for record in self.records)
 
     def _add(self, name: str, sentences: list[str], size: tuple[int, int], boxes: dict[str, list[Box]]) -> None:
@@ -106,7 +106,7 @@ class Flickr30k:
             self.records.append((name, line, size, "", (Phrase(text, tuple(all_boxes)),)))
 
     def _boxes(self, file: Path) -> tuple[tuple[int, int], dict[str, list[Box]]]:
-        """The picture's size and the boxes of each chain. The files count pixels from 1, both edges included."""
+        """The image's size and the boxes of each chain. The files count pixels from 1, both edges included."""
         root = _safe_xml(file)
         size = size_field({side: _whole(root.find(f"size/{side}")) for side in ("width", "height")})
         boxes: dict[str, list[Box]] = {}
@@ -140,8 +140,8 @@ def _names(folder: Path, split: str) -> list[str]:
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder / split}.txt cannot be read.",
-            "It lists the pictures of the split, a number a line.",
-            "Choose train, val, test, or all for every picture.",
+            "It lists the images of the split, a number a line.",
+            "Choose train, val, test, or all for every image.",
         ) from error
     return [Path(name).stem for name in names]
 

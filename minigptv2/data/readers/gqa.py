@@ -1,4 +1,4 @@
-"""GQA: questions made from scene graphs of Visual Genome's pictures, one answer each. Card: datasets/gqa.md.
+"""GQA: questions made from scene graphs of Visual Genome's images, one answer each. Card: datasets/gqa.md.
 
 The balanced questions are one object of a gigabyte, question number -> question, which is read piece by piece:
 
@@ -46,7 +46,7 @@ class Gqa:
         self.problems = ProblemCounter()
         file, folder = require(root, LAYOUT, split, PAGE)
         self.folder, self.name, there = folder, file.name, names_in(folder)
-        self.rows: list[tuple[str, str, str, str]] = []  # picture, question's number, its words, answer
+        self.rows: list[tuple[str, str, str, str]] = []  # image, question's number, its words, answer
         for row in read_rows(file, answered=split != "test"):
             try:
                 if row.problem:
@@ -62,9 +62,9 @@ class Gqa:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        picture, number, question, answer = self.rows[index]
+        image, number, question, answer = self.rows[index]
         exchange = QuestionAnswer("vqa", question=question, answer=answer)
-        return Sample(Path(self.folder, picture), (0, 0), (exchange,), f"{self.name} question {number}")
+        return Sample(Path(self.folder, image), (0, 0), (exchange,), f"{self.name} question {number}")
 
 
 def read_rows(file: Path, answered: bool = True) -> Iterator[Row]:

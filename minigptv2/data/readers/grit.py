@@ -1,11 +1,11 @@
-"""GRIT-20M: captions of web pictures, their noun chunks and referring expressions bound to boxes by a machine.
+"""GRIT-20M: captions of web images, their noun chunks and referring expressions bound to boxes by a machine.
 
 Card: datasets/grit.md. Tar shards of img2dataset with a JSON a sample, or parquet files with the same columns:
 
     {"caption": "a wire hanger with a paper cover that reads we heart our customers", "width": 1024, "height": 693,
      "noun_chunks": [[19, 32, 0.0196, 0.3105, 0.9622, 0.9603, 0.7929], ...], "ref_exps": [[19, 66, ...], ...]}
 
-Each item: [start, end) in the caption, x1, y1, x2, y2 as shares of the picture's sides, the machine's confidence.
+Each item: [start, end) in the caption, x1, y1, x2, y2 as shares of the image's sides, the machine's confidence.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from minigptv2.sample import Phrase, QuestionAnswer, Sample
 
 PAGE = "https://github.com/microsoft/unilm/tree/master/kosmos-2"
 LAYOUT: Layout = LAYOUT_OF_SHARDS
-COUNTS: dict[str, int] = {}  # nobody gets all of the 20.5 million pictures
+COUNTS: dict[str, int] = {}  # nobody gets all of the 20.5 million images
 DOWNLOADS: dict[str, str] = {}  # a list of addresses, each to be asked for
 OPTIONS = OPTIONS_OF_SHARDS
 _LISTS = {"refer": "ref_exps", "identify": "ref_exps", "grounding": "noun_chunks"}
 
 
 class Grit:
-    """One sample a picture.
+    """One sample an image.
 
-    shards: tar or parquet files, as `data.shards.Shards` takes them, with index, images and picture. task: "refer"
+    shards: tar or parquet files, as `data.shards.Shards` takes them, with index, images and image. task: "refer"
     asks for the box of each expression that has only one, "identify" for the words of each box, side by side;
     "grounding" takes the caption with the boxes of its noun chunks. least_score: of the machine's confidence, 0..1.
     """
@@ -44,13 +44,13 @@ class Grit:
         task: str = "grounding",
         index: str = "",
         images: str = "",
-        picture: str = "",
+        image: str = "",
         least_score: float = 0.0,
     ):
         self.task = check_choice("task", task, tuple(_LISTS))
         self.least_score = float(least_score)
         purpose = f"grit-{task}-{self.least_score:g}"
-        self.shards = Shards(shards, self._judge, purpose, index, images, picture)
+        self.shards = Shards(shards, self._judge, purpose, index, images, image)
         self.problems: ProblemCounter = self.shards.problems
 
     def __len__(self) -> int:
@@ -115,7 +115,7 @@ class Grit:
                 start, end = _whole(item[0]), _whole(item[1])
                 if not 0 <= start < end <= len(caption) or not caption[start:end].strip():
                     raise InvalidRecord(f"an item of {name!r} outside the caption")
-                parse_box(list(item[2:6]), (1, 1), "xyxy")  # four numbers, and on the picture
+                parse_box(list(item[2:6]), (1, 1), "xyxy")  # four numbers, and on the image
                 x1, y1, x2, y2 = item[2:6]
                 box = parse_box((x1 * width, y1 * height, x2 * width, y2 * height), size, "xyxy")
             except InvalidRecord as error:

@@ -1,4 +1,4 @@
-"""Hateful Memes: whether a picture and the words written on it, taken together, are hateful. For evaluation alone.
+"""Hateful Memes: whether an image and the words written on it, taken together, are hateful. For evaluation alone.
 Card: datasets/hateful_memes.md.
 
     {"id": 8291, "img": "img/08291.png", "label": 1, "text": "white people is this a shooting range"}     one a line
@@ -22,7 +22,7 @@ CHOICES = ("no", "yes")  # by label
 
 
 class HatefulMemes:
-    """One record a picture. The question is the words written on it, which the evaluation's wording surrounds; the
+    """One record an image. The question is the words written on it, which the evaluation's wording surrounds; the
     answer is "yes" or "no". root: holds `dev.jsonl`, ... and `img/`."""
 
     def __init__(self, root: str, split: str = "dev"):
@@ -45,9 +45,9 @@ class HatefulMemes:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        number, picture, words, answer = self.rows[index]
+        number, image, words, answer = self.rows[index]
         exchange = QuestionAnswer("chat", question=words, answer=answer)
-        return Sample(self.root / picture, (0, 0), (exchange,), f"{self.name} line {number}")
+        return Sample(self.root / image, (0, 0), (exchange,), f"{self.name} line {number}")
 
 
 def read_rows(file: Path) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""A user's own pictures, boxes and conversations in JSON Lines, one object a line. docs/data.md describes the form.
+"""A user's own images, boxes and conversations in JSON Lines, one object a line. docs/data.md describes the form.
 
 {"image": "yard.jpg", "boxes": [{"label": "red ball", "xyxy": [40, 60, 160, 180]}],
  "conversation": [{"user": "What is there to play with?", "assistant": "A {red ball}."}]}
@@ -46,7 +46,7 @@ CONTEXT = 1024  # tokens, of the bundled model
 PARTS = "parts of lines"  # the unit of what is dropped of a line
 _NAMED = re.compile(r"\{([^{}]+)\}")
 
-# the picture as it is written, the size that the line gives or None, whether boxes need it -> its path and size
+# the image as it is written, the size that the line gives or None, whether boxes need it -> its path and size
 Measure = Callable[[str, tuple[int, int] | None, bool], tuple[Path, tuple[int, int]]]
 
 
@@ -73,10 +73,10 @@ class Entry:
 class JsonlDataset:
     """One record a line for all that is asked independently, and one for its conversation, or several for a long one.
 
-    file: the JSON Lines. images: the folder that the pictures' paths start from, "" for that of the file. tasks: of
+    file: the JSON Lines. images: the folder that the images' paths start from, "" for that of the file. tasks: of
     detection, refer, identify, caption, grounding, vqa, chat. exchanges: at most so many of a line's independent
     questions, chosen by the number of the record. closed: every thing of every label of the file is marked in every
-    picture, so that the other labels are absent there. context: of the model, in tokens: a longer conversation, by
+    image, so that the other labels are absent there. context: of the model, in tokens: a longer conversation, by
     estimate, becomes several records. orientation: what boxes and `size` belong to: "upright" the image turned upright
     by EXIF, "stored" the image as it lies in the file, "auto" what `size` tells, else the stored one.
     """
@@ -143,7 +143,7 @@ class JsonlDataset:
 
 def image_folder(file: Path, images: str) -> Path:
     if images and not is_dir(images):
-        raise UserError(f"There is no folder {images}.", "`images` is the folder of the pictures.", "Check it.")
+        raise UserError(f"There is no folder {images}.", "`images` is the folder of the images.", "Check it.")
     return Path(images) if images else file.parent
 
 
@@ -179,7 +179,7 @@ def measured_in(folder: Path, orientation: str) -> Measure:
         try:
             return path, image_size(path) if orientation == "upright" else image_header(path)[0]
         except UserError as error:
-            raise InvalidRecord("a picture that cannot be read") from error
+            raise InvalidRecord("an image that cannot be read") from error
 
     return measure
 
@@ -260,7 +260,7 @@ class _Line:
             entry.sized = size is not None
             entry.image, entry.size = measure(file_name_field(row, "image"), size, bool(boxes))
         elif any(row.get(key) for key in KEYS[3:-1]):
-            raise InvalidRecord("boxes, a caption or questions without a picture")
+            raise InvalidRecord("boxes, a caption or questions without an image")
         for place, box in enumerate(boxes):
             self._told(f"box {place + 1}", self._box, box)
         entry.absent = [words for name in self._list("absent") if (words := self._told("absent", self._label, name))]
@@ -411,7 +411,7 @@ def _words(given: Any, name: str = "label") -> str:
 
 
 def _size(row: dict) -> tuple[int, int] | None:
-    """The "size" of a line: width and height of the upright picture in pixels."""
+    """The "size" of a line: width and height of the upright image in pixels."""
     if "size" not in row:
         return None
     size = row["size"]

@@ -1,4 +1,4 @@
-"""LLaVA's instructions: conversations, descriptions and reasoning about COCO pictures. Card: datasets/llava.md.
+"""LLaVA's instructions: conversations, descriptions and reasoning about COCO images. Card: datasets/llava.md.
 
 [{"id": "000000442786", "image": "000000442786.jpg", "conversations": [
     {"from": "human", "value": "What do you see happening in this image?\\n<image>"},
@@ -30,9 +30,9 @@ _NUMBER = re.compile(r"(?:.*[/\\])?(?:COCO_\w+_)?0*(\d{1,12})(?:\.jpg)?")
 
 
 class Llava:
-    """One record a conversation, every word of it as it was written, but for the mark of the picture's place.
+    """One record a conversation, every word of it as it was written, but for the mark of the image's place.
 
-    root: holds the JSON files. images: holds COCO's pictures, where that is not root. context: of the model, in tokens:
+    root: holds the JSON files. images: holds COCO's images, where that is not root. context: of the model, in tokens:
     a longer conversation, by estimate, becomes several records.
     """
 
@@ -41,39 +41,39 @@ class Llava:
     def __init__(self, root: str, split: str = "conversation", images: str = "", context: int = CONTEXT):
         self.problems = ProblemCounter()
         (file,) = require(root, self.layout, split, self.page)
-        self.pictures, self.name = CocoImages(images or root), file.name
-        self.rows: list[tuple[str, int, tuple[QuestionAnswer, ...]]] = []  # place in the file, picture, what was said
+        self.images, self.name = CocoImages(images or root), file.name
+        self.rows: list[tuple[str, int, tuple[QuestionAnswer, ...]]] = []  # place in the file, image, what was said
         for place, row in enumerate(iter_json_list(file)):
             try:
-                picture = _picture(row)
+                image = _image(row)
                 said = exchanges_of(row)
-                if picture not in self.pictures:
-                    raise InvalidRecord("a picture that is not on the disk")
+                if image not in self.images:
+                    raise InvalidRecord("an image that is not on the disk")
             except InvalidRecord as error:
                 self.problems.add(str(error), f"{self.name} row {place}")
                 continue
             parts = split_conversation(said, context)
             if len(parts) == 1:
-                self.rows.append((f"row {place}", picture, said))
+                self.rows.append((f"row {place}", image, said))
                 continue
             self.problems.add(IN_PARTS, f"{self.name} row {place} of {len(said)} turns", dropped=False)
-            self.rows += [(f"row {place} part {n}", picture, part) for n, part in enumerate(parts, 1)]
+            self.rows += [(f"row {place} part {n}", image, part) for n, part in enumerate(parts, 1)]
         require_records(len(self.rows), file, self.problems)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        place, picture, said = self.rows[index]
-        return Sample(self.pictures.find(picture), (0, 0), said, f"{self.name} {place}")
+        place, image, said = self.rows[index]
+        return Sample(self.images.find(image), (0, 0), said, f"{self.name} {place}")
 
 
-def _picture(row: Any) -> int:
-    """COCO's number of the picture; rows without a name of the file have it as their id."""
+def _image(row: Any) -> int:
+    """COCO's number of the image; rows without a name of the file have it as their id."""
     name = "image" if isinstance(row, dict) and "image" in row else "id"
     match = _NUMBER.fullmatch(str(field(row, name, (str, int))))
     if match is None:
-        raise InvalidRecord("an 'image' that names no picture of COCO")
+        raise InvalidRecord("an 'image' that names no image of COCO")
     return int(match[1])
 
 

@@ -18,7 +18,7 @@ DOWNLOADS: dict[str, str] = {}  # the page leads to a shared folder
 
 
 class MultitaskConversation(Llava):
-    """One record a dialogue, verbatim. root: holds the JSON file. images: holds COCO's pictures, where not root.
+    """One record a dialogue, verbatim. root: holds the JSON file. images: holds COCO's images, where not root.
     context: as LLaVA's."""
 
     page, layout = PAGE, LAYOUT

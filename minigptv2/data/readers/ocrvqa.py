@@ -31,7 +31,7 @@ class OcrVqa:
         self.problems = ProblemCounter()
         file, self.folder = require(root, LAYOUT, split, PAGE)
         self.name, there = file.name, names_in(self.folder)
-        self.rows: list[tuple[str, int, str, str]] = []  # picture, number of the question, its words, answer
+        self.rows: list[tuple[str, int, str, str]] = []  # image, number of the question, its words, answer
         for number, row in iter_json_object(file):
             try:
                 if field(row, "split", int) != SPLITS[split]:
@@ -39,15 +39,15 @@ class OcrVqa:
                 questions, answers = strings(row, "questions"), strings(row, "answers")
                 if len(questions) != len(answers):
                     raise InvalidRecord("not as many answers as questions")
-                picture = next((number + suffix for suffix in SUFFIXES if number + suffix in there), None)
-                if picture is None:
-                    raise InvalidRecord("a picture that is not on the disk")
+                image = next((number + suffix for suffix in SUFFIXES if number + suffix in there), None)
+                if image is None:
+                    raise InvalidRecord("an image that is not on the disk")
             except InvalidRecord as error:
                 self.problems.add(str(error), f"{self.name} book {number}")
                 continue
             for place, (question, answer) in enumerate(zip(questions, answers)):
                 if question.strip() and answer.strip():
-                    self.rows.append((picture, place, question.strip(), answer.strip()))
+                    self.rows.append((image, place, question.strip(), answer.strip()))
                 else:
                     self.problems.add("an empty question or answer", f"{self.name} book {number} question {place}")
         require_records(len(self.rows), file, self.problems)
@@ -56,7 +56,7 @@ class OcrVqa:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        picture, place, question, answer = self.rows[index]
+        image, place, question, answer = self.rows[index]
         exchange = QuestionAnswer("vqa", question=question, answer=answer)
-        key = f"{self.name} book {Path(picture).stem} question {place}"
-        return Sample(Path(self.folder, picture), (0, 0), (exchange,), key)
+        key = f"{self.name} book {Path(image).stem} question {place}"
+        return Sample(Path(self.folder, image), (0, 0), (exchange,), key)

@@ -1,4 +1,4 @@
-"""OK-VQA: questions about COCO pictures that need knowledge of the world, in the form of VQA. Card: datasets/okvqa.md.
+"""OK-VQA: questions about COCO images that need knowledge of the world, in the form of VQA. Card: datasets/okvqa.md.
 
 {"image_id": 51606, "question": "What is the hairstyle of the blond called?", "question_id": 516065}
 {"image_id": 51606, "question_id": 516065, "answers": [{"answer": "pony tail", "raw_answer": "pony tail", ...}, ...]}

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: expressions that each name one thing in a COCO picture. Card: datasets/refcoco.md.
+"""RefCOCO, RefCOCO+ and RefCOCOg: expressions that each name one thing in a COCO image. Card: datasets/refcoco.md.
 
 Two forms are read. The original one, `refs(unc).p` with `instances.json`, is a pickle; it is read without running what
 is in it. The flat one, `refcoco_val.json`, is a list with a row for each expression:
@@ -56,7 +56,7 @@ COUNTS = {
 }
 DOWNLOADS: dict[str, str] = {}  # the page names zip files of another server, not checked
 OPTIONS = {part: {"name": name, "split": split} for part, (name, split) in PARTS.items()}
-_PICTURE = re.compile(r"COCO_(?:train|val)2014_(\d{12})(?:_\d+)?")
+_IMAGE = re.compile(r"COCO_(?:train|val)2014_(\d{12})(?:_\d+)?")
 # what the unpickler raises on damaged data
 _CORRUPT = (
     pickle.UnpicklingError,
@@ -79,7 +79,7 @@ class Row(NamedTuple):
     the `img_id` of the flat form, by which the published evaluation names answers; "" where nothing says it."""
 
     number: int
-    picture: Path
+    image: Path
     size: tuple[int, int]
     words: str
     box: Box
@@ -91,7 +91,7 @@ class RefCoco:
 
     root: the folder with `refcoco_val.json`, or with `refs(unc).p` and `instances.json`, there or in a folder of the
     set's name. by: who made the split of the original form, "unc", "umd" or "google"; "" takes umd for RefCOCOg and
-    unc for the others. images: the folder of the pictures, "" for `root`. task: "refer" asks for the box of the
+    unc for the others. images: the folder of the images, "" for `root`. task: "refer" asks for the box of the
     words, "identify" for the words of the box. excluded: row number and reason of every row that was left out.
     """
 
@@ -113,9 +113,9 @@ class RefCoco:
         flat = Path(root, f"{name}_{split}.json")
         if not original and not is_file(flat):
             raise _nothing_there(Path(root), name, split, by)
-        pictures = CocoImages(images or root)
+        coco = CocoImages(images or root)
         self.file = original[0] if original else flat
-        rows = self._original(pictures) if original else self._flat(pictures)
+        rows = self._original(coco) if original else self._flat(coco)
         self.records = [row for row in rows if row is not None]
 
     def __len__(self) -> int:
@@ -124,34 +124,34 @@ class RefCoco:
     def __getitem__(self, index: int) -> Sample:
         row = self.records[index]
         exchange = QuestionAnswer(self.task, (Phrase(row.words, (row.box,)),))
-        return Sample(row.picture, row.size, (exchange,), f"{self.name} {self.split} row {row.number}")
+        return Sample(row.image, row.size, (exchange,), f"{self.name} {self.split} row {row.number}")
 
     @property
     def rows(self) -> list[int]:
         """The row number of each sample."""
         return [row.number for row in self.records]
 
-    def missing_pictures(self) -> list[Path]:
-        """Where pictures are expected that are not on the disk now; their rows are not left out."""
-        return missing(row.picture for row in self.records)
+    def missing_images(self) -> list[Path]:
+        """Where images are expected that are not on the disk now; their rows are not left out."""
+        return missing(row.image for row in self.records)
 
-    def _flat(self, pictures: CocoImages) -> Iterator[Row | None]:
+    def _flat(self, images: CocoImages) -> Iterator[Row | None]:
         rows = read_json(self.file)
         if not isinstance(rows, list):
             raise corrupt_file_error(self.file, "it is no list of rows")
         for number, row in enumerate(rows):
             try:
-                named = _PICTURE.fullmatch(field(row, "img_id", str).removesuffix(".jpg"))
+                named = _IMAGE.fullmatch(field(row, "img_id", str).removesuffix(".jpg"))
                 if named is None:
-                    raise InvalidRecord("an 'img_id' that names no picture of COCO")
+                    raise InvalidRecord("an 'img_id' that names no image of COCO")
                 size = size_field(row)
                 box = parse_box(field(row, "bbox", list), size)
                 words, reference = phrase_field(row, "sents"), named[0]
-                yield Row(number, pictures.find(int(named[1])), size, words, box, reference)
+                yield Row(number, images.find(int(named[1])), size, words, box, reference)
             except InvalidRecord as error:
                 self._leave_out(number, str(error), f"{self.file.name} row {number}")
 
-    def _original(self, pictures: CocoImages) -> Iterator[Row | None]:
+    def _original(self, images: CocoImages) -> Iterator[Row | None]:
         """A row for each sentence of each reference of the split, in the order of the file."""
         references = read_pickle(self.file)
         if not isinstance(references, list):
@@ -179,15 +179,15 @@ class RefCoco:
                 sentences = field(reference, "sentences", list)
                 if not sentences:
                     raise InvalidRecord("a reference without sentences")
-                picture, thing = field(reference, "image_id", int), field(reference, "ann_id", int)
-                if picture not in sizes:
+                image, thing = field(reference, "image_id", int), field(reference, "ann_id", int)
+                if image not in sizes:
                     raise InvalidRecord("an 'image_id' that instances.json lacks")
                 if thing not in boxes:
                     raise InvalidRecord("an 'ann_id' that instances.json lacks")
-                size = size_field(sizes[picture])
+                size = size_field(sizes[image])
                 box = parse_box(field(boxes[thing], "bbox", list), size)
-                if boxes[thing].get("image_id") != picture:
-                    raise InvalidRecord("a box of another picture")
+                if boxes[thing].get("image_id") != image:
+                    raise InvalidRecord("a box of another image")
             except InvalidRecord as error:
                 sentences = reference.get("sentences")
                 if not isinstance(sentences, list) or not sentences:
@@ -197,7 +197,7 @@ class RefCoco:
                     self._leave_out(number, str(error), f"{self.file.name} reference {place}")
                     number += 1
                 continue
-            path, name = pictures.find(picture), reference.get("file_name")
+            path, name = images.find(image), reference.get("file_name")
             name = name.removesuffix(".jpg") if isinstance(name, str) else ""
             for sentence in sentences:
                 try:
@@ -212,7 +212,7 @@ class RefCoco:
 
 
 def _instances(file: Path) -> tuple[dict[int, dict], dict[int, dict]]:
-    """COCO's instances.json as pictures and annotations by their numbers."""
+    """COCO's instances.json as images and annotations by their numbers."""
     found = read_json(file)
     try:
         return tuple({i["id"]: i for i in found[kind] if isinstance(i, dict)} for kind in ("images", "annotations"))

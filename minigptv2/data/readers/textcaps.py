@@ -1,4 +1,4 @@
-"""TextCaps: captions that say what is written in the picture. Card: datasets/textcaps.md.
+"""TextCaps: captions that say what is written in the image. Card: datasets/textcaps.md.
 
 {"data": [{"image_id": "4be9f385ac8a883e", "image_width": 1024, "caption_id": 4, "caption_str": "The billboard ...",
            "reference_strs": ["A billboard ...", ...], "set_name": "train", ...}, ...]}       one row a caption
@@ -28,7 +28,7 @@ DOWNLOADS = {f"{_FILES}/data/textcaps/{LAYOUT[split][0]}": "" for split in LAYOU
 
 
 class TextCaps:
-    """train gives one record a caption; val one record a picture, with all captions as references; test no captions.
+    """train gives one record a caption; val one record an image, with all captions as references; test no captions.
 
     root: holds the JSON files, `train_images/` (of train and val) and `test_images/`.
     """
@@ -37,15 +37,15 @@ class TextCaps:
         self.problems = ProblemCounter()
         file, self.folder = require(root, LAYOUT, split, PAGE)
         self.name, there = file.name, names_in(self.folder)
-        captions: dict[str, list[str]] = {}  # picture -> its captions
+        captions: dict[str, list[str]] = {}  # image -> its captions
         for place, row in enumerate(rows_of(file, "data")):
             try:
-                picture = image_in(self.folder, there, f"{file_name_field(row, 'image_id')}.jpg")
+                image = image_in(self.folder, there, f"{file_name_field(row, 'image_id')}.jpg")
                 caption = text_field(row, "caption_str") if split != "test" else ""
             except InvalidRecord as error:
                 self.problems.add(str(error), f"{self.name} row {place}")
                 continue
-            captions.setdefault(picture, []).extend([caption] if caption else [])
+            captions.setdefault(image, []).extend([caption] if caption else [])
         self.records = records_of(captions, apart=split == "train")
         require_records(len(self.records), file, self.problems)
 
@@ -53,6 +53,6 @@ class TextCaps:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
-        picture, captions = self.records[index]
+        image, captions = self.records[index]
         exchange = QuestionAnswer("caption", references=captions)
-        return Sample(Path(self.folder, picture), (0, 0), (exchange,), f"{self.name} picture {Path(picture).stem}")
+        return Sample(Path(self.folder, image), (0, 0), (exchange,), f"{self.name} image {Path(image).stem}")

@@ -31,7 +31,7 @@ NO_CONSTRAINT = ("", "none", "none.")
 
 
 class UnnaturalInstructions:
-    """One record an instance, without a picture, every word as it was written.
+    """One record an instance, without an image, every word as it was written.
 
     root: holds `core_data.jsonl` or `full_data.jsonl` (whose reformulations are records, too), or, as split
     "filtered", the list that MiniGPT-v2 was trained on.

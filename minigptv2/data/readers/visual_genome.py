@@ -1,6 +1,6 @@
 """Visual Genome's regions: boxes that people described in a few words. Card: datasets/visual_genome.md.
 
-region_descriptions.json is one list of pictures; sizes and addresses are in image_data.json:
+region_descriptions.json is one list of images; sizes and addresses are in image_data.json:
 
     {"id": 1, "regions": [{"region_id": 1382, "image_id": 1, "phrase": "the clock is green in colour",
                            "x": 421, "y": 57, "width": 82, "height": 139}, ...]}
@@ -36,8 +36,8 @@ from minigptv2.sample import Phrase, QuestionAnswer, Sample
 
 PAGE = "https://homes.cs.washington.edu/~ranjay/visualgenome/"
 FOLDERS = ("VG_100K", "VG_100K_2", "")
-REGIONS, PICTURES = "region_descriptions.json", "image_data.json"
-LAYOUT: Layout = {"regions": (REGIONS, PICTURES)}
+REGIONS, IMAGES = "region_descriptions.json", "image_data.json"
+LAYOUT: Layout = {"regions": (REGIONS, IMAGES)}
 COUNTS: dict[str, int] = {}  # published as 5.4 million, not to the last one
 DOWNLOADS: dict[str, str] = {}  # the page leads to them; its addresses were not checked
 OPTIONS = {"regions": {"below_area": 0, "images": ""}}
@@ -56,81 +56,81 @@ class VisualGenome:
     def __init__(self, root: str, task: str = "refer", images: str = "", below_area: int = 16384):
         self.task = check_choice("task", task, ("refer", "identify"))
         self.problems, self.too_large = ProblemCounter(), 0
-        files = Path(root, REGIONS), Path(root, PICTURES)
+        files = Path(root, REGIONS), Path(root, IMAGES)
         for file in files:
             if not is_file(file):
                 raise UserError(
                     f"{file} is not there.",
-                    f"The regions need {REGIONS} and {PICTURES}.",
+                    f"The regions need {REGIONS} and {IMAGES}.",
                     f"See {document('datasets/visual_genome.md', PAGE)} for the layout.",
                 )
         self.images = Path(images or root)
-        self._read_pictures(files[1])
+        self._read_images(files[1])
         self._read_regions(files[0], below_area)
 
     def __len__(self) -> int:
-        return len(self._picture)
+        return len(self._image)
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
         words = self._words[self._ends[index] : self._ends[index + 1]].decode()
-        size, path = self._pictures[self._picture[index]]
+        size, path = self._images[self._image[index]]
         exchange = QuestionAnswer(self.task, (Phrase(words, (Box(*map(float, self._boxes[index])),)),))
         return Sample(Path(path), size, (exchange,), f"visual_genome region {self._region[index]}")
 
-    def missing_pictures(self) -> list[Path]:
-        """Where pictures are expected that are not on the disk now; their regions are not left out."""
-        return missing(Path(self._pictures[number][1]) for number in np.unique(self._picture))
+    def missing_images(self) -> list[Path]:
+        """Where images are expected that are not on the disk now; their regions are not left out."""
+        return missing(Path(self._images[number][1]) for number in np.unique(self._image))
 
-    def _read_pictures(self, file: Path) -> None:
-        """Fills _pictures, (size, path) of each, and _number, the place of an image_id among them."""
+    def _read_images(self, file: Path) -> None:
+        """Fills _images, (size, path) of each, and _number, the place of an image_id among them."""
         rows = read_json(file)
         if not isinstance(rows, list):
-            raise corrupt_file_error(file, "it is no list of pictures")
+            raise corrupt_file_error(file, "it is no list of images")
         listed = [(f, names_in(self.images / f)) for f in FOLDERS if is_dir(self.images / f)]
-        self._pictures: list[tuple[tuple[int, int], str]] = []
+        self._images: list[tuple[tuple[int, int], str]] = []
         self._number: dict[int, int] = {}
         for place, row in enumerate(rows):
             try:
                 number, size = field(row, "image_id", int), size_field(row)
                 name = f"{number}.jpg"
                 folder = next((f for f, names in listed if name in names), FOLDERS[0])
-                self._number[number] = len(self._pictures)
-                self._pictures.append((size, os.path.join(self.images, folder, name)))
+                self._number[number] = len(self._images)
+                self._images.append((size, os.path.join(self.images, folder, name)))
             except InvalidRecord as error:
-                self.problems.add(str(error), f"{file.name} picture {place}")
+                self.problems.add(str(error), f"{file.name} image {place}")
 
     def _read_regions(self, file: Path, below_area: int) -> None:
-        boxes, picture, region, ends, words = array("f"), array("i"), array("q"), array("q", [0]), bytearray()
+        boxes, image, region, ends, words = array("f"), array("i"), array("q"), array("q", [0]), bytearray()
         for place, item in enumerate(iter_json_list(file)):
             regions = item.get("regions") if isinstance(item, dict) else None
             if not isinstance(regions, list):
-                self.problems.add("a picture without a list 'regions'", f"{file.name} picture {place}")
+                self.problems.add("an image without a list 'regions'", f"{file.name} image {place}")
                 continue
             for row in regions:
                 try:
                     identity, number = field(row, "region_id", int), field(row, "image_id", int)
                     if number not in self._number:
-                        raise InvalidRecord(f"an 'image_id' that {PICTURES} lacks")
+                        raise InvalidRecord(f"an 'image_id' that {IMAGES} lacks")
                     at = self._number[number]
                     xywh = [field(row, side, (int, float)) for side in ("x", "y", "width", "height")]
-                    box, phrase = parse_box(xywh, self._pictures[at][0]), phrase_field(row, "phrase")
+                    box, phrase = parse_box(xywh, self._images[at][0]), phrase_field(row, "phrase")
                     if not abs(identity) < 1 << 63:
                         raise InvalidRecord("a 'region_id' of more than 64 bits")
                     spoken = phrase.encode(errors="replace")  # half of a surrogate pair is no text
                 except InvalidRecord as error:
                     where = row.get("region_id", "?") if isinstance(row, dict) else "?"
-                    self.problems.add(str(error), f"{file.name} picture {place} region {where}")
+                    self.problems.add(str(error), f"{file.name} image {place} region {where}")
                     continue
                 if below_area and xywh[2] * xywh[3] >= below_area:
                     self.too_large += 1
                     continue
                 boxes.extend(box.xyxy)
-                picture.append(at)
+                image.append(at)
                 region.append(identity)
                 words += spoken
                 ends.append(len(words))
         self._boxes = np.frombuffer(boxes, np.float32).reshape(-1, 4)  # [regions, 4] xyxy, pixels
-        self._picture, self._region = np.frombuffer(picture, np.int32), np.frombuffer(region, np.int64)
+        self._image, self._region = np.frombuffer(image, np.int32), np.frombuffer(region, np.int64)
         self._ends, self._words = np.frombuffer(ends, np.int64), bytes(words)
         del self._number

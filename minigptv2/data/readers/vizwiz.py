@@ -1,6 +1,6 @@
-"""VizWiz-VQA: pictures that blind people took, and what they asked about them. Card: datasets/vizwiz.md.
+"""VizWiz-VQA: images that blind people took, and what they asked about them. Card: datasets/vizwiz.md.
 
-{"image": "VizWiz_val_00000000.jpg", "question": "Ok. There is another picture I hope it is a better one.",
+{"image": "VizWiz_val_00000000.jpg", "question": "Ok. There is another image I hope it is a better one.",
  "answers": [{"answer": "unanswerable", "answer_confidence": "yes"}, ...], "answer_type": "...", "answerable": 0}
 """
 
@@ -36,7 +36,7 @@ DOWNLOADS = {f"{_FILES}/vqa_data/Annotations.zip": ""} | {f"{_FILES}/images/{spl
 class VizWiz:
     """One record a question. Its references are the ten answers; the test split has none.
 
-    root: holds `train.json`, ... and the folders `train/`, ... of the pictures.
+    root: holds `train.json`, ... and the folders `train/`, ... of the images.
     """
 
     def __init__(self, root: str, split: str = "val"):
@@ -60,9 +60,9 @@ class VizWiz:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        place, picture, question, answers = self.rows[index]
+        place, image, question, answers = self.rows[index]
         exchange = QuestionAnswer("vqa", question=question, references=answers)
-        return Sample(Path(self.folder, picture), (0, 0), (exchange,), f"{self.name} row {place}")
+        return Sample(Path(self.folder, image), (0, 0), (exchange,), f"{self.name} row {place}")
 
 
 def read_rows(file: Path, answered: bool = True) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""VQA v2: questions about COCO pictures, each answered by ten people. Card: datasets/vqav2.md.
+"""VQA v2: questions about COCO images, each answered by ten people. Card: datasets/vqav2.md.
 
 A question and its annotation, from two files:
 
@@ -49,7 +49,7 @@ NO_ANSWER = "a question without an answer"
 class VqaV2:
     """One record a question. Its references are all ten answers, the most common first; test splits have none.
 
-    root: holds the JSON files. images: holds COCO's pictures, where that is not root.
+    root: holds the JSON files. images: holds COCO's images, where that is not root.
     """
 
     page, layout = PAGE, LAYOUT
@@ -57,15 +57,15 @@ class VqaV2:
     def __init__(self, root: str, split: str = "train", images: str = ""):
         self.problems = ProblemCounter()
         files = require(root, self.layout, split, self.page)
-        self.pictures = CocoImages(images or root)
+        self.images = CocoImages(images or root)
         self.name = files[0].name
         self.rows: list[tuple[int, str, str, tuple[str, ...]]] = []  # image, question, its words, its answers
         for row in read_rows(files[0], files[1] if len(files) > 1 else None, self.problems):
             answers, problem = by_frequency(row.answers), row.problem
             if not problem and len(files) > 1 and not answers:
                 problem = NO_ANSWER
-            if not problem and row.image not in self.pictures:
-                problem = "a picture that is not on the disk"
+            if not problem and row.image not in self.images:
+                problem = "an image that is not on the disk"
             if problem:
                 self.problems.add(problem, f"{self.name} row {row.number}")
             else:
@@ -76,9 +76,9 @@ class VqaV2:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        picture, number, words, answers = self.rows[index]
+        image, number, words, answers = self.rows[index]
         exchange = QuestionAnswer("vqa", question=words, references=answers)
-        return Sample(self.pictures.find(picture), (0, 0), (exchange,), f"{self.name} question {number}")
+        return Sample(self.images.find(image), (0, 0), (exchange,), f"{self.name} question {number}")
 
 
 def read_rows(questions: Path, annotations: Path | None, problems: ProblemCounter) -> Iterator[Row]:

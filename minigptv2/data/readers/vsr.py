@@ -1,4 +1,4 @@
-"""VSR: statements on how two things in a COCO picture lie to each other, true or false. Card: datasets/vsr.md.
+"""VSR: statements on how two things in a COCO image lie to each other, true or false. Card: datasets/vsr.md.
 
 JSON Lines, one record a statement:
 
@@ -42,8 +42,8 @@ class VSR:
     """One sample a statement, answered "true" or "false".
 
     root: the folder with `splits/zeroshot/test.jsonl`, or with `zeroshot/test.jsonl`. kind: "zeroshot" or "random",
-    by how it was split. split: "train", "dev" or "test". images: the folder of the pictures, "" for `root`.
-    records: line number from 0, picture, statement, whether it is true, relation. excluded: line number and reason
+    by how it was split. split: "train", "dev" or "test". images: the folder of the images, "" for `root`.
+    records: line number from 0, image, statement, whether it is true, relation. excluded: line number and reason
     of every line that was left out.
     """
 
@@ -60,7 +60,7 @@ class VSR:
                 f"Looked for {', '.join(map(str, files))}.",
                 f"See {document('datasets/vsr.md', PAGE)} for the layout.",
             )
-        pictures = CocoImages(images or root)
+        coco = CocoImages(images or root)
         self.records: list[tuple[int, Path, str, bool, str]] = []
         for number, row in read_json_lines(self.file):
             try:
@@ -73,9 +73,7 @@ class VSR:
                 if label not in (0, 1):
                     raise InvalidRecord("a 'label' other than 0 and 1")
                 relation = row.get("relation") if isinstance(row.get("relation"), str) else ""
-                self.records.append(
-                    (number, pictures.find(int(name)), text_field(row, "caption"), label == 1, relation)
-                )
+                self.records.append((number, coco.find(int(name)), text_field(row, "caption"), label == 1, relation))
             except InvalidRecord as error:
                 self.problems.add(str(error), f"{self.file.name} line {number}")
                 self.excluded.append((number, str(error)))
@@ -84,10 +82,10 @@ class VSR:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
-        number, picture, statement, true, _ = self.records[index]
+        number, image, statement, true, _ = self.records[index]
         exchange = QuestionAnswer("vqa", question=STATEMENT.format(statement), answer="true" if true else "false")
-        return Sample(picture, (0, 0), (exchange,), f"vsr {self.kind} {self.split} line {number}")
+        return Sample(image, (0, 0), (exchange,), f"vsr {self.kind} {self.split} line {number}")
 
-    def missing_pictures(self) -> list[Path]:
-        """Where pictures are expected that are not on the disk now; their statements are not left out."""
+    def missing_images(self) -> list[Path]:
+        """Where images are expected that are not on the disk now; their statements are not left out."""
         return missing(record[1] for record in self.records)

@@ -1,4 +1,4 @@
-"""Captions of web pictures in tar shards of img2dataset: LAION, CC3M, SBU. Cards: datasets/laion.md, cc3m.md, sbu.md.
+"""Captions of web images in tar shards of img2dataset: LAION, CC3M, SBU. Cards: datasets/laion.md, cc3m.md, sbu.md.
 
 A sample is 000012.jpg with its caption in 000012.txt, or in 000012.json; parquet files have a column instead:
 
@@ -23,15 +23,15 @@ PAGE = {
     "sbu": "https://www.cs.rice.edu/~vo9/sbucaptions/",
 }
 LAYOUT: Layout = LAYOUT_OF_SHARDS
-COUNTS: dict[str, int] = {}  # nobody gets all pictures of the lists
+COUNTS: dict[str, int] = {}  # nobody gets all images of the lists
 DOWNLOADS: dict[str, str] = {}  # lists of addresses, each to be asked for
 OPTIONS = OPTIONS_OF_SHARDS
 
 
 class WebCaptions:
-    """One sample a picture with its caption.
+    """One sample an image with its caption.
 
-    shards: tar or parquet files, as `data.shards.Shards` takes them, with index, images and picture. caption: the
+    shards: tar or parquet files, as `data.shards.Shards` takes them, with index, images and image. caption: the
     JSON field or column with it; "" takes the .txt and, where there is none, the field "caption". words: the least
     and the most words of a caption. without: a regular expression; captions in which it is found are left out.
     least: smallest value of JSON fields, such as {similarity: 0.3}. What these leave out is counted in `problems`.
@@ -46,7 +46,7 @@ class WebCaptions:
         least: dict[str, float] | None = None,
         index: str = "",
         images: str = "",
-        picture: str = "",
+        image: str = "",
     ):
         self.caption, self.least = caption, dict(least or {})
         try:
@@ -59,7 +59,7 @@ class WebCaptions:
                 "Correct it.",
             ) from error
         purpose = f"captions-{caption}-{self.least_words}-{self.most_words}-{without}-{sorted(self.least.items())}"
-        self.shards = Shards(shards, self._judge, purpose, index, images, picture)
+        self.shards = Shards(shards, self._judge, purpose, index, images, image)
         self.problems: ProblemCounter = self.shards.problems
 
     def __len__(self) -> int:

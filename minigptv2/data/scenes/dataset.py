@@ -61,7 +61,7 @@ class SceneSplit:
 
 @dataclass(frozen=True)
 class SceneImage:
-    """A scene's picture, drawn when it is opened, or already where its things had to be known."""
+    """A scene's image, drawn when it is opened, or already where its things had to be known."""
 
     series: SceneSplit
     number: int
@@ -77,9 +77,9 @@ class SceneImage:
 
 class Scenes:
     """count: number of scenes; first: the number of the first one, so that others can be kept apart from training.
-    seed: of the drawings. exchanges: questions about a picture in one row. tasks: share of each, of the methods of
+    seed: of the drawings. exchanges: questions about an image in one row. tasks: share of each, of the methods of
     `QuestionWriter`; all alike if not given. most, repeats: of `draw_scene`. dialogues: share of the samples that are
-    one conversation with memory instead of independent questions side by side. side: of the picture, pixels. things: a
+    one conversation with memory instead of independent questions side by side. side: of the image, pixels. things: a
     folder in which the things of every scene are kept, so that no scene is drawn only to know what can be asked; it is
     filled when the data set is opened, 12 ms a scene, once. Empty: nothing is written."""
 
@@ -110,7 +110,7 @@ class Scenes:
 
     def sample(self, index: int, rng: random.Random) -> Sample:
         """The scene with questions that `rng` chooses."""
-        image = self.picture(index)
+        image = self.image(index)
         if self._things is None:
             scene = self.series.draw(image.number)
             image = replace(image, drawn=scene.image)
@@ -124,7 +124,7 @@ class Scenes:
                 talk = told if told and rng.random() < 0.6 else talk[: rng.randint(1, 6)]
         return Sample(image, (self.series.image_size,) * 2, tuple(talk), image.key, not memory, entities(scene))
 
-    def picture(self, index: int) -> SceneImage:
+    def image(self, index: int) -> SceneImage:
         """`self[index].image`, not drawn before it is opened."""
         if not 0 <= index < self.count:
             raise IndexError(index)

@@ -20,7 +20,7 @@ ABSENT_NOUNS = (
     "rocket robot hat shoe shirt bag ring crown drum guitar piano bridge tower castle mountain river snowman butterfly "
     "spider snake frog turtle whale shark ghost arrow cross flag pencil scissors camera"
 ).split()
-MARGIN = 0.08  # of the picture's side: what lies closer together is neither left nor right of the other
+MARGIN = 0.08  # of the image's side: what lies closer together is neither left nor right of the other
 
 RELATIONS: dict[str, tuple[str, Callable[[Box, Box, float], bool]]] = {
     # name: (its opposite, whether a is so to b, with a margin in pixels)

@@ -1,8 +1,8 @@
-"""The generated world: pictures of coloured things on varied grounds, with complete annotation, from a seed.
+"""The generated world: images of coloured things on varied grounds, with complete annotation, from a seed.
 
-Source: drawn by this project; no picture files, no licence to mind. A record is a `Scene`: an RGB picture, its things
+Source: drawn by this project; no image files, no licence to mind. A record is a `Scene`: an RGB image, its things
 (kind, colour, visible box in pixels, size as a share of the side) and a map of which thing is seen at each pixel.
-The same seed gives the same picture on every machine with the same Pillow and NumPy.
+The same seed gives the same image on every machine with the same Pillow and NumPy.
 """
 
 import io
@@ -28,15 +28,15 @@ COLORS: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, f
     "pink": ((318, 352), (0.25, 0.60), (0.90, 1.0)),
     "brown": ((14, 32), (0.50, 0.85), (0.28, 0.56)),
 }
-SMALLEST, LARGEST = 0.06, 0.50  # of the picture's side
-CROWD = 16  # things in a crowded picture
+SMALLEST, LARGEST = 0.06, 0.50  # of the image's side
+CROWD = 16  # things in a crowded image
 ROOM = {3: LARGEST, 6: 0.36, 8: 0.28, CROWD: 0.16}  # how large a thing may be where there are at most so many
 TILT = {"star": 180, "ball": 180, "triangle": 180, "flower": 40, "box": 25, "kite": 60, "umbrella": 50, "fish": 40}
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn object. box: what is visible of it, XYXY pixels of the scene's picture."""
+    """One drawn object. box: what is visible of it, XYXY pixels of the scene's image."""
 
     kind: str
     color: str
@@ -50,7 +50,7 @@ class Thing:
 @dataclass(frozen=True)
 class Scene:
     """image: RGB, side x side pixels. things: in drawing order. seen: [side, side] uint8, 0 for the ground, i + 1 where
-    thing i is on top. A scene whose features are cached is kept without its picture and map."""
+    thing i is on top. A scene whose features are cached is kept without its image and map."""
 
     things: tuple[Thing, ...]
     side: int
@@ -68,15 +68,15 @@ def draw_scene(
 ) -> Scene:
     """Draw the scene of this seed.
 
-    size: width and height of the picture in pixels. most: at most this many things (1 to 8). zoom: makes the things
-    larger, as a part cut out of a picture would. crowded: 16 small things instead, to learn small things by. repeats:
+    size: width and height of the image in pixels. most: at most this many things (1 to 8). zoom: makes the things
+    larger, as a part cut out of an image would. crowded: 16 small things instead, to learn small things by. repeats:
     how likely (0 to 1) a thing after the first has the kind and colour of an earlier one, to learn "all instances" by.
     """
     rng = np.random.default_rng(seed)
     ground = _ground(rng, size)
     canvas = Image.fromarray(ground)
     seen = Image.new("L", (size, size), 0)
-    # a picture of another shape is squashed to a square before the model sees it: the things look so, too
+    # an image of another shape is squashed to a square before the model sees it: the things look so, too
     aspect = 1.0 if rng.random() < 0.5 else float(np.exp(rng.uniform(-0.5, 0.5)))
     count = CROWD if crowded else int(rng.integers(1, most + 1))
     family = [str(v) for v in rng.choice(list(KINDS), 3)] if rng.random() < 0.4 else list(KINDS)
@@ -181,22 +181,22 @@ def _ground(rng, size: int) -> np.ndarray:
     near = np.clip(base + rng.normal(0, 22, 3), 0, 255)
     choice = rng.random()
     if choice < 0.28:
-        picture = np.broadcast_to(base, (size, size, 3))
+        image = np.broadcast_to(base, (size, size, 3))
     elif choice < 0.50:
-        picture = _gradient(rng, base, _ground_color(rng) if rng.random() < 0.5 else near, size)
+        image = _gradient(rng, base, _ground_color(rng) if rng.random() < 0.5 else near, size)
     elif choice < 0.74:
         weight = _tiles(rng, size)[..., None].astype(np.float32)
         other = near if rng.random() < 0.7 else np.clip(base + rng.normal(0, 45, 3), 0, 255)
-        picture = base * (1 - weight) + other * weight
+        image = base * (1 - weight) + other * weight
     elif choice < 0.90:
         grain = int(rng.choice([8, 16, 32, 64, 112]))
         coarse = np.clip(base + rng.normal(0, rng.uniform(6, 26), (grain, grain, 3)), 0, 255).astype(np.uint8)
         return np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BILINEAR))
     else:
         line = int(size * rng.uniform(0.3, 0.8))
-        picture = np.empty((size, size, 3))
-        picture[:line], picture[line:] = base, _ground_color(rng)
-    return np.ascontiguousarray(picture, dtype=np.uint8)
+        image = np.empty((size, size, 3))
+        image[:line], image[line:] = base, _ground_color(rng)
+    return np.ascontiguousarray(image, dtype=np.uint8)
 
 
 def _gradient(rng, start: np.ndarray, end: np.ndarray, size: int) -> np.ndarray:
@@ -231,7 +231,7 @@ def _tiles(rng, size: int) -> np.ndarray:
 
 
 def _worn(rng, image: Image.Image) -> Image.Image:
-    """Small noise, softness and JPEG artefacts, each in a part of the pictures."""
+    """Small noise, softness and JPEG artefacts, each in a part of the images."""
     size = image.size
     if rng.random() < 0.2:
         low = int(size[0] * rng.uniform(0.4, 0.8))

@@ -1,7 +1,7 @@
-"""Benchmark: phrases for things that are not in the picture, which should be refused instead of given a box.
+"""Benchmark: phrases for things that are not in the image, which should be refused instead of given a box.
 
-COCO's instances are complete for their 80 kinds, so a kind without annotation is not there. Each picture is asked for
-one such kind, chosen by the seed among those that pictures with the same things often hold, so that guessing by the
+COCO's instances are complete for their 80 kinds, so a kind without annotation is not there. Each image is asked for
+one such kind, chosen by the seed among those that images with the same things often hold, so that guessing by the
 scene does not help. A row is a place in the list `images`, from 0.
 """
 
@@ -17,7 +17,7 @@ from minigptv2.eval.benchmarks.refcoco import answer_boxes
 from minigptv2.sample import Phrase, QuestionAnswer
 from minigptv2.tasks import instruction_text
 
-LIKELY = 5  # the kinds that most often stand beside those of the picture, among which one is chosen
+LIKELY = 5  # the kinds that most often stand beside those of the image, among which one is chosen
 
 
 class AbsentPhrasesBenchmark:

@@ -1,7 +1,7 @@
-"""Benchmark: COCO captions, every picture with its five. CIDEr, BLEU, ROUGE-L.
+"""Benchmark: COCO captions, every image with its five. CIDEr, BLEU, ROUGE-L.
 
-A row is a picture: of an official file, a place in its list `images` (without that list, in the order in which the
-captions name the pictures first); of Karpathy's, a place among the pictures of the split. From 0.
+A row is an image: of an official file, a place in its list `images` (without that list, in the order in which the
+captions name the images first); of Karpathy's, a place among the images of the split. From 0.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ METRICS = ("CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L")
 
 
 class CocoCaptionBenchmark:
-    """root: holds the captions as the card of the data set says; images: COCO's pictures, where they are not in root.
+    """root: holds the captions as the card of the data set says; images: COCO's images, where they are not in root.
     Where the file's list `images` has file names, they say which image it is, not its number. captions: the name of the
-    file of captions below root, where it has another. instruction: asked of every picture.
+    file of captions below root, where it has another. instruction: asked of every image.
     """
 
     max_new_tokens = 60
@@ -55,7 +55,7 @@ class CocoCaptionBenchmark:
         self.name = f"coco_caption {captions.removesuffix('.json') or split}"
         self.problems, self.excluded = ProblemCounter(), {}
         self.published: Mapping[str, tuple[Published, ...]] = {}
-        self.folder, self.pictures = Path(images or root), CocoImages(images or root)
+        self.folder, self.images = Path(images or root), CocoImages(images or root)
         content = read_json(self.file)
         if not isinstance(content, dict):
             raise corrupt_file_error(self.file, "it is no object with captions")
@@ -64,11 +64,9 @@ class CocoCaptionBenchmark:
 
     def items(self) -> list[Question]:
         out = []
-        for number, (picture, path, captions) in enumerate(self.captions):
+        for number, (image, path, captions) in enumerate(self.captions):
             if captions:
-                out.append(
-                    Question(number, path, (0, 0), self.instruction, str(path), tuple(captions), key=str(picture))
-                )
+                out.append(Question(number, path, (0, 0), self.instruction, str(path), tuple(captions), key=str(image)))
         return out
 
     def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
@@ -103,31 +101,31 @@ class CocoCaptionBenchmark:
             except InvalidRecord as error:
                 self.problems.add(str(error), f"{self.file.name} annotation {place}")
         if not isinstance(content.get("images"), list):
-            return [(picture, self.pictures.find(picture), words) for picture, words in captions.items()]
+            return [(image, self.images.find(image), words) for image, words in captions.items()]
         out: list[tuple[int, Path, list[str]]] = []
         for place, row in enumerate(content["images"]):
-            picture, path, kind = -1, Path(), ""
+            image, path, kind = -1, Path(), ""
             try:
-                picture = field(row, "id", int)
-                path = self._path(row, picture)
-                kind = "" if picture in captions else "a picture without captions, or there twice"
+                image = field(row, "id", int)
+                path = self._path(row, image)
+                kind = "" if image in captions else "an image without captions, or there twice"
             except InvalidRecord as error:
                 kind = str(error)
-            words = captions.pop(picture, [])
-            out.append((picture, path, [] if kind else words))
+            words = captions.pop(image, [])
+            out.append((image, path, [] if kind else words))
             if kind:
                 self._leave_out(place, kind)
-        for picture in captions:
-            self.problems.add("captions of a picture that is not in 'images'", f"{self.file.name} picture {picture}")
+        for image in captions:
+            self.problems.add("captions of an image that is not in 'images'", f"{self.file.name} image {image}")
         return out
 
     def _path(self, row: dict, number: int) -> Path:
         """Where the image of this row of `images` lies: by its file name, a COCO one in any of its releases."""
         if "file_name" not in row:
-            return self.pictures.find(number)
+            return self.images.find(number)
         name = file_name_field(row, "file_name")
         known = _COCO_NAME.fullmatch(name)
-        return self.pictures.find(int(known[1])) if known else image_path(self.folder, name)
+        return self.images.find(int(known[1])) if known else image_path(self.folder, name)
 
     def _karpathy(self, content: dict, parts: tuple[str, ...]) -> list[tuple[int, Path, list[str]]]:
         rows = content.get("images")
@@ -140,14 +138,14 @@ class CocoCaptionBenchmark:
             try:
                 sentences = [text_field(s, "raw") for s in field(row, "sentences", list)]
                 if not sentences:
-                    raise InvalidRecord("a picture without captions")
+                    raise InvalidRecord("an image without captions")
                 number = field(row, "cocoid", int)
-                out.append((number, self.pictures.find(number), sentences))
+                out.append((number, self.images.find(number), sentences))
             except InvalidRecord as error:
                 self._leave_out(len(out), str(error))
                 out.append((-1, Path(), []))
         return out
 
     def _leave_out(self, number: int, kind: str) -> None:
-        self.problems.add(kind, f"{self.file.name} picture {number}")
+        self.problems.add(kind, f"{self.file.name} image {number}")
         self.excluded[number] = kind

@@ -1,6 +1,6 @@
 """Benchmark: COCO detection, average precision by pycocotools. A row is a place in the list `images`, from 0.
 
-One question a picture names the kinds of thing sought; a box belongs to the kind that its phrase names. The scores that
+One question an image names the kinds of thing sought; a box belongs to the kind that its phrase names. The scores that
 average precision sorts by are the probabilities of the boxes' numbers; answers without them count 1 each.
 """
 
@@ -35,7 +35,7 @@ LAYOUT: Layout = {
     for split in ("val2017", "train2017", "val2014", "train2014")
 }
 ASK = ("present", "all")
-JUDGED = "F1 at IoU 0.5 of a picture's boxes, crowds aside"
+JUDGED = "F1 at IoU 0.5 of an image's boxes, crowds aside"
 
 
 class Truth(NamedTuple):
@@ -171,8 +171,8 @@ class CocoDetectionBenchmark:
         for row in found:
             row |= {"image_id": number[row["image_id"]], "category_id": category[row["category_id"]]}
         precision = metrics.coco_average_precision(truth, found)
-        picture = {i.index: number[i.truth[0]] for i in items}
-        corpus = {name: _figure(precision, picture, name) for name in ("AP", "AP50", "AP75")}
+        image = {i.index: number[i.truth[0]] for i in items}
+        corpus = {name: _figure(precision, image, name) for name in ("AP", "AP50", "AP75")}
         return Scored(len(items), frozenset(invalid), {}, corpus, cases, {"boxes of no known kind": strange}, JUDGED)
 
 
@@ -193,5 +193,5 @@ def _box(xywh: Sequence[float], phrase: str) -> Box:
     return Box(x, y, x + width, y + height, phrase)
 
 
-def _figure(precision, picture: dict[int, int], name: str) -> Callable[[Sequence[int]], float | None]:
-    return lambda indexes: precision([picture[i] for i in indexes])[name]
+def _figure(precision, image: dict[int, int], name: str) -> Callable[[Sequence[int]], float | None]:
+    return lambda indexes: precision([image[i] for i in indexes])[name]

@@ -1,9 +1,9 @@
 """Benchmark: Flickr30k Entities. How many annotated phrases get their box.
 
-Two questions are asked of it. task "grounding": the model writes a grounded caption of the picture; the figures are the
-share of the picture's annotated phrases, of all its captions, of which a box was found, and of which that box also
+Two questions are asked of it. task "grounding": the model writes a grounded caption of the image; the figures are the
+share of the image's annotated phrases, of all its captions, of which a box was found, and of which that box also
 carries a word of the phrase. task "phrases": a caption is given and its phrases are to be found; the figure is the
-share whose first box is right (recall@1). A row is a picture of the split, or a caption, in the reader's order, from 0.
+share whose first box is right (recall@1). A row is an image of the split, or a caption, in the reader's order, from 0.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ class Flickr30kBenchmark:
                 )
                 for n, s in enumerate(samples)
             ]
-        pictures: dict[str, tuple] = {}
+        images: dict[str, tuple] = {}
         for sample in samples:
-            pictures.setdefault(str(sample.image), (sample, []))[1].extend(sample.question_answers[0].phrases)
+            images.setdefault(str(sample.image), (sample, []))[1].extend(sample.question_answers[0].phrases)
         text = instruction_text(QuestionAnswer("grounding"), (0, 0), "floor", None)
         return [
             Question(n, sample.image, sample.size, text, key, tuple(phrases), words=text)
-            for n, (key, (sample, phrases)) in enumerate(pictures.items())
+            for n, (key, (sample, phrases)) in enumerate(images.items())
         ]
 
     def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:

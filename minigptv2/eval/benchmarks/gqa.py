@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minigptv2.data.readers import gqa
-from minigptv2.eval.benchmark import Question, ScoringRules, annotation_files, image_path, minigpt_v2, picture_folder
+from minigptv2.eval.benchmark import Question, ScoringRules, annotation_files, image_folder, image_path, minigpt_v2
 from minigptv2.eval.benchmarks.short_answer import ShortAnswerBenchmark
 from minigptv2.tasks import EVALUATION
 
@@ -16,7 +16,7 @@ class GqaBenchmark(ShortAnswerBenchmark):
         super().__init__(f"gqa {split if not questions else questions.removesuffix('.json')}", (file,))
         if split == "testdev" and not questions:
             self.published = {"accuracy": minigpt_v2(60.3, 58.8, "arXiv 2310.09478v1")}
-        folder = picture_folder(root, images, "images")
+        folder = image_folder(root, images, "images")
         for row, image in self.usable(gqa.read_rows(file), lambda row: image_path(folder, str(row.image))):
             asked = EVALUATION["gqa"].replace("{}", row.question)
             self.rows.append(

@@ -1,6 +1,6 @@
 """Benchmark: Hateful Memes, accuracy and area under the ROC curve. A row is a line of the file, from 0.
 
-The two answers are ranked by log-probability; the score of a picture is the share of "yes" in their probabilities.
+The two answers are ranked by log-probability; the score of an image is the share of "yes" in their probabilities.
 An answer without log-probabilities counts as 1 for yes and 0 for no.
 """
 
@@ -70,7 +70,7 @@ def _yes_or_no(answer: str) -> str | None:
 
 
 def _share(prediction: Prediction, hateful: bool) -> float:
-    """The score of a picture, 0..1; of a malformed or missing answer the worst one for its label."""
+    """The score of an image, 0..1; of a malformed or missing answer the worst one for its label."""
     if len(prediction.logprobs) == len(CHOICES):
         return 1 / (1 + math.exp(min(700.0, prediction.logprobs[0] - prediction.logprobs[1])))
     said = _yes_or_no(strip_special_tokens(prediction.text))

@@ -28,7 +28,7 @@ class IconQaBenchmark(ShortAnswerBenchmark):
             self.published = {"accuracy": minigpt_v2(47.7, 49.4, "arXiv 2310.09478v1")}
         for row, image in self.usable(rows, lambda row: folder / str(row.image), lambda row: f"{split} {row.key}"):
             asked = EVALUATION["iconqa"].replace("{}", row.question)
-            same = _same_picture(image)
+            same = _same_image(image)
             self.rows.append(
                 Question(row.number, image, (0, 0), asked, same, row.answers[0], row.choices, words=row.question)
             )
@@ -41,7 +41,7 @@ class IconQaBenchmark(ShortAnswerBenchmark):
         return {"accuracy": float(said == item.truth.strip().lower())}
 
 
-def _same_picture(image: Path) -> str:
+def _same_image(image: Path) -> str:
     """The same for files that hold the same image, so that the bootstrap draws their questions together."""
     try:
         return hashlib.sha256(image.read_bytes()).hexdigest()[:16]

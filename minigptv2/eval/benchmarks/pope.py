@@ -26,7 +26,7 @@ _NO = {"no", "not"}
 
 
 class PopeBenchmark(ShortAnswerBenchmark):
-    """root: holds `coco_pope_<split>.json`, or `coco/` does. images: COCO's pictures, where they are not in root."""
+    """root: holds `coco_pope_<split>.json`, or `coco/` does. images: COCO's images, where they are not in root."""
 
     def __init__(self, root: str, split: str = "adversarial", images: str = ""):
         check_choice("split", split, SPLITS)
@@ -39,7 +39,7 @@ class PopeBenchmark(ShortAnswerBenchmark):
                 "Get it from https://github.com/AoiDragon/POPE, output/coco.",
             )
         super().__init__(f"pope {split}", (file,))
-        pictures, seen = CocoImages(images or root), set()
+        coco, seen = CocoImages(images or root), set()
         for number, row in read_json_lines(file):
             try:
                 if isinstance(row, InvalidRecord):
@@ -47,7 +47,7 @@ class PopeBenchmark(ShortAnswerBenchmark):
                 name, words, label = text_field(row, "image"), text_field(row, "text"), text_field(row, "label").lower()
                 found = _NUMBER.search(name)
                 if found is None:
-                    raise InvalidRecord("an 'image' that names no picture of COCO")
+                    raise InvalidRecord("an 'image' that names no image of COCO")
                 if label not in ("yes", "no"):
                     raise InvalidRecord("a 'label' other than yes and no")
                 if not unique(seen, field(row, "question_id", (int, str))):
@@ -55,7 +55,7 @@ class PopeBenchmark(ShortAnswerBenchmark):
             except InvalidRecord as error:
                 self.leave_out(number, error, f"{file.name} line {number + 1}")
                 continue
-            path = pictures.find(int(found[1]))
+            path = coco.find(int(found[1]))
             asked = EVALUATION["pope"].replace("{}", words)
             key = str(row["question_id"])
             self.rows.append(Question(number, path, (0, 0), asked, str(path), label, words=words, key=key))

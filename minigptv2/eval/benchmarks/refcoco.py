@@ -1,6 +1,6 @@
 """Benchmarks: RefCOCO, RefCOCO+ and RefCOCOg, both ways: the box of an expression, and the words for a box.
 
-One question an expression, by its row in the annotation file; the published system pools answers by picture.
+One question an expression, by its row in the annotation file; the published system pools answers by image.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class RefCocoBoxBenchmark:
         return [
             Question(
                 r.number,
-                r.picture,
+                r.image,
                 r.size,
                 ask.replace("{}", r.words),
-                str(r.picture),
+                str(r.image),
                 r.box,
                 words=r.words,
                 key=r.reference,
@@ -111,9 +111,9 @@ class RefCocoTextBenchmark:
         self.name, self.files = f"{dataset} {split} reg", files_of(self.reader)
         self.problems, self.excluded = self.reader.problems, dict(self.reader.excluded)
         self.published: Mapping[str, tuple[Published, ...]] = {}
-        self.things: dict[tuple, list] = {}  # picture and box -> rows
+        self.things: dict[tuple, list] = {}  # image and box -> rows
         for row in self.reader.records:
-            rows = self.things.setdefault((row.picture, row.box.xyxy), [])
+            rows = self.things.setdefault((row.image, row.box.xyxy), [])
             rows.append(row)
             if len(rows) > 1:
                 self.excluded[row.number] = "another expression for the same thing"
@@ -126,7 +126,7 @@ class RefCocoTextBenchmark:
             exchange = QuestionAnswer("identify", (Phrase("", (row.box,)),))
             asked = instruction_text(exchange, row.size, self.coding, None)
             truth = (row.box, tuple(r.words for r in rows))
-            out.append(Question(row.number, row.picture, row.size, asked, str(row.picture), truth, words=row.words))
+            out.append(Question(row.number, row.image, row.size, asked, str(row.image), truth, words=row.words))
         return out
 
     def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
@@ -160,7 +160,7 @@ def files_of(reader: RefCoco):
 def answer_boxes(
     prediction: Prediction, item: Question, rules: ScoringRules
 ) -> tuple[tuple[Box, ...], tuple[str, ...]]:
-    """The well-formed boxes of an answer, in pixels of the item's picture, with their scores where there are any; and
+    """The well-formed boxes of an answer, in pixels of the item's image, with their scores where there are any; and
     why others are none."""
     if prediction.boxes is not None:
         return prediction.boxes, ()

@@ -1,6 +1,6 @@
 """Benchmark: held-out scenes of the generated world, every task, with the share of malformed answers.
 
-The pictures come from seeds that no training uses. A question is put by itself, as a user would put it.
+The images come from seeds that no training uses. A question is put by itself, as a user would put it.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ def _until(draw, good) -> QuestionAnswer:
 
 
 class ScenesBenchmark:
-    """count: held-out pictures. seed: which ones. size: pixels of a side. coding: how box numbers are rounded; both as
+    """count: held-out images. seed: which ones. size: pixels of a side. coding: how box numbers are rounded; both as
     the model's config says. An item's number is its place in the order of asking."""
 
     max_new_tokens = MAX_NEW_TOKENS
 
     def __init__(self, count: int = 1000, seed: int = 1, size: int = 448, coding: BoxRounding = "round"):
         if count < 1:
-            raise UserError(f"count is {count}.", "It is a number of pictures, 1 or more.", "Try count=100.")
+            raise UserError(f"count is {count}.", "It is a number of images, 1 or more.", "Try count=100.")
         self.count, self.seed, self.size, self.coding = count, seed, size, coding
         self.name, self.files = f"scenes {count} of seed {seed}", ()
         self.problems, self.excluded = ProblemCounter(), {}
@@ -96,7 +96,7 @@ class ScenesBenchmark:
                 for number, each in zip(numbers, asked):
                     if kind in each:
                         text = instruction_text(each[kind], size, self.coding, rng)
-                        draw = partial(_picture, self.seed, number, self.size)
+                        draw = partial(_image, self.seed, number, self.size)
                         out.append(
                             Question(len(out), draw, size, text, f"scene {number}", (kind, each[kind]), words=text)
                         )
@@ -162,5 +162,5 @@ def _f1(counts: Mapping[int, DetectionCounts], indexes: Sequence[int]) -> float:
     return whole.f1
 
 
-def _picture(seed: int, number: int, size: int):
+def _image(seed: int, number: int, size: int):
     return held_out(seed, number, size).image

@@ -9,7 +9,7 @@ from minigptv2.data.coco_images import CocoImages
 from minigptv2.data.readers import okvqa, vizwiz, vqav2
 from minigptv2.errors import UserError
 from minigptv2.eval import metrics
-from minigptv2.eval.benchmark import Question, ScoringRules, annotation_files, image_path, minigpt_v2, picture_folder
+from minigptv2.eval.benchmark import Question, ScoringRules, annotation_files, image_folder, image_path, minigpt_v2
 from minigptv2.eval.benchmarks.short_answer import ShortAnswerBenchmark
 from minigptv2.tasks import EVALUATION
 
@@ -34,7 +34,7 @@ class _TenAnswers(ShortAnswerBenchmark):
 
 
 class VqaV2Benchmark(_TenAnswers):
-    """root: holds the questions and annotations, as the card of the data set says. images: COCO's pictures, where they
+    """root: holds the questions and annotations, as the card of the data set says. images: COCO's images, where they
     are not in root. questions, annotations: names of these files below root, where they have others."""
 
     reader, prompt = vqav2, "vqav2"
@@ -52,9 +52,9 @@ class VqaV2Benchmark(_TenAnswers):
             )
         name = split if not questions else questions.removesuffix(".json")
         super().__init__(f"{self.prompt} {name}", files)
-        pictures = CocoImages(images or root)
+        coco = CocoImages(images or root)
         rows = vqav2.read_rows(files[0], files[1], self.problems)
-        for row, path in self.usable(rows, lambda row: pictures.find(row.image)):
+        for row, path in self.usable(rows, lambda row: coco.find(row.image)):
             asked = EVALUATION[self.prompt].replace("{}", row.question)
             truth = row.answers, row.kind
             self.rows.append(
@@ -73,13 +73,13 @@ class OkVqaBenchmark(VqaV2Benchmark):
 
 
 class VizWizBenchmark(_TenAnswers):
-    """root: holds `val.json`, or `Annotations/val.json`, and the folder `val/` of pictures, or `images` names it."""
+    """root: holds `val.json`, or `Annotations/val.json`, and the folder `val/` of images, or `images` names it."""
 
     def __init__(self, root: str, split: str = "val", images: str = ""):
         (file,) = annotation_files(root, vizwiz.LAYOUT, split, vizwiz.PAGE)
         super().__init__(f"vizwiz {split}", (file,))
         self.published = {"accuracy": minigpt_v2(30.3, 42.4, _PAPER)} if split == "val" else {}
-        folder = picture_folder(root, images, split)
+        folder = image_folder(root, images, split)
         for row, image in self.usable(vizwiz.read_rows(file), lambda row: image_path(folder, str(row.image))):
             asked, truth = EVALUATION["vizwiz"].replace("{}", row.question), (row.answers, row.kind)
             self.rows.append(

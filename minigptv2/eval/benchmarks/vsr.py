@@ -21,10 +21,10 @@ class VsrBenchmark(ShortAnswerBenchmark):
         self.problems, self.excluded = reader.problems, dict(reader.excluded)
         if (dataset, split) == ("zeroshot", "test"):
             self.published = {"accuracy": minigpt_v2(60.6, 63.3, "arXiv 2310.09478v1")}
-        for number, picture, statement, true, _ in reader.records:
+        for number, image, statement, true, _ in reader.records:
             asked = EVALUATION["vsr"].replace("{}", statement)
             label = "true" if true else "false"
-            self.rows.append(Question(number, picture, (0, 0), asked, str(picture), label, words=statement))
+            self.rows.append(Question(number, image, (0, 0), asked, str(image), label, words=statement))
 
     def score_answer(self, item: Question, answer: str, rules: ScoringRules) -> dict[str, float] | None:
         """One of the two words must stand in the answer, in any case, and not both."""
