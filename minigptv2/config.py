@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from minigptv2.boxes import BoxRounding
 from minigptv2.conversation import Prompt
 from minigptv2.errors import UserError, unknown
+from minigptv2.renames import path_of, present_value, rename_old_keys, tell
 
 T = TypeVar("T")
 
@@ -96,13 +97,16 @@ def from_dict(kind: type[T], data: dict[str, Any], where: str = "") -> T:
     """
     if not isinstance(data, dict):
         raise UserError(f"{where or 'The config'} is {data!r}.", "It must be a mapping of keys.", _EXAMPLES)
+    data = rename_old_keys(data, getattr(kind, "RENAMED", {}), where)
     hints = typing.get_type_hints(kind)
     known = [f.name for f in dataclasses.fields(kind)]
     for key in data:
         if key not in known:
-            told, allowed = f"{_path(where, key)} is not a known key.", f"Known here: {', '.join(known)}."
+            told, allowed = f"{path_of(where, key)} is not a known key.", f"Known here: {', '.join(known)}."
             raise unknown(told, key, known, "Remove it.", allowed)
-    values = {key: _value(hints[key], value, _path(where, key)) for key, value in data.items()}
+    old_values = getattr(kind, "RENAMED_VALUES", {})
+    data = {key: present_value(value, old_values.get(key, {}), path_of(where, key)) for key, value in data.items()}
+    values = {key: _value(hints[key], value, path_of(where, key)) for key, value in data.items()}
     missing = [
         f.name
         for f in dataclasses.fields(kind)
@@ -117,8 +121,30 @@ def from_dict(kind: type[T], data: dict[str, Any], where: str = "") -> T:
     return kind(**values)
 
 
-def _path(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else str(key)
+# ---- keys of older versions ----
+
+
+def present_path(kind: Any, path: str) -> str:
+    """The dotted path of an override with old keys under their present names: "lr" -> "optim.lr" of a recipe."""
+    out: list[str] = []
+    parts = path.split(".")
+    while parts:
+        part = parts.pop(0)
+        present = getattr(kind, "RENAMED", {}).get(part, part)
+        if present != part:
+            tell(f"{part} is now called {present}.")
+        for name in present.split("."):
+            out.append(name)
+            kind = _kind_below(kind, name)
+    return ".".join(out)
+
+
+def _kind_below(kind: Any, key: str) -> Any:
+    """The type of what stands under this key, as far as it is known."""
+    if dataclasses.is_dataclass(kind):
+        return typing.get_type_hints(kind).get(key)
+    arguments = typing.get_args(kind)
+    return arguments[0] if arguments and key.isdecimal() else None
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -145,7 +171,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is dict or hint is dict:
         if not isinstance(value, dict):
             raise wrong
-        return {k: _value(args[1], v, _path(where, k)) for k, v in value.items()} if args else value
+        return {k: _value(args[1], v, path_of(where, k)) for k, v in value.items()} if args else value
     if hint is Any:
         return value
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):

@@ -29,9 +29,10 @@ HEAVY = {
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
+    "renames": {"errors"},
     "bundled": {"errors", "files"},
     "boxes": {"errors"},
-    "config": {"boxes", "conversation", "errors"},
+    "config": {"boxes", "conversation", "errors", "renames"},
     "drawing": {"boxes", "errors", "files"},
     "sample": {"boxes", "drawing", "errors", "images"},
     "tasks": {"boxes", "errors", "sample"},
@@ -39,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": {"errors", "files", "web_image"},
     "web_image": {"errors", "files"},
     "encode": {"boxes", "conversation", "errors", "sample"},
-    "data": {"boxes", "bundled", "drawing", "errors", "files", "images", "sample", "tasks"},
+    "data": {"boxes", "bundled", "drawing", "errors", "files", "images", "renames", "sample", "tasks"},
     "model": {"boxes", "config", "encode", "errors", "files"},
     "train": {
         "boxes",
@@ -67,6 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "files",
         "images",
         "model",
+        "renames",
         "sample",
         "tasks",
     },
@@ -105,7 +107,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "minigptv2": set(),
 }
-PURE = ("errors", "files", "bundled", "boxes", "config", "sample", "tasks", "conversation")
+PURE = ("errors", "files", "renames", "bundled", "boxes", "config", "sample", "tasks", "conversation")
 
 # what a string literal may hold in its home alone; `examples`: modules whose messages and help show it to a user
 HOMES = (

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from minigptv2.errors import UserError, unknown
+from minigptv2.renames import rename_old_keys
 from minigptv2.sample import Sample
 
 DATASETS: dict[str, str] = {
@@ -138,6 +139,7 @@ def open_dataset(name: str, options: dict[str, Any]) -> Dataset:
     Raises UserError for an unknown name or option, with the nearest known one, and what the reader itself raises.
     """
     reader = resolve_class("data set", name, DATASETS, "Choose one of these.")
+    options = rename_old_keys(options, getattr(reader, "RENAMED", {}), f"options of {name}")
     parameters = inspect.signature(reader).parameters
     known = list(parameters)
     for option, value in options.items():

@@ -23,6 +23,7 @@ from minigptv2.data.dataset import ProblemCounter, resolve_class
 from minigptv2.data.dataset_files import Layout, Place, find
 from minigptv2.errors import UserError, unknown
 from minigptv2.files import is_dir, is_file
+from minigptv2.renames import rename_old_keys
 
 Scoring = Literal["strict", "compat"]
 Decode = Literal["floor", "center"]
@@ -229,6 +230,7 @@ def open_benchmark(name: str, options: dict[str, Any], beside: Sequence[str] = (
     beside: keys that a config may hold too, for the suggestion.
     """
     kind, known = _kind(name), options_of(name)
+    options = rename_old_keys(options, getattr(kind, "RENAMED", {}), f"options of {name}")
     for option in options:
         if option not in known:
             allowed = f"Its options: {', '.join([*known, *beside])}."
