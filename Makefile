@@ -21,18 +21,18 @@ test: .venv/.dev  ## run the whole test suite (ARGS="-k boxes" for a part of it)
 	@.venv/bin/python -m pytest $(ARGS)
 
 # two processes, about as long as each other: the tests of files test_[e-z]*, and the rest
-check: .venv/.dev  ## lint and the fast tests, in under two minutes on two cores
-	@.venv/bin/ruff check .
+check: .venv/.dev lint  ## lint, format and the fast tests, in under two minutes on two idle cores
 	@export OMP_NUM_THREADS=1; \
 	  .venv/bin/python -m pytest -q -m "not slow" tests/test_[e-z]*.py & first=$$!; \
 	  .venv/bin/python -m pytest -q -m "not slow" tests/test_[a-d]*.py tests/parity tests/recipes; second=$$?; \
 	  wait $$first && test $$second -eq 0
 
-lint: .venv/.dev  ## check the code with ruff
+lint: .venv/.dev  ## check code and layout with ruff (.venv/bin/ruff format . lays the code out)
 	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check --quiet .
 
 model: .venv/.demo  ## train the bundled model from nothing; run again after a stop, it goes on where it was
-	.venv/bin/minigptv2 train train_configs/tiny/backbone.yaml $(ARGS)
+	.venv/bin/minigptv2 train train_configs/tiny/pretrain_vision.yaml $(ARGS)
 	$(STAGE) train_configs/tiny/stage1.yaml $(ARGS)
 	$(STAGE) train_configs/tiny/stage2.yaml $(ARGS)
 	$(STAGE) train_configs/tiny/stage3.yaml $(ARGS)

@@ -107,7 +107,7 @@ class MiniGPTv2:
         checkpoint: str | Path,
         eva: str | Path,
         llama: str | Path,
-        prompt: str = "published",
+        prompt: str = "minigptv2-eval",
         vision: dict[str, int] | None = None,
         device: str | None = None,
         dtype: torch.dtype | str | None = None,
@@ -118,7 +118,7 @@ class MiniGPTv2:
     ) -> MiniGPTv2:
         """Open the published files as they are: a checkpoint's .pth, eva_vit_g.pth, a LLaMA-2-7b-chat folder.
 
-        prompt: "published", the form of the published numbers, or "training", the form of the training. vision:
+        prompt: "minigptv2-eval", the form of the published numbers, or "minigptv2-train", that of the training. vision:
         num_heads and depth where they are not those of ViT-g. device, dtype, quantize: of `from_pretrained`.
         box_coding: "center", or "floor" for the very boxes of the published code. No code of a file is run. `.report`
         says what became of each tensor; print it. Raises UserError, with the likely cause, where anything is missing or
@@ -323,7 +323,7 @@ class MiniGPTv2:
 
     def _turns(self, exchanges: Sequence[QuestionAnswer], image: _Opened | EncodedImage | None) -> list[Turn]:
         size = image.size if image is not None else (0, 0)
-        return render(Sample(image, size, tuple(exchanges)), self.config.box_coding)
+        return render(Sample(image, size, tuple(exchanges)), self.config.box_rounding)
 
     def _visual(self, images: Sequence[_Opened | EncodedImage]) -> torch.Tensor | None:
         """[P, V, D] visual tokens of images, each encoded once; those of a Seen are taken from it."""
@@ -346,7 +346,7 @@ class MiniGPTv2:
     def _answer(self, generated: Generated, exchange: QuestionAnswer, image: _Opened | EncodedImage | None) -> Answer:
         text = self.tokenizer.decode(generated.ids)
         size = image.size if image is not None else (0, 0)
-        found = parse(text, *size, self.config.box_coding)
+        found = parse(text, *size, self.config.box_rounding)
         ends = [len(self.tokenizer.decode(generated.ids[: i + 1])) for i in range(len(generated.ids))]
         boxes = []
         for box, (start, end) in zip(found.boxes, found.spans):

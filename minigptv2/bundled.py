@@ -9,9 +9,12 @@ from typing import Literal
 
 from minigptv2.errors import UserError
 from minigptv2.files import is_dir, is_file, refuse_device, to_path
+from minigptv2.renames import tell
 
 _PACKAGE = Path(__file__).parent
 BUNDLED = _PACKAGE / "weights"
+_RENAMED = {("train", "tiny/backbone"): "tiny/pretrain_vision"}  # recipes of older versions
+_MIXTURES = "data"  # the folder of files that recipes include
 _MODEL_NAMES = ("bundled", "minigptv2/weights")
 
 
@@ -24,7 +27,8 @@ def config_folder(command: Literal["train", "eval"]) -> Path:
 def list_recipes(command: Literal["train", "eval"]) -> dict[str, Path]:
     """Every recipe by its name, such as "stage3" and "tiny/stage1"."""
     folder = config_folder(command)
-    return {f.relative_to(folder).with_suffix("").as_posix(): f for f in sorted(folder.rglob("*.yaml"))}
+    files = (f for f in sorted(folder.rglob("*.yaml")) if f.parent.name != _MIXTURES)
+    return {f.relative_to(folder).with_suffix("").as_posix(): f for f in files}
 
 
 def find_recipe(command: Literal["train", "eval"], given: str | os.PathLike) -> Path:
@@ -36,6 +40,9 @@ def find_recipe(command: Literal["train", "eval"], given: str | os.PathLike) -> 
     if is_file(path):
         return path
     name = path.as_posix().removeprefix(f"{command}_configs/").removesuffix(".yaml")
+    if (command, name) in _RENAMED:
+        tell(f"The recipe {name} is now called {_RENAMED[command, name]}.")
+        name = _RENAMED[command, name]
     if name in known:
         return known[name]
     refuse_device(path)
@@ -47,6 +54,19 @@ def find_recipe(command: Literal["train", "eval"], given: str | os.PathLike) -> 
         f"Give a YAML file, or one of: {', '.join(known)}.",
         f"Did you mean {' or '.join(near)}?" if near else f"minigptv2 {command} --help says what each recipe does.",
     )
+
+
+def find_mixture(given: str, recipe: Path) -> Path:
+    """A file with sources that a recipe includes: `given`, below the recipe's folder, or below the bundled recipes'."""
+    places = (recipe.parent / given, config_folder("train") / given, Path(given))
+    found = next(filter(is_file, places), None)
+    if found is None:
+        raise UserError(
+            f"data.include names {given}, which does not exist.",
+            f"Looked for {places[0]} and {places[1]}.",
+            "Correct the name in the recipe.",
+        )
+    return found
 
 
 def find_deepspeed(given: str, recipe: Path) -> str:

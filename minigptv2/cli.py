@@ -301,7 +301,7 @@ def _convert_arguments(parser: Parser) -> None:
     parser.add_argument("--merge", action="store_true", help="fold the LoRA into the language model's weights")
     parser.add_argument(
         "--prompt",
-        default="published",
+        default="minigptv2-eval",
         metavar="NAME",
         help="published, as the published numbers, or training (default: %(default)s)",
     )
@@ -431,6 +431,11 @@ COCO results, and JSON lists that name questions as their set does.
 
 def _train_arguments(parser: Parser) -> None:
     _recipe_arguments(parser, "train")
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print the resolved recipe, with the documentation of every key, and train nothing",
+    )
 
 
 def _eval_arguments(parser: Parser) -> None:
@@ -449,6 +454,12 @@ def _eval_arguments(parser: Parser) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
+    if args.print_config:
+        from minigptv2.config import documented_yaml
+        from minigptv2.train.recipe import read_recipe
+
+        print(documented_yaml(read_recipe(args.config, args.overrides, args.smoke)))
+        return 0
     from minigptv2.train.loop import run
 
     result = run(args.config, args.overrides, args.smoke)

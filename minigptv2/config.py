@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import textwrap
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from minigptv2.boxes import BoxRounding
 from minigptv2.conversation import Prompt
@@ -16,6 +21,8 @@ from minigptv2.renames import path_of, present_value, rename_old_keys, tell
 
 T = TypeVar("T")
 
+_WIDTH = 100  # of a line of documentation in a printed config
+
 _EXAMPLES = "minigptv2 train --help and minigptv2 eval --help say where examples are."
 
 # ---- the model: what config.json of a saved folder holds ----
@@ -23,68 +30,108 @@ _EXAMPLES = "minigptv2 train --help and minigptv2 eval --help say where examples
 
 @dataclass
 class VisionConfig:
-    """timm_name: a timm ViT such as eva_giant_patch14_224, with `timm_options`; else a timm VisionTransformer of the
-    sizes below behind a convolutional stem. image_size: pixels of a side. One patch is
-    product(stem_strides) * stem_patch pixels wide."""
+    """The vision tower: a timm model by its name, or a small ViT of timm behind a convolutional stem."""
 
     timm_name: str = ""
+    """A vision model of timm such as eva_giant_patch14_224; empty: the small ViT of the sizes below."""
     timm_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of timm.create_model, such as {depth: 39}."""
     image_size: int = 448
+    """Side of the square image that the tower sees, in pixels."""
     width: int = 256
+    """Channels of a patch."""
     depth: int = 8
+    """Transformer blocks."""
     heads: int = 4
+    """Attention heads of a block."""
     mlp_ratio: float = 4.0
+    """Width of a block's MLP, relative to width."""
     stem_channels: tuple[int, ...] = (192, 128, 128, 128, 256, 256, 256, 256, 256)
+    """Output channels of each convolution of the stem."""
     stem_kernels: tuple[int, ...] = (9, 3, 3, 3, 3, 3, 3, 3, 3)
+    """Kernel sizes of these convolutions."""
     stem_strides: tuple[int, ...] = (7, 1, 1, 2, 1, 1, 2, 1, 1)
+    """Strides of these convolutions. A patch is product(stem_strides) * stem_patch pixels wide."""
     stem_patch: int = 1
+    """Patch size of the ViT behind the stem, in cells of the stem's output."""
 
 
 @dataclass
 class LanguageConfig:
-    """A Llama causal language model; the names are those of transformers' LlamaConfig. rope_theta: the longest
-    wavelength of its rotary positions, divided by 2 pi. name: a folder or a hub's name of a Llama, Mistral or Qwen to
-    take instead, with its weights and tokenizer; the sizes are then its own."""
+    """The causal language model. The sizes have the names of transformers' LlamaConfig."""
 
     vocab_size: int = 1024
+    """Tokens of the vocabulary."""
     hidden_size: int = 256
+    """Width of the model."""
     intermediate_size: int = 704
+    """Width of the MLP."""
     num_hidden_layers: int = 7
+    """Layers."""
     num_attention_heads: int = 4
+    """Attention heads."""
     num_key_value_heads: int = 4
+    """Heads of keys and values; fewer than num_attention_heads: grouped-query attention."""
     max_position_embeddings: int = 1024
+    """Context length in tokens, visual tokens included."""
     rms_norm_eps: float = 1e-5
+    """Epsilon of the RMS norms."""
     tie_word_embeddings: bool = False
+    """Use the embedding matrix as the output matrix, too."""
     rope_theta: float = 10000.0
+    """Base of the rotary position embeddings."""
     name: str = ""
+    """A folder, or a hub name, of a Llama, Mistral or Qwen to use with its weights and tokenizer; the sizes are then
+    its own."""
 
 
 @dataclass
 class LoraConfig:
-    """r = 0: no adapter."""
+    """The LoRA adapter of the language model."""
 
     r: int = 0
+    """Rank; 0: no adapter."""
     alpha: int = 16
+    """The adapter's output is scaled by alpha / r."""
     dropout: float = 0.05
+    """Dropout of the adapter's input, in training."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """The linear layers that get an adapter."""
 
 
 @dataclass
 class ModelConfig:
-    """merge: visual tokens that become one. prompt: a key of `conversation.PROMPT_TEMPLATES`. box_coding: how box
-    numbers are rounded and decoded, one of `boxes.BOX_ROUNDINGS`; "center" for the published weights. knows: one line
-    that tells a user what the weights know. base, base_mark: of a folder that holds only what was trained: where the
-    rest is, and what its weights file is known by."""
+    """A model: what config.json of a model folder holds."""
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "merge": "patches_per_token",
+        "box_coding": "box_rounding",
+        "knows": "description",
+        "base_mark": "base_fingerprint",
+    }
+    RENAMED_VALUES: ClassVar[dict[str, dict[str, str]]] = {
+        "prompt": {"published": "minigptv2-eval", "training": "minigptv2-train"}
+    }
 
     vision: VisionConfig = field(default_factory=VisionConfig)
+    """The vision tower."""
     language: LanguageConfig = field(default_factory=LanguageConfig)
+    """The language model."""
     lora: LoraConfig = field(default_factory=LoraConfig)
-    merge: int = 4
+    """The LoRA adapter of the language model."""
+    patches_per_token: int = 4
+    """Adjacent patches of the image that become one visual token."""
     prompt: Prompt = "llama2"
-    box_coding: BoxRounding = "round"
-    knows: str = ""
+    """The text around a turn: a key of conversation.PROMPT_TEMPLATES."""
+    box_rounding: BoxRounding = "round"
+    """How a pixel becomes a hundredth in box text: round, floor or center (see boxes.py); center for the published
+    weights."""
+    description: str = ""
+    """One line that tells a user what the weights know."""
     base: str = ""
-    base_mark: str = ""
+    """Of a folder with trainable weights only: the full model folder that it needs."""
+    base_fingerprint: str = ""
+    """Of such a folder: the hash of the weights of that full folder."""
 
 
 # ---- filling a dataclass ----
@@ -124,14 +171,36 @@ def from_dict(kind: type[T], data: dict[str, Any], where: str = "") -> T:
 # ---- keys of older versions ----
 
 
-def present_path(kind: Any, path: str) -> str:
-    """The dotted path of an override with old keys under their present names: "lr" -> "optim.lr" of a recipe."""
+def present_keys(kind: Any, data: Any, where: str = "") -> Any:
+    """`data`, meant for the type `kind`, with the keys of older versions under their present names, nested ones too."""
+    if dataclasses.is_dataclass(kind) and isinstance(data, dict):
+        hints = typing.get_type_hints(kind)
+        data = rename_old_keys(data, getattr(kind, "RENAMED", {}), where)
+        return {key: present_keys(hints.get(key), value, path_of(where, key)) for key, value in data.items()}
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) in (list, tuple) and isinstance(data, list):
+        return [present_keys(arguments[0], value, f"{where}[{i}]") for i, value in enumerate(data)]
+    return data
+
+
+def present_overrides(kind: Any, overrides: Sequence[str]) -> list[str]:
+    """`a.b=c` overrides with old keys under their present names: lr=1 -> optim.lr=1 of a recipe."""
+    out = []
+    for override in overrides:
+        path, sign, value = override.partition("=")
+        out.append(present_path(kind, path) + sign + value)
+    return out
+
+
+def present_path(kind: Any, path: str, quiet: bool = False) -> str:
+    """A dotted path with old keys under their present names: "lr" -> "optim.lr" of a recipe.
+
+    quiet: without a line on standard error, for what the program itself wrote.
+    """
     out: list[str] = []
-    parts = path.split(".")
-    while parts:
-        part = parts.pop(0)
+    for part in path.split("."):
         present = getattr(kind, "RENAMED", {}).get(part, part)
-        if present != part:
+        if present != part and not quiet:
             tell(f"{part} is now called {present}.")
         for name in present.split("."):
             out.append(name)
@@ -145,6 +214,55 @@ def _kind_below(kind: Any, key: str) -> Any:
         return typing.get_type_hints(kind).get(key)
     arguments = typing.get_args(kind)
     return arguments[0] if arguments and key.isdecimal() else None
+
+
+# ---- showing a config with the documentation of its fields ----
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """The documentation of each field of a dataclass: the string that stands under it in the source."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
+    out = {}
+    for statement, below in pairwise(body):
+        documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        if isinstance(statement, ast.AnnAssign) and documented and isinstance(below.value.value, str):
+            out[statement.target.id] = " ".join(below.value.value.split())
+    return out
+
+
+def documented_yaml(config: Any, indent: int = 0) -> str:
+    """A config dataclass as YAML that `minigptv2 train` reads again, with the documentation above each key."""
+    docs, out, margin = field_docs(type(config)), [], " " * indent
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        out += [f"{margin}# {line}" for line in textwrap.wrap(docs.get(f.name, ""), _WIDTH - indent)]
+        if dataclasses.is_dataclass(value):
+            out += [f"{margin}{f.name}:", documented_yaml(value, indent + 2)]
+        elif isinstance(value, list) and value and dataclasses.is_dataclass(value[0]):
+            for key, doc in field_docs(type(value[0])).items():
+                out += textwrap.wrap(f"{margin}#   {key}: {doc}", _WIDTH, subsequent_indent=f"{margin}#     ")
+            out += [f"{margin}{f.name}:", *(f"{margin}  - {_flow(_without_defaults(item))}" for item in value)]
+        else:
+            out.append(f"{margin}{f.name}: {_flow(value)}")
+    return "\n".join(out)
+
+
+def _without_defaults(item: Any) -> dict[str, Any]:
+    return {
+        f.name: value
+        for f in dataclasses.fields(item)
+        if (value := getattr(item, f.name)) != f.default
+        and not (f.default_factory is not dataclasses.MISSING and value == f.default_factory())
+    }
+
+
+def _flow(value: Any) -> str:
+    """One line of YAML."""
+    import yaml
+
+    plain = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=float("inf"), allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -191,8 +309,11 @@ def _described(hint: Any) -> str:
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def read_yaml(file: Path, overrides: list[str] = ()) -> dict[str, Any]:
-    """The file's mapping with `a.b=c` overrides applied; each c is read as YAML."""
+def read_yaml(file: Path, overrides: Sequence[str] = (), kind: type = dict) -> Any:
+    """What a YAML file holds: a mapping, with `a.b=c` overrides applied, each c being read as YAML; or a list.
+
+    kind: dict or list, which it must be. Raises UserError.
+    """
     import yaml
 
     advice = "It must be a YAML config.", _EXAMPLES
@@ -202,12 +323,12 @@ def read_yaml(file: Path, overrides: list[str] = ()) -> dict[str, Any]:
         raise UserError(f"{file} does not exist.", *advice) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{file} cannot be read: {error}", *advice) from None
-    if not isinstance(data, dict):
-        raise UserError(f"{file} holds no mapping.", *advice)
-    return overridden(data, overrides)
+    if not isinstance(data, kind):
+        raise UserError(f"{file} does not hold a {'mapping' if kind is dict else kind.__name__}.", *advice)
+    return overridden(data, overrides) if overrides else data
 
 
-def overridden(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The mapping itself, changed by `a.b=c` overrides; each c is read as YAML."""
     import yaml
 

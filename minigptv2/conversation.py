@@ -36,12 +36,13 @@ class PromptTemplate:
     answers_in_prompt: bool = False
 
 
-Prompt = Literal["llama2", "training", "published"]
+Prompt = Literal["llama2", "minigptv2-train", "minigptv2-eval"]
 _LLAMA2 = PromptTemplate("[INST] ", " [/INST]", "<Img>", "</Img> ")
 PROMPT_TEMPLATES: dict[Prompt, PromptTemplate] = {
     "llama2": _LLAMA2,
-    "training": replace(_LLAMA2, user_close="  [/INST]"),  # what the published weights were trained on
-    "published": replace(_LLAMA2, first_bos=2, answers_in_prompt=True),  # what their published numbers were asked with
+    # what the published weights were trained with, and what their published numbers were measured with
+    "minigptv2-train": replace(_LLAMA2, user_close="  [/INST]"),
+    "minigptv2-eval": replace(_LLAMA2, first_bos=2, answers_in_prompt=True),
 }
 
 

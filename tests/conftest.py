@@ -46,7 +46,7 @@ def tiny_folder(tmp_path_factory) -> Path:
         vision=VisionConfig(width=32, depth=1, heads=2, **stem),  # its own: tests hold tolerances for its weights
         language=LanguageConfig(tokenizer.size, 32, 64, 2, 2, 2, 512),
         lora=LoraConfig(4),
-        knows="A tiny model for tests; it knows nothing.",
+        description="A tiny model for tests; it knows nothing.",
     )
     torch.manual_seed(0)
     network = GroundingVLM(config)

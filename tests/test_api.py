@@ -140,7 +140,7 @@ def test_a_conversation_needs_no_image(tiny_model):
     assert tiny_model.start_chat().ask("hello", 6) == tiny_model.chat(None, "hello", 6)
 
 
-@pytest.mark.parametrize("prompt, bos, eos", [("training", [1, 2], [0, 1]), ("published", [2, 3], [0, 0])])
+@pytest.mark.parametrize("prompt, bos, eos", [("minigptv2-train", [1, 2], [0, 1]), ("minigptv2-eval", [2, 3], [0, 0])])
 def test_a_conversation_is_asked_as_the_model_says(tiny_folder, tmp_path, image, prompt, bos, eos):
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
@@ -155,7 +155,7 @@ def test_a_conversation_is_asked_as_the_model_says(tiny_folder, tmp_path, image,
     assert [ids.count(tokenizer.bos) for ids in rows] == bos
     assert [ids.count(tokenizer.eos) for ids in rows] == eos
     joined = f"[/INST]{chat.history[0].answer} [INST] what"
-    assert (joined in tokenizer.decode([i for i in rows[1] if i != IMAGE_TOKEN_ID])) == (prompt == "published")
+    assert (joined in tokenizer.decode([i for i in rows[1] if i != IMAGE_TOKEN_ID])) == (prompt == "minigptv2-eval")
 
 
 @pytest.mark.parametrize("literal", LITERALS)

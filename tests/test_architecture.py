@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "renames": {"errors"},
-    "bundled": {"errors", "files"},
+    "bundled": {"errors", "files", "renames"},
     "boxes": {"errors"},
     "config": {"boxes", "conversation", "errors", "renames"},
     "drawing": {"boxes", "errors", "files"},
@@ -103,7 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "sample",
         "tasks",
     },
-    "cli": {"api", "bench", "bundled", "commands", "data", "errors", "eval", "minigptv2", "model", "train"},
+    "cli": {"api", "bench", "bundled", "commands", "config", "data", "errors", "eval", "minigptv2", "model", "train"},
     "__main__": {"cli"},
     "minigptv2": set(),
 }

@@ -771,7 +771,7 @@ def test_a_conversation(chat, image, tmp_path, tiny_model, monkeypatch):
         ("hello", 0),
     ]
     assert chat_command.escape_control_chars(tiny_model.chat(image, "what is this?", 6).text) in out
-    assert err.startswith(tiny_model.config.knows)
+    assert err.startswith(tiny_model.config.description)
     assert Image.open(tmp_path / "drawn.png").size == (50, 80)
     expected = [
         "task: none",

@@ -68,12 +68,12 @@ def test_wrong_values_are_told(data, said):
 
 
 def test_a_model_config_survives_its_own_dictionary():
-    config = ModelConfig(lora=LoraConfig(4, targets=("q_proj",)), knows="x")
+    config = ModelConfig(lora=LoraConfig(4, targets=("q_proj",)), description="x")
     assert from_dict(ModelConfig, asdict(config)) == config
 
 
 @pytest.mark.parametrize(
-    "data, said", [({"prompt": "lama2"}, "one of 'llama2'"), ({"box_coding": "ceil"}, "'floor', 'center', 'round'")]
+    "data, said", [({"prompt": "lama2"}, "one of 'llama2'"), ({"box_rounding": "ceil"}, "'floor', 'center', 'round'")]
 )
 def test_names_are_those_that_exist(data, said):
     with pytest.raises(UserError, match=said):

@@ -119,7 +119,7 @@ def _logits(model, batch: Batch, visual: torch.Tensor | None) -> torch.Tensor:
 def test_side_by_side_is_as_each_alone(tiny_model, encoder, image):
     model = tiny_model.network
     torch.manual_seed(0)
-    features = torch.randn(1, PLACES * model.config.merge, model.vision.width) if image else None
+    features = torch.randn(1, PLACES * model.config.patches_per_token, model.vision.width) if image else None
     visual = model.encode_images(None, features) if image else None
     together = encoder.encode_independent_answers(_turns(image=image))
     both = collate([together])
@@ -142,7 +142,7 @@ def test_side_by_side_is_as_each_alone(tiny_model, encoder, image):
 
 
 def test_a_packed_row_has_the_loss_and_gradients_of_the_rows_in_it(tiny_model, encoder):
-    model, merge = tiny_model.network, tiny_model.network.config.merge
+    model, merge = tiny_model.network, tiny_model.network.config.patches_per_token
     long = QuestionAnswer("chat", question="what do you see? " * 9, answer="a red ball and two cats, " * 9)
     rows = [
         encoder.encode_independent_answers(_turns((*TALK, long))),
@@ -169,7 +169,7 @@ def test_a_packed_row_has_the_loss_and_gradients_of_the_rows_in_it(tiny_model, e
 @pytest.mark.parametrize("prompt", PROMPT_TEMPLATES)
 def test_rows_with_any_number_of_images_anywhere_are_packed_alike(tiny_model, prompt):
     """Two images in a row, an image after an answer, text alone, one exchange, several, questions side by side."""
-    model, merge = tiny_model.network, tiny_model.network.config.merge
+    model, merge = tiny_model.network, tiny_model.network.config.patches_per_token
     encoder = PromptEncoder(tiny_model.tokenizer, prompt, PLACES, 512)
     first, second, third = (ImagePiece(name) for name in "abc")
     rows = [

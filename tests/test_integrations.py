@@ -117,7 +117,7 @@ def test_what_the_model_says_itself_is_greedy():
     class Says:
         """Gives every answer the log-probability -1 a letter, and says "two" to everything."""
 
-        config, encoder = types.SimpleNamespace(box_coding="round"), types.SimpleNamespace(context=9, encode=list)
+        config, encoder = types.SimpleNamespace(box_rounding="round"), types.SimpleNamespace(context=9, encode=list)
 
         def logprobs_batch(self, asked):
             return [[types.SimpleNamespace(logprob=-1.0)] * len(a) for _, _, a in asked]

@@ -287,8 +287,8 @@ def test_what_a_reader_drops_counts_towards_the_limit_before_any_step(tmp_path, 
     source = SourceConfig("coco_detection", 1.0, write_coco(tmp_path / "data", **options))
     with pytest.raises(UserError, match=problem) as caught:
         open_mixture(DataConfig([source]), 1, 1)
-    assert "max_bad_share" in caught.value.allowed
-    assert open_mixture(DataConfig([source], max_bad_share=1.0), 1, 1)
+    assert "max_failure_rate" in caught.value.allowed
+    assert open_mixture(DataConfig([source], max_failure_rate=1.0), 1, 1)
 
 
 def test_a_few_that_are_dropped_are_within_the_limit(tmp_path):
@@ -323,7 +323,7 @@ def test_what_shards_lack_is_judged_and_what_options_leave_out_is_not(tmp_path):
     lacking = SourceConfig("laion", 1.0, {"shards": write("a.tar", 5)})
     with pytest.raises(UserError, match="15 of 20 records of the source 'laion' cannot be used"):
         open_mixture(DataConfig([lacking]), 1, 1)
-    (again,) = open_mixture(DataConfig([lacking], max_bad_share=1.0), 1, 1)[0]  # from the index
+    (again,) = open_mixture(DataConfig([lacking], max_failure_rate=1.0), 1, 1)[0]  # from the index
     assert again.problems.dropped["records"] == 15
     short = SourceConfig("laion", 1.0, {"shards": write("b.tar", 20), "without": "blue|green"})
     assert len(open_mixture(DataConfig([short]), 1, 1)[0][0]) == 20

@@ -158,7 +158,7 @@ def _prompts(model) -> tuple[list, torch.Tensor]:
         (ImagePiece("b"), "[vqa] how many yellow fish do you see?"),
     )
     torch.manual_seed(1)
-    features = torch.randn(2, PLACES * model.config.merge, model.network.vision.width)
+    features = torch.randn(2, PLACES * model.config.patches_per_token, model.network.vision.width)
     with torch.no_grad():
         return [encoder.encode([Turn("user", t)]) for t in turns], model.network.encode_images(None, features)
 

@@ -142,7 +142,7 @@ def test_the_installed_command_works_from_another_folder(installed, tmp_path):
 def test_every_recipe_is_found_by_its_name_and_its_path(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = ROOT / f"{command}_configs"
-    files = sorted(folder.rglob("*.yaml"))
+    files = sorted(file for file in folder.rglob("*.yaml") if file.parent.name != "data")
     assert sorted(list_recipes(command).values()) == files
     for file in files:
         path = file.relative_to(ROOT).as_posix()
@@ -173,7 +173,7 @@ def test_a_recipe_may_come_through_a_pipe():
     [
         ("train", "stge3", "stage3"),
         ("train", "train_configs/stage4.yaml", "stage3"),
-        ("train", "backbone", "tiny/backbone"),
+        ("train", "pretrain_vision", "tiny/pretrain_vision"),
         ("train", "/nowhere/stage2.yml", "stage2"),
         ("eval", "refcocog", "refcoco"),
         ("eval", "Scenes", "scenes"),

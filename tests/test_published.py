@@ -26,7 +26,7 @@ TOKENIZER = made.tokenizer_model()
 VOCABULARY = Tokenizer(TOKENIZER).size
 
 
-SIZES = {"prompt": "training", "image_size": made.IMAGE_SIZE}
+SIZES = {"prompt": "minigptv2-train", "image_size": made.IMAGE_SIZE}
 EVA = made.random_tensors(made.eva_shapes(), 1)
 CHECKPOINT = made.random_tensors(made.checkpoint_shapes(), 2, torch.float32)
 NEWER = {name: CHECKPOINT[old] for name, old in zip(made.checkpoint_shapes(newer=True), made.checkpoint_shapes())}
@@ -52,7 +52,7 @@ class Files:
 
     def command(self, out: Path, *more: str) -> list[str]:
         words = ["convert", self.checkpoint, "--eva", self.eva, "--llama", self.llama, "--out", out, *more]
-        return [*map(str, words), "--image-size", str(made.IMAGE_SIZE), "--prompt", "training"]
+        return [*map(str, words), "--image-size", str(made.IMAGE_SIZE), "--prompt", "minigptv2-train"]
 
     def rewrite_llama(self, name: str = "again", tensors: dict | None = None, **changes) -> None:
         self.llama = made.write_llama(self.folder / name, tensors or LLAMA, TOKENIZER, **changes)
@@ -129,16 +129,16 @@ def test_the_config_is_read_from_the_files(opened):
     sizes = {"patch_size": 14, "embed_dim": 176, "depth": 3, "num_heads": 2, "mlp_ratio": 96 / 176}
     assert config.vision.timm_options == pytest.approx(sizes)
     assert (config.lora.r, config.lora.alpha, config.lora.targets) == (4, 16, ("q_proj", "v_proj"))
-    assert (config.merge, config.prompt, config.box_coding) == (4, "training", "center")
+    assert (config.patches_per_token, config.prompt, config.box_rounding) == (4, "minigptv2-train", "center")
     assert config.language.rope_theta == 10000 and config.language.max_position_embeddings == 256
 
 
 def test_boxes_are_read_as_asked_and_the_report_says_so(files, tmp_path):
     assert any("(center)" in note for note in files.load()[2].notes)
     model = MiniGPTv2.from_published(*files.paths, image_size=made.IMAGE_SIZE, device="cpu", box_coding="floor")
-    assert model.config.box_coding == "floor" and any("(floor)" in note for note in model.report.notes)
+    assert model.config.box_rounding == "floor" and any("(floor)" in note for note in model.report.notes)
     assert cli.main(files.command(tmp_path / "model", "--boxes", "floor")) == 0
-    assert MiniGPTv2.from_pretrained(tmp_path / "model", device="cpu").config.box_coding == "floor"
+    assert MiniGPTv2.from_pretrained(tmp_path / "model", device="cpu").config.box_rounding == "floor"
 
 
 def test_the_lora_is_at_work(opened):
@@ -163,7 +163,7 @@ def test_positions_of_the_language_model_are_computed_and_never_rounded(opened):
     expected = 10000.0 ** (-torch.arange(0, head, 2).float() / head)
     torch.testing.assert_close(network.decoder.model.rotary_emb.inv_freq, expected)
     model = MiniGPTv2.from_published(
-        *files.paths, "training", image_size=made.IMAGE_SIZE, device="cpu", dtype="bfloat16"
+        *files.paths, "minigptv2-train", image_size=made.IMAGE_SIZE, device="cpu", dtype="bfloat16"
     )
     torch.testing.assert_close(model.network.decoder.model.rotary_emb.inv_freq, expected)
     assert {p.dtype for p in model.network.parameters()} == {torch.bfloat16}
@@ -256,7 +256,7 @@ def test_a_merged_model_is_the_unmerged_one(files, opened, tmp_path):
 
 
 def test_from_published_keeps_its_report(files, opened):
-    model = MiniGPTv2.from_published(*files.paths, "training", image_size=made.IMAGE_SIZE, device="cpu")
+    model = MiniGPTv2.from_published(*files.paths, "minigptv2-train", image_size=made.IMAGE_SIZE, device="cpu")
     assert model.report.counts() == opened[3].counts()
     assert torch.equal(_logits(model.network), _logits(opened[1]))
 
@@ -456,7 +456,7 @@ def test_files_that_do_not_fit_are_refused_with_the_likely_cause(files, bad):
         ({"image_size": 100}, "multiple of the patch, 14"),
         ({"image_size": 70}, "25 patches, which cannot be joined by 4"),
         ({"lora_alpha": 0}, "lora_alpha is 0"),
-        ({"prompt": "alpaca"}, "prompt is 'alpaca'.*'published'"),
+        ({"prompt": "alpaca"}, "prompt is 'alpaca'.*'minigptv2-eval'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(opened, changes, said):
@@ -575,7 +575,7 @@ PEAK = """
 import sys
 from pathlib import Path
 import torch
-from minigptv2.model.checkpoint import load_folder
+from minigptv2.model.model_folder import load_folder
 from minigptv2.model.published import load_published
 
 def status(name):

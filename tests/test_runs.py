@@ -16,8 +16,8 @@ from minigptv2.files import LOCK, file_lock
 from minigptv2.model.vision import VisionTower, fill_tower
 from minigptv2.train import identity as module
 from minigptv2.train.distributed import StopSignal
-from minigptv2.train.identity import content_mark, identity_of, take_up
-from minigptv2.train.recipe import Recipe
+from minigptv2.train.identity import compare_with_output, content_hash, identity_of
+from minigptv2.train.recipe import CheckpointConfig, LogConfig, OptimConfig, Recipe
 
 HOLDS = """
 import sys, time
@@ -36,25 +36,33 @@ def began(output: Path, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"lr": 0.5}, "lr was 0.001 and is 0.5"),
-        ({"batch": 2}, "batch was 16 and is 2"),
+        ({"optim": OptimConfig(lr=0.5)}, "optim.lr was 0.001 and is 0.5"),
+        ({"optim": OptimConfig(global_batch_size=2)}, "optim.global_batch_size was 16 and is 2"),
         ({"seed": 3}, "seed was 1 and is"),
-        ({"trained": ["lora"]}, "trained was .* and is .'lora'."),
+        ({"trainable": ["lora"]}, "trainable was .* and is .'lora'."),
         ({"data": DataConfig([SourceConfig("sums")])}, "data.sources.0.name was None and is 'sums'"),
     ],
 )
 def test_another_recipe_is_refused_by_its_keys(tmp_path, changes, told):
     began(tmp_path)
     with pytest.raises(UserError, match=told):
-        take_up(tmp_path, identity_of(Recipe(str(tmp_path), **changes)), begun=True)
+        compare_with_output(tmp_path, identity_of(Recipe(str(tmp_path), **changes)), begun=True)
 
 
 def test_what_may_change_may_change_and_more_steps_are_told(tmp_path):
     began(tmp_path)
-    other = Recipe("elsewhere", workers=7, device="cpu", log_every=1, micro_batch=3, keep=5, precision="float32")
+    other = Recipe(
+        "elsewhere",
+        data=DataConfig(num_workers=7),
+        log=LogConfig(log_every=1),
+        optim=OptimConfig(micro_batch_size=3),
+        checkpoint=CheckpointConfig(keep_checkpoints=5),
+        device="cpu",
+        precision="float32",
+    )
     other.cache.dir = "features"
-    assert take_up(tmp_path, identity_of(other), begun=True) == []
-    (told,) = take_up(tmp_path, identity_of(Recipe("elsewhere", max_steps=2000)), begun=True)
+    assert compare_with_output(tmp_path, identity_of(other), begun=True) == []
+    (told,) = compare_with_output(tmp_path, identity_of(Recipe("elsewhere", max_steps=2000)), begun=True)
     assert "max_steps was 1000 and is 2000" in told
 
 
@@ -64,10 +72,10 @@ def test_the_keys_that_may_change_are_documented():
 
 
 def test_a_run_of_before_is_taken_up_with_a_line_and_one_that_wrote_nothing_without(tmp_path):
-    (told,) = take_up(tmp_path, identity_of(Recipe("x")), begun=True)
+    (told,) = compare_with_output(tmp_path, identity_of(Recipe("x")), begun=True)
     assert "could not be compared" in told
     began(tmp_path)
-    assert take_up(tmp_path, identity_of(Recipe("x", lr=0.5)), begun=False) == []
+    assert compare_with_output(tmp_path, identity_of(Recipe("x", optim=OptimConfig(lr=0.5))), begun=False) == []
 
 
 def test_weights_and_data_are_known_by_what_they_hold_wherever_they_are(tmp_path):
@@ -81,12 +89,12 @@ def test_weights_and_data_are_known_by_what_they_hold_wherever_they_are(tmp_path
         return Recipe(str(tmp_path), init=str(tmp_path / name), data=DataConfig([source]))
 
     identity_of(recipe("a")).save(tmp_path)
-    assert take_up(tmp_path, identity_of(recipe("same")), begun=True) == []
+    assert compare_with_output(tmp_path, identity_of(recipe("same")), begun=True) == []
     with pytest.raises(UserError, match=r"init was .*a' and is .*other'; data.sources.0.options.file was"):
-        take_up(tmp_path, identity_of(recipe("other")), begun=True)
+        compare_with_output(tmp_path, identity_of(recipe("other")), begun=True)
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(UserError, match="options.file .*a.json' has other content"):
-        take_up(tmp_path, identity_of(recipe("a")), begun=True)
+        compare_with_output(tmp_path, identity_of(recipe("a")), begun=True)
 
 
 def test_a_small_tensor_of_a_large_file_changes_its_mark(tmp_path, monkeypatch):
@@ -95,8 +103,8 @@ def test_a_small_tensor_of_a_large_file_changes_its_mark(tmp_path, monkeypatch):
     tensors = {"large": torch.zeros(1 << 16), "small": torch.zeros(3)}
     save_file(tensors, tmp_path / "a.safetensors")
     save_file(tensors | {"small": torch.tensor([0.0, 1, 0])}, tmp_path / "b.safetensors")
-    marks = [content_mark(tmp_path / f"{name}.safetensors") for name in ("a", "a", "b")]
-    assert marks[0] == marks[1] != marks[2] and content_mark(tmp_path / "none") == ""
+    marks = [content_hash(tmp_path / f"{name}.safetensors") for name in ("a", "a", "b")]
+    assert marks[0] == marks[1] != marks[2] and content_hash(tmp_path / "none") == ""
 
 
 def test_two_processes_exclude_each_other_until_one_is_killed(tmp_path):

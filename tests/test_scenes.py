@@ -185,7 +185,7 @@ def test_mirrored_targets_are_those_of_the_mirrored_scene(scenes):
 
 def test_the_stream_of_views_is_repeatable_and_pairs_images_with_their_targets():
     def first(start: int = 0) -> list[tuple[torch.Tensor, ...]]:
-        views = iter(SceneViews(9, Phase(112, 1, 1, views=2), 14, start, keep=16))
+        views = iter(SceneViews(9, Phase(112, 1, 1, views_per_scene=2), 14, start, keep=16))
         return [next(views) for _ in range(12)]
 
     views = first()
@@ -206,7 +206,7 @@ def test_the_stream_of_views_is_repeatable_and_pairs_images_with_their_targets()
 
 
 def test_views_of_windows_lie_anywhere_in_the_whole_and_their_boxes_with_them():
-    views = iter(SceneViews(9, Phase(112, 1, 1, views=1, frame=448), 28))
+    views = iter(SceneViews(9, Phase(112, 1, 1, views_per_scene=1, canvas_size=448), 28))
     seen, places = torch.arange(4), []
     for image, kind, _, box, place in (next(views) for _ in range(40)):
         assert image.shape == (112, 112, 3) and len(kind) == 16

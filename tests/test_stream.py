@@ -111,7 +111,7 @@ def test_workers_change_nothing(encoder, tmp_path):
     datasets = [Made(20, tmp_path, "missing"), Made(9, text=True, name="text")]
     global_state = torch.get_rng_state()
     found = [
-        take(stream(encoder, datasets, workers=workers, batch=3, data={"max_bad_share": 1.0}), 7)
+        take(stream(encoder, datasets, workers=workers, batch=3, data={"max_failure_rate": 1.0}), 7)
         for workers in (0, 1, 2)
     ]
     assert torch.equal(torch.get_rng_state(), global_state), "dropout must not depend on the workers"
@@ -198,7 +198,7 @@ def test_a_micro_trains_the_model(tiny_model):
 )
 def test_a_record_that_cannot_be_used_is_replaced_and_reported(encoder, tmp_path, bad, reason):
     made = Made(20, tmp_path, bad)
-    micros = take(stream(encoder, [made], batch=4, pack=False, data={"max_bad_share": 1.0}), 10)
+    micros = take(stream(encoder, [made], batch=4, pack=False, data={"max_failure_rate": 1.0}), 10)
     failures = [f for m in micros for f in m.failures]
     assert 2 <= len(failures) <= 16 and all(reason in f and f.startswith("source0 ") for f in failures)
     assert {f.split(":")[0] for f in failures} <= {f"source0 {'' if bad == 'row' else 'number-'}{i}" for i in (3, 13)}
@@ -210,7 +210,7 @@ def test_a_record_that_cannot_be_used_is_replaced_and_reported(encoder, tmp_path
 
 
 def test_too_many_failures_stop_the_run_with_examples(encoder, tmp_path):
-    data = {"max_bad_share": 0.05, "least_judged": 30}
+    data = {"max_failure_rate": 0.05, "min_samples_before_check": 30}
     for workers in (0, 2):
         micros = stream(encoder, [Made(20, tmp_path, "missing")], data=data, workers=workers)
         with pytest.raises(UserError, match=r"nothing\.jpg does not exist") as caught:

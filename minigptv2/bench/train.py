@@ -41,7 +41,7 @@ from minigptv2.train.logger import MetricLogger
 from minigptv2.train.loop import Stage
 from minigptv2.train.optim import build_optimizers
 from minigptv2.train.precision import best_dtype, call_in_dtype
-from minigptv2.train.recipe import Recipe
+from minigptv2.train.recipe import CheckpointConfig, LogConfig, OptimConfig, Recipe
 
 SIZES = ((1280, 960), (1600, 1200), (2048, 1536), (3000, 2000))  # of the JPEGs, pixels
 BATCH = 8
@@ -143,14 +143,9 @@ def bench_loop(
         recipe = Recipe(
             output,
             max_steps=1 << 40,
-            save_every=1 << 40,
-            batch=BATCH,
-            log_every=1,
-            clip=0.0,
-            lr=0.0,
-            lowest_lr=0.0,
-            weight_decay=0.0,
-            tensorboard=False,
+            checkpoint=CheckpointConfig(save_every=1 << 40),
+            log=LogConfig(log_every=1, tensorboard=False),
+            optim=OptimConfig(global_batch_size=BATCH, max_grad_norm=0.0, lr=0.0, min_lr=0.0, weight_decay=0.0),
         )
         settings = Settings(dtype or best_dtype(place), "adamw", 0.0, max_grad_norm=0.0)
         engine = Engine(other, World(0, 1, place), settings)
@@ -211,7 +206,7 @@ def _open(
     network, tokenizer = load_folder(folder, base=base)
     config = network.config
     encoder = PromptEncoder(tokenizer, config.prompt, network.image_tokens, config.language.max_position_embeddings)
-    return network.to(device), encoder, config.box_coding
+    return network.to(device), encoder, config.box_rounding
 
 
 def _stream(

@@ -384,7 +384,7 @@ class InteractiveChat:
         }
 
     def run(self) -> int:
-        knows = self.model.config.knows
+        knows = self.model.config.description
         _note(
             escape_control_chars(
                 (knows.rstrip() + " " if knows else "") + f"Ask about {self.name}; commands: {' '.join(self.commands)}"

@@ -60,11 +60,11 @@ def info(folder: str | Path | None = None) -> str:
     stored = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     about = [
         ("folder", f"{folder}, {_gb(stored)} on disk"),
-        ("knows", config.knows or "(its config does not say)"),
+        ("knows", config.description or "(its config does not say)"),
         (
             "picture",
             f"{vision.image_size} px, {model.vision.patches} patches of {patch} px, "
-            f"{model.image_tokens} tokens ({config.merge} patches each)",
+            f"{model.image_tokens} tokens ({config.patches_per_token} patches each)",
         ),
         ("tower", f"{tower}, width {model.vision.width}, {blocks} blocks"),
         (
@@ -74,7 +74,7 @@ def info(folder: str | Path | None = None) -> str:
             f"context {language.max_position_embeddings}",
         ),
         ("adapter", adapter),
-        ("prompt", f"{config.prompt}; box numbers: {config.box_coding}"),
+        ("prompt", f"{config.prompt}; box numbers: {config.box_rounding}"),
     ]
     parameters = [("parameters", ""), *((part, f"{getattr(counts, part):,}") for part in PARTS)]
     answering = [("memory to answer", "(calculated)"), *_in_gb(memory_to_answer(config, counts))]

@@ -48,7 +48,7 @@ def show(
     encoder, config = open_prompt_encoder(model)
     for _ in range(number):
         sample, boxes, rng = next(samples)
-        turns = render(sample, config.box_coding, rng)
+        turns = render(sample, config.box_rounding, rng)
         row = encoder.encode_independent_answers(turns) if sample.side_by_side else encoder.encode(turns)
         print(f"{escape_control_chars(sample.key)}: {len(sample.question_answers)} exchanges")
         print(conversation_text(turns))

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,30 +25,50 @@ _NOTHING = -1  # the source of a position at which none may be drawn from
 
 @dataclass
 class SourceConfig:
-    """name: a key of `dataset.DATASETS`, or my_package.module:Class. options: of that reader. weight: its share of the
-    samples, relative to the other sources. first_step, last_step: the optimizer steps, counted from 0, that draw from
-    it, both included; no last_step: to the end. So a curriculum is several sources, one after the other."""
+    """One data set of a mixture."""
 
     name: str
+    """A key of `dataset.DATASETS`, or my_package.module:Class."""
     weight: float = 1.0
+    """Its share of the samples, relative to the other sources."""
     options: dict[str, Any] = field(default_factory=dict)
+    """Options of its reader, such as root and split."""
     first_step: int = 0
+    """First optimizer step that draws from it, counted from 0."""
     last_step: int | None = None
+    """Last optimizer step that draws from it; none: the run's last. So a curriculum is several sources, one after the
+    other."""
 
 
 @dataclass
 class DataConfig:
-    """sources: what is mixed. max_bad_share: the run stops where more than this share of the records could not be
-    used: before its first step, where a source's reader dropped more of its records, annotations or other units; later,
-    where more samples failed. least_judged: samples before the latter is judged. fast_decode: JPEGs of at least twice
-    the image's size are decoded at a half, a quarter or an eighth of theirs, 2 to 8 times faster; the squashed pixels
-    then differ from those that the model is asked with by 0.6 to 0.8 of 255 levels on average (photographs of 2
-    megapixels)."""
+    """The data sets, how they are mixed and how they are read."""
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "max_bad_share": "max_failure_rate",
+        "least_judged": "min_samples_before_check",
+    }
 
     sources: list[SourceConfig] = field(default_factory=list)
-    max_bad_share: float = 0.05
-    least_judged: int = 400
+    """The data sets that are mixed."""
+    include: list[str] = field(default_factory=list)
+    """Files with more sources, below the folder of the recipe or of the bundled recipes: a YAML list of sources each. They stand
+    before the sources above."""
+    num_workers: int = 1
+    """Processes that read data for each training process; 0: the training process reads itself. More are needed where
+    the progress bar's wait is over a few per cent."""
+    pack: bool = True
+    """Several questions about an image, and several short samples, share one row without padding (`encode.pack`);
+    false: one padded row each."""
     fast_decode: bool = False
+    """Decode a JPEG of at least twice the size needed at a half, a quarter or an eighth of its size: 2 to 8 times
+    faster. Pixels then differ from those at inference by 0.6 to 0.8 of 255 levels on average (photographs of 2
+    megapixels)."""
+    max_failure_rate: float = 0.05
+    """The run stops when more than this fraction of the records cannot be used: before its first step, when a reader
+    dropped more of its records, annotations or other units; later, when more samples failed."""
+    min_samples_before_check: int = 400
+    """Samples before the latter is checked."""
 
 
 class Mixture:
@@ -217,7 +237,7 @@ def open_mixture(data: DataConfig, seed: int, samples_per_step: int) -> tuple[li
                     "; ".join(opened[which].problems.lines()) or "Nothing was left out as wrong.",
                     f"Check its options: {source.options}.",
                 )
-            _judge(source.name, opened[which], data.max_bad_share)
+            _judge(source.name, opened[which], data.max_failure_rate)
     datasets = [opened[repr((s.name, s.options))] for s in data.sources]
     spans = [
         (s.first_step * samples_per_step, None if s.last_step is None else (s.last_step + 1) * samples_per_step)
@@ -233,6 +253,6 @@ def _judge(name: str, dataset: Dataset, limit: float) -> None:
             raise UserError(
                 f"{dropped} of {seen} {unit} of the source {name!r} cannot be used: "
                 f"{'; '.join(dataset.problems.lines())}.",
-                f"Up to {limit:.1%} of them may be so (data.max_bad_share).",
+                f"Up to {limit:.1%} of them may be so (data.max_failure_rate).",
                 "Look at the data with minigptv2 data check, or raise the limit.",
             )

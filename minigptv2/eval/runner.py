@@ -201,7 +201,7 @@ def _told_by_the_model(config: EvalConfig) -> dict[str, Any]:
         raise UserError(
             f"{file} cannot be read: {error}", "A model folder holds its config.json.", "Give model= such a folder."
         ) from None
-    return {"coding": model.box_coding, "size": model.vision.image_size}
+    return {"coding": model.box_rounding, "size": model.vision.image_size}
 
 
 def _evaluate(one: _Run, models: dict, rank: int, world: int) -> BenchmarkReport | None:
@@ -330,7 +330,7 @@ def _ask_all(
         models.clear()  # one at a time
         models[key] = _load(config, rank)
     model = models[key]
-    own = "center" if model.config.box_coding == "center" else "floor"
+    own = "center" if model.config.box_rounding == "center" else "floor"
     title = config.model or "bundled"
     head = {
         **head,

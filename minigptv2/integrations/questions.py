@@ -51,7 +51,7 @@ class Asker:
         """How many tokens the model's context leaves for an answer to this question alone, 1 or more. Raises UserError
         where the question itself does not fit."""
         encoder = self.model.encoder
-        turns = render(Sample(image, (1, 1), (question_of(instruction),)), self.model.config.box_coding)
+        turns = render(Sample(image, (1, 1), (question_of(instruction),)), self.model.config.box_rounding)
         return max(1, encoder.context - len(encoder.encode(turns)))
 
     def limit(self, question: tuple[Any, str], wanted: int) -> int:

@@ -39,9 +39,9 @@ class GroundingVLM(nn.Module):
         super().__init__()
         self.config = config
         self.vision = VisionTower(config.vision)
-        if config.merge < 1 or self.vision.patches % config.merge:
-            raise ValueError(f"{self.vision.patches} visual tokens cannot be merged by {config.merge}")
-        self.projector = Projector(self.vision.width, config.merge, config.language.hidden_size)
+        if config.patches_per_token < 1 or self.vision.patches % config.patches_per_token:
+            raise ValueError(f"{self.vision.patches} visual tokens cannot be merged by {config.patches_per_token}")
+        self.projector = Projector(self.vision.width, config.patches_per_token, config.language.hidden_size)
         self.language = build_language(config.language) if language is None else language
         if config.lora.r:
             self.add_lora()
@@ -49,7 +49,7 @@ class GroundingVLM(nn.Module):
     @property
     def image_tokens(self) -> int:
         """V: places that one image takes in a row."""
-        return self.vision.patches // self.config.merge
+        return self.vision.patches // self.config.patches_per_token
 
     @property
     def decoder(self) -> nn.Module:

@@ -49,7 +49,7 @@ def save_folder(
     max_shard: bytes; a larger model is stored in several files. report: what its loader did, stored as report.json.
     Raises UserError where the folder cannot be written; an older model is then still there.
     """
-    config = replace(model.config, base="", base_mark="")
+    config = replace(model.config, base="", base_fingerprint="")
 
     def write(new: Path) -> None:
         _write(model, config, base_state(model), None, tokenizer, new, dtype, max_shard)
@@ -78,9 +78,9 @@ def save_trained(
     own = {_plain(name): t for name, t in trained.items() if "lora_" not in name}
     if model.config.language.tie_word_embeddings and EMBEDDING in own:
         own[HEAD] = own[EMBEDDING]
-    config = replace(model.config, base="", base_mark="")
+    config = replace(model.config, base="", base_fingerprint="")
     if small:
-        config = replace(config, base=str(base), base_mark=fingerprint(base))
+        config = replace(config, base=str(base), base_fingerprint=fingerprint(base))
     else:
         rest = _open_weights(base) if base else {_plain(n): t for n, t in frozen.items() if "lora_" not in n}
         own = {**rest, **own}
@@ -319,7 +319,7 @@ def _base_of(folder: Path, config: ModelConfig, base: Path | None) -> Path | Non
             "A base is a whole model folder.",
             f"{folder} was trained from {config.base}.",
         )
-    if fingerprint(base) != config.base_mark:
+    if fingerprint(base) != config.base_fingerprint:
         raise UserError(
             f"The weights of {base} are not those that {folder} was trained from.",
             f"Its base was {config.base}.",

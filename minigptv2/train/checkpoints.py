@@ -1,13 +1,13 @@
-"""A run's checkpoints: folders that are there whole or not at all, and that no other program's code runs on reading.
+"""Checkpoints of a run: written atomically; loading never executes code (no pickle).
 
     output/checkpoints/step-00000250/
-        weights.safetensors     the trained weights, float32, and batch norms' statistics where these are trained, too
-        optimizer.safetensors   the optimizer's state of each, as "entry/name"
-        random.safetensors      the state of every process's random numbers, as "kind/rank"
-        progress.json           what `Progress` holds
-        checksums.json          of the four
+        weights.safetensors     the trained weights, float32, and the statistics of trained batch norms
+        optimizer.safetensors   the optimizer's state, as "entry/name of the weight"
+        random.safetensors      the states of the random number generators, as "cpu/rank" and "cuda/rank"
+        progress.json           `Progress`
+        checksums.json          SHA-256 of the four
 
-They know nothing of the engine or the number of processes that wrote them, so a run may go on with others.
+They do not depend on the engine or the number of processes, so a run may resume with others.
 """
 
 from __future__ import annotations
@@ -34,19 +34,24 @@ _CHECKSUMS, _PROGRESS = "checksums.json", "progress.json"
 
 @dataclass
 class Progress:
-    """step: optimizer steps done. samples: taken from the mixture by all processes, its position. tokens: supervised
-    ones among them. failures: records that could not be used. dropped_turns: turns of long conversations that the
-    context had no room for. world: processes that wrote it. batch: samples a step. stream: what the stream of samples
-    needs beside its position to go on; empty where that is all."""
+    """How far a run has come."""
 
     step: int = 0
+    """Optimizer steps done."""
     samples: int = 0
+    """Samples taken from the mixture by all processes: the position in it."""
     tokens: int = 0
+    """Supervised tokens of these samples."""
     failures: int = 0
+    """Records that could not be used."""
     dropped_turns: int = 0
+    """Turns of long conversations that did not fit the context."""
     world: int = 1
+    """Processes that wrote the checkpoint."""
     batch: int = 0
+    """Samples of a step."""
     stream: dict[str, Any] = field(default_factory=dict)
+    """What the sample stream needs in addition to its position; empty: nothing."""
 
 
 def save_checkpoint(output: Path, engine: Engine, progress: Progress, keep: int) -> None:
@@ -54,7 +59,7 @@ def save_checkpoint(output: Path, engine: Engine, progress: Progress, keep: int)
     weights, optimizer = engine.state()
     random = {
         f"{kind}/{rank}": state
-        for rank, own in enumerate(engine.world.all(_random_state(engine.world)))
+        for rank, own in enumerate(engine.world.all_gather(_random_state(engine.world)))
         for kind, state in own.items()
     }
     if engine.world.rank == 0:
@@ -63,27 +68,27 @@ def save_checkpoint(output: Path, engine: Engine, progress: Progress, keep: int)
             for _, folder in _all(output)[keep:]:
                 shutil.rmtree(folder, ignore_errors=True)
         except OSError as error:
-            shutil.rmtree(_new(_folder(output, progress.step)), ignore_errors=True)  # room for whoever runs it again
+            shutil.rmtree(_new(_folder(output, progress.step)), ignore_errors=True)
             raise UserError(
                 f"The checkpoint of step {progress.step} cannot be written: {error}",
                 f"A checkpoint needs room in {output}; {keep} are kept and one more while it is written.",
-                "Make room and run the same command again: it goes on from the checkpoint before.",
+                "Make room and run the same command again: it resumes from the checkpoint before.",
             ) from error
     engine.world.barrier()
 
 
 def load_checkpoint(output: Path, engine: Engine) -> tuple[Progress, list[str]]:
-    """Take up the newest whole checkpoint, or begin at step 0; and what to tell the user. All processes call it.
+    """Load the newest undamaged checkpoint. Returns the progress, step 0 without one, and lines for the user.
 
-    Raises UserError where checkpoints are there but none is whole, or where they are of another model or recipe.
+    All processes call it. Raises UserError where every checkpoint is damaged, or is of another model or recipe.
     """
-    name, said = engine.world.broadcast(_choose(output) if engine.world.rank == 0 else None)
+    name, notes = engine.world.broadcast(_choose(output) if engine.world.rank == 0 else None)
     if not name:
-        if said:
+        if notes:
             raise UserError(
-                f"No checkpoint in {output} is whole: {'; '.join(said)}",
-                "A run goes on from its newest whole one.",
-                "Delete the folder to begin again, or choose another with output=...",
+                f"Every checkpoint in {output} is damaged: {'; '.join(notes)}",
+                "A run resumes from its newest undamaged checkpoint.",
+                "Delete the folder to start again, or choose another with output=...",
             )
         return Progress(), []
     folder = output / "checkpoints" / name
@@ -93,29 +98,29 @@ def load_checkpoint(output: Path, engine: Engine) -> tuple[Progress, list[str]]:
         raise UserError(
             f"{folder} is of another model or trains other weights.",
             "A run resumes with the recipe that it began with.",
-            "Delete the folder to begin again, or choose another with output=...",
+            "Delete the folder to start again, or choose another with output=...",
         )
     engine.load_state(weights, optimizer)
     if progress.world == engine.world.size:
         _set_random_state(engine.world, random)
     else:
-        said.append(
-            f"the checkpoint was written by {progress.world} processes and goes on with {engine.world.size}: a step's "
-            "samples stay the same, but not who reads which, nor dropout's random numbers, nor the order of sums"
+        notes.append(
+            f"the checkpoint was written by {progress.world} processes and resumes with {engine.world.size}: the "
+            "samples of a step are the same; their order, dropout and the order of sums are not"
         )
-    said.append(f"goes on after step {progress.step}, from {folder}")
-    return progress, said
+    notes.append(f"resumes after step {progress.step}, from {folder}")
+    return progress, notes
 
 
 def _choose(output: Path) -> tuple[str, list[str]]:
-    """The name of the newest whole checkpoint, or nothing; and what is wrong with newer ones."""
-    said = []
+    """The name of the newest undamaged checkpoint, or an empty one; and what is wrong with newer ones."""
+    notes = []
     for _, folder in _all(output):
         problem = _problem(folder)
         if not problem:
-            return folder.name, said
-        said.append(f"{folder} is damaged ({problem}) and not used")
-    return "", said
+            return folder.name, notes
+        notes.append(f"{folder} is damaged ({problem}) and not used")
+    return "", notes
 
 
 def _all(output: Path) -> list[tuple[int, Path]]:
@@ -128,11 +133,11 @@ def _all(output: Path) -> list[tuple[int, Path]]:
 def _problem(folder: Path) -> str:
     """What is wrong with a checkpoint; empty: nothing."""
     try:
-        wanted = json.loads((folder / _CHECKSUMS).read_text())
-        for name, checksum in wanted.items():
+        expected = json.loads((folder / _CHECKSUMS).read_text())
+        for name, checksum in expected.items():
             if _checksum(folder / name) != checksum:
-                return f"{name} is not what was written"
-        return "" if len(wanted) == 4 else f"{_CHECKSUMS} is incomplete"
+                return f"{name} does not have its checksum"
+        return "" if len(expected) == 4 else f"{_CHECKSUMS} is incomplete"
     except (OSError, ValueError, AttributeError) as error:
         return str(error)
 
@@ -150,12 +155,12 @@ def _folder(output: Path, step: int) -> Path:
 
 
 def _new(folder: Path) -> Path:
-    """Where a checkpoint is until it is whole."""
+    """Where a checkpoint is written before it gets its name."""
     return folder.with_name(folder.name + TMP_SUFFIX)
 
 
 def has_checkpoint(output: Path) -> bool:
-    """Whether there is one, whole or not."""
+    """Whether there is a checkpoint, damaged or not."""
     return bool(_all(output))
 
 
@@ -169,12 +174,12 @@ def _write(folder: Path, weights: State, optimizer: State, random: State, progre
     try:
         for name, state in (("weights", weights), ("optimizer", optimizer), ("random", random)):
             save_file({k: v.contiguous().clone() for k, v in state.items()}, new / f"{name}.safetensors")
-    except SafetensorError as error:  # what safetensors makes of a full disk
+    except SafetensorError as error:  # raised for a full disk, too
         raise OSError(str(error)) from error
     (new / _PROGRESS).write_text(json.dumps(asdict(progress)))
     checksums = {file.name: _checksum(file) for file in sorted(new.iterdir())}
     (new / _CHECKSUMS).write_text(json.dumps(checksums))
-    shutil.rmtree(folder, ignore_errors=True)  # of the same step, from a run that went another way
+    shutil.rmtree(folder, ignore_errors=True)  # of the same step, written by another run
     new.rename(folder)
 
 

@@ -71,7 +71,7 @@ class Failures:
             raise UserError(
                 f"{self.count} of {tried} records could not be used: {'; '.join(self.examples)}"
                 + ("; ..." if self.count > len(self.examples) else "."),
-                f"Up to {self.limit:.1%} of them may be so (data.max_bad_share).",
+                f"Up to {self.limit:.1%} of them may be so (data.max_failure_rate).",
                 "Look at the data with minigptv2 data check, or raise the limit.",
             )
 
@@ -124,7 +124,7 @@ def open_dataloader(
         cache,
         targets,
     )
-    return _told(micros, workers, Failures(data.max_bad_share, data.least_judged))
+    return _told(micros, workers, Failures(data.max_failure_rate, data.min_samples_before_check))
 
 
 def encode_sample(sample: Sample, encoder: PromptEncoder, coding: BoxRounding, rng: random.Random) -> EncodedRow:

@@ -22,15 +22,15 @@ from minigptv2.train.precision import autocast
 
 
 class _Loss(nn.Module):
-    """The model as DeepSpeed calls it. DeepSpeed's processes move weights and gradients in step, layer by layer in the
-    order of the first pass, so a row of text alone also looks at a blank image, whose weight is 0."""
+    """The model as DeepSpeed calls it. Under ZeRO all processes must compute the same layers in the same order, so a
+    text-only row also encodes a blank image, whose weight is 0."""
 
     def __init__(self, model: GroundingVLM, device: torch.device, settings: Settings):
         super().__init__()
         self.model, self.device, self.settings = model, device, settings
 
     def forward(self, batch: Batch, tokens: float, guidance: float) -> tuple[torch.Tensor, ...]:
-        """The loss, and the three parts of `Losses`, detached: DeepSpeed starts the backward pass from one output."""
+        """The loss, and the three fields of `Losses`, detached, since DeepSpeed allows one output with a gradient."""
         text_only = batch.pixels is None and batch.features is None
         if text_only and self.settings.blank == "pixels":
             size = self.model.config.vision.image_size
@@ -44,18 +44,18 @@ class _Loss(nn.Module):
 
 
 class DeepSpeedEngine(Engine):
-    """DeepSpeed as a JSON file asks for it: ZeRO stage and offload are the file's, everything else is the recipe's.
+    """DeepSpeed. ZeRO stage and offload come from a JSON file, everything else from the recipe.
 
-    Weights that are trained are float32 and products are computed in the recipe's precision, as without DeepSpeed.
+    Trained weights are float32 and products have the recipe's precision, as without DeepSpeed.
     """
 
     def __init__(self, model: GroundingVLM, world: World, settings: Settings, file: Path):
         self.config = read_deepspeed(file)
         if settings.optimizer != "adamw":
             raise UserError(
-                f"optimizer is {settings.optimizer!r}.",
-                "ZeRO divides the weights as one long row: only adamw allows that.",
-                "Give optimizer=adamw, or deepspeed= for a run without DeepSpeed.",
+                f"optim.name is {settings.optimizer!r}.",
+                "ZeRO divides the weights as one flat vector, which only adamw allows.",
+                "Give optim.name=adamw, or deepspeed= for a run without DeepSpeed.",
             )
         super().__init__(model, world, settings)
 
@@ -75,7 +75,7 @@ class DeepSpeedEngine(Engine):
             optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(groups, lr=1.0, betas=optimizer.defaults["betas"])
         config = {
             **self.config,
-            "train_micro_batch_size_per_gpu": 1,  # it only serves DeepSpeed's own counts
+            "train_micro_batch_size_per_gpu": 1,  # used by DeepSpeed's own counters alone
             "gradient_accumulation_steps": settings.accumulate,
             "gradient_clipping": settings.max_grad_norm,
         }
@@ -85,22 +85,22 @@ class DeepSpeedEngine(Engine):
         self.micros = 0
         return [self.deep.basic_optimizer]
 
-    def set_lr(self, rate: float) -> None:
-        set_learning_rate([self.deep.optimizer], rate)
+    def set_lr(self, lr: float) -> None:
+        set_learning_rate([self.deep.optimizer], lr)
 
     def losses(self, batch: Batch, tokens: float, guidance: float = 0.0) -> tuple[torch.Tensor, Losses]:
         loss, *parts = self.deep(batch, tokens, guidance)
         return loss, Losses(*parts)
 
     def backward(self, loss: torch.Tensor) -> None:
-        self.deep.backward(loss * self.world.size, scale_wrt_gas=False)  # DeepSpeed takes the mean over processes
+        self.deep.backward(loss * self.world.size, scale_wrt_gas=False)  # DeepSpeed averages over the processes
         self.micros += 1
         if self.micros % self.settings.accumulate:
-            self.deep.step()  # it only counts here
+            self.deep.step()  # counts micro-batches only
 
     def step(self) -> float:
         norm = None
-        if self.stage == 0:  # whose norm DeepSpeed keeps to itself
+        if self.stage == 0:  # DeepSpeed does not give its norm
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.trained.values() if p.grad is not None])
         self.deep.step()
         return float(self.deep.get_global_grad_norm() if norm is None else norm)
@@ -112,7 +112,7 @@ class DeepSpeedEngine(Engine):
         state = self.optimizers[0].state
         entries = ("exp_avg", "exp_avg_sq") if state else ()
         for name, parameter in self.trained.items():
-            got = {entry: self._whole(parameter, entry) for entry in (None, *entries)}
+            got = {entry: self._full_tensor(parameter, entry) for entry in (None, *entries)}
             if first:
                 weights[name] = got.pop(None)
                 states |= {f"{entry}/{name}": value for entry, value in got.items()}
@@ -121,20 +121,20 @@ class DeepSpeedEngine(Engine):
             states |= {f"step/{name}": step for name in self.trained}
         return weights, states
 
-    def _whole(self, parameter: nn.Parameter, entry: str | None) -> torch.Tensor:
-        """The float32 weight, or that entry of its Adam state, put together from all processes' parts, on the CPU."""
+    def _full_tensor(self, parameter: nn.Parameter, entry: str | None) -> torch.Tensor:
+        """The float32 weight, or an entry of its Adam state, joined from the parts of all processes, on the CPU."""
         shape = getattr(parameter, "ds_shape", parameter.shape)
-        whole = torch.zeros(shape.numel(), dtype=torch.float32, device=self.world.device)
-        own, start = self._own(parameter, entry)
-        size = min(len(own), len(whole) - start)  # the last part is filled up
+        full = torch.zeros(shape.numel(), dtype=torch.float32, device=self.world.device)
+        own, start = self._own_part(parameter, entry)
+        size = min(len(own), len(full) - start)  # the last part is padded
         if size > 0:
-            whole[start : start + size] = own[:size]
+            full[start : start + size] = own[:size]
         if self.world.size > 1:
-            torch.distributed.all_reduce(whole)
-        return whole.view(shape).cpu()
+            torch.distributed.all_reduce(full)
+        return full.view(shape).cpu()
 
-    def _own(self, parameter: nn.Parameter, entry: str | None) -> tuple[torch.Tensor, int]:
-        """This process's part of it, and the place in the whole at which that begins."""
+    def _own_part(self, parameter: nn.Parameter, entry: str | None) -> tuple[torch.Tensor, int]:
+        """This process's part of it, flat, and the index at which it begins in the full tensor."""
         deep, parts = self.deep.optimizer, self._parts()
         if self.stage == 3:
             group, start, size = deep.grad_position[deep.get_param_id(parameter)]
@@ -159,13 +159,13 @@ class DeepSpeedEngine(Engine):
         for name, parameter in self.trained.items():
             for entry in (None, *entries):
                 value = weights[name] if entry is None else states[f"{entry}/{name}"]
-                own, start = self._own(parameter, entry)
+                own, start = self._own_part(parameter, entry)
                 given = value.flatten()[start : start + len(own)]
                 own[: len(given)] = given.to(own.device)
         self._weights_from_masters(weights)
 
     def _parts(self) -> list[torch.Tensor]:
-        """The flat float32 weights that this process's optimizer updates."""
+        """The flat float32 vectors that the optimizer of this process updates."""
         deep = self.deep.optimizer
         return deep.fp32_partitioned_groups_flat if self.stage == 3 else deep.single_partition_of_fp32_groups
 
@@ -177,8 +177,8 @@ class DeepSpeedEngine(Engine):
                 with torch.no_grad():
                     parameter.data.copy_(weights[name])
 
-    def frozen(self, wanted: Callable[[str], bool]) -> State:
-        out = super().frozen(wanted)
+    def frozen(self, select: Callable[[str], bool]) -> State:
+        out = super().frozen(select)
         if self.stage < 3:
             return out
         import deepspeed
@@ -204,7 +204,7 @@ _RECIPES_OWN = (
 
 
 def read_deepspeed(file: Path) -> dict:
-    """The JSON file of a run under DeepSpeed. Raises UserError where it is none, or says what the recipe has to say."""
+    """Read DeepSpeed's JSON file. Raises UserError where it is not one, or sets what belongs in the recipe."""
     known = ", ".join(sorted(f.name for f in (config_folder("train") / "deepspeed").glob("*.json")))
     refuse_device(file)
     try:
@@ -213,25 +213,25 @@ def read_deepspeed(file: Path) -> dict:
         raise UserError(
             f"deepspeed is {str(file)!r}, which cannot be read: {error}",
             "It must be a JSON file of DeepSpeed's.",
-            f"Those that come along: {known}.",
+            f"Bundled ones: {known}.",
         ) from None
     double = [key for key in _RECIPES_OWN if key in config]
     if double:
         raise UserError(
             f"{file} sets {', '.join(double)}.",
-            "These come from the recipe, so that they hold with and without DeepSpeed.",
+            "The recipe sets these, with and without DeepSpeed.",
             "Remove them from the JSON file.",
         )
     return config
 
 
 def zero_stage(config: dict) -> int:
-    """Of a file that `read_deepspeed` gave: 0 to 3, how much is divided among the processes."""
+    """The ZeRO stage, 0 to 3, of what `read_deepspeed` returned."""
     return config.get("zero_optimization", {}).get("stage", 0)
 
 
 def open_engine(model: GroundingVLM, world: World, settings: Settings, deepspeed: str) -> Engine:
-    """deepspeed: the JSON file that a recipe names, or nothing for plain torch."""
+    """The engine of a run. deepspeed: the JSON file that a recipe names; empty: plain PyTorch."""
     if not deepspeed:
         return Engine(model, world, settings)
     return DeepSpeedEngine(model, world, settings, Path(deepspeed))

@@ -1,4 +1,4 @@
-"""Where a run computes: its device, and its place among the processes that torchrun or deepspeed started."""
+"""Ranks and devices of a run, under torchrun, deepspeed or alone; and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -16,62 +16,62 @@ import torch
 
 from minigptv2.errors import UserError
 
-_PATIENCE = datetime.timedelta(hours=2)  # that processes wait for each other: the slowest may be building a cache
+_TIMEOUT = datetime.timedelta(hours=2)  # of a collective call: rank 0 may be building a feature cache
 
 
 @dataclass(frozen=True)
 class World:
-    """rank: of this process among `size`. One process alone is a world too, and needs no torch.distributed."""
+    """The rank of this process, the number of processes, and its device. One process needs no torch.distributed."""
 
     rank: int
     size: int
     device: torch.device
 
     def all_reduce_sum(self, numbers: Sequence[float]) -> list[float]:
-        """Each number, summed over all processes."""
+        """Each number summed over all processes."""
         if self.size == 1:
             return list(numbers)
         total = torch.tensor(list(numbers), dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(total)
         return total.tolist()
 
-    def broadcast(self, thing: Any) -> Any:
-        """What the first process gave, in every process."""
+    def broadcast(self, value: Any) -> Any:
+        """The value of rank 0, in every process."""
         if self.size == 1:
-            return thing
-        box = [thing]
+            return value
+        box = [value]
         torch.distributed.broadcast_object_list(box, 0, device=self.device)
         return box[0]
 
     def first(self, do: Callable[[], Any]) -> Any:
-        """What `do` gave in the first process, in every process; its UserError is raised in all."""
-        given = None
+        """Call `do` in rank 0 and return its result in every process. Its UserError is raised in all."""
+        result = None
         if self.rank == 0:
             try:
-                given = do()
+                result = do()
             except UserError as error:
-                given = error
-        given = self.broadcast(given)
-        if isinstance(given, UserError):
-            raise given
-        return given
+                result = error
+        result = self.broadcast(result)
+        if isinstance(result, UserError):
+            raise result
+        return result
 
-    def all(self, thing: Any) -> list[Any]:
-        """What every process gave, in the order of their ranks."""
+    def all_gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank."""
         if self.size == 1:
-            return [thing]
-        things: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(things, thing)
-        return things
+            return [value]
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this."""
         self.all_reduce_sum([0])
 
 
 @contextmanager
 def init_distributed(device: str = "", alone: bool = True) -> Iterator[World]:
-    """This process's place in the world, by the variables that torchrun and deepspeed set; closed again at the end.
+    """Join the processes that torchrun or deepspeed started, by the environment variables that they set.
 
     device: "cpu", "cuda", ...; empty: the GPU where there is one. With several processes "cuda" is each one's own GPU.
     alone: a process without others needs no torch.distributed.
@@ -90,7 +90,7 @@ def init_distributed(device: str = "", alone: bool = True) -> Iterator[World]:
         torch.cuda.set_device(chosen)
     begun = not torch.distributed.is_initialized()
     if begun:
-        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
+        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
         yield World(rank, size, chosen)
     finally:
@@ -140,8 +140,8 @@ STOPPING = "\nstopping: this step ends and a checkpoint is written; Ctrl-C again
 
 
 class StopSignal:
-    """Whether SIGTERM or Ctrl-C came: a run then writes a checkpoint and ends, instead of dying on the spot. A second
-    Ctrl-C ends it at once. interrupted: whether it was Ctrl-C."""
+    """Records SIGTERM and Ctrl-C, so that the run can write a checkpoint before it ends. A second Ctrl-C ends it at
+    once. received: whether one came. interrupted: whether it was Ctrl-C."""
 
     def __init__(self):
         self.received = self.interrupted = False
@@ -165,14 +165,14 @@ class StopSignal:
         self.received = True
 
     def end(self) -> None:
-        """To be called when the run has stopped: Ctrl-C ends the program as ever."""
+        """Call it when the run has stopped: after Ctrl-C it raises KeyboardInterrupt."""
         if self.interrupted:
             raise KeyboardInterrupt
 
 
 def ignore_sigterm_in_worker(_worker: int) -> None:
-    """For a data worker: SIGTERM ends it where its parent sent it. One that goes to all processes of a job at once, or
-    Ctrl-C, is the parent's to answer, who still needs the worker for the step that it ends with."""
+    """Let a data worker end by its parent's SIGTERM alone. A signal that a scheduler sends to all processes of a job,
+    and Ctrl-C, are left to the parent, which still needs the worker for its last step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return

@@ -1,8 +1,8 @@
-"""The seam between the loop and what does the arithmetic: one process, several, or DeepSpeed (`train/deepspeed.py`).
+"""The training engine: one interface over plain PyTorch, on one process or many, and DeepSpeed (`train/deepspeed.py`).
 
 The loss of an optimizer step is the sum over all supervised tokens of all its micro-batches on all processes, divided
-by their number. So neither the number of processes nor that of micro-batches changes the loss or the gradients. Every
-engine is given the loss of a micro-batch already divided by that number; what is left to do is to add.
+by their number. So neither the number of processes nor that of micro-batches changes the loss or the gradients. The
+loss of a micro-batch is already divided by that number; the engine only adds.
 
 Shapes: P images, N patches, C channels of the tower.
 """
@@ -22,30 +22,35 @@ from minigptv2.train.distributed import World
 from minigptv2.train.optim import build_optimizers, set_learning_rate
 from minigptv2.train.precision import autocast, call_in_dtype
 
-_BUCKET = 1 << 26  # gradients that are added up between processes at once
+_BUCKET = 1 << 26  # gradient entries of one all-reduce
 
 State = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """dtype: of the products. accumulate: micro-batches of an optimizer step. clip: largest norm of all gradients
-    together; 0: none. checkpointing: the language model's layers are computed again in the backward pass. blank: what a
-    row of text alone looks at where all processes must compute the same layers. attention: weight of the loss of
-    supervised attention."""
+    """What an engine needs to know of a recipe."""
 
     dtype: torch.dtype
+    """Number format of the products."""
     optimizer: str
+    """adamw or muon."""
     weight_decay: float
+    """Of matrices and kernels."""
     accumulate: int = 1
+    """Micro-batches of an optimizer step."""
     max_grad_norm: float = 1.0
+    """Norm that the gradients are clipped to; 0: no clipping."""
     checkpointing: bool = False
+    """Compute the language model's layers again in the backward pass."""
     blank: Literal["pixels", "features"] = "pixels"
+    """The form of the blank image in a text-only row, where all processes must compute the same layers."""
     attention: float = 0.0
+    """Weight of the attention loss."""
 
 
 class Engine:
-    """Plain torch, on one process or many: each has the whole model, and gradients are added up once a step."""
+    """Plain PyTorch: each process has the full model, and gradients are summed over the processes once a step."""
 
     def __init__(self, model: GroundingVLM, world: World, settings: Settings):
         self.model, self.world, self.settings = model, world, settings
@@ -60,12 +65,14 @@ class Engine:
                 torch.distributed.broadcast(parameter.data, 0)
         return build_optimizers(self.model, self.settings.optimizer, 1.0, self.settings.weight_decay)
 
-    def set_lr(self, rate: float) -> None:
-        set_learning_rate(self.optimizers, rate)
+    def set_lr(self, lr: float) -> None:
+        set_learning_rate(self.optimizers, lr)
 
     def losses(self, batch: Batch, tokens: float, guidance: float = 0.0) -> tuple[torch.Tensor, Losses]:
-        """This micro-batch's share of the step's loss, for `backward`, and what it is made of, detached. tokens:
-        supervised ones of the whole step, everywhere."""
+        """The micro-batch's part of the loss of the step, for `backward`, and its components, detached.
+
+        tokens: supervised tokens of the whole step, over all processes.
+        """
         if self.world.device.type == "cpu" and not self.settings.checkpointing:
             losses = call_in_dtype(self.model, self.settings.dtype, batch, tokens=tokens, guidance=guidance)
         else:
@@ -74,27 +81,27 @@ class Engine:
         return total_loss(losses, self.settings), Losses(*(part.detach() for part in losses))
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
-        """What the log says of a step: "loss" and more. sums: the parts that `losses` gave, over its micro-batches."""
+        """The metrics of a step for the log, by name. sums: the components that `losses` gave, summed over the step."""
         answer, attention, weight = sums
-        return {"loss": answer, **({"missed": attention / weight} if weight else {})}
+        return {"loss": answer, **({"attention_loss": attention / weight} if weight else {})}
 
     def buffers(self) -> State:
-        """What training changes of the model beside the trained weights, by name; it belongs into a checkpoint."""
+        """Tensors by name that training changes in addition to the trained weights; checkpoints hold them, too."""
         return {}
 
     def fits(self, weights: State) -> bool:
-        """Whether a checkpoint's weights are of this model, which then can take them."""
+        """Whether the weights of a checkpoint have the names and shapes of this model."""
         own = {n: list(getattr(p, "ds_shape", p.shape)) for n, p in (self.trained | self.buffers()).items()}
         return own == {n: list(t.shape) for n, t in weights.items()}
 
     def backward(self, loss: torch.Tensor) -> None:
-        if loss.requires_grad:  # else the micro-batch has nothing to learn from
+        if loss.requires_grad:  # otherwise nothing in the micro-batch is supervised
             loss.backward()
 
     def step(self) -> float:
-        """One update of the weights; the norm of the gradients before they were clipped."""
+        """Update the weights. Returns the norm of the gradients before clipping."""
         if self.world.size > 1:
-            _add_up([p for p in self.trained.values()])
+            _all_reduce_gradients([p for p in self.trained.values()])
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.settings.max_grad_norm or float("inf"))
         for optimizer in self.optimizers:
             optimizer.step()
@@ -102,8 +109,10 @@ class Engine:
         return float(norm)
 
     def state(self) -> tuple[State, State]:
-        """The trained weights and buffers by name and the optimizers' state by "entry/name", whole, on the CPU; all
-        processes call it, and the first one gets them."""
+        """The trained weights and buffers by name, and the optimizers' state by "entry/name": full tensors on the CPU.
+
+        All processes call it; rank 0 gets them.
+        """
         weights = {name: p.detach().cpu() for name, p in (self.trained | self.buffers()).items()}
         names = {id(p): name for name, p in self.trained.items()}
         states = {
@@ -115,7 +124,7 @@ class Engine:
         return weights, states
 
     def load_state(self, weights: State, states: State) -> None:
-        """What `gather` gave, back in its places, in every process."""
+        """Load what `state` returned, in every process."""
         with torch.no_grad():
             for name, tensor in (self.trained | self.buffers()).items():
                 tensor.copy_(weights[name])
@@ -125,22 +134,22 @@ class Engine:
                 found = _entries(states, of[id(parameter)])
                 if found:
                     optimizer.state[parameter] = {
-                        entry: value if entry == "step" else _laid_out_as(parameter, value)
+                        entry: value if entry == "step" else _with_strides_of(parameter, value)
                         for entry, value in found.items()
                     }
 
-    def frozen(self, wanted: Callable[[str], bool]) -> State:
-        """The tensors of the model with wanted names that are not trained, on the CPU; all processes call it."""
+    def frozen(self, select: Callable[[str], bool]) -> State:
+        """The frozen tensors whose name `select` accepts, on the CPU. All processes call it."""
         state = self.model.state_dict()
-        return {n: t.detach().cpu() for n, t in state.items() if n not in self.trained and wanted(n)}
+        return {n: t.detach().cpu() for n, t in state.items() if n not in self.trained and select(n)}
 
 
 def total_loss(losses: Losses, settings: Settings) -> torch.Tensor:
     return losses.answer + settings.attention * losses.attention if settings.attention else losses.answer
 
 
-def _laid_out_as(parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
-    """The value on the parameter's device and, where it has its shape, with its strides: sums keep their order."""
+def _with_strides_of(parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+    """The value on the parameter's device and with its strides, so that sums keep their order."""
     if value.shape != parameter.shape:
         return value.to(parameter.device)
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
@@ -151,8 +160,8 @@ def _entries(states: State, name: str) -> State:
     return {key.partition("/")[0]: value for key, value in states.items() if key.partition("/")[2] == name}
 
 
-def _add_up(parameters: list[nn.Parameter]) -> None:
-    """Sum the gradients of all processes; one that a process has none of counts as 0 there."""
+def _all_reduce_gradients(parameters: list[nn.Parameter]) -> None:
+    """Sum the gradients over all processes. A missing gradient counts as 0."""
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

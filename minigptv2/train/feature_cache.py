@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,13 +35,16 @@ STALLED = 3600  # seconds without a new shard after which other processes are no
 
 @dataclass
 class CacheConfig:
-    """dir: folder of the features; empty: none are written, and the tower runs at every step. shard_mb: size of one
-    file in 2**20 bytes: what a killed build has to compute again. verify: checksums are compared whenever a run begins,
-    which reads the whole cache once."""
+    """Features of the frozen vision tower, computed once and kept on the disk."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"shard_mb": "shard_megabytes"}
 
     dir: str = ""
-    shard_mb: int = 256
+    """Folder of the features; empty: none are kept, and the tower runs at every step."""
+    shard_megabytes: int = 256
+    """Size of one file, in 2**20 bytes. A killed build computes at most one file again."""
     verify: bool = True
+    """Compare checksums when a run begins, which reads the whole cache once."""
 
 
 @dataclass
@@ -149,7 +152,7 @@ def build_cache(
     cache = FeatureCache(folder, _sound(folder, config.verify))
     wanted = _images(datasets)
     own = {k: v for k, v in wanted.items() if _owner(k, world) == rank}
-    rows = max(1, config.shard_mb * 2**20 // (2 * tower.patches * tower.width))
+    rows = max(1, config.shard_megabytes * 2**20 // (2 * tower.patches * tower.width))
     tower, dtype = tower.eval().to(device), dtype or best_dtype(torch.device(device))
     building = rank == 0 and any(key not in cache for key in wanted)
     with file_lock(folder, "build of a feature cache", wait=True) if building else nullcontext():

@@ -1,4 +1,5 @@
-"""What a run is: its recipe and what it began from, kept in output/run.json. Another run is never taken for it."""
+"""The identity of a run, its recipe and the content of the files it uses, in output/run.json: no run resumes
+another."""
 
 from __future__ import annotations
 
@@ -10,60 +11,62 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from minigptv2.config import ModelConfig, present_path
 from minigptv2.errors import UserError
 from minigptv2.files import atomic_write, is_dir, is_file
-from minigptv2.train.recipe import Recipe
+from minigptv2.train.recipe import CheckpointConfig, Recipe
 
 FILE = "run.json"
-# keys that may differ when a run is taken up: where and how fast it computes, what it writes, and how long it goes on
+# keys that may differ when a run resumes: where and how fast it computes, what it writes, and how long it trains
 RESUMABLE_KEYS = (
     "output",
     "max_steps",
-    "workers",
     "device",
     "precision",
     "deepspeed",
-    "micro_batch",
     "gradient_checkpointing",
     "compile",
-    "pack",
     "cache",
-    "log_every",
-    "check_every",
-    "save_every",
-    "keep",
-    "tensorboard",
-    "wandb",
-    "data.max_bad_share",
-    "data.least_judged",
+    "log",
+    "checkpoint.save_every",
+    "checkpoint.keep_checkpoints",
+    "optim.micro_batch_size",
+    "data.num_workers",
+    "data.pack",
+    "data.max_failure_rate",
+    "data.min_samples_before_check",
     "phases.*.steps",
 )
-_TOLD = 3  # differences
-_LARGE = 1 << 26  # bytes of a file over which its mark is taken of pieces
+_SHOWN = 3  # differences in a message
+_LARGE = 1 << 26  # bytes; of a larger file only pieces are hashed
 _PIECES, _PIECE = 64, 1 << 12
 _HEADER = 1 << 27  # bytes that the header of a safetensors file may have
 
 
 @dataclass
 class Identity:
-    """recipe: every key with its value, nested ones as "data.sources.0.name". contents: of those that name weights or
-    data files, what the content is known by. finished: the step whose model stands in output/model; -1: none does."""
+    """What run.json holds."""
 
     recipe: dict[str, Any]
+    """Every key of the recipe with its value; nested ones as "data.sources.0.name"."""
     contents: dict[str, str] = field(default_factory=dict)
+    """For each key that names weights or a data file, the hash of the content."""
     finished: int = -1
+    """The step whose model is in output/model; -1: there is none."""
 
     def differences(self, other: Identity) -> list[str]:
-        """ "lr was 0.001 and is 0.01", for every key that may not change; other: what is asked for now. A file is what
-        it holds, whatever it is called."""
+        """A line such as "optim.lr was 0.001 and is 0.01" for every key that differs and may not.
+
+        other: of the run that is asked for now. Files are compared by content, not by name.
+        """
         known = _flat(asdict(Recipe("")))
         out = []
         for key in dict.fromkeys([*self.recipe, *other.recipe]):
             if any(fnmatchcase(key, free) or key.startswith(free + ".") for free in RESUMABLE_KEYS):
                 continue
             old, new = (of.get(key, known.get(key)) for of in (self.recipe, other.recipe))
-            marks = self.contents.get(key), other.contents.get(key)
-            if marks[0] == marks[1] if None not in marks else old == new:
+            hashes = self.contents.get(key), other.contents.get(key)
+            if hashes[0] == hashes[1] if None not in hashes else old == new:
                 continue
             out.append(f"{key} was {old!r} and is {new!r}" if old != new else f"{key} {new!r} has other content")
         return out
@@ -74,37 +77,50 @@ class Identity:
 
 
 def identity_of(recipe: Recipe) -> Identity:
-    """Of a recipe as it was read, before `load_initial_model` fills it in."""
+    """The identity of a recipe as it was read, before `load_initial_model` changes it."""
     flat = _flat(json.loads(json.dumps(asdict(recipe), default=str)))
     named = {key: value for key, value in flat.items() if isinstance(value, str) and value}
-    weights = {key: Path(named[key]) for key in ("init", "tower", "model.language.name") if key in named}
+    weights = {key: Path(named[key]) for key in ("init", "vision_weights", "model.language.name") if key in named}
     files = {key: Path(v) for key, v in named.items() if key.startswith("data.sources.") and is_file(v)}
-    contents = {key: mark for key, place in (weights | files).items() if (mark := content_mark(place))}
+    contents = {key: found for key, path in (weights | files).items() if (found := content_hash(path))}
     return Identity(flat, contents)
 
 
-def take_up(output: Path, now: Identity, begun: bool) -> list[str]:
-    """What to tell about the run that `output` holds, where it has `begun`: written weights or checkpoints. `now` gets
-    what is known of it. Raises UserError where that is a run of another recipe."""
+def compare_with_output(output: Path, now: Identity, begun: bool) -> list[str]:
+    """Compare `now` with the run that `output` holds. Returns notes for the user; completes `now` from run.json.
+
+    begun: whether that run has written weights or checkpoints. Raises UserError where it has another recipe.
+    """
     if not begun:
         return []
     try:
         kept = json.loads((output / FILE).read_text(encoding="utf-8"))
-        before = Identity(dict(kept["recipe"]), dict(kept["contents"]), int(kept["finished"]))
+        before = Identity(_present(kept["recipe"]), _present(kept["contents"]), int(kept["finished"]))
     except FileNotFoundError:
-        return [f"{output} was begun without {FILE}: whether it was by this recipe could not be compared"]
+        return [f"{output} has no {FILE}: its recipe could not be compared with this one"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{output / FILE} cannot be read ({error}): whether the run is of this recipe could not be compared"]
+        return [f"{output / FILE} cannot be read ({error}): its recipe could not be compared with this one"]
     if wrong := before.differences(now):
-        more = f"; and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
+        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise UserError(
-            f"{output} holds a run of another recipe: {'; '.join(wrong[:_TOLD])}{more}.",
-            "A run goes on with what it began with; docs/finetune.md lists the keys that may change.",
-            "Give another output=..., or delete the folder to begin anew.",
+            f"{output} holds a run of another recipe: {'; '.join(wrong[:_SHOWN])}{more}.",
+            "A run resumes with the recipe that it began with; docs/finetune.md lists the keys that may change.",
+            "Give another output=..., or delete the folder to start again.",
         )
     now.finished, now.contents = before.finished, before.contents | now.contents
     old, new = (of.recipe.get("max_steps") for of in (before, now))
     return [f"max_steps was {old} and is {new}: the learning rate follows the new one"] if old != new else []
+
+
+def _present(flat: dict[str, Any]) -> dict[str, Any]:
+    """Keys and values that an older version wrote, as they are called now."""
+    values = {**Recipe.RENAMED_VALUES, "checkpoint.save": CheckpointConfig.RENAMED_VALUES["save"]}
+    values |= {f"model.{key}": renamed for key, renamed in ModelConfig.RENAMED_VALUES.items()}
+    out = {}
+    for old, value in flat.items():
+        key = present_path(Recipe, old, quiet=True)
+        out[key] = values.get(key, {}).get(value, value) if isinstance(value, str) else value
+    return out
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
@@ -124,13 +140,13 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
 # ---- what a file holds ----
 
 
-def content_mark(place: Path) -> str:
-    """What the content of a file is known by, or that of a folder's weights; empty where there is neither. Read are all
-    bytes of a small file, a piece of every tensor of a large one."""
-    if is_file(place):
-        files = [place]
-    elif is_dir(place):
-        files = sorted(f for kind in ("*.safetensors", "*.bin", "adapter/*.safetensors") for f in place.glob(kind))
+def content_hash(path: Path) -> str:
+    """A hash of the content of a file, or of the weights of a folder; empty where there is neither. It covers all bytes
+    of a small file, and a piece of every tensor of a large one."""
+    if is_file(path):
+        files = [path]
+    elif is_dir(path):
+        files = sorted(f for name in ("*.safetensors", "*.bin", "adapter/*.safetensors") for f in path.glob(name))
     else:
         return ""
     made = blake2b(digest_size=16)
@@ -141,14 +157,14 @@ def content_mark(place: Path) -> str:
             if size <= _LARGE:
                 made.update(data.read())
                 continue
-            for start in [*_tensors(data, size), *(size * place // _PIECES for place in range(_PIECES))]:
+            for start in [*_tensors(data, size), *(size * piece // _PIECES for piece in range(_PIECES))]:
                 data.seek(start)
                 made.update(data.read(_PIECE))
     return made.hexdigest() if files else ""
 
 
 def _tensors(data, size: int) -> Iterator[int]:
-    """Where each tensor of a safetensors file begins; nothing for another file."""
+    """The offset of each tensor of a safetensors file; nothing for another file."""
     length = int.from_bytes(data.read(8), "little")
     if length > min(size, _HEADER):
         return

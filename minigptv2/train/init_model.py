@@ -1,4 +1,5 @@
-"""What a stage begins from: a model folder, a backbone, parts by name, or nothing; what of it is trained."""
+"""The initial model of finetune: a model folder, a pre-trained tower, parts by name or random weights; what is
+trained."""
 
 from __future__ import annotations
 
@@ -26,39 +27,37 @@ from minigptv2.model.vision import fill_tower
 from minigptv2.sample import Sample
 from minigptv2.tasks import render
 from minigptv2.train.distributed import World
-from minigptv2.train.pretrain_vision import WEIGHTS as BACKBONE
+from minigptv2.train.pretrain_vision import WEIGHTS as TOWER
 from minigptv2.train.recipe import RANDOM, Recipe
 from minigptv2.train.tokenizer import train_tokenizer
 
 VOCAB_SIZE = 1024
-EMBEDDING_INIT_STD = (
-    1.0  # standard deviation of embeddings at random: Llama's .02 drown in what the first layers soon add to all
-)
+EMBEDDING_INIT_STD = 1.0  # with Llama's 0.02 the embeddings become negligible beside the first layers' output
 
 
 def load_initial_model(
     recipe: Recipe, world: World, begun: bool = False
 ) -> tuple[GroundingVLM, Tokenizer, Path | None]:
-    """The model and tokenizer that the recipe begins with, on the CPU, and the folder that keeps the frozen weights,
-    where there is one. All processes call it. begun: the run has written checkpoints, so that what it put together
-    from parts is still what it begins with.
+    """The initial model on the CPU, its tokenizer, and the model folder that holds the frozen weights, if there is one.
 
-    Weights are float32. Those of a folder that go to a GPU stay in the folder's 16 bits until `place_on_device`: eight
-    processes would else hold eight times 31 GB of a 7B model."""
+    All processes call it. begun: the run has written checkpoints, so that a model that it assembled from parts is used
+    again. Weights are float32; those of a folder that go to a GPU stay in the folder's 16 bits until
+    `place_on_device`, since eight processes would otherwise hold eight times the 31 GB of a 7B model.
+    """
     if not recipe.init and recipe.model.language.name:
-        recipe.init = str(_put_together(recipe, world, begun))
+        recipe.init = str(_assemble(recipe, world, begun))
     folder = model_folder(recipe.init)
     if recipe.init and (folder / CONFIG).is_file():
         model, tokenizer = load_folder(folder, None if world.device.type == "cuda" else torch.float32)
-        model.config.knows = recipe.model.knows or model.config.knows
+        model.config.description = recipe.model.description or model.config.description
         return model, tokenizer, folder
-    weights = folder / BACKBONE
+    weights = folder / TOWER
     if recipe.init != RANDOM and not (recipe.init and weights.is_file()):
         raise UserError(
-            f"init is {recipe.init!r}, which holds neither a model nor a backbone.",
-            f"It must be bundled, a model folder ({CONFIG}), the output of a backbone run ({BACKBONE}), or {RANDOM}; "
-            "or be empty where model.language.name and tower name the parts.",
-            "Train the stage before first, or give init=FOLDER.",
+            f"init is {recipe.init!r}, which holds neither a model nor a pre-trained tower.",
+            f"It must be bundled, a model folder ({CONFIG}), the output of a pretrain_vision run "
+            f"({TOWER}), or {RANDOM}; or be empty where model.language.name and vision_weights name the parts.",
+            "Run the stage before this one first, or give init=FOLDER.",
         )
     made = train_tokenizer(scene_texts(recipe), VOCAB_SIZE) if world.rank == 0 else b""
     tokenizer = Tokenizer(world.broadcast(made))
@@ -73,21 +72,21 @@ def load_initial_model(
     return model, tokenizer, None
 
 
-def _put_together(recipe: Recipe, world: World, begun: bool) -> Path:
-    """A model folder of the named language model, the tower's weights and a new projection, made once for a run."""
+def _assemble(recipe: Recipe, world: World, begun: bool) -> Path:
+    """The model folder output/begin: the named language model, the tower's weights and a new projection."""
     folder = Path(recipe.output) / "begin"
     if world.rank == 0 and not (begun and (folder / CONFIG).is_file()):
         name = Path(recipe.model.language.name)
         language, sizes = load_pretrained_lm(recipe.model.language.name)
         config = replace(recipe.model, language=sizes, lora=LoraConfig())
-        if not recipe.tower:
+        if not recipe.vision_weights:
             raise UserError(
-                "tower is empty.",
-                "A model that is put together needs the weights of its vision tower.",
-                "Give tower=FILE, such as eva_vit_g.pth, for the timm model that model.vision.timm_name names.",
+                "vision_weights is empty.",
+                "A model that is assembled from parts needs the weights of its vision tower.",
+                "Give vision_weights=FILE, such as eva_vit_g.pth, for the timm model of model.vision.timm_name.",
             )
         model = GroundingVLM(config, language)
-        fill_tower(model.vision, Path(recipe.tower))
+        fill_tower(model.vision, Path(recipe.vision_weights))
         pieces = name / TOKENIZER
         tokenizer = Tokenizer.load(pieces) if pieces.is_file() else HFTokenizer(recipe.model.language.name)
         save_folder(model, tokenizer, folder)
@@ -96,7 +95,7 @@ def _put_together(recipe: Recipe, world: World, begun: bool) -> Path:
 
 
 def scene_texts(recipe: Recipe) -> Iterator[str]:
-    """What is said about scenes, wrapped as the model reads it: the tokenizer's training text."""
+    """The training text of the tokenizer: questions and answers about scenes, in the prompt template."""
     options = next((s.options for s in recipe.data.sources if s.name == "scenes"), {})
     tasks = options.get("tasks") or dict.fromkeys(TASKS, 1.0)
     for number in range(recipe.tokenizer_scenes):
@@ -108,43 +107,47 @@ def scene_texts(recipe: Recipe) -> Iterator[str]:
 
 
 def set_trainable(model: GroundingVLM, recipe: Recipe) -> None:
-    """Freeze everything but what the recipe names; "lora" adds an adapter where the model has none yet."""
+    """Freeze everything except the parts that the recipe names; "lora" adds an adapter where the model has none."""
     if PROMPT_TEMPLATES[model.config.prompt].answers_in_prompt:
         raise UserError(
             f"The model's prompt is {model.config.prompt!r}.",
-            "In that prompt an answer of the history is part of the next question: it would not be learned.",
-            f'Set "prompt" to "training" in the {CONFIG} of its folder.',
+            "In this prompt earlier answers are part of the next question, so they would not be learned.",
+            f'Set "prompt" to "minigptv2-train" in the {CONFIG} of its folder.',
         )
-    if recipe.quantize and "language" in recipe.trained:
+    if recipe.quantize and "language" in recipe.trainable:
         raise UserError(
-            f"trained is {recipe.trained}, and quantize is {recipe.quantize!r}.",
-            "Weights in few bits are frozen.",
-            "Train [projector, lora], or leave quantize away.",
+            f"trainable is {recipe.trainable}, and quantize is {recipe.quantize!r}.",
+            "Quantized weights are frozen.",
+            "Give trainable=[projector,lora], or omit quantize.",
         )
-    if not recipe.trained:
-        raise UserError("trained is empty.", "It names what is not frozen.", "Try trained=[projector, lora].")
-    if "lora" in recipe.trained and not hasattr(model.language, "peft_config"):
+    if not recipe.trainable:
+        raise UserError("trainable is empty.", "It names the parts to train.", "Try trainable=[projector,lora].")
+    if "lora" in recipe.trainable and not hasattr(model.language, "peft_config"):
         if not recipe.model.lora.r:
             raise UserError(
-                "trained names lora, but neither the model nor the recipe has one.",
+                "trainable names lora, but neither the model nor the recipe has one.",
                 "model.lora.r is its rank, 1 or more.",
                 "Try model.lora.r=64.",
             )
         model.config.lora = recipe.model.lora
         model.add_lora()
     model.requires_grad_(False)
-    if "projector" in recipe.trained:
+    if "projector" in recipe.trainable:
         model.projector.requires_grad_(True)
     for name, parameter in model.language.named_parameters():
-        parameter.requires_grad_(("lora_" in name) if "lora" in recipe.trained else "language" in recipe.trained)
+        parameter.requires_grad_(("lora_" in name) if "lora" in recipe.trainable else "language" in recipe.trainable)
 
 
-def place_on_device(model: GroundingVLM, recipe: Recipe, device: torch.device, dtype: torch.dtype, kept: bool) -> None:
-    """Move the model to the device, what is trained in float32. kept: its frozen weights are in a folder, so that on a
-    GPU it may hold them in `dtype`, or the language model's in few bits, and nothing is lost."""
+def place_on_device(
+    model: GroundingVLM, recipe: Recipe, device: torch.device, dtype: torch.dtype, has_base: bool
+) -> None:
+    """Move the model to the device, trainable weights in float32.
+
+    has_base: a folder holds the frozen weights, so that on a GPU they may be in `dtype`, or quantized, without loss.
+    """
     if recipe.quantize:
         quantize_language(model.decoder, recipe.quantize, device, dtype)
-    frozen = dtype if device.type == "cuda" and kept else torch.float32
+    frozen = dtype if device.type == "cuda" and has_base else torch.float32
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if parameter.is_floating_point() and not stays_float32(module):

@@ -1,4 +1,4 @@
-"""What a run says while it runs: a bar, output/log.jsonl, curves for TensorBoard or W&B. Only rank 0 does."""
+"""The log of a run: a progress bar, output/log.jsonl, and curves for TensorBoard or W&B. Only rank 0 writes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from minigptv2.train.recipe import Recipe
 
 
 class MetricLogger:
-    """Open it for a run that has done `step` steps; what was written after that step by a run that died is dropped."""
+    """The log of a run that has done `step` steps. Rows after that step, which a killed run wrote, are dropped."""
 
     def __init__(self, recipe: Recipe, world: World, step: int):
         self.recipe, self.world, self.quiet = recipe, world, world.rank > 0
-        self._began, self._waited, self._samples, self._tokens = time.perf_counter(), 0.0, 0, 0
+        self._since, self._waited, self._samples, self._tokens = time.perf_counter(), 0.0, 0, 0
         self._curves = self._wandb = None
         if self.quiet:
             return
@@ -30,17 +30,17 @@ class MetricLogger:
 
         output = Path(recipe.output)
         file = output / "log.jsonl"
-        _forget(file, step)
+        _drop_rows_after(file, step)
         self._log = open(file, "a")
         self._bar = tqdm(total=recipe.max_steps, initial=step, desc=output.name, smoothing=0.05, dynamic_ncols=True)
-        if recipe.tensorboard:
+        if recipe.log.tensorboard:
             self._curves = _tensorboard(output / "tensorboard", step)
             if self._curves is None:
                 self.message(
                     "TensorBoard is not installed: log.jsonl alone holds the curves; "
-                    "pip install tensorboard, or give tensorboard=false"
+                    "pip install tensorboard, or give log.tensorboard=false"
                 )
-        if recipe.wandb:
+        if recipe.log.wandb:
             self._wandb = _open_wandb(recipe)
 
     def __enter__(self) -> MetricLogger:
@@ -55,12 +55,13 @@ class MetricLogger:
             if self._wandb is not None:
                 self._wandb.finish()
 
-    def message(self, words: str) -> None:
+    def message(self, line: str) -> None:
+        """Write a line to standard error, above the bar."""
         if not self.quiet:
-            self._bar.write(words, file=sys.stderr)
+            self._bar.write(line, file=sys.stderr)
 
     def update(self, samples: float, tokens: float, waited: float) -> None:
-        """One step more: samples and tokens of all processes, seconds that this one waited for data."""
+        """Count one step: samples and tokens of all processes, and seconds that this process waited for data."""
         self._samples += int(samples)
         self._tokens += int(tokens)
         self._waited += waited
@@ -68,47 +69,50 @@ class MetricLogger:
             self._bar.update()
 
     def log_step(
-        self, step: int, readings: dict[str, float], norm: float, rate: float, failures: int, dropped_turns: int = 0
+        self, step: int, metrics: dict[str, float], grad_norm: float, lr: float, failures: int, dropped_turns: int = 0
     ) -> None:
-        """A row of the log: this step's readings, as `Engine.metrics` gives them, speeds since the row before.
-        failures, dropped_turns: since the run began, records that could not be used and turns that the context had no
-        room for. Of a stage's readings, loss is that of its answers; missed is, by supervised attention, the mean of
-        -log of the weight on what should be looked at, each token as it counts."""
-        loss = readings["loss"]
+        """Write a row: the metrics of this step (`Engine.metrics`), and speeds since the row before.
+
+        failures, dropped_turns: records that could not be used, and turns that did not fit the context, since the run
+        began. In finetune, loss is the mean over answer tokens; attention_loss is, with supervised attention, the
+        weighted mean of -log of the attention mass on the target.
+        """
+        loss = metrics["loss"]
         now = time.perf_counter()
-        spent = now - self._began
+        spent = now - self._since
         row = {
             "step": step,
             "loss": loss,
-            "norm": norm,
-            "lr": rate,
+            "grad_norm": grad_norm,
+            "lr": lr,
             "samples_per_s": self._samples / spent,
             "tokens_per_s": self._tokens / spent,
-            "wait_share": self._waited / spent,
+            "data_wait_fraction": self._waited / spent,
             "memory_gb": self._memory(),
             "failures": failures,
             "dropped_turns": dropped_turns,
-            **{name: value for name, value in readings.items() if name != "loss"},
+            **{name: value for name, value in metrics.items() if name != "loss"},
         }
-        self._began, self._waited, self._samples, self._tokens = now, 0.0, 0, 0
+        self._since, self._waited, self._samples, self._tokens = now, 0.0, 0, 0
         if not self.quiet:
             self._write(row)
             self._bar.set_postfix(
                 loss=f"{loss:.3f}",
-                lr=f"{rate:.1e}",
+                lr=f"{lr:.1e}",
                 samples_s=f"{row['samples_per_s']:.1f}",
                 tokens_s=f"{row['tokens_per_s']:.0f}",
-                wait=f"{row['wait_share']:.0%}",
+                wait=f"{row['data_wait_fraction']:.0%}",
                 gb=f"{row['memory_gb']:.1f}",
             )
 
-    def log_validation(self, step: int, readings: dict[str, float]) -> None:
+    def log_validation(self, step: int, metrics: dict[str, float]) -> None:
+        """Write a row with the accuracy of each task (`Validator.evaluate`)."""
         if not self.quiet:
-            self._write({"step": step, **readings})
-        self.message(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in readings.items()))
+            self._write({"step": step, **metrics})
+        self.message(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
 
     def _memory(self) -> float:
-        """The most that was held at once, 10**9 bytes: on the GPU, else by this process."""
+        """Peak memory in 10**9 bytes: of the GPU, or of this process where there is none."""
         if self.world.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.world.device) / 1e9
         unit = 1 if sys.platform == "darwin" else 1024
@@ -123,7 +127,7 @@ class MetricLogger:
             raise UserError(
                 f"{self._log.name} cannot be written: {error}",
                 "A run needs room on the disk.",
-                "Make room and run the same command again: it goes on from its last checkpoint.",
+                "Make room and run the same command again: it resumes from its last checkpoint.",
             ) from error
         curves = {f"train/{k}": v for k, v in row.items() if k != "step"}
         if self._curves is not None:
@@ -133,8 +137,8 @@ class MetricLogger:
             self._wandb.log(curves, step=row["step"])
 
 
-def _forget(file: Path, step: int) -> None:
-    """Drop the rows after this step, and a last one that was cut off."""
+def _drop_rows_after(file: Path, step: int) -> None:
+    """Remove the rows after this step, and an incomplete last row."""
     if not file.exists():
         return
     kept = []
@@ -161,12 +165,12 @@ def _open_wandb(recipe: Recipe):
         import wandb
     except ImportError:
         raise UserError(
-            f"wandb is {recipe.wandb!r}, but the package wandb is not installed.",
+            f"log.wandb is {recipe.log.wandb!r}, but the package wandb is not installed.",
             "Curves go to TensorBoard and output/log.jsonl without it.",
-            "Run pip install wandb, or leave wandb away.",
+            "Run pip install wandb, or omit log.wandb.",
         ) from None
     output = Path(recipe.output)
-    kept = output / "wandb.id"  # so that a run that is taken up goes on with its own curves
+    kept = output / "wandb.id"  # a resumed run continues its own curves
     if not kept.is_file():
         kept.write_text(uuid4().hex)
-    return wandb.init(project=recipe.wandb, name=output.name, dir=output, id=kept.read_text(), resume="allow")
+    return wandb.init(project=recipe.log.wandb, name=output.name, dir=output, id=kept.read_text(), resume="allow")

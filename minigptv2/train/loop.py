@@ -1,7 +1,7 @@
-"""The training loop of the backbone and all stages, on one process or many: one recipe in, one model folder out.
+"""The one training loop, of finetune and of pretrain_vision, on one process or many: a recipe in, a model folder out.
 
-`minigptv2 train CONFIG`, also under `torchrun` and `deepspeed`. A run that was stopped or killed goes on where its last
-checkpoint was when the same command is given again.
+`minigptv2 train CONFIG`, also under `torchrun` and `deepspeed`. The same command, given again, resumes a run that was
+stopped or killed from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from minigptv2.train.distributed import STOPPED, StopSignal, World, init_distrib
 from minigptv2.train.engine import Engine, Settings
 from minigptv2.train.feature_cache import FeatureCache, build_cache
 from minigptv2.train.identity import FILE as RUN
-from minigptv2.train.identity import Identity, identity_of, take_up
+from minigptv2.train.identity import Identity, compare_with_output, identity_of
 from minigptv2.train.init_model import load_initial_model, place_on_device, set_trainable
 from minigptv2.train.logger import MetricLogger
 from minigptv2.train.optim import learning_rate
@@ -50,16 +50,16 @@ from minigptv2.train.pretrain_vision import (
 from minigptv2.train.recipe import Recipe, micro_batches, read_recipe
 from minigptv2.train.validation import Validator
 
-_OLD_CHECKPOINT = "checkpoint.pt"  # of a backbone, pickled
-_RANKS_APART = 1_000_003  # between the seeds of two processes' dropout
+_OLD_CHECKPOINT = "checkpoint.pt"  # a pickle, which pretrain_vision wrote before version 0.2
+_SEED_STRIDE = 1_000_003  # between the dropout seeds of two processes
 
 
-def run(config: str | Path, overrides: list[str] = (), smoke: bool = False) -> Path | None:
-    """Train what the config says; the folder of the result, or None where SIGTERM stopped the run before its end.
+def run(config: str | Path, overrides: Sequence[str] = (), smoke: bool = False) -> Path | None:
+    """Train as the config says. Returns the folder of the result, or None where SIGTERM stopped the run before its end.
 
-    smoke: two steps of the same on a tiny model and made data. It begins anew, unless an override names its output.
+    smoke: two steps on a tiny model and generated data. It starts anew, unless an override names its output.
     """
-    recipe = read_recipe(config, list(overrides), smoke)
+    recipe = read_recipe(config, overrides, smoke)
     with init_distributed(recipe.device, alone=not recipe.deepspeed) as world, ExitStack() as held:
         world.first(lambda: held.enter_context(file_lock(Path(recipe.output), "run")))
         if smoke and world.rank == 0 and not any(o.startswith("output=") for o in overrides):
@@ -68,26 +68,28 @@ def run(config: str | Path, overrides: list[str] = (), smoke: bool = False) -> P
                 shutil.rmtree(recipe.cache.dir, ignore_errors=True)
         world.barrier()
         torch.manual_seed(recipe.seed)
-        if recipe.kind == "stage":
-            return train_stage(recipe, world)
+        if recipe.task == "finetune":
+            return finetune(recipe, world)
         if world.size > 1:
             raise UserError(
-                f"A backbone was given to {world.size} processes.",
-                "The backbone is trained by one.",
+                f"pretrain_vision was started with {world.size} processes.",
+                "It trains in one process.",
                 "Run minigptv2 train without torchrun or deepspeed.",
             )
-        return pretrain(recipe, world)
+        return pretrain_vision(recipe, world)
 
 
-def train_stage(recipe: Recipe, world: World) -> Path | None:
-    """Prepare what the recipe begins from, take up the last checkpoint, train, and save the model."""
+def finetune(recipe: Recipe, world: World) -> Path | None:
+    """Train the whole model on conversations: load the initial model, resume the last checkpoint, train, save."""
     output = Path(recipe.output)
     output.mkdir(parents=True, exist_ok=True)
-    _check_divided(recipe)
+    _check_zero3(recipe)
     begun, model_folder = has_checkpoint(output) or is_file(output / "model" / CONFIG), output / "model"
-    identity, compared = world.first(lambda: _compared(recipe, begun))
-    model, tokenizer, kept_in = load_initial_model(recipe, world, begun)
-    _check_save(recipe, kept_in)
+    identity, notes = world.first(lambda: _compare(recipe, begun))
+
+    # ---- the model ----
+    model, tokenizer, base = load_initial_model(recipe, world, begun)
+    _check_save(recipe, base)
     set_trainable(model, recipe)
     dtype = _dtype(recipe, world)
     if recipe.quantize:
@@ -95,23 +97,25 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
     encoder = PromptEncoder(
         tokenizer, model.config.prompt, model.image_tokens, model.config.language.max_position_embeddings
     )
-    opened = open_mixture(recipe.data, recipe.seed, recipe.batch)
-    _tell_problems(recipe, opened[0], world)
-    cache = _cache(
-        recipe, model, opened[0], world
-    )  # by the tower as it was opened: `place_on_device` may round it further
-    place_on_device(model, recipe, world.device, dtype, kept_in is not None)
 
+    # ---- the data ----
+    opened = open_mixture(recipe.data, recipe.seed, recipe.optim.global_batch_size)
+    _report_problems(recipe, opened[0], world)
+    # computed before `place_on_device`, which may round the tower's weights
+    cache = _cache(recipe, model, opened[0], world)
+    place_on_device(model, recipe, world.device, dtype, base is not None)
+
+    # ---- the engine ----
     micro, accumulate = micro_batches(recipe, world.size)
     settings = Settings(
         dtype,
-        recipe.optimizer,
-        recipe.weight_decay,
+        recipe.optim.name,
+        recipe.optim.weight_decay,
         accumulate,
-        recipe.clip,
+        recipe.optim.max_grad_norm,
         recipe.gradient_checkpointing,
         "pixels" if cache is None else "features",
-        recipe.attention,
+        recipe.optim.attention_loss_weight,
     )
     model.train()
     model.vision.eval()
@@ -120,52 +124,52 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
         for layer in model.decoder.model.layers:
             layer.compile(dynamic=True)
     if world.rank:
-        torch.manual_seed(recipe.seed + _RANKS_APART * world.rank)  # each process has a dropout of its own
-    progress, said = load_checkpoint(output, engine)
+        torch.manual_seed(recipe.seed + _SEED_STRIDE * world.rank)  # each process draws its own dropout
+    progress, resumed = load_checkpoint(output, engine)
     if progress.step >= recipe.max_steps and begun and _saved(model_folder, identity, progress.step):
         if world.rank == 0:
-            for words in (*compared, f"{output} is finished after step {progress.step}: nothing was changed"):
-                print(words, file=sys.stderr)
+            _report_finished(output, progress, notes)
         return model_folder
     if world.rank == 0:
         identity.save(output)
+    targets = Targets(tokenizer.words, model.vision.patches, model.config.patches_per_token)
     stream = open_dataloader(
         recipe.data,
         encoder,
-        model.config.box_coding,
+        model.config.box_rounding,
         model.config.vision.image_size,
         seed=recipe.seed,
         batch=micro,
-        samples_per_step=recipe.batch,
+        samples_per_step=recipe.optim.global_batch_size,
         start=progress.samples,
         rank=world.rank,
         world=world.size,
-        workers=recipe.workers,
-        pack=recipe.pack,
+        workers=recipe.data.num_workers,
+        pack=recipe.data.pack,
         cache=cache,
         opened=opened,
-        targets=Targets(tokenizer.words, model.vision.patches, model.config.merge) if recipe.attention else None,
+        targets=targets if recipe.optim.attention_loss_weight else None,
     )
-    reading = Validator(model, encoder) if recipe.check_every else None
+    validator = Validator(model, encoder) if recipe.log.eval_every else None
     with StopSignal() as stop, MetricLogger(recipe, world, progress.step) as logger:
-        for words in compared + said:
-            logger.message(words)
-        ended = Stage(recipe, engine, stream, progress, logger, stop, reading).train()
-    if not ended:
+        for line in notes + resumed:
+            logger.message(line)
+        finished = Stage(recipe, engine, stream, progress, logger, stop, validator).train()
+    if not finished:
         stop.end()
         return None
-    _save(recipe, engine, tokenizer, model_folder, kept_in)
+    _save(recipe, engine, tokenizer, model_folder, base)
     if world.rank == 0:
         identity.finished = progress.step
         identity.save(output)
     return model_folder
 
 
-def pretrain(recipe: Recipe, world: World) -> Path | None:
-    """Train the vision tower on drawn scenes (`train/pretrain_vision.py`); recipe.output gets its weights.
+def pretrain_vision(recipe: Recipe, world: World) -> Path | None:
+    """Train the vision tower on drawn scenes (`train/pretrain_vision.py`) and write its weights to recipe.output.
 
-    None where SIGTERM stopped the run before its end. Its checkpoint and weights are then written, too. Ctrl-C ends it
-    likewise, and raises KeyboardInterrupt.
+    Returns None where SIGTERM stopped the run before its end; a checkpoint and the weights are written then, too.
+    Ctrl-C does the same and raises KeyboardInterrupt.
     """
     output, steps = Path(recipe.output), sum(phase.steps for phase in recipe.phases)
     output.mkdir(parents=True, exist_ok=True)
@@ -177,27 +181,26 @@ def pretrain(recipe: Recipe, world: World) -> Path | None:
             f"Give another output=..., and init={output} to begin with these weights.",
         )
     model = build_dense(recipe, world.device)
-    identity, compared = _compared(recipe, begun)
-    settings = Settings(_dtype(recipe, world), recipe.optimizer, recipe.weight_decay, max_grad_norm=recipe.clip)
+    identity, notes = _compare(recipe, begun)
+    settings = Settings(
+        _dtype(recipe, world), recipe.optim.name, recipe.optim.weight_decay, max_grad_norm=recipe.optim.max_grad_norm
+    )
     engine = DenseEngine(model, world, settings, recipe.phases)
-    progress, said = load_checkpoint(output, engine)
-    if (
-        progress.step >= steps
-        and is_file(output / WEIGHTS)
-        and (identity.finished == progress.step or not is_file(output / RUN))
-    ):
-        for words in (*compared, f"{output} is finished after step {progress.step}: nothing was changed"):
-            print(words, file=sys.stderr)
+    progress, resumed = load_checkpoint(output, engine)
+    recorded = identity.finished == progress.step or not is_file(output / RUN)
+    if progress.step >= steps and is_file(output / WEIGHTS) and recorded:
+        _report_finished(output, progress, notes)
         return output
     identity.save(output)
-    recipe = replace(recipe, max_steps=steps, check_every=0)  # it reads answers, which a backbone has none of
+    # validation reads answers, and a vision tower gives none
+    recipe = replace(recipe, max_steps=steps, log=replace(recipe.log, eval_every=0))
     stream = SceneStream(recipe, patch_of(model.tower), progress.step, progress.samples, progress.stream)
     with StopSignal() as stop, MetricLogger(recipe, world, progress.step) as logger:
-        for words in (*compared, *said, *stream.said):
-            logger.message(words)
-        ended = Stage(recipe, engine, stream, progress, logger, stop, stream_state=stream.state).train()
+        for line in (*notes, *resumed, *stream.notes):
+            logger.message(line)
+        finished = Stage(recipe, engine, stream, progress, logger, stop, stream_state=stream.state).train()
     save_weights(model, output)
-    if not ended:
+    if not finished:
         stop.end()
         return None
     identity.finished = progress.step
@@ -207,8 +210,8 @@ def pretrain(recipe: Recipe, world: World) -> Path | None:
 
 @dataclass
 class Stage:
-    """A stage, or the backbone, with everything at hand: what is left is to take its steps. stream_state: gives what a
-    checkpoint keeps of the stream beside its position."""
+    """A run that is ready to train. stream_state: returns what a checkpoint keeps of the stream, in addition to its
+    position."""
 
     recipe: Recipe
     engine: Engine
@@ -216,32 +219,34 @@ class Stage:
     progress: Progress
     logger: MetricLogger
     stop: StopSignal
-    reading: Validator | None = None
+    validator: Validator | None = None
     stream_state: Callable[[], dict[str, Any]] = dict
 
     def train(self) -> bool:
-        """Take all steps that are left; False where SIGTERM or Ctrl-C came first. A checkpoint is then written, too."""
+        """Take all remaining steps. False where SIGTERM or Ctrl-C came first; a checkpoint is written then, too."""
         recipe, progress = self.recipe, self.progress
         stopping = False
         while progress.step < recipe.max_steps and not stopping:
             stopping = self._step()
-            due = progress.step % recipe.save_every == 0 or progress.step == recipe.max_steps
-            if recipe.check_every and progress.step % recipe.check_every == 0:
-                self.logger.log_validation(progress.step, self.reading.evaluate())
+            due = progress.step % recipe.checkpoint.save_every == 0 or progress.step == recipe.max_steps
+            if recipe.log.eval_every and progress.step % recipe.log.eval_every == 0:
+                self.logger.log_validation(progress.step, self.validator.evaluate())
             if due or stopping:
                 progress.stream = self.stream_state()
-                save_checkpoint(Path(recipe.output), self.engine, progress, recipe.keep)
+                save_checkpoint(Path(recipe.output), self.engine, progress, recipe.checkpoint.keep_checkpoints)
         if progress.step < recipe.max_steps:
             self.logger.message(STOPPED.format(progress.step))
         return progress.step >= recipe.max_steps
 
     def _step(self) -> bool:
-        """One optimizer step; whether any process was asked to stop."""
-        recipe, engine, progress = self.recipe, self.engine, self.progress
+        """Take one optimizer step. Returns whether any process received a signal to stop."""
+        recipe, engine, progress, optim = self.recipe, self.engine, self.progress, self.recipe.optim
         world = engine.world
-        began = time.perf_counter()
+
+        # ---- the data of this step ----
+        started = time.perf_counter()
         micros = [next(self.stream) for _ in range(engine.settings.accumulate)]
-        waited = time.perf_counter() - began
+        waited = time.perf_counter() - started
         tokens, samples, failures, dropped_turns, stopping = world.all_reduce_sum(
             [
                 sum(m.supervised for m in micros),
@@ -251,38 +256,42 @@ class Stage:
                 self.stop.received,
             ]
         )
-        rate = learning_rate(progress.step, recipe.max_steps, recipe.lr, recipe.lowest_lr, recipe.warmup)
-        engine.set_lr(rate)
-        logged = (progress.step + 1) % recipe.log_every == 0
-        guidance = max(0.0, 1 - progress.step / recipe.guided_steps) if recipe.guided_steps else 0.0
-        found = []  # of each micro-batch: what its loss is made of, such as `Losses`, as one vector
+
+        # ---- forward, backward, update ----
+        lr = learning_rate(progress.step, recipe.max_steps, optim.lr, optim.min_lr, optim.warmup_steps)
+        engine.set_lr(lr)
+        guided = optim.attention_guidance_steps
+        guidance = max(0.0, 1 - progress.step / guided) if guided else 0.0
+        parts_of_loss = []  # one vector for each micro-batch, such as `Losses`
         for micro in micros:
             loss, parts = engine.losses(micro.on(world.device), tokens, guidance)
             engine.backward(loss)
-            found.append(torch.stack(parts))
-        norm = engine.step()
-        if not math.isfinite(norm):
+            parts_of_loss.append(torch.stack(parts))
+        grad_norm = engine.step()
+        if not math.isfinite(grad_norm):
             raise UserError(
-                f"The gradients of step {progress.step + 1} are not finite (norm {norm}).",
+                f"The gradients of step {progress.step + 1} are not finite (norm {grad_norm}).",
                 "Nothing was written after the last checkpoint.",
-                "Give precision=float32 and run the same command again; or, with another output, lower lr or lengthen "
-                "warmup.",
+                "Give precision=float32 and run the same command again; or, with another output, lower optim.lr or "
+                "lengthen optim.warmup_steps.",
             )
+
+        # ---- count and log ----
         progress.step += 1
         progress.samples += int(samples)
         progress.tokens += int(tokens)
         progress.failures += int(failures)
         if dropped_turns and not progress.dropped_turns:
             self.logger.message(
-                "the oldest turns of a conversation did not fit the context and are not learned; "
-                "log.jsonl counts them as dropped_turns"
+                "the oldest turns of a conversation do not fit the context and are left out; log.jsonl counts them as "
+                "dropped_turns"
             )
         progress.dropped_turns += int(dropped_turns)
         progress.world, progress.batch = world.size, int(samples)
         self.logger.update(samples, tokens, waited)
-        if logged:
-            readings = engine.metrics(world.all_reduce_sum(torch.stack(found).sum(0).tolist()))
-            self.logger.log_step(progress.step, readings, norm, rate, progress.failures, progress.dropped_turns)
+        if progress.step % recipe.log.log_every == 0:
+            metrics = engine.metrics(world.all_reduce_sum(torch.stack(parts_of_loss).sum(0).tolist()))
+            self.logger.log_step(progress.step, metrics, grad_norm, lr, progress.failures, progress.dropped_turns)
         return bool(stopping)
 
 
@@ -290,56 +299,62 @@ class Stage:
 
 
 def _empty(output: Path) -> None:
-    """Remove what an earlier smoke run left, but not the lock that this one holds."""
-    for left in output.iterdir():
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        elif left.name != LOCK:
-            left.unlink()
+    """Remove the files of an earlier smoke run, but not the lock that this run holds."""
+    for path in output.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK:
+            path.unlink()
 
 
-def _compared(recipe: Recipe, begun: bool) -> tuple[Identity, list[str]]:
+def _report_finished(output: Path, progress: Progress, notes: list[str]) -> None:
+    for line in (*notes, f"{output} is finished after step {progress.step}: nothing was changed"):
+        print(line, file=sys.stderr)
+
+
+def _compare(recipe: Recipe, begun: bool) -> tuple[Identity, list[str]]:
+    """The identity of this run, and notes from its comparison with the run that output holds."""
     identity = identity_of(recipe)
-    return identity, take_up(Path(recipe.output), identity, begun)
+    return identity, compare_with_output(Path(recipe.output), identity, begun)
 
 
 def _dtype(recipe: Recipe, world: World) -> torch.dtype:
-    """Of the products."""
+    """The number format of the products."""
     return getattr(torch, recipe.precision) if recipe.precision else best_dtype(world.device)
 
 
 def _saved(folder: Path, identity: Identity, step: int) -> bool:
-    """Whether the model of this step was saved; where that is unknown, as it was before run.json, any model."""
+    """Whether the model of this step was saved. Any saved model counts where run.json, which would say, is missing."""
     return is_file(folder / CONFIG) and (identity.finished == step or not is_file(folder.parent / RUN))
 
 
-def _check_divided(recipe: Recipe) -> None:
-    """Under ZeRO-3 no process has the whole model between two steps."""
+def _check_zero3(recipe: Recipe) -> None:
+    """Refuse what needs the full model in one process: under ZeRO-3 no process has it between two steps."""
     if recipe.deepspeed and zero_stage(read_deepspeed(Path(recipe.deepspeed))) == 3:
-        for key, off in (("check_every", 0), ("quantize", "")):
-            if (value := getattr(recipe, key)) != off:
+        for key, value in (("log.eval_every", recipe.log.eval_every), ("quantize", recipe.quantize)):
+            if value:
                 raise UserError(
                     f"{key} is {value!r}, and {recipe.deepspeed} divides the weights among the processes (ZeRO-3).",
-                    f"{key} needs the whole model in each of them.",
-                    f"Leave {key} away, or give deepspeed=zero2.json.",
+                    f"{key} needs the full model in each process.",
+                    f"Omit {key}, or give deepspeed=zero2.json.",
                 )
 
 
-def _check_save(recipe: Recipe, kept_in: Path | None) -> None:
-    if recipe.save == "small" and kept_in is None:
+def _check_save(recipe: Recipe, base: Path | None) -> None:
+    if recipe.checkpoint.save == "trainable" and base is None:
         raise UserError(
-            f"save is 'small', and init is {recipe.init!r}.",
-            "What is frozen must be in a model folder, the base.",
-            "Give save=whole, or begin from a model folder.",
+            f"checkpoint.save is 'trainable', and init is {recipe.init!r}.",
+            "The frozen weights must be in a model folder, the base.",
+            "Give checkpoint.save=full, or init= a model folder.",
         )
 
 
-def _tell_problems(recipe: Recipe, datasets: list, world: World) -> None:
-    """What was wrong with the files of the sources, once each: told, and kept in output/problems.json."""
-    told, rows = set(), []
+def _report_problems(recipe: Recipe, datasets: list, world: World) -> None:
+    """Report what is wrong with the files of the sources, once each, and write it to output/problems.json."""
+    reported, rows = set(), []
     for source, dataset in zip(recipe.data.sources, datasets):
-        if world.rank == 0 and id(dataset) not in told:
-            told.add(id(dataset))
+        if world.rank == 0 and id(dataset) not in reported:
+            reported.add(id(dataset))
             for line in dataset.problems.lines():
                 print(f"{source.name}: {line}", file=sys.stderr)
             rows.append(
@@ -363,7 +378,7 @@ def _cache(recipe: Recipe, model, datasets: list, world: World) -> FeatureCache 
         model.vision,
         datasets,
         device=world.device,
-        workers=recipe.workers,
+        workers=recipe.data.num_workers,
         rank=world.rank,
         world=world.size,
         fast_decode=recipe.data.fast_decode,
@@ -372,11 +387,11 @@ def _cache(recipe: Recipe, model, datasets: list, world: World) -> FeatureCache 
     return cache
 
 
-def _save(recipe: Recipe, engine: Engine, tokenizer: Tokenizer, folder: Path, kept_in: Path | None) -> None:
-    """Write the model's folder. All processes call it, since the weights may be divided among them."""
+def _save(recipe: Recipe, engine: Engine, tokenizer: Tokenizer, folder: Path, base: Path | None) -> None:
+    """Write the model folder. All processes call it, since the weights may be divided among them."""
     trained, _ = engine.state()
-    frozen = engine.frozen(lambda name: "lora_" in name or kept_in is None)
+    frozen = engine.frozen(lambda name: "lora_" in name or base is None)
     if engine.world.rank == 0:
-        base = None if kept_in is None else kept_in.resolve()
-        save_trained(engine.model, tokenizer, folder, trained, frozen, base, recipe.save == "small")
+        full = None if base is None else base.resolve()
+        save_trained(engine.model, tokenizer, folder, trained, frozen, full, recipe.checkpoint.save == "trainable")
     engine.world.barrier()

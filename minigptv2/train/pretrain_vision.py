@@ -1,7 +1,7 @@
-"""Dense pre-training of the bundled model's vision tower, since no EVA weights are at hand.
+"""Dense pre-training of a small vision tower on drawn scenes, for when no EVA weights are at hand.
 
-Every patch says, through one linear layer, which kind and colour of thing is seen on it and where that thing's box
-lies, as a distribution over the 101 numbers that box text uses. Afterwards the tower is frozen and the layer dropped.
+One linear layer predicts for every patch the class and colour of the object on it, and the box of that object as a
+distribution over the 101 numbers of box text. Afterwards the tower is frozen and the layer is dropped.
 
 Shapes: B images, N = G x G patches in raster order, C channels of the tower.
 """
@@ -33,49 +33,50 @@ from minigptv2.train.engine import Engine, Settings, State
 from minigptv2.train.precision import call_in_dtype
 from minigptv2.train.recipe import Phase, Recipe
 
-KIND_IDS = {kind: i + 1 for i, kind in enumerate(KINDS)}  # 0 is the ground
+CLASS_IDS = {name: i + 1 for i, name in enumerate(KINDS)}  # 0 is the background
 COLOR_IDS = {color: i for i, color in enumerate(COLORS)}
 WEIGHTS = "backbone.safetensors"
 _TABLE = "tower.trunk.pos_embed"
-MIN_FRACTION = 0.12  # of a patch that a thing must fill to be the patch's thing
+MIN_FRACTION = 0.12  # of a patch that an object must cover to be the object of the patch
 
 
 @dataclass
 class DenseTargets:
-    """kind [N] int64, 0 for the ground; color [N] int64, -1 on the ground; box [N, 4] float32, XYXY in 0..1."""
+    """object_class [N] int64, 0: background. color [N] int64, -1 on background. box [N, 4] float32, XYXY in 0..1."""
 
-    kind: torch.Tensor
+    object_class: torch.Tensor
     color: torch.Tensor
     box: torch.Tensor
 
 
 def dense_targets(scene: Scene, grid: int) -> DenseTargets:
-    """What each of grid x grid patches of the scene's image shows: the thing that fills most of it."""
+    """The object on each of grid x grid patches of the scene's image: the one that covers most of the patch."""
     size = scene.side
     cells = scene.seen.reshape(grid, size // grid, grid, size // grid)[:, ::3, :, ::3]
-    shares = np.stack([(cells == i + 1).mean((1, 3)).ravel() for i in range(len(scene.things))])  # [things, N]
-    owner = np.where(shares.max(0) >= MIN_FRACTION, shares.argmax(0) + 1, 0)
-    seen = shares.max(1) > 0  # a thing too thin for every third pixel is on no patch
-    owner[shares.argmax(1)[seen]] = np.flatnonzero(seen) + 1
-    kinds = np.array([0, *(KIND_IDS[t.kind] for t in scene.things)])
+    covered = np.stack([(cells == i + 1).mean((1, 3)).ravel() for i in range(len(scene.things))])  # [objects, N]
+    owner = np.where(covered.max(0) >= MIN_FRACTION, covered.argmax(0) + 1, 0)
+    sampled = covered.max(1) > 0  # every third pixel is looked at: an object that is thinner may be on no patch
+    owner[covered.argmax(1)[sampled]] = np.flatnonzero(sampled) + 1
+    classes = np.array([0, *(CLASS_IDS[t.kind] for t in scene.things)])
     colors = np.array([-1, *(COLOR_IDS[t.color] for t in scene.things)])
     boxes = np.array([(0, 0, 0, 0), *(t.box.xyxy for t in scene.things)], dtype=np.float32) / size
-    return DenseTargets(*(torch.from_numpy(table[owner]) for table in (kinds, colors, boxes)))
+    return DenseTargets(*(torch.from_numpy(table[owner]) for table in (classes, colors, boxes)))
 
 
 class SceneViews(torch.utils.data.IterableDataset):
-    """An endless stream of (pixels, kind, color, box, place); each drawn scene is seen `views` times, half of them
-    mirrored.
+    """An endless stream of (pixels, class, color, box, offset). Each scene is used phase.views_per_scene times, half of
+    them mirrored.
 
-    Boxes are relative to the whole image. place: row and column in its grid of the scene's first patch: (0, 0), or,
-    where scenes are windows of it, anywhere. patch: pixels of a side. start: number of the first scene.
+    Boxes are relative to the canvas. offset: row and column, in the canvas's grid of patches, of the image's first
+    patch; (0, 0) where the image is the whole canvas. patch: side of a patch in pixels. start: number of the first
+    scene.
     """
 
     def __init__(self, seed: int, phase: Phase, patch: int, start: int = 0, keep: int = 256):
         self.seed, self.phase, self.patch, self.start, self.keep = seed, phase, patch, start, keep
 
     def first_state(self, worker: int) -> dict[str, Any]:
-        """Where the stream of this worker begins."""
+        """The state from which the stream of this worker starts."""
         rng = np.random.default_rng((self.seed, self.start, worker))
         return {"rng": rng.bit_generator.state, "number": self.start + worker, "kept": []}
 
@@ -86,37 +87,37 @@ class SceneViews(torch.utils.data.IterableDataset):
 
 
 class _Views:
-    """One worker's views from a state on; what was kept before it is drawn again where it is seen again."""
+    """One worker's views from a state on. Scenes that were kept before it are drawn again when they are used again."""
 
     def __init__(self, of: SceneViews, state: dict[str, Any], stride: int):
         self.of, self.stride, self.grid = of, stride, of.phase.image_size // of.patch
         self.rng = np.random.default_rng()
         self.rng.bit_generator.state = state["rng"]
-        self.number, self.kept = state["number"], list(state["kept"])  # the next scene; those to be seen again
+        self.number, self.kept = state["number"], list(state["kept"])  # the next scene; scenes to use again
         self.drawn: dict[int, tuple[torch.Tensor, DenseTargets] | None] = {}
 
     def state(self) -> dict[str, Any]:
-        """JSON: the views after the last one depend on nothing else."""
+        """As JSON. The views after the last one depend on nothing else."""
         return {"rng": self.rng.bit_generator.state, "number": self.number, "kept": list(self.kept)}
 
     def __iter__(self) -> _Views:
         return self
 
     def __next__(self) -> tuple[torch.Tensor, ...]:
-        phase, whole, rng = self.of.phase, self.of.phase.canvas, self.rng
-        places = (whole - phase.image_size) // self.of.patch + 1  # of a row, and of a column
+        phase, canvas, rng = self.of.phase, self.of.phase.canvas, self.rng
+        offsets = (canvas - phase.image_size) // self.of.patch + 1  # possible ones, of a row and of a column
         image, targets = self._item()
         if rng.random() < 0.5:
             image, targets = image.flip(1), _mirrored(targets, self.grid)
-        place = torch.from_numpy(rng.integers(places, size=2))
-        box = targets.box * (phase.image_size / whole) + place.flip(0).repeat(2) * (self.of.patch / whole)
-        return image, targets.kind, targets.color, box, place
+        offset = torch.from_numpy(rng.integers(offsets, size=2))
+        box = targets.box * (phase.image_size / canvas) + offset.flip(0).repeat(2) * (self.of.patch / canvas)
+        return image, targets.object_class, targets.color, box, offset
 
     def _item(self) -> tuple[torch.Tensor, DenseTargets]:
         """A new scene, or one that was kept."""
         keep, rng = self.of.keep, self.rng
-        while len(self.kept) < keep // 8 or rng.random() < 1 / self.of.phase.views:
-            scene = (self.number, rng.random() < self.of.phase.crowded)
+        while len(self.kept) < keep // 8 or rng.random() < 1 / self.of.phase.views_per_scene:
+            scene = (self.number, rng.random() < self.of.phase.crowded_fraction)
             self.number += self.stride
             item = self._draw(*scene)
             if item is None:
@@ -124,9 +125,9 @@ class _Views:
             if len(self.kept) < keep:
                 self.kept.append(scene)
             else:
-                place = int(rng.integers(keep))
-                self.drawn.pop(self.kept[place][0], None)
-                self.kept[place] = scene
+                replaced = int(rng.integers(keep))
+                self.drawn.pop(self.kept[replaced][0], None)
+                self.kept[replaced] = scene
             self.drawn[scene[0]] = item
             return item
         number, crowded = self.kept[int(rng.integers(len(self.kept)))]
@@ -135,10 +136,10 @@ class _Views:
         return self.drawn[number]
 
     def _draw(self, number: int, crowded: bool) -> tuple[torch.Tensor, DenseTargets] | None:
-        """The image, [H, W, 3] uint8, and its targets; None for a scene without things."""
+        """The image, [H, W, 3] uint8, and its targets; None for a scene without objects."""
         phase = self.of.phase
         zoom = phase.canvas / phase.image_size
-        scene = draw_scene((self.of.seed, number), phase.image_size, phase.most, zoom, crowded)
+        scene = draw_scene((self.of.seed, number), phase.image_size, phase.max_objects, zoom, crowded)
         if not scene.things:
             return None
         return torch.from_numpy(np.array(scene.image)), dense_targets(scene, self.grid)
@@ -146,15 +147,16 @@ class _Views:
 
 @dataclass
 class DenseBatch:
-    """What a step takes, as `stream.MicroBatch` is for a stage. images: [B, H, W, 3] uint8, of `on(device)`'s [B, 3, H,
-    W] float32. kind, color: [B, N]; box: [B, N, 4]; places: [B, 2]. samples: scenes. supervised: patches."""
+    """The batch of a step, as `dataloader.MicroBatch` is in finetune. images: [B, H, W, 3] uint8, and [B, 3, H, W]
+    float32 after `on(device)`. object_class, color: [B, N]. box: [B, N, 4]. offsets: [B, 2]. samples: number of
+    scenes. supervised: number of patches."""
 
     phase: Phase
     images: torch.Tensor
-    kind: torch.Tensor
+    object_class: torch.Tensor
     color: torch.Tensor
     box: torch.Tensor
-    places: torch.Tensor
+    offsets: torch.Tensor
     failures: tuple[str, ...] = ()
     dropped_turns: int = 0
 
@@ -164,16 +166,16 @@ class DenseBatch:
 
     @property
     def supervised(self) -> int:
-        return self.kind.numel()
+        return self.object_class.numel()
 
     def on(self, device: torch.device | str) -> DenseBatch:
-        moved = (t.to(device) for t in (self.images, self.kind, self.color, self.box, self.places))
+        moved = (t.to(device) for t in (self.images, self.object_class, self.color, self.box, self.offsets))
         images, *targets = moved
         return DenseBatch(self.phase, normalize(images), *targets)
 
 
 class _Batches(torch.utils.data.IterableDataset):
-    """Of each worker: (batch of views, the worker's state after it). states: where each worker begins."""
+    """Each worker's (batch of views, the worker's state after it). states: the state that each worker starts from."""
 
     def __init__(self, views: SceneViews, states: list[dict[str, Any]]):
         self.views, self.states = views, states
@@ -182,25 +184,27 @@ class _Batches(torch.utils.data.IterableDataset):
         worker = torch.utils.data.get_worker_info()
         views = _Views(self.views, self.states[worker.id if worker else 0], len(self.states))
         while True:
-            batch = torch.utils.data.default_collate([next(views) for _ in range(self.views.phase.batch)])
+            batch = torch.utils.data.default_collate([next(views) for _ in range(self.views.phase.batch_size)])
             yield batch, views.state()
 
 
 class SceneStream:
-    """The batches of all phases, one after the other. A run that goes on gets the batches that it would have got, as
-    long as `workers` is the same. step, samples: done before; saved: what `state` gave then. said: for the user."""
+    """The batches of all phases, one phase after another. A resumed run gets the same batches as an unbroken one, as
+    long as data.num_workers is the same. step, samples: done before. saved: what `state` returned then. notes: lines
+    for the user."""
 
     def __init__(self, recipe: Recipe, patch: int, step: int = 0, samples: int = 0, saved: dict | None = None):
         self.recipe, self.patch, self.step, self.samples = recipe, patch, step, samples
         self.ends = list(accumulate(phase.steps for phase in recipe.phases))
-        self.said: list[str] = []
+        self.notes: list[str] = []
         self._index, self._states, self._batches = -1, [], None
         if saved and step < self.ends[-1] and saved["phase"] == bisect_right(self.ends, step):
-            if len(saved["workers"]) == max(1, recipe.workers):
+            if len(saved["workers"]) == max(1, recipe.data.num_workers):
                 self._open(saved["phase"], saved["workers"])
             else:
-                self.said.append(
-                    f"workers was {len(saved['workers'])} and is {recipe.workers}: the scenes to come are others"
+                self.notes.append(
+                    f"data.num_workers was {len(saved['workers'])} and is {recipe.data.num_workers}: "
+                    "the following scenes differ from those of an unbroken run"
                 )
 
     def __iter__(self) -> SceneStream:
@@ -217,11 +221,11 @@ class SceneStream:
         return DenseBatch(self.recipe.phases[index], *batch)
 
     def state(self) -> dict[str, Any]:
-        """JSON: of each worker, the one whose turn is next first."""
+        """As JSON. The states of the workers begin with the one whose turn is next."""
         return {"phase": self._index, "workers": self._states}
 
     def _open(self, index: int, states: list[dict[str, Any]] | None = None) -> None:
-        workers = self.recipe.workers
+        workers = self.recipe.data.num_workers
         views = SceneViews(self.recipe.seed, self.recipe.phases[index], self.patch, self.samples)
         self._index = index
         self._states = states or [views.first_state(worker) for worker in range(max(1, workers))]
@@ -232,19 +236,19 @@ class SceneStream:
                 num_workers=workers,
                 prefetch_factor=4 if workers else None,
                 worker_init_fn=ignore_sigterm_in_worker,
-                generator=torch.Generator(),  # else opening it would draw from the model's generator
+                generator=torch.Generator(),  # not the global one, which dropout draws from
             )
         )
 
 
 def _mirrored(targets: DenseTargets, grid: int) -> DenseTargets:
-    kind, color = (v.view(grid, grid).flip(1).flatten() for v in (targets.kind, targets.color))
+    object_class, color = (v.view(grid, grid).flip(1).flatten() for v in (targets.object_class, targets.color))
     x1, y1, x2, y2 = targets.box.view(grid, grid, 4).flip(1).reshape(-1, 4).unbind(1)
-    return DenseTargets(kind, color, torch.stack([1 - x2, y1, 1 - x1, y2], dim=1))
+    return DenseTargets(object_class, color, torch.stack([1 - x2, y1, 1 - x1, y2], dim=1))
 
 
 class DenseModel(nn.Module):
-    """The tower and the linear layer that reads it: is there a thing, which kind, which colour, 4 x 101 box numbers."""
+    """The tower, and a linear layer over it that gives objectness, class, colour and 4 x 101 box numbers of a patch."""
 
     def __init__(self, tower: VisionTower):
         super().__init__()
@@ -252,84 +256,87 @@ class DenseModel(nn.Module):
         self.sizes = (1, len(KINDS), len(COLORS), 4 * (BINS + 1))
         self.head = nn.Linear(tower.width, sum(self.sizes))
 
-    def forward(self, pixels: torch.Tensor, places: torch.Tensor | None = None):
-        thing, kind, color, box = self.head(self.tower(pixels, places)).split(self.sizes, dim=-1)
-        return thing.squeeze(-1), kind, color, box.unflatten(-1, (4, BINS + 1))
+    def forward(self, pixels: torch.Tensor, offsets: torch.Tensor | None = None):
+        """[B, 3, H, W] -> logits of objectness [B, N], class [B, N, classes], colour [B, N, colours], box [B, N, 4,
+        101]."""
+        objectness, object_class, color, box = self.head(self.tower(pixels, offsets)).split(self.sizes, dim=-1)
+        return objectness.squeeze(-1), object_class, color, box.unflatten(-1, (4, BINS + 1))
 
 
-def dense_loss(outputs, kind, color, box, phase: Phase) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The loss, weighed as the phase says, and its readings: shares of patches and colours, box error in hundredths."""
-    on_thing = kind > 0
-    thing_logits, kind_logits, color_logits, box_logits = (
+def dense_loss(outputs, object_class, color, box, phase: Phase) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss, weighted as the phase says, and metrics: its parts, accuracies, and the box error in hundredths."""
+    is_object = object_class > 0  # [B, N]; M of them below
+    object_logits, class_logits, color_logits, box_logits = (
         outputs[0].float(),
-        *(o[on_thing].float() for o in outputs[1:]),
+        *(o[is_object].float() for o in outputs[1:]),
     )
-    kind, color, box = kind[on_thing] - 1, color[on_thing], box[on_thing]
-    cells = on_thing.shape[1] * (phase.canvas / phase.image_size) ** 2  # patches of the whole image
-    patches = (box[:, 2:] - box[:, :2]).prod(-1) * cells  # that the patch's thing covers, [M]
-    weight = patches.clamp(min=1) ** -0.5  # small things count too
+    object_class, color, box = object_class[is_object] - 1, color[is_object], box[is_object]
+    cells = is_object.shape[1] * (phase.canvas / phase.image_size) ** 2  # patches of the canvas
+    patches = (box[:, 2:] - box[:, :2]).prod(-1) * cells  # [M] patches that the object's box covers
+    weight = patches.clamp(min=1) ** -0.5  # so that large objects do not dominate
     weight = weight / weight.sum()
-    thing_loss = F.binary_cross_entropy_with_logits(thing_logits, on_thing.float())
-    kind_loss = (F.cross_entropy(kind_logits, kind, reduction="none") * weight).sum()
+    object_loss = F.binary_cross_entropy_with_logits(object_logits, is_object.float())
+    class_loss = (F.cross_entropy(class_logits, object_class, reduction="none") * weight).sum()
     color_loss = (F.cross_entropy(color_logits, color, reduction="none") * weight).sum()
     numbers = box * BINS  # [M, 4]
     near = torch.exp(-0.5 * (torch.arange(BINS + 1, device=box.device) - numbers[..., None]).square() / 0.8**2)
     near = near / near.sum(-1, keepdim=True)
     box_loss = -((near * box_logits.log_softmax(-1)).sum(-1).mean(-1) * weight).sum()
     with torch.no_grad():
-        readings = {
-            "thing": thing_loss,
-            "kind": kind_loss,
-            "color": color_loss,
-            "box": box_loss,
-            "thing_right": ((thing_logits > 0) == on_thing).float().mean(),
-            "kind_right": (kind_logits.argmax(-1) == kind).float().mean(),
-            "color_right": (color_logits.argmax(-1) == color).float().mean(),
+        metrics = {
+            "objectness_loss": object_loss,
+            "class_loss": class_loss,
+            "color_loss": color_loss,
+            "box_loss": box_loss,
+            "objectness_acc": ((object_logits > 0) == is_object).float().mean(),
+            "class_acc": (class_logits.argmax(-1) == object_class).float().mean(),
+            "color_acc": (color_logits.argmax(-1) == color).float().mean(),
             "box_error": (box_logits.argmax(-1) - numbers).abs().mean(),
         }
-    return thing_loss + phase.kinds * kind_loss + color_loss + phase.boxes * box_loss, readings
+    loss = object_loss + phase.class_loss_weight * class_loss + color_loss + phase.box_loss_weight * box_loss
+    return loss, metrics
 
 
-class DenseReadings(NamedTuple):
-    """The loss of a batch and its readings, as `dense_loss` gives them; no dimensions."""
+class DenseMetrics(NamedTuple):
+    """The loss of a batch and the metrics of `dense_loss`; scalars."""
 
     loss: torch.Tensor
-    thing: torch.Tensor
-    kind: torch.Tensor
-    color: torch.Tensor
-    box: torch.Tensor
-    thing_right: torch.Tensor
-    kind_right: torch.Tensor
-    color_right: torch.Tensor
+    objectness_loss: torch.Tensor
+    class_loss: torch.Tensor
+    color_loss: torch.Tensor
+    box_loss: torch.Tensor
+    objectness_acc: torch.Tensor
+    class_acc: torch.Tensor
+    color_acc: torch.Tensor
     box_error: torch.Tensor
 
 
 class DenseEngine(Engine):
-    """For a `DenseModel`. A batch of a phase with another size of the whole image resizes the table of positions; the
-    optimizer goes on, but for its state of that table."""
+    """The engine of a `DenseModel`. A batch of a phase with another canvas size resizes the position table; the
+    optimizer keeps its state, except that of this table."""
 
     def __init__(self, model: DenseModel, world: World, settings: Settings, phases: list[Phase]):
         super().__init__(model, world, settings)
         self.phases = phases
         self._resize(phases[0].canvas)
 
-    def losses(self, batch: DenseBatch, tokens: float, guidance: float = 0.0) -> tuple[torch.Tensor, DenseReadings]:
+    def losses(self, batch: DenseBatch, tokens: float, guidance: float = 0.0) -> tuple[torch.Tensor, DenseMetrics]:
         phase = batch.phase
         if self.model.tower.config.image_size != phase.canvas:
             self._resize(phase.canvas)
-        places = batch.places if phase.frame else None
-        outputs = call_in_dtype(self.model, self.settings.dtype, batch.images, places)
-        loss, readings = dense_loss(outputs, batch.kind, batch.color, batch.box, phase)
-        return loss, DenseReadings(loss.detach(), **{name: value.detach() for name, value in readings.items()})
+        offsets = batch.offsets if phase.canvas_size else None
+        outputs = call_in_dtype(self.model, self.settings.dtype, batch.images, offsets)
+        loss, metrics = dense_loss(outputs, batch.object_class, batch.color, batch.box, phase)
+        return loss, DenseMetrics(loss.detach(), **{name: value.detach() for name, value in metrics.items()})
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
-        return dict(zip(DenseReadings._fields, sums))
+        return dict(zip(DenseMetrics._fields, sums))
 
     def buffers(self) -> State:
         return {name: tensor for name, tensor in self.model.state_dict().items() if name not in self.trained}
 
     def fits(self, weights: State) -> bool:
-        """The table of positions may be that of any phase, and is resized to it."""
+        """The position table may be that of any phase; the model's is resized to it."""
         table = weights.get(_TABLE)
         for size in {phase.canvas for phase in self.phases} if table is not None else ():
             if (size // patch_of(self.model.tower)) ** 2 + 1 == table.shape[1]:
@@ -348,12 +355,12 @@ class DenseEngine(Engine):
 
 
 def patch_of(tower: VisionTower) -> int:
-    """Pixels of a side of a patch."""
+    """Side of a patch, in pixels."""
     return tower.config.image_size // tower.trunk.patch_embed.grid_size[0]
 
 
 def build_dense(recipe: Recipe, device: torch.device) -> DenseModel:
-    """The model that the recipe begins with. Raises UserError where its phases do not divide into patches."""
+    """The initial model of the recipe. Raises UserError where its phases do not divide into patches."""
     import timm.layers
 
     timm.layers.set_fused_attn(False)  # on a CPU the fused backward is several times slower than plain products
@@ -362,8 +369,8 @@ def build_dense(recipe: Recipe, device: torch.device) -> DenseModel:
     for phase in recipe.phases:
         if not 0 < phase.image_size <= phase.canvas or phase.image_size % patch or phase.canvas % patch:
             raise UserError(
-                f"A phase has image_size {phase.image_size} and frame {phase.frame}.",
-                f"Both are multiples of {patch}, a patch of this tower, and a frame is no smaller than what it frames.",
+                f"A phase has image_size {phase.image_size} and canvas_size {phase.canvas_size}.",
+                f"Both are multiples of {patch}, a patch of this tower, and the canvas is not smaller than the image.",
                 "Correct them in the recipe.",
             )
     model = DenseModel(tower)
@@ -373,7 +380,7 @@ def build_dense(recipe: Recipe, device: torch.device) -> DenseModel:
 
 
 def save_weights(model: DenseModel, output: Path) -> None:
-    """Write what a stage or another backbone begins from: output/backbone.safetensors."""
+    """Write output/backbone.safetensors, which finetune and pretrain_vision take as init."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -384,12 +391,12 @@ def save_weights(model: DenseModel, output: Path) -> None:
         raise UserError(
             f"{output / WEIGHTS} cannot be written: {error}",
             "The weights need room on the disk.",
-            "Make room and run the same command again: it goes on from the last checkpoint.",
+            "Make room and run the same command again: it resumes from the last checkpoint.",
         ) from error
 
 
 def _fill(model: DenseModel, folder: Path) -> None:
-    """Begin with an earlier run's weights, or with the tower of a model folder, whatever image size it had."""
+    """Load the weights of an earlier run, or the tower of a model folder, whatever its image size was."""
     from safetensors.torch import load_file
 
     if (folder / WEIGHTS).is_file():
@@ -404,8 +411,8 @@ def _fill(model: DenseModel, folder: Path) -> None:
     else:
         raise UserError(
             f"{folder} holds neither {WEIGHTS} nor {MODEL}.",
-            "init is the output folder of a backbone run or a model folder.",
-            "Leave init away to begin from nothing.",
+            "init is the output folder of a pretrain_vision run or a model folder.",
+            "Omit init to start from random weights.",
         )
     grid = round((found[_TABLE].shape[1] - 1) ** 0.5)
     model.tower.resize(grid * model.tower.config.image_size // model.tower.trunk.patch_embed.grid_size[0])

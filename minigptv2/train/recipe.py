@@ -1,215 +1,338 @@
-"""What a train config may say. A recipe is data: the stages differ only in their YAML."""
+"""What a train config may say. A recipe is data: the stages differ only in their YAML.
+
+Each field is documented by the string under it; `minigptv2 train CONFIG --print-config` prints them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from minigptv2.bundled import find_deepspeed, find_recipe
-from minigptv2.config import LanguageConfig, LoraConfig, ModelConfig, VisionConfig, from_dict, overridden, read_yaml
+from minigptv2.bundled import find_deepspeed, find_mixture, find_recipe
+from minigptv2.config import (
+    LanguageConfig,
+    LoraConfig,
+    ModelConfig,
+    VisionConfig,
+    from_dict,
+    overridden,
+    present_keys,
+    present_overrides,
+    read_yaml,
+)
 from minigptv2.data.mixture import DataConfig, SourceConfig
 from minigptv2.errors import UserError
 from minigptv2.train.feature_cache import CacheConfig
 
-RANDOM = "nothing"  # as init: a model of random weights
+RANDOM = "random"  # as init: a model of random weights
 
 
 @dataclass
 class Phase:
-    """A phase of the backbone's pre-training. image_size: pixels; frame: of the whole image, where what is drawn is a
-    window of it, with things as large in pixels as in the whole; 0: what is drawn is the whole. batch: images a step;
-    views: how often a scene is seen; most: of the scenes, as `draw_scene` takes it; crowded: share of the scenes that
-    are so. kinds, boxes: weights of these two losses, beside 1 for where things are and for their colours."""
+    """One phase of the vision pre-training: images of one size."""
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "batch": "batch_size",
+        "views": "views_per_scene",
+        "most": "max_objects",
+        "frame": "canvas_size",
+        "crowded": "crowded_fraction",
+        "kinds": "class_loss_weight",
+        "boxes": "box_loss_weight",
+    }
 
     image_size: int
+    """Side of a training image, in pixels."""
     steps: int
-    batch: int
-    views: int = 2
-    most: int = 8
-    frame: int = 0
-    crowded: float = 0.0
-    kinds: float = 1.0
-    boxes: float = 0.5
+    """Optimizer steps of this phase."""
+    batch_size: int
+    """Images per optimizer step."""
+    views_per_scene: int = 2
+    """How often each scene is used, each time with other random changes of its colours."""
+    max_objects: int = 8
+    """Most objects in a scene that is not crowded: 3, 4, 6 or 8."""
+    canvas_size: int = 0
+    """0, or the side in pixels of the canvas of which the training image is a crop at full resolution."""
+    crowded_fraction: float = 0.0
+    """Fraction of the scenes that are crowded, 0 to 1."""
+    class_loss_weight: float = 1.0
+    """Weight of the object-class loss, relative to 1 for objectness and colour."""
+    box_loss_weight: float = 0.5
+    """Weight of the box loss, relative to 1 for objectness and colour."""
 
     @property
     def canvas(self) -> int:
-        """Pixels of a side of the whole image."""
-        return self.frame or self.image_size
+        """Side of the canvas, in pixels."""
+        return self.canvas_size or self.image_size
+
+
+@dataclass
+class OptimConfig:
+    """Batch, optimizer, learning rate and losses."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw; or muon for matrices and convolution kernels, with adamw for everything else."""
+    global_batch_size: int = 16
+    """Samples per optimizer step, over all processes."""
+    micro_batch_size: int = 0
+    """Most samples that a process computes at once; 0: its whole share of the batch. A larger share is split evenly
+    and its gradients are accumulated. Fewer samples need less memory; the loss and the gradients are the same."""
+    lr: float = 1e-3
+    """Peak learning rate: reached linearly after warmup_steps, then a cosine down to min_lr at max_steps."""
+    min_lr: float = 1e-5
+    """Learning rate of the last step."""
+    warmup_steps: int = 100
+    """Optimizer steps of the linear warm-up."""
+    weight_decay: float = 0.05
+    """Of matrices and kernels; norms and biases have none."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm, taken over all of them; 0: never."""
+    attention_loss_weight: float = 0.0
+    """Weight of the attention loss, which teaches tokens that write a box or name an object where in the image to look
+    (`train/attention_supervision.py`); 0: none. Needs data.pack."""
+    attention_guidance_steps: int = 0
+    """Until this step these tokens are also guided: at first they see nothing else of the image, then more and more.
+    Needs attention_loss_weight."""
+
+
+@dataclass
+class CheckpointConfig:
+    """What of a run is written to the disk."""
+
+    save_every: int = 250
+    """Optimizer steps between two checkpoints. One holds the trained weights and the optimizer's state."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    save: Literal["full", "trainable"] = "full"
+    """The model in output/model: full, or only its trainable weights, to be opened with the model it began from as
+    base."""
+
+    RENAMED_VALUES: ClassVar[dict[str, dict[str, str]]] = {"save": {"whole": "full", "small": "trainable"}}
+
+
+@dataclass
+class LogConfig:
+    """What a run reports on the way."""
+
+    log_every: int = 25
+    """Optimizer steps between two rows of output/log.jsonl."""
+    eval_every: int = 0
+    """Optimizer steps between two measurements of the accuracy on held-out scenes; 0: never."""
+    tensorboard: bool = True
+    """Write curves to output/tensorboard, where TensorBoard is installed."""
+    wandb: str = ""
+    """Project of Weights & Biases that the curves also go to; empty: none."""
 
 
 @dataclass
 class Recipe:
-    """kind: "backbone" pre-trains the vision tower, "stage" trains the whole on conversations.
+    """A training run."""
 
-    Where it begins and ends. output: folder of the run; the trained model is output/model. save: "whole", or "small"
-    for nothing but what was trained, to be opened with base=. init: the model folder to begin from, or "bundled"; the
-    backbone's run; "nothing" for random weights; or empty, and the model is put together from model.language.name and
-    tower, a file of model.vision's weights. model: what to build where init is no model folder; of an init folder,
-    only `knows`, and `lora` where it has no adapter yet, are changed. tokenizer_scenes: what is said about so many
-    drawn scenes trains the tokenizer of a model that begins from a backbone or from nothing.
-
-    What is trained. trained: what is not frozen; "lora" leaves the language model's own weights frozen. quantize: the
-    frozen language model in few bits. data, cache: see `data/mixture.py` and `train/feature_cache.py`.
-
-    How. max_steps: optimizer steps. batch: samples of one step, of all processes together. micro_batch: the most that a
-    process computes at once; 0: its whole share of the batch. A larger share is divided evenly and computed one part
-    after the other (gradient accumulation). lr, lowest_lr, warmup: linear for `warmup` steps, then a cosine. clip:
-    largest norm of all gradients together; 0: none. precision: of products; empty: what this machine multiplies
-    fastest. gradient_checkpointing: layers of the language model are computed twice, and little is kept in between.
-    compile: these layers with torch.compile, which needs a C++ compiler. pack: rows laid out as one (`encode.pack`)
-    instead of padded. attention: weight of a second loss, which shows tokens that write a box or name a thing where in
-    the image to look (`train/attention_supervision.py`); 0: none. guided_steps: until this step they are also guided:
-    at first such tokens see nothing else of the image, then more and more. deepspeed: a JSON file of DeepSpeed's.
-    device: empty: a GPU where there is one.
-
-    What is written. log_every, check_every, save_every: steps; check_every reads the accuracy on held-out scenes (0:
-    never). keep: newest checkpoints that are kept. tensorboard: curves in output/tensorboard. wandb: a project's name.
-    """
+    RENAMED: ClassVar[dict[str, str]] = {
+        "kind": "task",
+        "tower": "vision_weights",
+        "trained": "trainable",
+        "batch": "optim.global_batch_size",
+        "micro_batch": "optim.micro_batch_size",
+        "optimizer": "optim.name",
+        "lr": "optim.lr",
+        "lowest_lr": "optim.min_lr",
+        "warmup": "optim.warmup_steps",
+        "weight_decay": "optim.weight_decay",
+        "clip": "optim.max_grad_norm",
+        "attention": "optim.attention_loss_weight",
+        "guided_steps": "optim.attention_guidance_steps",
+        "workers": "data.num_workers",
+        "pack": "data.pack",
+        "save_every": "checkpoint.save_every",
+        "keep": "checkpoint.keep_checkpoints",
+        "save": "checkpoint.save",
+        "log_every": "log.log_every",
+        "check_every": "log.eval_every",
+        "tensorboard": "log.tensorboard",
+        "wandb": "log.wandb",
+    }
+    RENAMED_VALUES: ClassVar[dict[str, dict[str, str]]] = {
+        "task": {"stage": "finetune", "backbone": "pretrain_vision"},
+        "init": {"nothing": RANDOM},
+        "quantize": {"8bit": "bnb-int8", "4bit": "bnb-nf4"},
+    }
 
     output: str
-    kind: Literal["stage", "backbone"] = "stage"
+    """Folder of the run. The trained model is output/model."""
+    task: Literal["finetune", "pretrain_vision"] = "finetune"
+    """finetune: train the whole model on conversations. pretrain_vision: train the small vision tower alone, on drawn
+    scenes, before that."""
     init: str = ""
-    tower: str = ""
+    """What the weights begin from: a model folder, or "bundled"; the output of a pretrain_vision run; "random"; or
+    empty, and the model is put together from model.language.name and vision_weights."""
+    vision_weights: str = ""
+    """File of the weights of the vision tower that model.vision describes, such as eva_vit_g.pth."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    phases: list[Phase] = field(default_factory=list)
-    data: DataConfig = field(default_factory=DataConfig)
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    trained: list[Literal["projector", "language", "lora"]] = field(default_factory=lambda: ["projector", "language"])
-    quantize: Literal["", "8bit", "4bit"] = ""
-    max_steps: int = 1000
-    batch: int = 16
-    micro_batch: int = 0
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    lr: float = 1e-3
-    lowest_lr: float = 1e-5
-    warmup: int = 100
-    weight_decay: float = 0.05
-    clip: float = 1.0
-    seed: int = 1
-    workers: int = 1
-    precision: Literal["", "float32", "bfloat16"] = ""
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    pack: bool = True
-    attention: float = 0.0
-    guided_steps: int = 0
-    deepspeed: str = ""
-    device: str = ""
-    log_every: int = 25
-    check_every: int = 0
-    save_every: int = 250
-    keep: int = 2
-    save: Literal["whole", "small"] = "whole"
-    tensorboard: bool = True
-    wandb: str = ""
+    """The model to build where init is not a model folder. Of an init folder only description changes, and lora where
+    it has no adapter yet."""
     tokenizer_scenes: int = 2500
+    """The questions and answers about this many drawn scenes train the tokenizer of a model that begins from random
+    weights or from a pretrain_vision run."""
+    trainable: list[Literal["projector", "language", "lora"]] = field(default_factory=lambda: ["projector", "language"])
+    """The parts that are trained; all else is frozen. lora leaves the language model's own weights frozen."""
+    quantize: Literal["", "bnb-int8", "bnb-nf4"] = ""
+    """Keep the frozen language model in 8 or 4 bits (bitsandbytes); empty: in full precision."""
+    phases: list[Phase] = field(default_factory=list)
+    """The phases of pretrain_vision, one after another."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The data sets, how they are mixed and how they are read."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Features of the frozen vision tower, computed once and kept on the disk."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Batch, optimizer, learning rate and losses."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """What of a run is written to the disk."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """What a run reports on the way."""
+    max_steps: int = 1000
+    """Optimizer steps of the run."""
+    seed: int = 1
+    """Of the order of the samples, of dropout and of new weights."""
+    precision: Literal["", "float32", "bfloat16"] = ""
+    """Number format of the products; trained weights are float32. Empty: what this machine multiplies fastest."""
+    gradient_checkpointing: bool = False
+    """Compute the layers of the language model again in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Run these layers through torch.compile. Needs a C++ compiler; the first steps take longer."""
+    deepspeed: str = ""
+    """JSON file of DeepSpeed's, for its ZeRO stage and offload; empty: without DeepSpeed."""
+    device: str = ""
+    """cpu, cuda or cuda:N; empty: a GPU where there is one."""
 
 
-def read_recipe(config: str | Path, overrides: list[str] = (), smoke: bool = False) -> Recipe:
-    """The file's recipe with `a.b=c` overrides, which also hold against what --smoke makes of it.
+_MINIMA = {
+    "max_steps": 0,
+    "seed": 0,
+    "optim.global_batch_size": 1,
+    "optim.micro_batch_size": 0,
+    "optim.warmup_steps": 0,
+    "optim.attention_loss_weight": 0,
+    "optim.attention_guidance_steps": 0,
+    "checkpoint.save_every": 1,
+    "checkpoint.keep_checkpoints": 1,
+    "log.log_every": 1,
+    "log.eval_every": 0,
+    "data.num_workers": 0,
+}
 
-    config: a file, or the name of a recipe that comes along (`bundled.find_recipe`).
+
+def read_recipe(config: str | Path, overrides: Sequence[str] = (), smoke: bool = False) -> Recipe:
+    """The recipe of a YAML file, changed by `a.b=c` overrides; smoke: and shrunk to two steps on a tiny model.
+
+    config: a file, or the name of a bundled recipe (`bundled.find_recipe`). Keys of older versions are read under their
+    present names. Overrides also hold against what `smoke` changes. Raises UserError for unknown keys and wrong values.
     """
     file = find_recipe("train", config)
-    recipe = from_dict(Recipe, read_yaml(file, list(overrides)), str(file))
+    overrides = present_overrides(Recipe, overrides)
+    data = _with_included(present_keys(Recipe, read_yaml(file), str(file)), file)
+    recipe = from_dict(Recipe, overridden(data, overrides), str(file))
     if smoke:
-        recipe = from_dict(Recipe, overridden(asdict(_smoke(recipe)), list(overrides)), str(file))
+        recipe = from_dict(Recipe, overridden(asdict(_smoke(recipe)), overrides), str(file))
     if recipe.deepspeed:
         recipe.deepspeed = find_deepspeed(recipe.deepspeed, file)
-    for name, least in (
-        ("max_steps", 0),
-        ("batch", 1),
-        ("micro_batch", 0),
-        ("save_every", 1),
-        ("log_every", 1),
-        ("check_every", 0),
-        ("keep", 1),
-        ("workers", 0),
-        ("warmup", 0),
-        ("seed", 0),
-        ("attention", 0),
-        ("guided_steps", 0),
-    ):
-        if getattr(recipe, name) < least:
-            raise UserError(
-                f"{name} is {getattr(recipe, name)}.", f"It must be {least} or more.", "Correct it in the recipe."
-            )
-    if recipe.guided_steps and not recipe.attention:
+    for key, minimum in _MINIMA.items():
+        if (value := attrgetter(key)(recipe)) < minimum:
+            raise UserError(f"{key} is {value}.", f"It must be {minimum} or more.", "Correct it in the recipe.")
+    optim = recipe.optim
+    if optim.attention_guidance_steps and not optim.attention_loss_weight:
         raise UserError(
-            f"guided_steps is {recipe.guided_steps}, and attention is 0.",
+            f"optim.attention_guidance_steps is {optim.attention_guidance_steps}; optim.attention_loss_weight is 0.",
             "Only supervised attention is guided.",
-            "Give attention=1, or guided_steps=0.",
+            "Give optim.attention_loss_weight=1, or optim.attention_guidance_steps=0.",
         )
-    if recipe.attention and not recipe.pack:
+    if optim.attention_loss_weight and not recipe.data.pack:
         raise UserError(
-            f"attention is {recipe.attention}, and pack is false.",
+            f"optim.attention_loss_weight is {optim.attention_loss_weight}, and data.pack is false.",
             "Attention is supervised in packed rows.",
-            "Give attention=0, or pack=true.",
+            "Give optim.attention_loss_weight=0, or data.pack=true.",
         )
     return recipe
 
 
+def _with_included(data: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The mapping with the sources of its data.include files before its own; then nothing is left to include."""
+    section = data.get("data")
+    if not isinstance(section, dict) or not section.get("include"):
+        return data
+    names, own = section["include"], section.get("sources") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"data.include is {names!r}.", "It must be a list of YAML files.", "Try [data/fine.yaml].")
+    if not isinstance(own, list):
+        return data  # which `from_dict` refuses
+    sources = [source for name in names for source in _sources_of(find_mixture(name, file))]
+    return {**data, "data": {**section, "include": [], "sources": sources + own}}
+
+
+def _sources_of(file: Path) -> list[Any]:
+    sources = read_yaml(file, kind=list)
+    return present_keys(list[SourceConfig], sources, str(file))
+
+
 def micro_batches(recipe: Recipe, processes: int) -> tuple[int, int]:
     """Samples of a micro-batch, and micro-batches of a process in a step. Raises UserError where they do not divide."""
-    share, rest = divmod(recipe.batch, processes)
+    batch = recipe.optim.global_batch_size
+    share, rest = divmod(batch, processes)
     if rest or not share:
         raise UserError(
-            f"batch is {recipe.batch}, with {processes} processes.",
+            f"optim.global_batch_size is {batch}, with {processes} processes.",
             "The batch must divide by the processes.",
-            f"Try batch={max(1, share) * processes}.",
+            f"Try optim.global_batch_size={max(1, share) * processes}.",
         )
-    most = min(share, recipe.micro_batch or share)
-    micro = max(n for n in range(1, most + 1) if share % n == 0)
+    largest = min(share, recipe.optim.micro_batch_size or share)
+    micro = max(n for n in range(1, largest + 1) if share % n == 0)
     return micro, share // micro
 
 
 def _smoke(recipe: Recipe) -> Recipe:
-    """The same recipe on a model of a few thousand weights, drawn scenes, sums and two steps."""
+    """The same recipe on a model of a few thousand weights, drawn scenes, arithmetic and two steps."""
     stem = (8,) * len(VisionConfig.stem_channels)
     model = replace(
         recipe.model,
         vision=VisionConfig(width=32, depth=1, heads=2, stem_channels=stem),
-        merge=4,
+        patches_per_token=4,
         language=LanguageConfig(
             hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
         ),
         lora=LoraConfig(r=2),
     )
     scenes = [s for s in recipe.data.sources if s.name == "scenes"]
+    few = {"count": 16, "exchanges": 4}
     if scenes:
-        sources = [replace(s, options={**s.options, "count": 16, "exchanges": 4, "things": ""}) for s in scenes]
+        sources = [replace(s, options={**s.options, **few, "things": ""}) for s in scenes]
     else:
-        sources = [SourceConfig("scenes", 3, {"count": 16, "exchanges": 4}), SourceConfig("sums", 1, {"count": 16})]
+        sources = [SourceConfig("scenes", 3, few), SourceConfig("sums", 1, {"count": 16})]
     return replace(
         recipe,
-        model=model,
-        phases=[replace(p, steps=2, batch=2) for p in recipe.phases],
-        data=replace(recipe.data, sources=sources),
         output=recipe.output + "-smoke",
-        cache=replace(recipe.cache, dir=recipe.cache.dir and recipe.cache.dir + "-smoke"),
         init=_smoke_init(recipe),
-        tower="",
-        quantize="",
-        deepspeed="",
-        save="whole",
-        max_steps=2,
-        batch=4,
-        micro_batch=0,
-        warmup=1,
-        log_every=1,
-        check_every=0,
-        save_every=1,
-        workers=0,
-        compile=False,
-        wandb="",
+        vision_weights="",
+        model=model,
         tokenizer_scenes=60,
+        quantize="",
+        phases=[replace(p, steps=2, batch_size=2) for p in recipe.phases],
+        data=replace(recipe.data, sources=sources, num_workers=0),
+        cache=replace(recipe.cache, dir=recipe.cache.dir and recipe.cache.dir + "-smoke"),
+        optim=replace(recipe.optim, global_batch_size=4, micro_batch_size=0, warmup_steps=1),
+        checkpoint=replace(recipe.checkpoint, save_every=1, save="full"),
+        log=replace(recipe.log, log_every=1, eval_every=0, wandb=""),
+        max_steps=2,
+        compile=False,
+        deepspeed="",
     )
 
 
 def _smoke_init(recipe: Recipe) -> str:
     """Where the smoke run of the stage before left its result; random weights where it left none."""
-    if recipe.kind == "backbone":
+    if recipe.task == "pretrain_vision":
         return ""
     run, model = recipe.init.removesuffix("/model"), "/model" if recipe.init.endswith("/model") else ""
     before = Path(run + "-smoke" + model)

@@ -1,4 +1,4 @@
-"""A reading during training: accuracy of short answers about drawn scenes that are kept out of it. No benchmark."""
+"""Validation during training: accuracy of short answers about drawn scenes that no source uses. Not a benchmark."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from minigptv2.sample import Sample
 from minigptv2.tasks import render
 from minigptv2.train.precision import best_dtype, call_in_dtype
 
-NUM_HELD_OUT = 96  # the first scenes of the seed: sources that are read during training begin after them
+NUM_HELD_OUT = 96  # the first scenes of the seed, which sources with validation skip
 SEED = 11
 TASKS = ("refer", "seek", "near_miss", "identify", "comparison", "statement")
 
 
 class Validator:
-    """Draws its scenes and encodes them with the frozen tower once."""
+    """Accuracy on `count` held-out scenes, which are drawn and encoded by the frozen tower once."""
 
     def __init__(self, model: GroundingVLM, encoder: PromptEncoder, count: int = NUM_HELD_OUT):
         self.model, self.encoder, self.count = model, encoder, count
@@ -32,33 +32,33 @@ class Validator:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Share of right answers of each task; a box is right from an IoU of 0.5 on."""
+        """The accuracy of each task. A box is correct from an IoU of 0.5 on; text must be equal."""
         from minigptv2.model.generate import generate
 
         self.model.eval()
         self._draw()
-        tokenizer, coding = self.encoder.tokenizer, self.model.config.box_coding
+        tokenizer, coding = self.encoder.tokenizer, self.model.config.box_rounding
         device, out = self.features.device, {}
         for task in TASKS:
             rng, asked, rows, numbers = random.Random(5), [], [], []
             for number, scene in enumerate(self.scenes):
                 found = scene_questions(scene, {task: 1.0}, 1, rng) if scene.things else []
                 if found and (task != "refer" or found[0].phrases[0].boxes):
-                    question, wanted = render(Sample(number, (scene.side, scene.side), (found[0],)), coding)
+                    question, expected = render(Sample(number, (scene.side, scene.side), (found[0],)), coding)
                     rows.append(self.encoder.encode([question]))
-                    asked.append((wanted.pieces[0], scene.side))
+                    asked.append((expected.pieces[0], scene.side))
                     numbers.append(number)
             visual = self.model.encode_images(None, self.features[numbers])
             with torch.compiler.set_stance("force_eager"):
                 answers = generate(self.model, tokenizer, collate(rows, left=True).to(device), visual, 40)
-            right = 0
-            for text, (wanted, side) in zip((tokenizer.decode(a.ids) for a in answers), asked):
-                found, true = (parse(words, side, side, coding).boxes for words in (text, wanted))
+            correct = 0
+            for text, (expected, side) in zip((tokenizer.decode(a.ids) for a in answers), asked):
+                found, true = (parse(words, side, side, coding).boxes for words in (text, expected))
                 if true:
-                    right += bool(found) and iou(found[0], true[0]) >= 0.5
+                    correct += bool(found) and iou(found[0], true[0]) >= 0.5
                 else:
-                    right += text == wanted
-            out[task] = right / max(1, len(asked))
+                    correct += text == expected
+            out[task] = correct / max(1, len(asked))
         self.model.train()
         self.model.vision.eval()
         return out

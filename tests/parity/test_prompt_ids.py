@@ -35,10 +35,10 @@ def published_strings(prompt: str, imaged: bool, talk: list[tuple[str, str]]) ->
     talk = [(head * (not number) + question, answer) for number, (question, answer) in enumerate(talk)]
     *history, (question, answer) = talk
     last = [f"{answer}</s>"] if answer else []
-    if prompt == "published":  # its chat: one string, in which an answer is followed by the next question's <s>
+    if prompt == "minigptv2-eval":  # its chat: one string, in which an answer is followed by the next question's <s>
         told = "".join(f"<s>[INST] {q} [/INST]{a}" for q, a in history)
         return [f"{told}<s>[INST] {question} [/INST]", *last]
-    space = "  " if prompt == "training" else " "
+    space = "  " if prompt == "minigptv2-train" else " "
     strings = []
     for number, (q, _) in enumerate(talk):
         strings.append("<s>" * (number > 0) + f"[INST] {q}{space}[/INST]")
@@ -134,7 +134,7 @@ def test_the_loss_is_taken_over_answers_and_their_ends(name):
 def test_the_three_prompts_differ():
     for name in TALKS:
         assert len({tuple(_row(prompt, name).ids) for prompt in PROMPT_TEMPLATES}) == 3
-    assert _row("published", "a question").ids[:3] != _row("training", "a question").ids[:3]
+    assert _row("minigptv2-eval", "a question").ids[:3] != _row("minigptv2-train", "a question").ids[:3]
 
 
 def test_llama_of_transformers_gives_the_same_ids(tmp_path):

@@ -79,7 +79,7 @@ def _language(files: dict) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("prompt", ["published", "training"])
+@pytest.mark.parametrize("prompt", ["minigptv2-eval", "minigptv2-train"])
 @pytest.mark.parametrize("converted", [False, True, "merged"])
 def test_log_probabilities_are_those_of_the_formulas(files, tmp_path, prompt, converted):
     options = {"prompt": prompt, "vision": {"num_heads": HEADS}, "image_size": made.IMAGE_SIZE, "lora_alpha": ALPHA}

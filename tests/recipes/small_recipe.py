@@ -31,26 +31,22 @@ def write_recipe(folder: Path, init: Path | str) -> Path:
     recipe = {
         "output": str(folder / "output"),
         "init": str(init),
-        "trained": ["projector", "lora"],
+        "trainable": ["projector", "lora"],
         "model": MODEL,
         "tokenizer_scenes": 40,
         "data": {
             "sources": [
                 {"name": "scenes", "weight": 2, "options": {"count": 40, "exchanges": 3, "side": 112}},
                 {"name": "sums", "weight": 1, "options": {"count": 40}},
-            ]
+            ],
+            "num_workers": 0,
         },
         "max_steps": 4,
-        "batch": 8,
-        "lr": 3e-3,
-        "lowest_lr": 1e-3,
-        "warmup": 1,
-        "log_every": 1,
-        "save_every": 2,
-        "workers": 0,
+        "optim": {"global_batch_size": 8, "lr": 3e-3, "min_lr": 1e-3, "warmup_steps": 1},
+        "checkpoint": {"save_every": 2},
+        "log": {"log_every": 1, "tensorboard": False},
         "precision": "float32",
         "device": "cpu",
-        "tensorboard": False,
     }
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))

@@ -25,7 +25,7 @@ def test_the_walk_leads_from_boxes_to_answers(tmp_path, monkeypatch, capsys):
     (tmp_path / "boxes.yaml").write_text(recipe)
     shutil.copy(next((COCO / "images/train2017").glob("*.jpg")), tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
-    assert cli.main([*train[1:], "max_steps=2", "batch=2", "device=cpu", "model.lora.r=4"]) == 0
+    assert cli.main([*train[1:], "max_steps=2", "optim.global_batch_size=2", "device=cpu", "model.lora.r=4"]) == 0
     capsys.readouterr()
     assert cli.main([*chat[1:], "--device", "cpu", "--max-new-tokens", "12"]) == 0
     assert capsys.readouterr().out.strip()

@@ -83,7 +83,7 @@ def losses_agree(output: Path, other: Path) -> bool:
 def base(tmp_path_factory):
     """A model of random weights that every run begins with."""
     folder = tmp_path_factory.mktemp("base")
-    file = write_recipe(folder, "nothing")
+    file = write_recipe(folder, "random")
     assert cli.main(["train", str(file), "max_steps=0"]) == 0
     return folder / "output/model"
 
@@ -129,7 +129,14 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_unbroken_one(recipe, tm
 def test_a_signal_to_every_process_of_a_job_stops_it_at_a_checkpoint(recipe, tmp_path):
     """As schedulers send it: its data workers get SIGTERM, too."""
     output = tmp_path / "stopped"
-    arguments = ["train", str(recipe[0]), f"output={output}", "max_steps=100000", "save_every=100000", "workers=2"]
+    arguments = [
+        "train",
+        str(recipe[0]),
+        f"output={output}",
+        "max_steps=100000",
+        "checkpoint.save_every=100000",
+        "data.num_workers=2",
+    ]
     stop_after_two_steps(arguments, output)
     (kept,) = (output / "checkpoints").iterdir()
     assert int(kept.name.removeprefix("step-")) >= 2
@@ -158,7 +165,7 @@ def test_without_a_whole_checkpoint_nothing_is_begun_anew_in_silence(recipe, tmp
 
 def test_only_the_newest_are_kept_and_the_progress_is_told(recipe, tmp_path):
     file, _ = recipe
-    train(file, tmp_path / "kept", "save_every=1", "keep=2")
+    train(file, tmp_path / "kept", "checkpoint.save_every=1", "checkpoint.keep_checkpoints=2")
     kept = sorted((tmp_path / "kept/checkpoints").iterdir())
     assert [f.name for f in kept] == ["step-00000003", "step-00000004"]
     progress = json.loads((kept[-1] / "progress.json").read_text())
@@ -166,13 +173,13 @@ def test_only_the_newest_are_kept_and_the_progress_is_told(recipe, tmp_path):
     assert progress["tokens"] > 32
 
 
-def test_another_rank_of_lora_does_not_take_up_the_checkpoint(recipe, tmp_path, capsys):
+def test_another_rank_of_lora_cannot_resume_the_checkpoint(recipe, tmp_path, capsys):
     file, _ = recipe
     output = shutil.copytree(file.parent / "unbroken", tmp_path / "other")
-    assert cli.main(["train", str(file), f"output={output}", "trained=[projector]"]) == 2
+    assert cli.main(["train", str(file), f"output={output}", "trainable=[projector]"]) == 2
     assert "trained was ['projector', 'lora'] and is ['projector']" in capsys.readouterr().err
     (output / "run.json").unlink()  # as it was before runs were known by their recipe
-    assert cli.main(["train", str(file), f"output={output}", "trained=[projector]"]) == 2
+    assert cli.main(["train", str(file), f"output={output}", "trainable=[projector]"]) == 2
     assert "trains other weights" in capsys.readouterr().err
 
 
@@ -189,8 +196,8 @@ def test_a_finished_run_changes_nothing_whatever_is_asked_for(recipe, base, tmp_
     before = files_of(output)
     for given, code, told in (
         ((), 0, "is finished after step 4: nothing was changed"),
-        (("max_steps=2", "workers=1"), 0, "is finished after step 4: nothing was changed"),
-        ((f"init={other}", "lr=5e-3"), 2, "lr was 0.003 and is 0.005"),
+        (("max_steps=2", "data.num_workers=1"), 0, "is finished after step 4: nothing was changed"),
+        ((f"init={other}", "optim.lr=5e-3"), 2, "lr was 0.003 and is 0.005"),
         ((f"init={other}",), 2, f"init was '{base}' and is '{other}'"),
         ((f"init={shutil.copytree(base, tmp_path / 'copy')}",), 0, "is finished"),
     ):
@@ -214,7 +221,14 @@ def test_more_steps_go_on_and_their_model_replaces_the_one_before(recipe, tmp_pa
 @pytest.mark.slow
 def test_ctrl_c_writes_a_checkpoint_and_says_so(recipe, tmp_path):
     output = tmp_path / "stopped"
-    arguments = ["train", str(recipe[0]), f"output={output}", "max_steps=100000", "save_every=100000", "workers=2"]
+    arguments = [
+        "train",
+        str(recipe[0]),
+        f"output={output}",
+        "max_steps=100000",
+        "checkpoint.save_every=100000",
+        "data.num_workers=2",
+    ]
     told = stop_after_two_steps(arguments, output, signal.SIGINT, 130)
     assert "Ctrl-C again stops at once" in told
     assert [f.name for f in (output / "checkpoints").iterdir()][0] != "step-00000000"
@@ -243,7 +257,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(recipe, tmp_path, monkeypatch,
 
 def test_tensorboard_that_is_missing_is_told_and_the_run_goes_on(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    train(recipe[0], tmp_path / "run", "tensorboard=true", "max_steps=1")
+    train(recipe[0], tmp_path / "run", "log.tensorboard=true", "max_steps=1")
     assert capsys.readouterr().err.count("TensorBoard is not installed") == 1
 
 
@@ -286,13 +300,23 @@ def test_own_data_needs_no_other_data(recipe, base, tmp_path, monkeypatch):
     }
     (tmp_path / "data/own/train.json").write_text(json.dumps(content))
     monkeypatch.chdir(tmp_path)
-    given = ["max_steps=2", "batch=8", "workers=0", "tensorboard=false", "device=cpu", "model.lora.r=2"]
+    given = [
+        "max_steps=2",
+        "optim.global_batch_size=8",
+        "data.num_workers=0",
+        "log.tensorboard=false",
+        "device=cpu",
+        "model.lora.r=2",
+    ]
     assert cli.main(["train", str(ROOT / "train_configs/own_data.yaml"), f"init={base}", *given]) == 0
 
 
 def test_accumulation_and_checkpointing_change_neither_loss_nor_gradients(plain, tmp_path):
     file, one = plain
-    close(train(file, tmp_path / "parts", "micro_batch=2", "gradient_checkpointing=true", "pack=false"), one)
+    close(
+        train(file, tmp_path / "parts", "optim.micro_batch_size=2", "gradient_checkpointing=true", "data.pack=false"),
+        one,
+    )
     assert losses_agree(tmp_path / "parts", file.parent / "one")
 
 
@@ -300,29 +324,29 @@ def test_accumulation_and_checkpointing_change_neither_loss_nor_gradients(plain,
 def test_supervised_attention_learns_and_is_told_apart_from_the_answers(plain, tmp_path):
     """Its loss depends neither on how a step is divided nor on layers that are computed twice; it is logged apart."""
     file, _ = plain
-    given = ("attention=1", "trained=[projector, language]", "max_steps=12", "lr=1e-2")
+    given = ("optim.attention_loss_weight=1", "trainable=[projector, language]", "max_steps=12", "optim.lr=1e-2")
     one = train(file, tmp_path / "one", *given)
-    parts = train(file, tmp_path / "parts", *given, "micro_batch=2", "gradient_checkpointing=true")
+    parts = train(file, tmp_path / "parts", *given, "optim.micro_batch_size=2", "gradient_checkpointing=true")
     close(parts, one)
     assert losses_agree(tmp_path / "parts", tmp_path / "one")  # the losses of supervised attention, too
     rows = [json.loads(line) for line in open(tmp_path / "one/log.jsonl")]
-    assert rows[-1]["missed"] < 0.9 * rows[0]["missed"]
-    train(file, tmp_path / "without", "trained=[projector, language]", "max_steps=1")
+    assert rows[-1]["attention_loss"] < 0.9 * rows[0]["attention_loss"]
+    train(file, tmp_path / "without", "trainable=[projector, language]", "max_steps=1")
     (without,) = (json.loads(line) for line in open(tmp_path / "without/log.jsonl"))
-    assert rows[0]["loss"] == pytest.approx(without["loss"], rel=1e-4) and "missed" not in without
+    assert rows[0]["loss"] == pytest.approx(without["loss"], rel=1e-4) and "attention_loss" not in without
 
 
 def test_attention_is_guided_until_its_step(plain, tmp_path):
     """What is seen alone changes the loss; from `guided_steps` on, a run goes on as one that never was guided."""
     file, _ = plain
-    given = ("attention=1", "trained=[projector, language]", "log_every=1")
+    given = ("optim.attention_loss_weight=1", "trainable=[projector, language]", "log.log_every=1")
     runs = {name: tmp_path / name for name in ("guided", "free", "longer")}
-    train(file, runs["guided"], *given, "guided_steps=2", "max_steps=2")
+    train(file, runs["guided"], *given, "optim.attention_guidance_steps=2", "max_steps=2")
     (runs["guided"] / "run.json").unlink()  # else another guided_steps is refused
     for other in ("free", "longer"):
         shutil.copytree(runs["guided"], runs[other])
     steps = {"guided": 2, "free": 0, "longer": 8}
-    after = {n: train(file, runs[n], *given, f"guided_steps={steps[n]}", "max_steps=3") for n in runs}
+    after = {n: train(file, runs[n], *given, f"optim.attention_guidance_steps={steps[n]}", "max_steps=3") for n in runs}
     close(after["guided"], after["free"])
     losses = {n: json.loads((runs[n] / "log.jsonl").read_text().splitlines()[-1])["loss"] for n in runs}
     assert losses["guided"] == losses["free"] != pytest.approx(losses["longer"], rel=1e-6)
@@ -367,7 +391,7 @@ def test_deepspeed_learns_the_same_and_runs_three_stages(plain):
 def test_what_was_trained_saves_small_and_opens_with_its_base(plain, tmp_path, image):
     file, _ = plain
     base = file.parent / "model"
-    train(file, tmp_path / "small", "save=small")
+    train(file, tmp_path / "small", "checkpoint.save=trainable")
     whole, small = file.parent / "one/model", tmp_path / "small/model"
     assert set(load_file(small / "model.safetensors")) == {"projector.weight", "projector.bias"}
     assert (small / "model.safetensors").stat().st_size < (base / "model.safetensors").stat().st_size / 4
@@ -405,19 +429,19 @@ def test_frozen_weights_on_their_way_to_a_gpu_stay_in_the_16_bits_of_their_folde
         "device=tpu0",
         "device=meta",
         "precision=float16",
-        "trained=[]",
+        "trainable=[]",
         "quantize=4bit",
         "deepspeed=nowhere.json",
-        "wandb=mine",
-        "batch=0",
-        "keep=0",
+        "log.wandb=mine",
+        "optim.global_batch_size=0",
+        "checkpoint.keep_checkpoints=0",
         "init=",
         "data.sources=[]",
-        f"check_every=5 deepspeed={ROOT / 'train_configs/deepspeed/zero3.json'}",
+        f"log.eval_every=5 deepspeed={ROOT / 'train_configs/deepspeed/zero3.json'}",
     ],
 )
 def test_what_cannot_be_is_told_in_three_lines(recipe, tmp_path, capsys, given):
-    if given == "wandb=mine" and importlib.util.find_spec("wandb"):
+    if given == "log.wandb=mine" and importlib.util.find_spec("wandb"):
         pytest.skip("wandb is installed")
     assert cli.main(["train", str(recipe[0]), f"output={tmp_path / 'none'}", *given.split()]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()[-3:]) == 3

@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
 @pytest.mark.slow
 def test_every_stage_logs_its_losses(trained):
     for name in STAGES:
-        steps = 6 if name == "backbone" else 2  # two of each phase
+        steps = 6 if name == "pretrain_vision" else 2  # two of each phase
         rows = [json.loads(line) for line in open(trained / f"output/tiny/{name}-smoke/log.jsonl")]
         assert [row["step"] for row in rows] == list(range(1, steps + 1))
         assert all(0 < row["loss"] < 30 for row in rows)
@@ -45,10 +45,10 @@ def test_every_stage_logs_its_losses(trained):
 @pytest.mark.slow
 def test_a_signal_stops_the_backbone_at_a_checkpoint_and_it_goes_on_from_there(tmp_path):
     output = tmp_path / "stopped"
-    recipe = ["train", str(CONFIGS / "backbone.yaml"), "--smoke", f"output={output}"]
+    recipe = ["train", str(CONFIGS / "pretrain_vision.yaml"), "--smoke", f"output={output}"]
     phases = "phases=[{{image_size: 112, steps: {}, batch: 2, crowded: 0.5}}]"
-    recipe.append("warmup=100000")
-    stop_after_two_steps([*recipe, phases.format(100000), "save_every=100000", "workers=2"], output)
+    recipe.append("optim.warmup_steps=100000")
+    stop_after_two_steps([*recipe, phases.format(100000), "checkpoint.save_every=100000", "data.num_workers=2"], output)
     files = {".lock", "backbone.safetensors", "checkpoints", "log.jsonl", "run.json"}
     assert {f.name for f in output.iterdir()} - {"tensorboard"} == files
     log = output / "log.jsonl"
@@ -57,12 +57,12 @@ def test_a_signal_stops_the_backbone_at_a_checkpoint_and_it_goes_on_from_there(t
     assert [json.loads(line)["step"] for line in open(log)] == list(range(1, done + 2))
 
 
-def test_a_backbone_does_not_take_up_what_another_recipe_left(trained, tmp_path, capsys):
-    output = shutil.copytree(trained / "output/tiny/backbone-smoke", tmp_path / "other")
-    recipe = ["train", str(CONFIGS / "backbone.yaml"), "--smoke", f"output={output}"]
+def test_a_backbone_does_not_resume_a_run_of_another_recipe(trained, tmp_path, capsys):
+    output = shutil.copytree(trained / "output/tiny/pretrain_vision-smoke", tmp_path / "other")
+    recipe = ["train", str(CONFIGS / "pretrain_vision.yaml"), "--smoke", f"output={output}"]
     kept = output / "checkpoints" / "step-00000006" / "weights.safetensors"
     left = kept.read_bytes()
-    for other in ("optimizer=adamw", "model.vision.width=64", "lr=0.5"):
+    for other in ("optim.name=adamw", "model.vision.width=64", "optim.lr=0.5"):
         assert cli.main([*recipe, other]) == 2
         assert "another recipe" in capsys.readouterr().err
     assert cli.main(recipe) == 0
@@ -75,17 +75,17 @@ def test_a_backbone_does_not_take_up_what_another_recipe_left(trained, tmp_path,
 
 @pytest.mark.parametrize("sizes", ["image_size: 100", "image_size: 224, frame: 112", "image_size: 112, frame: 450"])
 def test_a_phase_that_does_not_divide_into_patches_is_refused(sizes, tmp_path, capsys):
-    recipe = ["train", str(CONFIGS / "backbone.yaml"), "--smoke", f"output={tmp_path / 'none'}"]
+    recipe = ["train", str(CONFIGS / "pretrain_vision.yaml"), "--smoke", f"output={tmp_path / 'none'}"]
     assert cli.main([*recipe, f"phases=[{{{sizes}, steps: 2, batch: 2}}]"]) == 2
     assert "multiples of 28" in capsys.readouterr().err
 
 
 def test_make_model_runs_every_recipe():
-    assert STAGES[0] == "backbone" and sorted(STAGES) == sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+    assert STAGES[0] == "pretrain_vision" and sorted(STAGES) == sorted(file.stem for file in CONFIGS.glob("*.yaml"))
 
 
 def test_the_tower_stays_frozen_and_the_language_model_does_not(trained):
-    before = load_file(trained / "output/tiny/backbone-smoke/backbone.safetensors")
+    before = load_file(trained / "output/tiny/pretrain_vision-smoke/backbone.safetensors")
     first, *_, second, third = (
         load_file(trained / f"output/tiny/{stage}-smoke/model/model.safetensors") for stage in STAGES[1:]
     )
@@ -156,8 +156,8 @@ def test_a_reading_counts_right_answers(trained):
 def test_a_prompt_that_would_not_teach_the_history_is_refused(tmp_path, tiny_folder, monkeypatch, capsys):
     model = shutil.copytree(tiny_folder, tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "prompt": "published"}))
+    (model / "config.json").write_text(json.dumps({**config, "prompt": "minigptv2-eval"}))
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", str(CONFIGS / "stage2.yaml"), f"init={model}"]) == 2
     told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 3 and "'published'" in told[0] and '"training"' in told[2]
+    assert len(told) == 3 and "'minigptv2-eval'" in told[0] and '"minigptv2-train"' in told[2]

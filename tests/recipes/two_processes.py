@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[2] / "train_configs"
 
 def torchrun(recipe: str, folder: Path) -> None:
     for name, micro in (("two", 0), ("two_in_parts", 2)):
-        assert run(recipe, [f"output={folder / name}", f"micro_batch={micro}"])
+        assert run(recipe, [f"output={folder / name}", f"optim.micro_batch_size={micro}"])
     taken = Stage._step
 
     def stopped(stage: Stage) -> bool:
@@ -28,11 +28,11 @@ def torchrun(recipe: str, folder: Path) -> None:
         return taken(stage)
 
     Stage._step = stopped
-    assert run(recipe, [f"output={folder / 'stopped'}", "save_every=100"]) is None
+    assert run(recipe, [f"output={folder / 'stopped'}", "checkpoint.save_every=100"]) is None
     Stage._step = taken
     shared_muon()
     assert (folder / "stopped/checkpoints/step-00000003/checksums.json").is_file()
-    assert run(recipe, [f"output={folder / 'stopped'}", "save_every=100"])
+    assert run(recipe, [f"output={folder / 'stopped'}", "checkpoint.save_every=100"])
 
 
 def shared_muon() -> None:
@@ -58,14 +58,14 @@ def deepspeed(recipe: str, folder: Path) -> None:
 
     ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled first, for a minute; gloo serves too
     zero3 = f"deepspeed={CONFIGS / 'deepspeed/zero3.json'}"
-    assert run(recipe, [f"output={folder / 'zero3'}", "micro_batch=2", zero3])
+    assert run(recipe, [f"output={folder / 'zero3'}", "optim.micro_batch_size=2", zero3])
     half = folder / "zero3_half/checkpoints"
     if os.environ["RANK"] == "0":
         shutil.copytree(folder / "zero3/checkpoints/step-00000002", half / "step-00000002")
     torch.distributed.barrier()
-    assert run(recipe, [f"output={half.parent}", "micro_batch=2", zero3])
+    assert run(recipe, [f"output={half.parent}", "optim.micro_batch_size=2", zero3])
     zero2 = f"deepspeed={CONFIGS / 'deepspeed/zero2.json'}"
-    given = ["optimizer=adamw", "precision=float32", zero2]
+    given = ["optim.name=adamw", "precision=float32", zero2]
     os.chdir(folder)
     for stage in (1, 2, 3):
         assert run(CONFIGS / f"tiny/stage{stage}.yaml", given, smoke=True)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from minigptv2 import cli
 
-CONFIG = Path(__file__).parents[2] / "train_configs" / "tiny" / "backbone.yaml"
+CONFIG = Path(__file__).parents[2] / "train_configs" / "tiny" / "pretrain_vision.yaml"
 STEPS = 7
 PHASES = (  # the table of positions grows in the third; scenes are seen again
     "phases=[{image_size: 112, frame: 224, steps: 2, batch: 3, views: 2, most: 3},"
@@ -18,7 +18,7 @@ PHASES = (  # the table of positions grows in the third; scenes are seen again
 
 
 def _recipe(output: Path, *more: str) -> list[str]:
-    rest = [PHASES, "save_every=1", "keep=20", "tensorboard=false", "device=cpu"]
+    rest = [PHASES, "checkpoint.save_every=1", "checkpoint.keep_checkpoints=20", "log.tensorboard=false", "device=cpu"]
     return ["train", str(CONFIG), "--smoke", f"output={output}", *rest, *more]
 
 
@@ -54,13 +54,13 @@ def test_a_killed_run_ends_as_a_straight_one(straight, tmp_path, step):
     assert (_checkpoint(output) / "progress.json").read_text() == (_checkpoint(straight) / "progress.json").read_text()
     assert (output / "backbone.safetensors").read_bytes() == (straight / "backbone.safetensors").read_bytes()
     rows, wanted = ([json.loads(line) for line in open(o / "log.jsonl")] for o in (output, straight))
-    keys = ("step", "loss", "norm", "lr", "kind_right", "box_error")
+    keys = ("step", "loss", "grad_norm", "lr", "class_acc", "box_error")
     assert [[row[key] for key in keys] for row in rows] == [[row[key] for key in keys] for row in wanted]
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_a_killed_run_goes_on_with_the_same_workers_scenes(straight, tmp_path, optimizer):
-    workers = ("workers=2", f"optimizer={optimizer}")
+    workers = ("data.num_workers=2", f"optim.name={optimizer}")
     assert cli.main(_recipe(tmp_path / "straight", *workers)) == 0
     output = _killed(tmp_path / "straight", tmp_path / "killed", 3)  # the second worker's turn
     assert cli.main(_recipe(output, *workers)) == 0
@@ -70,7 +70,7 @@ def test_a_killed_run_goes_on_with_the_same_workers_scenes(straight, tmp_path, o
 
 def test_other_workers_are_told(straight, tmp_path, capfd):
     output = _killed(straight, tmp_path / "killed", 3)
-    assert cli.main(_recipe(output, "workers=2")) == 0
+    assert cli.main(_recipe(output, "data.num_workers=2")) == 0
     assert "workers was 1 and is 2: the scenes to come are others" in capfd.readouterr().err
 
 
