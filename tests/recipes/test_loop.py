@@ -72,7 +72,7 @@ def close(a: dict, b: dict) -> None:
 def losses(output: Path) -> list[tuple[float, float]]:
     rows = [json.loads(line) for line in open(output / "log.jsonl")]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
-    return [(row["loss"], row["norm"]) for row in rows]
+    return [(row["loss"], row["grad_norm"]) for row in rows]
 
 
 def losses_agree(output: Path, other: Path) -> bool:
@@ -151,7 +151,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_used(recipe, 
     newest.write_bytes(data)
     assert same(train(file, output), unbroken)
     told = capsys.readouterr().err
-    assert "step-00000004 is damaged" in told and "goes on after step 2" in told
+    assert "step-00000004 is damaged" in told and "resumes after step 2" in told
 
 
 def test_without_a_whole_checkpoint_nothing_is_begun_anew_in_silence(recipe, tmp_path, capsys):
@@ -160,7 +160,7 @@ def test_without_a_whole_checkpoint_nothing_is_begun_anew_in_silence(recipe, tmp
     for checkpoint in (output / "checkpoints").iterdir():
         (checkpoint / "progress.json").write_text("{")
     assert cli.main(["train", str(file), f"output={output}"]) == 2
-    assert "No checkpoint" in capsys.readouterr().err
+    assert "Every checkpoint" in capsys.readouterr().err
 
 
 def test_only_the_newest_are_kept_and_the_progress_is_told(recipe, tmp_path):
@@ -177,7 +177,7 @@ def test_another_rank_of_lora_cannot_resume_the_checkpoint(recipe, tmp_path, cap
     file, _ = recipe
     output = shutil.copytree(file.parent / "unbroken", tmp_path / "other")
     assert cli.main(["train", str(file), f"output={output}", "trainable=[projector]"]) == 2
-    assert "trained was ['projector', 'lora'] and is ['projector']" in capsys.readouterr().err
+    assert "trainable was ['projector', 'lora'] and is ['projector']" in capsys.readouterr().err
     (output / "run.json").unlink()  # as it was before runs were known by their recipe
     assert cli.main(["train", str(file), f"output={output}", "trainable=[projector]"]) == 2
     assert "trains other weights" in capsys.readouterr().err
@@ -367,7 +367,7 @@ def test_two_processes_learn_what_one_does_and_stop_together(plain, tmp_path, ca
     output = tmp_path / "alone"  # what two began, one ends
     shutil.copytree(folder / "two/checkpoints/step-00000002", output / "checkpoints/step-00000002")
     close(train(file, output), one)
-    assert "written by 2 processes and goes on with 1" in capsys.readouterr().err
+    assert "written by 2 processes and resumes with 1" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -417,8 +417,8 @@ def test_frozen_weights_on_their_way_to_a_gpu_stay_in_the_16_bits_of_their_folde
     }
     set_trainable(model, read)
     set_trainable(whole, read)
-    place_on_device(model, read, torch.device("cpu"), torch.float32, kept=True)
-    place_on_device(whole, read, torch.device("cpu"), torch.float32, kept=True)
+    place_on_device(model, read, torch.device("cpu"), torch.float32, has_base=True)
+    place_on_device(whole, read, torch.device("cpu"), torch.float32, has_base=True)
     for (name, a), (_, b) in zip(model.named_parameters(), whole.named_parameters()):
         assert a.dtype == torch.float32 and ("lora_" in name or torch.equal(a, b)), name
 

@@ -71,7 +71,7 @@ def test_a_killed_run_goes_on_with_the_same_workers_scenes(straight, tmp_path, o
 def test_other_workers_are_told(straight, tmp_path, capfd):
     output = _killed(straight, tmp_path / "killed", 3)
     assert cli.main(_recipe(output, "data.num_workers=2")) == 0
-    assert "workers was 1 and is 2: the scenes to come are others" in capfd.readouterr().err
+    assert "data.num_workers was 1 and is 2: the following scenes differ" in capfd.readouterr().err
 
 
 def test_the_optimizer_and_the_batch_norms_go_on_over_phases(straight):
@@ -101,7 +101,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(straight, tmp_pat
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\1\1")
     assert cli.main(_recipe(output)) == 0
     said = capfd.readouterr().err
-    assert "is damaged (weights.safetensors is not what was written)" in said and "goes on after step 3" in said
+    assert "is damaged (weights.safetensors does not have its checksum)" in said and "resumes after step 3" in said
     assert (output / "backbone.safetensors").read_bytes() == (straight / "backbone.safetensors").read_bytes()
 
 
