@@ -16,7 +16,6 @@ from minigptv2.boxes import (
     iou,
     parse,
     strip_markup_chars,
-    with_scores,
     without_markup,
 )
 
@@ -152,13 +151,6 @@ def test_iou_is_that_of_sets(a, b, scale):
     assert iou(a, a) == (1.0 if a.area else 0.0)
     larger = [Box(*(v * scale for v in box.xyxy)) for box in (a, b)]
     assert iou(*larger) == pytest.approx(iou(a, b))
-
-
-def test_scores_are_attached_in_order():
-    scored = with_scores((Box(0, 0, 1, 1, "a"), Box(1, 1, 2, 2, "b")), (0.25, 0.5))
-    assert [(b.phrase, b.score) for b in scored] == [("a", 0.25), ("b", 0.5)]
-    with pytest.raises(ValueError):
-        with_scores(scored, (0.5,))
 
 
 def test_the_best_iou_that_each_coding_can_reach_on_genuine_rows():
