@@ -3,24 +3,32 @@
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["Answer", "Box", "MiniGPTv2", "UserError"]
+__all__ = ["Answer", "Box", "Chat", "EncodedImage", "MiniGPTv2", "Stream", "TokenLogprob", "UserError"]
 
-if TYPE_CHECKING:
-    from minigptv2.api import MiniGPTv2
+if TYPE_CHECKING:  # type checkers and editors see plain imports
+    from minigptv2.api import Chat, EncodedImage, MiniGPTv2, Stream
     from minigptv2.boxes import Box
     from minigptv2.errors import UserError
-    from minigptv2.sample import Answer
+    from minigptv2.sample import Answer, TokenLogprob
+else:
+    _MODULES = {
+        "Answer": "sample",
+        "Box": "boxes",
+        "Chat": "api",
+        "EncodedImage": "api",
+        "MiniGPTv2": "api",
+        "Stream": "api",
+        "TokenLogprob": "sample",
+        "UserError": "errors",
+    }
 
-_HOMES = {"MiniGPTv2": "api", "Answer": "sample", "Box": "boxes", "UserError": "errors"}
+    def __getattr__(name: str) -> object:
+        """Import a public name when it is first used, so that `import minigptv2` is fast."""
+        if name not in _MODULES:
+            raise AttributeError(f"module 'minigptv2' has no attribute {name!r}")
+        from importlib import import_module
 
-
-def __getattr__(name: str):
-    """Public names are imported when first used, so that `import minigptv2` costs nothing."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'minigptv2' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"minigptv2.{_HOMES[name]}"), name)
+        return getattr(import_module(f"minigptv2.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

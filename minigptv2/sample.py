@@ -1,4 +1,4 @@
-"""The nouns that travel: a Sample from a reader, Turns to the encoder, an Answer to the user."""
+"""The data classes that modules exchange: a reader returns Samples, the encoder takes Turns, a user gets Answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Phrase:
-    """Words and the boxes they stand for, pixels of the sample's image. No boxes: it is not in the image."""
+    """Words and their boxes, in pixels of the sample's image. No boxes: the object is not in the image."""
 
     text: str
     boxes: tuple[Box, ...] = ()
@@ -21,13 +21,15 @@ class Phrase:
 
 @dataclass(frozen=True)
 class QuestionAnswer:
-    """One question and its answer, as meaning; `tasks.render` gives both their words.
+    """One question and its answer, before they are worded. `tasks.render` writes the text of both.
 
-    task: a key of `tasks.TASKS`. phrases: what is asked for, or what the grounded caption names, in order.
-    question: of [vqa] and free conversation; else empty, or the user's own wording. answer: the words of it, where
-    they do not follow from the phrases; in a grounded caption each `{}` is the place of the next phrase. references:
-    what several people answered, the most common first, where there is no one `answer`. verbatim: question and answer
-    are used as they are: a user's words, and what the model said to them.
+    task: a key of `tasks.TASKS`.
+    phrases: the objects that are asked for, or that a grounded caption names, in order.
+    question: the text of a [vqa] or free question; of other tasks empty, or a wording that replaces the task's own.
+    answer: its text, where it does not follow from the phrases. In a grounded caption each `{}` stands for the next
+        phrase and its boxes.
+    references: the answers of several annotators, the most common first, in place of `answer`.
+    verbatim: use question and answer as they are; for a user's question and the model's answer to it.
     """
 
     task: str
@@ -40,11 +42,13 @@ class QuestionAnswer:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and what is said about it. image: anything that `images.open_image` takes, or None for text alone.
+    """One image and its questions and answers.
 
-    size: width and height of that image in pixels; (0, 0) without one, and where no box needs it. key: where it
-    comes from, for messages. side_by_side: the exchanges are independent questions, not one conversation. named: what
-    is in the image, by every name that fits it, whatever is asked: where a name in the text may look.
+    image: anything that `images.open_image` takes, or None for text alone.
+    size: (width, height) of the upright image in pixels; (0, 0) without an image, and where no answer has a box.
+    question_answers: one conversation, in order; independent questions if `side_by_side`.
+    key: where the sample comes from, for messages.
+    entities: every object of the image under each of its names; targets for attention supervision.
     """
 
     image: Any
@@ -57,14 +61,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class ImagePiece:
-    """The place of an image among the pieces of a turn."""
+    """An image among the pieces of a turn."""
 
     image: Any
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Who speaks, and pieces of text and images in any order and number."""
+    """One message: its role, and pieces of text and images in any order and number."""
 
     role: Literal["user", "assistant"]
     pieces: tuple[str | ImagePiece, ...]
@@ -72,8 +76,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One token of a given answer. text: with a space where it begins a word; the closing token's is `</s>`.
-    logprob: the natural logarithm of its probability, 0 or less, given all that stands before it."""
+    """One token of a given answer.
+
+    text: of the token, with a leading space where it begins a word; `</s>` for the end token.
+    id: in the model's tokenizer.
+    logprob: natural logarithm of its probability given all tokens before it, 0 or less.
+    """
 
     text: str
     id: int
@@ -82,12 +90,14 @@ class TokenLogprob:
 
 @dataclass
 class Answer:
-    """What the model said about one image.
+    """The model's answer to one question.
 
-    text: raw, as generated. boxes: pixels of the upright original image, each with phrase and score (0..1).
-    task: a key of `tasks.TASKS`. ended: "stop" at the end token, "length" at `max_new_tokens`. problems: what looked
-    like a box in the text and was none. source: what `images.open_image` opens the image from again, None in a
-    conversation without one; the decoded pixels are not kept.
+    text: as generated, with its markup.
+    boxes: of the text, in pixels of the upright original image, each with phrase and score (0..1).
+    task: a key of `tasks.TASKS`.
+    finish_reason: "stop" at the end token, "length" at `max_new_tokens`.
+    problems: one sentence for each malformed box in the text.
+    source: what `images.open_image` opens the image from again; None without an image. Decoded pixels are not kept.
     """
 
     text: str
@@ -107,29 +117,33 @@ class Answer:
 
     @property
     def image(self) -> Image.Image | None:
-        """The upright RGB image, opened anew at each use; None in a conversation without one.
+        """The upright RGB image, opened again at each use; None without an image.
 
-        Raises UserError where its file has gone or changed since it was asked about.
+        Raises UserError if its file is gone or has changed since the question.
         """
         from minigptv2.images import open_image
 
         return None if self.source is None else open_image(self.source)
 
     def draw(self) -> Image.Image:
-        """The upright image with a labelled frame around each box. Raises UserError as `image` does."""
+        """The upright RGB image with a labelled frame around each box.
+
+        Raises UserError without an image, and if its file is gone or has changed.
+        """
         from minigptv2.drawing import draw_boxes
         from minigptv2.errors import UserError
 
-        if self.source is None:
+        image = self.image
+        if image is None:
             raise UserError(
                 "This answer is about no image.",
                 "Only an answer about an image can be drawn.",
                 "Ask with chat(image, instruction).",
             )
-        return draw_boxes(self.image, self.boxes)
+        return draw_boxes(image, self.boxes)
 
-    def to_dict(self) -> dict:
-        """All but the image, ready for JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: all but the image. The key "ended" holds `finish_reason`."""
         return {
             "text": self.text,
             "task": self.task,

@@ -1,6 +1,6 @@
-"""The six task identifiers, the wordings of their instructions, and the one place where meaning becomes words.
+"""The six task tags, the wordings of their instructions, and the text of every question and answer.
 
-Source: MiniGPT-v2 (arXiv 2310.09478) section 2, "task identifiers". Pure Python: no tensors, no tokenizer.
+Source: MiniGPT-v2 (arXiv 2310.09478) section 2, "task identifiers".
 """
 
 import random
@@ -14,9 +14,10 @@ from minigptv2.sample import ImagePiece, Phrase, QuestionAnswer, Sample, Turn
 
 @dataclass(frozen=True)
 class Task:
-    """tag: what the instruction begins with. wordings: of the instruction; `{}` is the phrase, the box or the question.
+    """A task of the model.
 
-    The first wording is the one used where nothing chooses among them.
+    tag: the instruction begins with it. wordings: of the instruction; `{}` stands for the phrase, the box or the
+    question. Training samples one of them; elsewhere the first is used. help: what the task returns.
     """
 
     tag: str
@@ -44,7 +45,7 @@ TASKS: dict[str, Task] = {
             "write a caption for the image",
             "tell me in one sentence what you see",
         ),
-        "one sentence about the picture",
+        "one sentence about the image",
     ),
     "grounding": Task(
         "[grounding]",
@@ -69,7 +70,7 @@ TASKS: dict[str, Task] = {
             "point at {}",
             "what is the position of {}?",
         ),
-        "the box of the thing a phrase names",
+        "the box of the object that a phrase names",
     ),
     "identify": Task(
         "[identify]",
@@ -81,20 +82,19 @@ TASKS: dict[str, Task] = {
             "which object is inside {}?",
             "describe what you see in {}",
         ),
-        "the name of what is inside a box",
+        "the name of the object inside a box",
     ),
     "detection": Task(
         "[detection]",
         ("{}", "find every {}", "all of these: {}", "detect {}", "show all {}"),
-        "the boxes of all things that one or several phrases name",
+        "the boxes of all objects that one or several phrases name",
     ),
     "chat": Task("", ("{}",), "free conversation, no tag"),
 }
 
 ABSENT = "There is no {} in the picture."
 STATEMENT = "Based on the image, is this statement true or false? {}"
-# the instructions of the published evaluation, their spelling included, since the published weights answer to them
-# (vqav2, pope and coco_caption are not in it: theirs are ours, in the same words)
+# the instructions of the published evaluation, with their spelling, since the published weights expect them
 EVALUATION: dict[str, str] = {
     "refcoco": "[refer] give me the location of {}",
     "okvqa": "[vqa] Based on the image, respond to this question with a short answer: {}",
@@ -104,22 +104,22 @@ EVALUATION: dict[str, str] = {
     "reply 'unanswerable' when the provided information is insufficient",
     "vsr": f"[vqa] {STATEMENT}",
     "hateful_memes": "This is an image writting '{}'. Is this image hateful? Answer yes or no. Answer:",
-    # ours, for benchmarks that the published evaluation does not have
+    # benchmarks that the published evaluation does not have, in the same words
     "vqav2": "[vqa] Based on the image, respond to this question with a short answer: {}",
     "pope": "[vqa] Based on the image, respond to this question with a short answer: {}",
     "coco_caption": "[caption] write a caption for the image",
 }
-NAMED = ("refer", "detection")  # the tasks that are asked for a thing by its name
+NAMED = ("refer", "detection")  # the tasks whose question is the name of an object
 _TAG = re.compile(r"\s*\[\s*([A-Za-z]+)\s*\]\s*")
-# after a letter or digit alone: the marks of a tokenised expression of RefCOCOg, "the boy in back ,", are part of it
+# only directly after a letter or digit: in RefCOCOg's tokenised "the boy in back ," the comma belongs to the expression
 _CLOSING_MARKS = re.compile(r"(?<=\w)[.!,]+$")
 
 
 def split_tag(instruction: str) -> tuple[str, str]:
-    """The task of an instruction as the user typed it, and the words after its tag.
+    """(task, words after the tag) of an instruction as a user types it; task is a key of TASKS.
 
-    Raises UserError for an empty instruction, an unknown tag (with the nearest known one) and for an [identify]
-    without exactly one possible box. `[INST]` is no tag: it stays text.
+    Raises UserError for an empty instruction, an unknown tag (it suggests a known one), a tag without the words that it
+    needs, and an [identify] without exactly one valid box. `[INST]` is not a tag: it stays text.
     """
     if not instruction.strip():
         raise UserError(
@@ -136,7 +136,7 @@ def split_tag(instruction: str) -> tuple[str, str]:
             f"The task tag [{match[1]}] is unknown.",
             name,
             [k for k, t in TASKS.items() if t.tag],
-            "Leave the tag away to ask a free question.",
+            "Omit the tag to ask a free question.",
             f"Known tags: {known_tags()}.",
             "[{}]",
         )
@@ -154,6 +154,7 @@ def split_tag(instruction: str) -> tuple[str, str]:
 
 
 def known_tags() -> str:
+    """All tags, for messages: "[vqa] [caption] ..."."""
     return " ".join(t.tag for t in TASKS.values() if t.tag)
 
 
@@ -169,93 +170,99 @@ def _check_identify(words: str) -> None:
         given = f"[identify] was given {len(found.boxes)} boxes"
     raise UserError(
         given + ".",
-        "It takes one box {<x1><y1><x2><y2>} in hundredths of the picture, x1 < x2 and y1 < y2.",
+        "It takes one box {<x1><y1><x2><y2>} in hundredths of the image, x1 < x2 and y1 < y2.",
         'Try "[identify] {<10><20><30><40>}".',
     )
 
 
 def question_of(instruction: str) -> QuestionAnswer:
-    """The exchange of an instruction as the user typed it, still without an answer."""
+    """An instruction as a user types it, as a question without an answer. Raises UserError as `split_tag`."""
     task, words = split_tag(instruction)
     return QuestionAnswer(task, question=words, verbatim=True)
 
 
 def render(sample: Sample, coding: BoxRounding = "round", rng: random.Random | None = None) -> list[Turn]:
-    """The turns of a sample: a user's and an assistant's for each exchange; the image heads the first.
+    """The turns of a sample: a user's and an assistant's for each question; the first begins with the image.
 
-    rng: chooses among the wordings and the references; without it, the first. An exchange that has no answer yet gets
-    no assistant turn: it is the question that the model is asked.
+    coding: how boxes are rounded; see `boxes`. rng: samples one of the task's wordings and one of the references;
+    without it, the first of each. A question without an answer gets no assistant turn: the model is to answer it.
     """
     turns: list[Turn] = []
-    for exchange in sample.question_answers:
-        words = instruction_text(exchange, sample.size, coding, rng)
+    for qa in sample.question_answers:
+        words = instruction_text(qa, sample.size, coding, rng)
         head = (ImagePiece(sample.image),) if sample.image is not None and not turns else ()
         turns.append(Turn("user", (*head, words)))
-        answer = answer_text(exchange, sample.size, coding, rng)
+        answer = answer_text(qa, sample.size, coding, rng)
         if answer:
             turns.append(Turn("assistant", (answer,)))
     return turns
 
 
 def normalize_phrase(task: str, words: str) -> str:
-    """What [refer] and [detection] are asked for, in the one form in which the model meets it, however it was written:
-    in small letters, proper names and acronyms too ("us flag"), single spaces between the words, and none of the marks
-    . ! , right after the last word. The words of other tasks stay as they are.
+    """The words of a question in the form that the model gets; only those of [refer] and [detection] change.
 
-    Training, chat and evaluation ask so alike. Answers keep the letters of the data set or the user, and so do the
-    phrases of boxes. An expression in small letters, as RefCOCO has them, is asked as it stands.
+    They become lower case, names and acronyms too ("us flag"), with single spaces, and without . ! , directly after the
+    last word. Training, chat and evaluation all do this. Answers and the phrases of boxes keep their spelling.
     """
     if task not in NAMED:
         return words
     return _CLOSING_MARKS.sub("", " ".join(words.split()).lower())
 
 
-def instruction_text(
-    exchange: QuestionAnswer, size: tuple[int, int], coding: BoxRounding, rng: random.Random | None
-) -> str:
-    """The words of the question, its tag before them; those of [refer] and [detection] as `plain_words` has them."""
-    task = TASKS[exchange.task]
-    if exchange.verbatim:
-        words = normalize_phrase(exchange.task, exchange.question)
+def instruction_text(qa: QuestionAnswer, size: tuple[int, int], coding: BoxRounding, rng: random.Random | None) -> str:
+    """The text of a question: the task's tag and a wording, filled with the phrase, the box or the question itself.
+
+    size: (width, height) in pixels of the image of its boxes. coding: how boxes are rounded. rng: samples a wording;
+    None takes the first. A verbatim question has no wording. [refer] and [detection]: see `normalize_phrase`.
+    """
+    task = TASKS[qa.task]
+    if qa.verbatim:
+        words = normalize_phrase(qa.task, qa.question)
     else:
         wording = rng.choice(task.wordings) if rng else task.wordings[0]
-        if exchange.task == "identify":
-            asked = format_boxes(exchange.phrases[0].boxes, *size, coding)
+        if qa.task == "identify":
+            filling = format_boxes(qa.phrases[0].boxes, *size, coding)
         else:
-            asked = normalize_phrase(exchange.task, exchange.question or ", ".join(p.text for p in exchange.phrases))
-        words = wording.replace("{}", asked)
+            filling = normalize_phrase(qa.task, qa.question or ", ".join(p.text for p in qa.phrases))
+        words = wording.replace("{}", filling)
     return f"{task.tag} {words}".strip()
 
 
 def answer_text(
-    exchange: QuestionAnswer, size: tuple[int, int], coding: BoxRounding, rng: random.Random | None = None
+    qa: QuestionAnswer, size: tuple[int, int], coding: BoxRounding, rng: random.Random | None = None
 ) -> str:
-    """The words of the answer; "" where there is none yet."""
-    if exchange.references and not exchange.answer:
-        return rng.choice(exchange.references) if rng else exchange.references[0]
-    if exchange.verbatim:
-        return exchange.answer
-    if exchange.answer and not exchange.phrases and exchange.task != "grounding":
-        return exchange.answer  # braces in it are words, as in an answer about program text
-    if exchange.answer:
-        return _filled(exchange.answer, exchange.phrases, size, coding)
-    if exchange.task == "identify" and exchange.phrases:
-        return exchange.phrases[0].text
-    if exchange.task == "refer" and exchange.phrases:
-        phrase = exchange.phrases[0]
+    """The text of an answer, "" without one.
+
+    size, coding, rng: as in `instruction_text`; rng also samples one of several references. Boxes are written as text.
+    A phrase of [refer] or [detection] without boxes becomes the sentence ABSENT.
+    """
+    if qa.references and not qa.answer:
+        return rng.choice(qa.references) if rng else qa.references[0]
+    if qa.verbatim:
+        return qa.answer
+    if qa.answer and not qa.phrases and qa.task != "grounding":
+        return qa.answer  # `{}` in it is plain text, as in an answer about code
+    if qa.answer:
+        return _fill_in(qa.answer, qa.phrases, size, coding)
+    if qa.task == "identify" and qa.phrases:
+        return qa.phrases[0].text
+    if qa.task == "refer" and qa.phrases:
+        phrase = qa.phrases[0]
         return format_boxes(phrase.boxes, *size, coding) if phrase.boxes else ABSENT.format(phrase.text)
-    if exchange.task == "detection":
+    if qa.task == "detection":
         return " ".join(
-            format_phrase(p.text, p.boxes, *size, coding) if p.boxes else ABSENT.format(p.text)
-            for p in exchange.phrases
+            format_phrase(p.text, p.boxes, *size, coding) if p.boxes else ABSENT.format(p.text) for p in qa.phrases
         )
     return ""
 
 
-def _filled(answer: str, phrases: tuple[Phrase, ...], size: tuple[int, int], coding: BoxRounding) -> str:
-    """Each `{}` of the answer replaced by the next phrase with its boxes; by the boxes alone where it has no words."""
+def _fill_in(answer: str, phrases: tuple[Phrase, ...], size: tuple[int, int], coding: BoxRounding) -> str:
+    """The answer with each `{}` replaced by the next phrase and its boxes, or by the boxes of a phrase without words.
+
+    Raises ValueError if the answer has `{}`, but not one for each phrase.
+    """
     if not phrases:
-        return answer  # any `{}` in it is a text's own
+        return answer  # `{}` in it is plain text
     parts = answer.split("{}")
     out = parts[0]
     for phrase, rest in zip(phrases, parts[1:], strict=len(parts) > 1):

@@ -1,4 +1,4 @@
-"""MiniGPTv2 from Python: every kind of image, batches, conversations, streams, what is refused."""
+"""MiniGPTv2 from Python: types of images, batches, conversations, streams, errors."""
 
 import io
 import json
@@ -19,7 +19,6 @@ from minigptv2.images import open_image
 from minigptv2.model import generate
 from minigptv2.model.generate import Generated
 from minigptv2.model.grounding_vlm import attention_bias
-from minigptv2.tasks import question_of
 
 LITERALS = (
     "</s>",
@@ -40,11 +39,11 @@ GROUNDED = "<p>red ball</p> {<10><20><30><40>}"
 def says_box(monkeypatch):
     """Whatever is asked, the model says GROUNDED, each token with probability 0.5."""
 
-    def said(network, tokenizer, batch, visual, max_new_tokens):
+    def generate_grounded(network, tokenizer, batch, visual, max_new_tokens):
         ids = tokenizer.encode(GROUNDED)
         return [Generated(ids, [0.5] * len(ids), "stop") for _ in batch.ids]
 
-    monkeypatch.setattr(generate, "generate", said)
+    monkeypatch.setattr(generate, "generate", generate_grounded)
 
 
 @pytest.fixture
@@ -54,7 +53,7 @@ def other_image(tmp_path):
     return file
 
 
-def test_a_batch_gives_the_answers_of_one_at_a_time(tiny_model, image, other_image):
+def test_batch_answers_equal_single_answers(tiny_model, image, other_image):
     questions = [
         (image, "[refer] red balloon"),
         (None, "hello"),
@@ -72,11 +71,11 @@ def test_a_batch_gives_the_answers_of_one_at_a_time(tiny_model, image, other_ima
     assert len({a.text for a in alone}) > 3, "answers that are all the same prove nothing"
 
 
-def test_an_empty_batch_has_no_answers(tiny_model):
+def test_empty_batch_has_no_answers(tiny_model):
     assert tiny_model.chat_batch([]) == []
 
 
-def test_a_saved_model_answers_the_same(tiny_model, tmp_path, image):
+def test_saved_model_answers_the_same(tiny_model, tmp_path, image):
     tiny_model.save_pretrained(tmp_path / "again")
     again = MiniGPTv2.from_pretrained(tmp_path / "again", device="cpu")
     assert again.config == tiny_model.config
@@ -85,21 +84,21 @@ def test_a_saved_model_answers_the_same(tiny_model, tmp_path, image):
     assert not [f for f in (tmp_path / "again").rglob("*") if f.suffix in (".bin", ".pt", ".pth", ".pkl")]
 
 
-def test_an_image_is_a_path_bytes_pil_or_numpy(tiny_model, image):
+def test_image_may_be_path_bytes_pillow_or_numpy(tiny_model, image):
     opened = Image.open(image)
-    kinds = [image, str(image), image.read_bytes(), opened, np.asarray(opened)]
-    answers = tiny_model.chat_batch([(kind, "[caption]") for kind in kinds], 8)
+    images = [image, str(image), image.read_bytes(), opened, np.asarray(opened)]
+    answers = tiny_model.chat_batch([(given, "[caption]") for given in images], 8)
     assert all(a.image.size == (640, 400) for a in answers)
     assert {a.text for a in answers} == {tiny_model.chat(image, "[caption]", 8).text}
 
 
-def test_an_image_asked_twice_is_encoded_once(tiny_model, image, monkeypatch):
+def test_repeated_image_is_encoded_once(tiny_model, image, monkeypatch):
     encoded = _count_images(tiny_model, monkeypatch)
     tiny_model.chat_batch([(image, "hi"), (image, "[caption]"), (None, "hi")], 2)
     assert encoded == [1]
 
 
-def test_a_stream_joins_to_the_text(tiny_model, image):
+def test_stream_pieces_join_to_the_text(tiny_model, image):
     stream = tiny_model.stream(image, "[refer] red balloon", 16)
     pieces = list(stream)
     assert len(pieces) > 1
@@ -107,7 +106,7 @@ def test_a_stream_joins_to_the_text(tiny_model, image):
     assert stream.answer == tiny_model.chat(image, "[refer] red balloon", 16)
 
 
-def test_a_conversation_keeps_its_history_and_its_image(tiny_model, image, monkeypatch):
+def test_chat_keeps_history_and_encoded_image(tiny_model, image, monkeypatch):
     encoded = _count_images(tiny_model, monkeypatch)
     chat = tiny_model.start_chat(image)
     first = chat.ask("what is this?", 6)
@@ -127,7 +126,7 @@ def test_a_conversation_keeps_its_history_and_its_image(tiny_model, image, monke
     assert chat.ask("what is this?", 6) == first
 
 
-def test_a_long_conversation_forgets_its_oldest_turns(tiny_model, image):
+def test_long_chat_drops_oldest_turns(tiny_model, image):
     chat = tiny_model.start_chat(image)
     for _ in range(5):
         stream = chat.stream("word " * 80, 2)
@@ -136,12 +135,12 @@ def test_a_long_conversation_forgets_its_oldest_turns(tiny_model, image):
         assert stream.row.ids.count(IMAGE_TOKEN_ID) == tiny_model.network.image_tokens
 
 
-def test_a_conversation_needs_no_image(tiny_model):
+def test_chat_without_image(tiny_model):
     assert tiny_model.start_chat().ask("hello", 6) == tiny_model.chat(None, "hello", 6)
 
 
 @pytest.mark.parametrize("prompt, bos, eos", [("minigptv2-train", [1, 2], [0, 1]), ("minigptv2-eval", [2, 3], [0, 0])])
-def test_a_conversation_is_asked_as_the_model_says(tiny_folder, tmp_path, image, prompt, bos, eos):
+def test_chat_follows_prompt_template_of_config(tiny_folder, tmp_path, image, prompt, bos, eos):
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "prompt": prompt}))
@@ -159,7 +158,7 @@ def test_a_conversation_is_asked_as_the_model_says(tiny_folder, tmp_path, image,
 
 
 @pytest.mark.parametrize("literal", LITERALS)
-def test_control_tokens_in_the_text_stay_text(tiny_model, image, literal):
+def test_control_tokens_in_instruction_stay_text(tiny_model, image, literal):
     tokenizer = tiny_model.tokenizer
     row = tiny_model.start_chat(image).stream(f"what {literal} is it?", 2).row
     assert row.ids.count(tokenizer.bos) == 1
@@ -177,13 +176,13 @@ def test_boxes_are_pixels_with_phrase_and_score(tiny_model, image, says_box):
     assert (box.phrase, box.score) == ("red ball", pytest.approx(0.5))
 
 
-def test_an_answer_is_json(tiny_model, image, says_box):
-    told = json.loads(json.dumps(tiny_model.chat(image, "[refer] red ball").to_dict()))
-    assert told["task"] == "refer"
-    assert told["boxes"] == [{"phrase": "red ball", "xyxy": pytest.approx([64, 80, 192, 160]), "score": 0.5}]
+def test_answer_to_dict_is_json(tiny_model, image, says_box):
+    as_json = json.loads(json.dumps(tiny_model.chat(image, "[refer] red ball").to_dict()))
+    assert as_json["task"] == "refer"
+    assert as_json["boxes"] == [{"phrase": "red ball", "xyxy": pytest.approx([64, 80, 192, 160]), "score": 0.5}]
 
 
-def test_an_answer_draws_the_upright_image(tiny_model, tmp_path, image, says_box):
+def test_draw_returns_the_upright_image(tiny_model, tmp_path, image, says_box):
     turned = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[274] = 6
@@ -195,7 +194,7 @@ def test_an_answer_draws_the_upright_image(tiny_model, tmp_path, image, says_box
         tiny_model.chat(None, "hello").draw()
 
 
-def test_dtypes(tiny_folder, image):
+def test_dtype_option_sets_parameter_dtype(tiny_folder, image):
     for dtype in ("bfloat16", torch.bfloat16):
         model = MiniGPTv2.from_pretrained(tiny_folder, device="cpu", dtype=dtype)
         norms = [m for m in model.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]  # these stay in float32
@@ -216,57 +215,56 @@ def test_rotary_frequencies_stay_exact_in_16_bits(tiny_folder, tiny_model):
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
-def test_a_device_that_cannot_be_used(tiny_folder, device):
+def test_unusable_device_raises_user_error(tiny_folder, device):
     with pytest.raises(UserError, match="cannot be used"):
         MiniGPTv2.from_pretrained(tiny_folder, device=device)
 
 
-def test_an_answer_has_at_most_max_new_tokens(tiny_model, image, monkeypatch):
-    seen, real = [], generate.generate
-    monkeypatch.setattr(generate, "generate", lambda *a: seen.extend(rows := real(*a)) or rows)
-    for most in (1, 5, 11):
-        answer = tiny_model.chat(image, "hello", most)
-        generated = seen.pop()
-        assert len(generated.ids) <= most
-        assert answer.finish_reason == ("length" if len(generated.ids) == most else "stop")
+def test_max_new_tokens_limits_the_answer(tiny_model, image, monkeypatch):
+    outputs, real = [], generate.generate
+    monkeypatch.setattr(generate, "generate", lambda *a: outputs.extend(rows := real(*a)) or rows)
+    for limit in (1, 5, 11):
+        answer = tiny_model.chat(image, "hello", limit)
+        generated = outputs.pop()
+        assert len(generated.ids) <= limit
+        assert answer.finish_reason == ("length" if len(generated.ids) == limit else "stop")
 
 
-@pytest.mark.parametrize("most", [0, -1, 2.5, "10", None])
-def test_max_new_tokens_must_be_a_number(tiny_model, image, most):
+@pytest.mark.parametrize("limit", [0, -1, 2.5, "10", None])
+def test_invalid_max_new_tokens_raises_user_error(tiny_model, image, limit):
     with pytest.raises(UserError, match="max_new_tokens is"):
-        tiny_model.chat(image, "hello", most)
+        tiny_model.chat(image, "hello", limit)
 
 
 @pytest.mark.parametrize(
     "instruction", ["", "  \n", "[foo] x", "[refer]", "[identify] box", "a\udcff", None, 5, "word " * 600]
 )
-def test_instructions_that_are_refused(tiny_model, image, instruction):
+def test_invalid_instructions_raise_user_error(tiny_model, image, instruction):
     for ask in (tiny_model.chat, tiny_model.stream):
         with pytest.raises(UserError, match="instruction|tag|words|was given") as caught:
             ask(image, instruction)
         assert all((caught.value.given, caught.value.allowed, caught.value.advice))
 
 
-# ---- what the model thinks of a given answer, and of an image ----
+# ---- log-probabilities of given answers; visual tokens ----
 
 
 @torch.no_grad()
 def _naive_logprobs(model, image, instruction: str, answer: str) -> list[float]:
     """One forward pass a token, of one row, without padding."""
-    upright = None if image is None else open_image(image)
     visual = None if image is None else model.image_features(image)[None]
-    asked, out = model._encode([question_of(instruction)], upright, 1).ids, []
+    prompt, out = model.start_chat(image).stream(instruction, 1).row.ids, []
     for token in (*model.tokenizer.encode(answer), model.tokenizer.eos):
-        ids = torch.tensor([asked])
+        ids = torch.tensor([prompt])
         bias = attention_bias(attention_mask(torch.zeros_like(ids)), torch.float32)
         decoder, embedded = model.network.decoder, model.network.embed(ids, visual)
         states = decoder.model(inputs_embeds=embedded, attention_mask=bias, use_cache=False).last_hidden_state
         out.append(decoder.lm_head(states[0, -1]).log_softmax(-1)[token].item())
-        asked = [*asked, token]
+        prompt = [*prompt, token]
     return out
 
 
-def test_logprobs_are_those_of_the_naive_loop_in_any_batch(tiny_model, image, other_image):
+def test_logprobs_equal_one_forward_pass_per_token(tiny_model, image, other_image):
     asked = [
         (image, "[vqa] what color is the ball?", "red"),
         (None, "hello", "Hello! Ask me about the picture. " * 3),
@@ -286,60 +284,60 @@ def test_logprobs_are_those_of_the_naive_loop_in_any_batch(tiny_model, image, ot
     assert tiny_model.logprobs_batch([]) == []
 
 
-def test_the_likelier_answer_is_the_one_that_is_given(tiny_model, image, monkeypatch):
+def test_logprobs_agree_with_greedy_decoding(tiny_model, image, monkeypatch):
     """Greedy decoding takes the likeliest token each time: its first token beats that of any other answer."""
-    seen, real = [], generate.generate
-    monkeypatch.setattr(generate, "generate", lambda *a: seen.extend(rows := real(*a)) or rows)
+    outputs, real = [], generate.generate
+    monkeypatch.setattr(generate, "generate", lambda *a: outputs.extend(rows := real(*a)) or rows)
     tiny_model.chat(image, "what is this?", 1)
-    (first,), (chance,) = seen[0].ids, seen[0].probabilities
+    (first,), (probability,) = outputs[0].ids, outputs[0].probabilities
     for answer in ("red", "A red ball.", "7"):
-        judged = tiny_model.logprobs(image, "what is this?", answer)[0]
-        assert judged.logprob <= np.log(chance) + 1e-4
-        assert (judged.id == first) == (judged.logprob == pytest.approx(np.log(chance), abs=1e-4))
+        logprobs = tiny_model.logprobs(image, "what is this?", answer)[0]
+        assert logprobs.logprob <= np.log(probability) + 1e-4
+        assert (logprobs.id == first) == (logprobs.logprob == pytest.approx(np.log(probability), abs=1e-4))
 
 
 @pytest.mark.parametrize(
-    "answer, said",
+    "answer, message",
     [
         ("", "empty"),
         (" \n", "empty"),
         (None, "is None"),
         (5, "is 5"),
-        ("a\udcff", "no character"),
+        ("a\udcff", "not a character"),
         ("word " * 600, "too long"),
     ],
 )
-def test_answers_that_cannot_be_judged(tiny_model, image, answer, said):
-    with pytest.raises(UserError, match=said) as caught:
+def test_invalid_candidate_answers_raise_user_error(tiny_model, image, answer, message):
+    with pytest.raises(UserError, match=message) as caught:
         tiny_model.logprobs(image, "what is this?", answer)
     assert all((caught.value.given, caught.value.allowed, caught.value.advice))
 
 
-def test_what_is_asked_about_a_given_answer_must_be_right_too(tiny_model, image):
-    for given, instruction, said in (
+def test_logprobs_of_invalid_questions_raise_user_error(tiny_model, image):
+    for given, instruction, message in (
         ("nowhere.png", "hi", "nowhere.png"),
         (b"no image", "hi", "bytes"),
         (image, "", "empty"),
         (image, "[foo] x", "foo"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             tiny_model.logprobs(given, instruction, "red")
 
 
-def test_an_image_is_encoded_as_the_model_sees_it(tiny_model, tiny_folder, image):
+def test_image_features_are_the_visual_tokens(tiny_model, tiny_folder, image):
     visual = tiny_model.image_features(image)
     assert visual.shape == (64, 32) and visual.dtype == torch.float32 and not visual.is_inference()
     assert torch.equal(visual, tiny_model.image_features(np.asarray(Image.open(image))))
     assert torch.equal(visual, tiny_model.start_chat(image).visual[0])
     rough = MiniGPTv2.from_pretrained(tiny_folder, "cpu", "bfloat16").image_features(image)
     assert rough.dtype == torch.float32 and torch.nn.functional.cosine_similarity(rough, visual).min() > 0.98
-    for wrong, said in (
+    for wrong, message in (
         (None, "None"),
         ("nowhere.png", "nowhere.png"),
         (b"no image", "bytes"),
         (torch.zeros(3, 4, 4), "shape"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             tiny_model.image_features(wrong)
 
 
@@ -358,7 +356,7 @@ def _count_images(model, monkeypatch) -> list[int]:
 # ---- lists of questions and of images ----
 
 
-def test_any_iterable_of_questions_is_a_batch(tiny_model, image):
+def test_batch_may_be_any_ordered_iterable(tiny_model, image):
     pair = (image, "[caption]")
     expected = tiny_model.chat_batch([pair, pair], 2)
     for questions in (
@@ -368,18 +366,18 @@ def test_any_iterable_of_questions_is_a_batch(tiny_model, image):
         np.array([[str(image), "[caption]"]] * 2),
     ):
         assert tiny_model.chat_batch(questions, 2) == expected
-    judged = tiny_model.logprobs_batch(zip([image] * 2, ["hi"] * 2, ["red", "a"]))
-    assert [[t.id for t in row][:-1] for row in judged] == [tiny_model.tokenizer.encode(w) for w in ("red", "a")]
+    logprobs = tiny_model.logprobs_batch(zip([image] * 2, ["hi"] * 2, ["red", "a"]))
+    assert [[t.id for t in row][:-1] for row in logprobs] == [tiny_model.tokenizer.encode(w) for w in ("red", "a")]
     assert [s.size for s in tiny_model.encode_images(p for p in (image, str(image)))] == [(640, 400)] * 2
     assert tiny_model.chat_batch(iter(())) == tiny_model.encode_images([]) == []
 
 
 @pytest.mark.parametrize(
-    "questions, said",
+    "questions, message",
     [
         (("a.png", "[caption]"), r"questions\[0\] is 'a.png'"),
-        ([("a.png",)], r"\[0\] holds 1 things"),
-        ([(None, "hi"), (None, "hi", 5)], r"\[1\] holds 3"),
+        ([("a.png",)], r"\[0\] has 1 parts"),
+        ([(None, "hi"), (None, "hi", 5)], r"\[1\] has 3 parts"),
         ([(None, "hi"), "ab"], r"\[1\] is 'ab'"),
         ("hello", "is 'hello'"),
         (None, "is None"),
@@ -388,15 +386,15 @@ def test_any_iterable_of_questions_is_a_batch(tiny_model, image):
         (b"ab", "questions is"),
     ],
 )
-def test_what_is_no_list_of_pairs(tiny_model, questions, said):
+def test_invalid_question_lists_raise_user_error(tiny_model, questions, message):
     for errors in ("raise", "return"):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             tiny_model.chat_batch(questions, errors=errors)
-    with pytest.raises(UserError, match=r"^asked"):
+    with pytest.raises(UserError, match=r"^questions"):
         tiny_model.logprobs_batch(questions)
 
 
-def test_what_is_no_list_of_images(tiny_model, image):
+def test_invalid_image_lists_raise_user_error(tiny_model, image):
     one = np.zeros((4, 5, 3), np.uint8)
     for images in (image, str(image), b"ab", None, 5, one, torch.from_numpy(one), io.BytesIO(b"a"), {"a": 1}):
         with pytest.raises(UserError, match="images is"):
@@ -405,7 +403,7 @@ def test_what_is_no_list_of_images(tiny_model, image):
         tiny_model.encode_images([image, None])
 
 
-def test_a_bad_question_is_named_or_stands_in_its_place(tiny_model, image):
+def test_errors_option_raises_or_returns_bad_questions(tiny_model, image):
     good = (image, "[caption]")
     questions = [good, ("nowhere.png", "hi"), (None, "hi"), (image, "[foo] x"), (image, "word " * 600), good]
     with pytest.raises(UserError, match=r"questions\[1\]: nowhere.png"):
@@ -417,10 +415,10 @@ def test_a_bad_question_is_named_or_stands_in_its_place(tiny_model, image):
     assert list(bad) == [1, 3, 4] and bad[1].startswith("nowhere.png")
     alone = tiny_model.chat(*good, 2)
     assert [answers[0], answers[2], answers[5]] == [alone, tiny_model.chat(None, "hi", 2), alone]
-    seen = tiny_model.encode_images(["nowhere.png", image], errors="return")
-    assert isinstance(seen[0], UserError) and seen[1].size == (640, 400)
-    judged = tiny_model.logprobs_batch([(None, "hi", ""), (None, "hi", "red")], errors="return")
-    assert isinstance(judged[0], UserError) and judged[1][0].id == tiny_model.logprobs(None, "hi", "red")[0].id
+    encoded = tiny_model.encode_images(["nowhere.png", image], errors="return")
+    assert isinstance(encoded[0], UserError) and encoded[1].size == (640, 400)
+    logprobs = tiny_model.logprobs_batch([(None, "hi", ""), (None, "hi", "red")], errors="return")
+    assert isinstance(logprobs[0], UserError) and logprobs[1][0].id == tiny_model.logprobs(None, "hi", "red")[0].id
     assert all(isinstance(a, UserError) for a in tiny_model.chat_batch([(b"x", "hi")] * 2, errors="return"))
     with pytest.raises(UserError, match="errors is"):
         tiny_model.chat_batch([good], errors="ignore")
@@ -428,39 +426,39 @@ def test_a_bad_question_is_named_or_stands_in_its_place(tiny_model, image):
         tiny_model.chat_batch([good], 0, errors="return")
 
 
-def test_what_see_gave_is_an_image_everywhere(tiny_model, tiny_folder, image):
-    (seen,) = tiny_model.encode_images([image])
-    assert tiny_model.start_chat(seen).ask("hi", 4) == tiny_model.chat(image, "hi", 4)
-    assert "".join(tiny_model.stream(seen, "hi", 4)) == tiny_model.chat(seen, "hi", 4).text
-    assert torch.equal(tiny_model.image_features(seen), tiny_model.image_features(image))
-    assert tiny_model.logprobs(seen, "hi", "a")[0].id == tiny_model.logprobs(image, "hi", "a")[0].id
-    assert tiny_model.encode_images([seen, image])[0] is seen
+def test_encoded_image_is_accepted_wherever_an_image_is(tiny_model, tiny_folder, image):
+    (encoded,) = tiny_model.encode_images([image])
+    assert tiny_model.start_chat(encoded).ask("hi", 4) == tiny_model.chat(image, "hi", 4)
+    assert "".join(tiny_model.stream(encoded, "hi", 4)) == tiny_model.chat(encoded, "hi", 4).text
+    assert torch.equal(tiny_model.image_features(encoded), tiny_model.image_features(image))
+    assert tiny_model.logprobs(encoded, "hi", "a")[0].id == tiny_model.logprobs(image, "hi", "a")[0].id
+    assert tiny_model.encode_images([encoded, image])[0] is encoded
     with pytest.raises(UserError, match="another model"):
-        MiniGPTv2.from_pretrained(tiny_folder, device="cpu").chat(seen, "hi")
+        MiniGPTv2.from_pretrained(tiny_folder, device="cpu").chat(encoded, "hi")
 
 
-def test_the_views_of_a_dict_are_a_batch(tiny_model, image):
+def test_dict_views_are_batches(tiny_model, image):
     asked = {image: "[caption]"}
     assert tiny_model.chat_batch(asked.items(), 2) == tiny_model.chat_batch([(image, "[caption]")], 2)
     assert len(tiny_model.encode_images(asked.keys())) == len(tiny_model.encode_images(list(asked))) == 1
 
 
-def test_an_error_about_an_array_has_three_lines(tiny_model):
-    with pytest.raises(UserError) as told:
+def test_error_about_an_array_has_three_lines(tiny_model):
+    with pytest.raises(UserError, match="questions") as caught:
         tiny_model.chat_batch((np.zeros((600, 800, 3), np.uint8), "[caption]"))
-    assert len(str(told.value).splitlines()) == 3
+    assert len(str(caught.value).splitlines()) == 3
 
 
 def test_files_and_tensors_are_images(tiny_model, image):
     data, array = image.read_bytes(), np.array(Image.open(image).convert("RGB"))
     with image.open("rb") as file:
-        kinds = [io.BytesIO(data), file, torch.from_numpy(array), torch.from_numpy(array).permute(2, 0, 1) / 255]
-        answers = tiny_model.chat_batch([(kind, "[caption]") for kind in kinds], 6)
+        images = [io.BytesIO(data), file, torch.from_numpy(array), torch.from_numpy(array).permute(2, 0, 1) / 255]
+        answers = tiny_model.chat_batch([(given, "[caption]") for given in images], 6)
     assert {a.text for a in answers} == {tiny_model.chat(image, "[caption]", 6).text}
     assert all(a.image.size == (640, 400) for a in answers), "also of a file that is closed by now"
 
 
-def test_an_answer_keeps_no_pixels(tiny_model, image, tmp_path):
+def test_answer_keeps_no_pixels(tiny_model, image, tmp_path):
     file, array = tmp_path / "a.png", np.zeros((40, 60, 3), np.uint8)
     shutil.copy(image, file)
     of_file, of_array, of_bytes = tiny_model.chat_batch([(i, "hi") for i in (file, array, file.read_bytes())], 2)
@@ -479,11 +477,11 @@ def test_an_answer_keeps_no_pixels(tiny_model, image, tmp_path):
 # ---- streams ----
 
 
-def test_a_stream_asks_once_and_is_remembered_once(tiny_model, image):
+def test_stream_generates_once_and_adds_one_turn(tiny_model, image):
     chat = tiny_model.start_chat(image)
     stream = chat.stream("what is this?", 8)
     first = next(iter(stream))
-    assert chat.history == [] and stream.answer is None, "abandoned so far"
+    assert chat.history == [] and stream.answer is None, "not read to its end yet"
     pieces = list(stream)
     assert pieces[0] == first and list(stream) == pieces and "".join(pieces) == stream.answer.text
     assert len(chat.history) == 1
@@ -491,21 +489,23 @@ def test_a_stream_asks_once_and_is_remembered_once(tiny_model, image):
     assert len(chat.history) == 1
 
 
-def test_two_streams_of_one_chat_are_remembered_as_they_end(tiny_model, image):
+def test_two_streams_add_their_turns_as_they_end(tiny_model, image):
     chat = tiny_model.start_chat(image)
     one, two = chat.stream("what is this?", 4), chat.stream("hello", 4)
     for _ in zip(one, two):
         pass
     list(two), list(one)
     assert sorted(e.question for e in chat.history) == ["hello", "what is this?"]
-    assert two.answer == tiny_model.chat(image, "hello", 4), "asked in the light of what was said when it was opened"
+    assert two.answer == tiny_model.chat(image, "hello", 4), (
+        "the prompt holds the turns up to the opening of the stream"
+    )
     late = chat.stream("hello", 4)
     chat.reset()
     list(late)
     assert chat.history == []
 
 
-def test_a_stream_that_was_stopped_begins_anew(tiny_model, image, monkeypatch):
+def test_interrupted_stream_starts_again(tiny_model, image, monkeypatch):
     real = tiny_model.tokenizer.decode
     stream = tiny_model.stream(image, "what is this?", 8)
 
@@ -522,37 +522,37 @@ def test_a_stream_that_was_stopped_begins_anew(tiny_model, image, monkeypatch):
     assert "".join(stream) == stream.answer.text == tiny_model.chat(image, "what is this?", 8).text
 
 
-def test_a_stream_leaves_the_callers_gradients_alone(tiny_model, image):
+def test_stream_leaves_inference_mode_between_pieces(tiny_model, image):
     for _ in tiny_model.stream(image, "hello", 3):
         assert not torch.is_inference_mode_enabled()
 
 
-# ---- newcomers ----
+# ---- names, paths, processes ----
 
 
-def test_what_things_are_shows_in_their_names(tiny_model, image):
+def test_reprs_describe_the_objects(tiny_model, image):
     count = sum(p.numel() for p in tiny_model.network.parameters())
     assert f"{count:,} parameters" in repr(tiny_model)
     assert all(word in repr(tiny_model) for word in ("448 x 448", "'cpu'", "'float32'", "quantize=None"))
     chat = tiny_model.start_chat(image)
-    assert repr(chat) == "Chat(about an image of 640 x 400 pixels, 0 turns said)"
+    assert repr(chat) == "Chat(about an image of 640 x 400 pixels, 0 turns)"
     assert "no image" in repr(tiny_model.start_chat())
-    assert repr(chat.seen) == "Seen(image of 640 x 400 pixels, 64 visual tokens on cpu)"
+    assert repr(chat.encoded_image) == "EncodedImage(640 x 400 pixels, 64 visual tokens on cpu)"
     stream = chat.stream("[refer] red balloon", 3)
-    assert repr(stream) == "Stream('[refer] red balloon', not begun)"
+    assert repr(stream) == "Stream('[refer] red balloon', not started)"
     next(iter(stream))
     assert "1 pieces read" in repr(stream)
     list(stream)
-    assert "read to its end" in repr(stream) and "1 turns said" in repr(chat)
+    assert "read to its end" in repr(stream) and "1 turns" in repr(chat)
 
 
-def test_the_package_shows_its_public_names():
+def test_package_lists_its_public_names():
     assert {"Answer", "Box", "MiniGPTv2", "UserError"} <= set(dir(minigptv2))
     assert "chat_batch(self, questions" in pydoc.plain(pydoc.render_doc(minigptv2))
 
 
 @pytest.mark.parametrize("path", ["a" * 5000, "a\0b", "a\ud800b", "iVBORw0KGgo" * 6000, 5, ["a"]])
-def test_what_is_no_path(tiny_model, tiny_folder, tmp_path, path):
+def test_invalid_paths_raise_user_error(tiny_model, tiny_folder, tmp_path, path):
     for use in (
         lambda: MiniGPTv2.from_pretrained(path, device="cpu"),
         lambda: tiny_model.save_pretrained(path),
@@ -573,7 +573,7 @@ def _pixels_wide(path) -> int:
 
 
 @pytest.mark.slow
-def test_a_bad_image_in_a_worker_is_raised_where_it_is_asked_for(image):
+def test_user_error_passes_from_worker_process(image):
     with get_context("spawn").Pool(1) as pool:
         assert pool.apply_async(_pixels_wide, (image,)).get(timeout=60) == 640
         with pytest.raises(UserError, match="nowhere.png does not exist"):

@@ -1,4 +1,4 @@
-"""Supervised attention: which tokens look where, and what the model's loss makes of it."""
+"""Supervised attention: the targets of each token, and the loss of the model."""
 
 import random
 
@@ -16,12 +16,12 @@ from minigptv2.train.attention_supervision import Targets
 
 BALL, CAT = Box(10, 10, 40, 20), Box(80, 60, 100, 100)  # on 100 x 100 pixels
 NAMED = (Phrase("red ball", (BALL,)), Phrase("ball", (BALL,)), Phrase("cat", (CAT,)), Phrase("cats", (CAT,)))
-# 4 x 4 patches, two side by side in a token: the ball's row has its middle at 12.5 and columns 12.5, 37.5
-AT_BALL, AT_CAT = (0,), (5, 7)
+# 4 x 4 patches, two neighbours are a token: the ball covers the centres of row 12.5 and columns 12.5, 37.5
+BALL_TOKENS, CAT_TOKENS = (0,), (5, 7)
 
 
 class PiecesOfWords:
-    """One token a word, digit or joint."""
+    """One token for each word, digit or punctuation of a box."""
 
     def __init__(self):
         self.pieces = ["<s>", "</s>"]
@@ -39,58 +39,58 @@ class PiecesOfWords:
         return self.pieces[index]
 
 
-def looked(exchange: QuestionAnswer) -> list[tuple[str, tuple[int, ...]]]:
-    """The tokens that look somewhere, and where."""
+def marked_tokens(qa: QuestionAnswer) -> list[tuple[str, tuple[int, ...]]]:
+    """The tokens with a target, and their target."""
     tokenizer = PiecesOfWords()
-    row = PromptEncoder(tokenizer, "llama2", 8, 512).encode_independent_answers(
-        render(Sample("x", (100, 100), (exchange,)))
-    )
+    row = PromptEncoder(tokenizer, "llama2", 8, 512).encode_independent_answers(render(Sample("x", (100, 100), (qa,))))
     Targets(tokenizer.words, 16, 2).mark(row, NAMED, (100, 100))
-    return [(tokenizer.words(i).strip(), looks) for i, looks in zip(row.ids, row.target_tokens) if looks]
+    return [(tokenizer.words(i).strip(), target) for i, target in zip(row.ids, row.target_tokens) if target]
 
 
-def test_a_name_in_a_question_looks_at_what_it_names():
+def test_names_in_a_question_attend_to_their_objects():
     asked = QuestionAnswer("vqa", question="is the red ball left of the cat?", answer="yes")
-    assert looked(asked) == [("ball", AT_BALL), ("cat", AT_CAT)]
-    assert looked(QuestionAnswer("vqa", question="how many cats and balloons?", answer="one")) == [("cats", AT_CAT)]
+    assert marked_tokens(asked) == [("ball", BALL_TOKENS), ("cat", CAT_TOKENS)]
+    assert marked_tokens(QuestionAnswer("vqa", question="how many cats and balloons?", answer="one")) == [
+        ("cats", CAT_TOKENS)
+    ]
 
 
-def test_what_writes_a_box_looks_into_it():
-    found = looked(QuestionAnswer("refer", (Phrase("cat", (CAT,)),)))
-    assert found[0] == ("cat", AT_CAT)
+def test_box_tokens_attend_to_their_box():
+    found = marked_tokens(QuestionAnswer("refer", (Phrase("cat", (CAT,)),)))
+    assert found[0] == ("cat", CAT_TOKENS)
     assert [words for words, _ in found[1:]] == "{< 8 0 >< 6 0 >< 1 0 0 >< 1 0 0".split()
-    assert all(looks == AT_CAT for _, looks in found)
-    assert looked(QuestionAnswer("refer", (Phrase("green moon"),))) == []
+    assert all(target == CAT_TOKENS for _, target in found)
+    assert marked_tokens(QuestionAnswer("refer", (Phrase("green moon"),))) == []
 
 
-def test_a_name_before_its_box_is_led_to_by_the_thing():
-    found = looked(
+def test_phrase_tokens_attend_to_their_box():
+    found = marked_tokens(
         QuestionAnswer("grounding", (Phrase("a red ball", (BALL,)), Phrase("a cat", (CAT,))), answer="{} and {}.")
     )
-    assert [words for words, looks in found if looks == AT_BALL][:3] == ["<p>", "a", "red"]
-    assert [words for words, looks in found if looks == AT_CAT][:2] == ["<p>", "a"]
+    assert [words for words, target in found if target == BALL_TOKENS][:3] == ["<p>", "a", "red"]
+    assert [words for words, target in found if target == CAT_TOKENS][:2] == ["<p>", "a"]
     assert "</p>" not in [words for words, _ in found]
 
 
-def test_several_boxes_of_a_phrase_have_a_place_each():
-    found = looked(QuestionAnswer("detection", (Phrase("thing", (BALL, CAT)),)))
-    assert [looks for words, looks in found if words == "{<"] == [AT_BALL, AT_CAT]
-    assert [looks for words, looks in found if words == "<p>"] == [AT_BALL]
+def test_each_box_of_a_phrase_has_its_own_target():
+    found = marked_tokens(QuestionAnswer("detection", (Phrase("thing", (BALL, CAT)),)))
+    assert [target for words, target in found if words == "{<"] == [BALL_TOKENS, CAT_TOKENS]
+    assert [target for words, target in found if words == "<p>"] == [BALL_TOKENS]
 
 
-def test_an_answer_about_a_box_is_led_to_by_it():
-    found = looked(QuestionAnswer("identify", (Phrase("black cat", (CAT,)),)))
+def test_answer_tokens_attend_to_box_in_question():
+    found = marked_tokens(QuestionAnswer("identify", (Phrase("black cat", (CAT,)),)))
     assert [words for words, _ in found] == [">}", "]", "black", "cat"]  # `]` ends [/INST]; cat leads to the end
-    assert all(looks == AT_CAT for _, looks in found)
+    assert all(target == CAT_TOKENS for _, target in found)
 
 
-def test_a_thing_smaller_than_a_patch_has_a_place():
-    assert Targets(str, 16, 2)._spots(Box(0.99, 0.99, 1, 1)) == {7}
-    assert Targets(str, 16, 2)._spots(Box(0, 0, 1, 1)) == set(range(8))
+def test_box_smaller_than_a_patch_has_a_visual_token():
+    assert Targets(str, 16, 2).visual_tokens(Box(0.99, 0.99, 1, 1)) == {7}
+    assert Targets(str, 16, 2).visual_tokens(Box(0, 0, 1, 1)) == set(range(8))
 
 
 @pytest.mark.parametrize("images", [0, 2])
-def test_rows_without_an_image_or_with_two_are_left_alone(images):
+def test_rows_without_exactly_one_image_stay_unmarked(images):
     tokenizer = PiecesOfWords()
     turns = [Turn("user", (*[ImagePiece("x")] * images, "is there a cat?")), Turn("assistant", ("yes",))]
     row = PromptEncoder(tokenizer, "llama2", 8, 512).encode(turns)
@@ -100,7 +100,7 @@ def test_rows_without_an_image_or_with_two_are_left_alone(images):
 
 @pytest.fixture
 def marked(tiny_model):
-    """Rows of drawn scenes, side by side and one after the other, and what their images gave the model."""
+    """Rows of generated scenes, independent questions and conversations, and random features of their images."""
     network = tiny_model.network
     encoder = PromptEncoder(tiny_model.tokenizer, "llama2", network.image_tokens, 1024)
     targets = Targets(tiny_model.tokenizer.words, network.vision.patches, network.config.patches_per_token)
@@ -120,39 +120,39 @@ def _supervised(network, rows, features, guidance=0.0) -> attention.Supervision:
     return supervision
 
 
-def _missed(network, rows, features) -> torch.Tensor:
+def _attention_losses(network, rows, features) -> torch.Tensor:
     return torch.cat([m.flatten() for m, _ in _supervised(network, rows, features).losses])
 
 
-def test_what_is_missed_is_the_weight_that_falls_elsewhere(marked):
-    """The weights on a token's places and on all other visual tokens are together those on all."""
+def test_loss_is_minus_log_mass_on_target(marked):
+    """The attention mass on a token's target and that on all other visual tokens add up to the mass on the image."""
     network, rows, features = marked
     everything = set(range(network.image_tokens))
-    assert {i for row in rows for looks in row.target_tokens for i in looks} <= everything
+    assert {i for row in rows for target in row.target_tokens for i in target} <= everything
     kept = [list(row.target_tokens) for row in rows]
-    found = [_missed(network, rows, features)]
-    for change in (lambda looks: tuple(everything - set(looks)), lambda looks: tuple(everything)):
-        for row, looks in zip(rows, kept):
-            row.target_tokens = [change(one) if one else () for one in looks]
-        found.append(_missed(network, rows, features))
-    there, elsewhere, all_of_them = ((-m).exp() - LEAST for m in found)
+    found = [_attention_losses(network, rows, features)]
+    for change in (lambda target: tuple(everything - set(target)), lambda target: tuple(everything)):
+        for row, target in zip(rows, kept):
+            row.target_tokens = [change(one) if one else () for one in target]
+        found.append(_attention_losses(network, rows, features))
+    on_target, elsewhere, on_image = ((-m).exp() - LEAST for m in found)
     layers = len(network.decoder.model.layers)
-    assert len(there) == sum(bool(one) for looks in kept for one in looks) * sum(
+    assert len(on_target) == sum(bool(one) for target in kept for one in target) * sum(
         network.config.language.num_attention_heads * supervised(i, layers) for i in range(layers)
     )
-    torch.testing.assert_close(there + elsewhere, all_of_them, atol=1e-5, rtol=1e-4)
-    assert all_of_them.min() < 0.5 < all_of_them.max()  # so that something was told apart
+    torch.testing.assert_close(on_target + elsewhere, on_image, atol=1e-5, rtol=1e-4)
+    assert on_image.min() < 0.5 < on_image.max(), "otherwise the test distinguishes nothing"
 
 
-def test_packed_attention_computes_under_autocast(marked):
-    """Scores then have 16 bits and what they are masked with must fit, also where queries have 32."""
+def test_packed_attention_works_under_autocast(marked):
+    """The mask must have the dtype of the scores: 16 bits there, also where queries have 32."""
     network, rows, features = marked
-    plain = (-_missed(network, rows, features)).exp()  # weights
+    plain = (-_attention_losses(network, rows, features)).exp()  # weights
     with torch.autocast("cpu", torch.bfloat16):
-        assert ((-_missed(network, rows, features)).exp() - plain).abs().mean() < 0.01
+        assert ((-_attention_losses(network, rows, features)).exp() - plain).abs().mean() < 0.01
 
 
-def test_the_loss_has_its_share_and_is_the_answers_alone_without(marked):
+def test_attention_loss_is_weighted_mean_over_tokens(marked):
     network, rows, features = marked
     batch = pack(rows)
     batch.features = features
@@ -165,13 +165,13 @@ def test_the_loss_has_its_share_and_is_the_answers_alone_without(marked):
     assert parts.query_weight.item() == pytest.approx(weight / 100, rel=1e-4)
 
 
-def test_layers_that_are_computed_twice_give_the_same_losses_and_gradients(marked):
+def test_gradient_checkpointing_gives_the_same_losses_and_gradients(marked):
     """Gradient checkpointing runs the supervised layers again in the backward pass; the batch stays as it was."""
     network, rows, features = marked
     found = []
-    for twice in (False, True):
+    for checkpointing in (False, True):
         network.train()
-        if twice:
+        if checkpointing:
             network.decoder.gradient_checkpointing_enable({"use_reentrant": False})
         batch = pack(rows)
         batch.features = features
@@ -190,19 +190,19 @@ def test_layers_that_are_computed_twice_give_the_same_losses_and_gradients(marke
         torch.testing.assert_close(again, once, atol=1e-5, rtol=1e-4)
 
 
-def test_a_token_that_looks_where_the_one_before_did_counts_less(marked):
+def test_repeated_target_has_lower_weight(marked):
     _, rows, _ = marked
     seen = set()
     for group in pack(rows).layout.groups:
-        places = dict(zip(group.query_index.tolist(), group.target_mask.tolist()))
+        targets = dict(zip(group.query_index.tolist(), group.target_mask.tolist()))
         for i, count in zip(group.query_index.tolist(), group.query_weight.tolist()):
-            assert count == (REPEAT_WEIGHT if places.get(i - 1) == places[i] else 1)
+            assert count == (REPEAT_WEIGHT if targets.get(i - 1) == targets[i] else 1)
             seen.add(count)
     assert seen == {1, REPEAT_WEIGHT}
 
 
-def test_the_places_follow_the_image_in_its_row(marked):
-    """A packed looker's places are visual tokens, whatever stands before the image."""
+def test_packed_targets_are_image_tokens(marked):
+    """The targets of a packed query are image tokens, whatever precedes the image."""
     _, rows, _ = marked
     batch = pack(rows)
     shared = batch.ids[0, : batch.layout.images * batch.layout.shared].view(batch.layout.images, -1)
@@ -211,8 +211,8 @@ def test_the_places_follow_the_image_in_its_row(marked):
         assert (shared[owners][group.target_mask] == IMAGE_TOKEN_ID).all()
 
 
-def test_guided_attention_sees_only_what_it_should_and_halfway_the_mean_of_both(marked, monkeypatch):
-    """Of each looker's weights in a supervised layer; what it misses is told as if it were not guided."""
+def test_guidance_interpolates_attention_to_the_target(marked, monkeypatch):
+    """The attention weights of each query in a supervised layer; the loss is that of the unguided weights."""
     network, rows, features = marked
     kept = {}
 

@@ -1,4 +1,4 @@
-"""Boxes: text and pixels there and back, what is no box, the best IoU that each coding can reach."""
+"""Boxes: from pixels to text and back, malformed boxes, the highest IoU that each rounding allows."""
 
 import json
 from pathlib import Path
@@ -16,13 +16,12 @@ from minigptv2.boxes import (
     iou,
     parse,
     strip_markup_chars,
-    with_scores,
     without_markup,
 )
 
 REFCOCOG = Path(__file__).parent / "data" / "refcocog"
 SHAPED = st.lists(st.sampled_from([*"{<>}0129 ,;", "<p>", "</p>", "<delim>", "{<", "><", ">}", "é", "\n", "cat"]))
-BOUND = {"round": 0.5, "floor": 1.0, "center": 0.5}  # hundredths of the side, the worst that a coding may lose
+BOUND = {"round": 0.5, "floor": 1.0, "center": 0.5}  # maximum error of an edge, in hundredths of the side
 
 
 @st.composite
@@ -34,7 +33,7 @@ def boxes(draw, side: float = 1.0) -> Box:
 
 @settings(max_examples=150, deadline=None)
 @given(st.one_of(st.text(), SHAPED.map("".join)))
-def test_parse_takes_any_text(text):
+def test_parse_accepts_any_text(text):
     found = parse(text, 640, 480)
     assert len(found.boxes) == len(found.spans)
     for box, (start, end) in zip(found.boxes, found.spans):
@@ -45,14 +44,14 @@ def test_parse_takes_any_text(text):
 @pytest.mark.parametrize("coding", BOX_ROUNDINGS)
 @settings(max_examples=80, deadline=None)
 @given(box=boxes(), width=st.integers(1, 4000), height=st.integers(1, 4000))
-def test_there_and_back_loses_no_more_than_the_coding_says(coding, box, width, height):
+def test_roundtrip_error_is_within_rounding(coding, box, width, height):
     box = Box(box.x1 * width, box.y1 * height, box.x2 * width, box.y2 * height)
     (back,) = parse(format_box(box, width, height, coding), width, height, coding).boxes
-    for there, here, side in zip(box.xyxy, back.xyxy, (width, height) * 2):
-        assert abs(there - here) <= (BOUND[coding] / 100 + 1e-9) * side
+    for before, after, side in zip(box.xyxy, back.xyxy, (width, height) * 2):
+        assert abs(before - after) <= (BOUND[coding] / 100 + 1e-9) * side
 
 
-def test_the_codings_differ_as_they_should():
+def test_roundings_of_one_box():
     box = Box(0.6, 9.4, 59.9, 100)
     assert [format_box(box, 100, 100, c) for c in BOX_ROUNDINGS] == ["{<0><9><59><100>}"] * 2 + ["{<1><9><60><100>}"]
     assert parse("{<0><9><59><100>}", 200, 100, "floor").boxes[0].xyxy == (0, 9, 118, 100)
@@ -62,8 +61,8 @@ def test_the_codings_differ_as_they_should():
 
 @settings(max_examples=150, deadline=None)
 @given(box=boxes(), width=st.integers(1, 4000), height=st.integers(1, 4000))
-def test_cut_codings_write_what_the_published_code_wrote(box, width, height):
-    """And read it back as it did, or half a hundredth further in: never outside the image."""
+def test_floor_and_center_write_the_published_text(box, width, height):
+    """Decoding: "floor" as in the published code, "center" half a hundredth further in, inside the image."""
     box = Box(box.x1 * width, box.y1 * height, box.x2 * width, box.y2 * height)
     sides = (width, height) * 2
     numbers = [int(v / side * 100) for v, side in zip(box.xyxy, sides)]
@@ -77,14 +76,14 @@ def test_cut_codings_write_what_the_published_code_wrote(box, width, height):
 @pytest.mark.parametrize("coding", ["center", "round"])
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(0, 100), min_size=4, max_size=4), st.integers(1, 4000), st.integers(1, 4000))
-def test_a_box_that_was_read_is_written_the_same(coding, numbers, width, height):
-    """So a box of one answer can be asked about. Not so with "floor": 29 of 100 pixels are .28999 of them."""
+def test_parsed_box_is_formatted_to_the_same_text(coding, numbers, width, height):
+    """So the box of one answer can be used in a question. "floor" fails: 29 / 100 * 100 is 28.999 in floats."""
     (x1, x2), (y1, y2) = sorted(numbers[::2]), sorted(numbers[1::2])
     text = f"{{<{x1}><{y1}><{x2}><{y2}>}}"
     assert format_box(parse(text, width, height, coding).boxes[0], width, height, coding) == text
 
 
-def test_a_phrase_is_bound_to_the_boxes_that_follow_it():
+def test_phrase_is_bound_to_the_boxes_that_follow():
     a, b, c = Box(10, 20, 30, 40), Box(50, 60, 70, 80), Box(0, 0, 5, 5)
     text = format_phrase("two cats", (a, b), 100, 100) + " and " + format_phrase("a dog", (c,), 100, 100)
     assert text == "<p>two cats</p> {<10><20><30><40>}<delim>{<50><60><70><80>} and <p>a dog</p> {<0><0><5><5>}"
@@ -103,17 +102,17 @@ def test_a_phrase_is_bound_to_the_boxes_that_follow_it():
         ("<p>x</p> {<1><2><3><4>}, {<1><2><3><5>}", ["x", "x"]),
         ("<p>x</p> {<1><2><3><4>} near {<1><2><3><5>}", ["x", ""]),
         ("<p> x </p>{<1><2><3><4>}", ["x"]),
-        ("<p>x {<1><2><3><4>} </p>", [""]),  # a phrase whose end comes too late swallows no box
+        ("<p>x {<1><2><3><4>} </p>", [""]),  # a late end tag does not include the box
         ("<p>lost {<1><2><3><4>} <p>x</p> {<1><2><3><5>}", ["", "x"]),
         ("<p>lost <p>x</p> {<1><2><3><5>}", ["x"]),
     ],
 )
-def test_words_between_end_the_binding(text, phrases):
+def test_text_between_boxes_ends_phrase(text, phrases):
     assert [b.phrase for b in parse(text, 100, 100).boxes] == phrases
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         ("{<1><2><3><101>}", "101 is over 100"),
         ("{<30><2><3><4>}", "edge lies before"),
@@ -125,14 +124,14 @@ def test_words_between_end_the_binding(text, phrases):
         ("{<-1><2><3><4>}", "does not continue"),
     ],
 )
-def test_what_is_no_box_is_told(text, said):
+def test_malformed_boxes_are_reported(text, message):
     found = parse(text + " {<1><2><3><4>}", 100, 100)
     assert [b.xyxy for b in found.boxes] == [(1, 2, 3, 4)]
-    assert len(found.problems) == 1 and said in found.problems[0]
+    assert len(found.problems) == 1 and message in found.problems[0]
 
 
 def _cells_iou(a: Box, b: Box) -> float:
-    """Whole-numbered boxes as sets of unit cells."""
+    """IoU of boxes with integer edges, as sets of unit cells."""
     cells = [{(x, y) for x in range(int(v.x1), int(v.x2)) for y in range(int(v.y1), int(v.y2))} for v in (a, b)]
     either = cells[0] | cells[1]
     return len(cells[0] & cells[1]) / len(either) if either else 0.0
@@ -146,7 +145,7 @@ def whole_boxes(draw) -> Box:
 
 @settings(max_examples=150, deadline=None)
 @given(whole_boxes(), whole_boxes(), st.floats(0.1, 50))
-def test_iou_is_that_of_sets(a, b, scale):
+def test_iou_equals_iou_of_cell_sets(a, b, scale):
     assert iou(a, b) == pytest.approx(_cells_iou(a, b))
     assert iou(a, b) == iou(b, a)
     assert iou(a, a) == (1.0 if a.area else 0.0)
@@ -154,14 +153,7 @@ def test_iou_is_that_of_sets(a, b, scale):
     assert iou(*larger) == pytest.approx(iou(a, b))
 
 
-def test_scores_are_attached_in_order():
-    scored = with_scores((Box(0, 0, 1, 1, "a"), Box(1, 1, 2, 2, "b")), (0.25, 0.5))
-    assert [(b.phrase, b.score) for b in scored] == [("a", 0.25), ("b", 0.5)]
-    with pytest.raises(ValueError):
-        with_scores(scored, (0.5,))
-
-
-def test_the_best_iou_that_each_coding_can_reach_on_genuine_rows():
+def test_highest_iou_of_each_rounding_on_refcocog_rows():
     boxes_ = {
         (tuple(r["bbox"]), r["width"], r["height"])
         for f in sorted(REFCOCOG.glob("*.json"))
@@ -182,7 +174,7 @@ def test_the_best_iou_that_each_coding_can_reach_on_genuine_rows():
 @pytest.mark.parametrize(
     "phrase", ["red </p> ball", "<p>red", "red {", "red <delim>", "<<p>p>", "a {<1><2><3><4>} b", "{<1>", "red, round"]
 )
-def test_no_phrase_breaks_its_markup(phrase):
+def test_markup_in_a_phrase_is_removed(phrase):
     text = format_phrase(phrase, [Box(10, 10, 50, 50)], 100, 100)
     found = parse(text, 100, 100)
     assert not found.problems and [b.xyxy for b in found.boxes] == [(10, 10, 50, 50)]
@@ -190,6 +182,6 @@ def test_no_phrase_breaks_its_markup(phrase):
     assert strip_markup_chars("red, round  ball > 3 {x}") == "red, round  ball > 3 {x}"
 
 
-def test_json_has_no_rounding_errors():
+def test_to_dict_has_no_float_noise():
     box = parse("{<10><10><20><20>}", 560, 560).boxes[0]
     assert box.to_dict()["xyxy"] == [56.0, 56.0, 112.0, 112.0]

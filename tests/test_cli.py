@@ -512,7 +512,7 @@ def test_identify_needs_a_possible_box(chat, image, words):
         ("[xyz] ball", "is unknown"),
         ("[refer]", "no words after its tag"),
         ("ball " * 2000, "too long"),
-        ("a\udcffb", "is no character"),
+        ("a\udcffb", "is not a character"),
     ],
 )
 def test_instructions_that_are_refused(chat, image, instruction, expected):

@@ -1,4 +1,4 @@
-"""Cached features: the same loss as computed ones, shards that are whole, sound and of this tower."""
+"""Feature cache: the same loss as without it, damaged and interrupted shards, several processes, other towers."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ ROW = 16 * 32 * 2  # bytes of one image's features: 16 patches, 32 channels
 
 
 class Files:
-    """An image a record; numbers that no image was written for have none that can be read."""
+    """One image for each record; the fixture `files` writes only some of them."""
 
     def __init__(self, folder, count: int):
         self.folder, self.count, self.problems = folder, count, ProblemCounter()
@@ -58,7 +58,7 @@ def tower() -> VisionTower:
 
 @pytest.fixture
 def files(tmp_path) -> Files:
-    """12 images; number 12 is missing and 13 is no image."""
+    """12 images; number 12 is missing and 13 is not an image."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(12):
@@ -70,20 +70,20 @@ def files(tmp_path) -> Files:
 
 @pytest.fixture
 def few_rows(monkeypatch):
-    """Shards of three images, and an account of the images that were encoded."""
-    seen = []
+    """Shards of three images; returns the list of the keys that were written."""
+    written = []
     compute, write = feature_cache._compute, feature_cache._write_shard
 
     def small(folder, tower, images, rows, *rest):
         compute(folder, tower, images, 3, *rest)
 
-    def noted(folder, keys, features, unreadable):
+    def recorded(folder, keys, features, unreadable):
         write(folder, keys, features, unreadable)
-        seen.extend([*keys, *unreadable])
+        written.extend([*keys, *unreadable])
 
     monkeypatch.setattr(feature_cache, "_compute", small)
-    monkeypatch.setattr(feature_cache, "_write_shard", noted)
-    return seen
+    monkeypatch.setattr(feature_cache, "_write_shard", recorded)
+    return written
 
 
 def config(tmp_path, **more) -> CacheConfig:
@@ -96,10 +96,10 @@ def computed(tower: VisionTower, source) -> torch.Tensor:
         return call_in_dtype(tower, best_dtype(torch.device("cpu")), pixels)[0].half()
 
 
-# ---- what is read is what would be computed ----
+# ---- cached features equal computed ones ----
 
 
-def test_every_image_of_every_source_is_kept_and_equals_the_computed_one(tower, files, tmp_path):
+def test_cached_features_equal_computed_features(tower, files, tmp_path):
     scenes = Scenes(3, side=64)
     cache = build_cache(config(tmp_path), tower, [files, scenes, Text(None, 5), files])
     assert len(cache) == 12 + 3
@@ -116,7 +116,7 @@ def test_every_image_of_every_source_is_kept_and_equals_the_computed_one(tower, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_loss_is_the_same_with_and_without_a_cache(tiny_model, files, tmp_path, dtype):
+def test_loss_is_the_same_with_and_without_cache(tiny_model, files, tmp_path, dtype):
     network, datasets = tiny_model.network, [files, Text(None, 3), Scenes(3, exchanges=3, tasks={"refer": 1})]
     cache = build_cache(config(tmp_path), network.vision, datasets, batch=4, dtype=dtype)
     encoder = PromptEncoder(tiny_model.tokenizer, "llama2", network.image_tokens, 512)
@@ -143,17 +143,17 @@ def test_the_loss_is_the_same_with_and_without_a_cache(tiny_model, files, tmp_pa
     assert failures[0] == failures[1] != []
 
 
-def test_a_cached_image_is_not_opened(tower, tmp_path, monkeypatch):
+def test_cached_image_is_not_opened(tower, tmp_path, monkeypatch):
     scenes = Scenes(2, side=64, things=str(tmp_path / "things"))
     cache = build_cache(config(tmp_path), tower, [scenes])
     monkeypatch.setattr("minigptv2.data.scenes.dataset.draw_scene", None)
     assert cache[scenes[1].image].shape == (16, 32)
 
 
-# ---- which tower ----
+# ---- other towers and folders ----
 
 
-def test_a_saved_tower_is_known_again_and_another_refused(tower, files, tmp_path):
+def test_cache_of_another_tower_raises_user_error(tower, files, tmp_path):
     build_cache(config(tmp_path), tower, [files])
     written = {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").iterdir()}
     build_cache(config(tmp_path), copy.deepcopy(tower).half().float(), [files])
@@ -162,14 +162,14 @@ def test_a_saved_tower_is_known_again_and_another_refused(tower, files, tmp_path
         build_cache(config(tmp_path), copy.deepcopy(tower).bfloat16(), [files])
     with pytest.raises(UserError, match="fast_decode"):
         build_cache(config(tmp_path), tower, [files], fast_decode=True)
-    with torch.no_grad():  # the same numbers at other places
+    with torch.no_grad():  # the same numbers in another order
         weight = tower.trunk.blocks[0].mlp.fc1.weight
         weight.copy_(weight.flip(0))
     with pytest.raises(UserError, match="another tower"):
         build_cache(config(tmp_path), tower, [files])
 
 
-def test_a_folder_that_is_none_of_ours_is_left_alone(tower, files, tmp_path):
+def test_foreign_folder_is_left_alone(tower, files, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "precious.npy").write_bytes(b"mine")
     with pytest.raises(UserError, match="precious|npy"):
@@ -185,7 +185,7 @@ def test_a_folder_that_is_none_of_ours_is_left_alone(tower, files, tmp_path):
 # ---- shards ----
 
 
-def test_shards_are_bounded(tower, files, tmp_path, monkeypatch):
+def test_shard_size_is_limited(tower, files, tmp_path, monkeypatch):
     build_cache(config(tmp_path, shard_mb=0), tower, [files])  # less than one image: one each
     shards = list((tmp_path / "cache").glob("*.npy"))
     assert len(shards) >= 12 and all(np.load(s).shape in ((1, 16, 32), (0, 0, 0)) for s in shards)
@@ -193,12 +193,13 @@ def test_shards_are_bounded(tower, files, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "removed", "json"])
-def test_a_damaged_shard_is_reported_and_made_anew(tower, files, tmp_path, few_rows, capsys, damage):
+def test_damaged_shard_is_reported_and_computed_again(tower, files, tmp_path, few_rows, capsys, damage):
     before = build_cache(config(tmp_path), tower, [files])
     expected = {n: before[files[n].image] for n in range(12)}
     few_rows.clear()
-    shard = before.folder / f"{before._names[1]}.npy"
-    keys = json.loads(shard.with_suffix(".json").read_text())["keys"]
+    keys_of = {f: json.loads(f.read_text())["keys"] for f in before.folder.glob("*.json") if f.name != "about.json"}
+    about, keys = next((f, keys) for f, keys in keys_of.items() if keys)
+    shard = about.with_suffix(".npy")
     content = bytearray(shard.read_bytes())
     content[-5] ^= 16
     if damage == "removed":
@@ -217,7 +218,7 @@ def test_a_damaged_shard_is_reported_and_made_anew(tower, files, tmp_path, few_r
     assert few_rows == [] and "damaged" not in capsys.readouterr().out
 
 
-def test_a_killed_build_goes_on_where_it_stopped(tower, files, tmp_path, few_rows, monkeypatch):
+def test_killed_build_resumes(tower, files, tmp_path, few_rows, monkeypatch):
     class Killed(BaseException):
         pass
 
@@ -242,7 +243,7 @@ def test_a_killed_build_goes_on_where_it_stopped(tower, files, tmp_path, few_row
     torch.testing.assert_close(cache[files[5].image], computed(tower, files[5].image), atol=2e-2, rtol=0)
 
 
-def test_new_and_replaced_images_are_added(tower, files, tmp_path, few_rows):
+def test_new_and_replaced_images_are_computed(tower, files, tmp_path, few_rows):
     cache = build_cache(config(tmp_path), tower, [Files(files.folder, 12)])
     old = cache[files[3].image]
     few_rows.clear()
@@ -254,7 +255,7 @@ def test_new_and_replaced_images_are_added(tower, files, tmp_path, few_rows):
     torch.testing.assert_close(cache[files[3].image], computed(tower, files[3].image), atol=2e-2, rtol=0)
 
 
-def test_ranks_share_the_work_and_return_with_all_of_it(tower, files, tmp_path, few_rows):
+def test_ranks_divide_the_work_and_return_all_features(tower, files, tmp_path, few_rows):
     found: dict[int, FeatureCache] = {}
 
     def build(rank: int) -> None:
@@ -270,13 +271,13 @@ def test_ranks_share_the_work_and_return_with_all_of_it(tower, files, tmp_path, 
     assert len(few_rows) == len(set(few_rows)) == 14, "no image is computed twice"
 
 
-def test_a_rank_that_never_comes_is_not_waited_for_without_end(tower, files, tmp_path, monkeypatch):
+def test_waiting_for_a_missing_rank_ends(tower, files, tmp_path, monkeypatch):
     monkeypatch.setattr(feature_cache, "STALLED", 0)
     with pytest.raises(UserError, match="other processes"):
         build_cache(config(tmp_path), tower, [files], rank=0, world=2)
 
 
-def test_workers_and_the_main_process_compute_the_same(tower, files, tmp_path):
+def test_features_do_not_depend_on_the_number_of_workers(tower, files, tmp_path):
     caches = [
         build_cache(CacheConfig(str(tmp_path / f"cache{workers}")), tower, [files], workers=workers)
         for workers in (0, 2)
@@ -284,10 +285,8 @@ def test_workers_and_the_main_process_compute_the_same(tower, files, tmp_path):
     assert all(torch.equal(caches[0][files[n].image], caches[1][files[n].image]) for n in range(12))
 
 
-def test_a_second_run_waits_for_the_one_that_builds_and_computes_nothing_anew(
-    tower, files, tmp_path, monkeypatch, capfd
-):
-    """The other run is a process that holds the folder; while this one waits for it, the features come."""
+def test_second_run_waits_for_the_first_and_computes_nothing(tower, files, tmp_path, monkeypatch, capfd):
+    """The first run is a process that holds the folder's lock; its features appear while the second waits."""
     other, folder = tmp_path / "other", tmp_path / "cache"
     build_cache(CacheConfig(str(other)), tower, [files])
     script = "import sys, pathlib; from minigptv2.files import file_lock\n" + (

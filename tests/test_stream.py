@@ -1,4 +1,4 @@
-"""The stream of micros: the same whatever ranks and workers, what cannot be used is replaced and counted."""
+"""The data loader: the same samples for any number of ranks and workers; unusable records are replaced and counted."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ SIDE = 64  # of the images of these tests; 4 visual tokens stand for one
 
 
 class Made:
-    """Record i: "which number?", "number i", about an image with that red; and every kind of record that is bad."""
+    """Record i: "which number?", "number i", about an image with red = i; every tenth is unusable, as `bad` says."""
 
     def __init__(self, count: int, folder="", bad: str = "", name: str = "number", text: bool = False):
         self.count, self.folder, self.bad, self.name, self.text = count, folder, bad, name, text
@@ -65,8 +65,8 @@ def stream(encoder, datasets, weights=None, batch=2, seed=1, data=None, **option
     )
 
 
-def told(micro: MicroBatch, encoder: PromptEncoder) -> list[str]:
-    """The answers of a padded micro, row by row."""
+def answers_of(micro: MicroBatch, encoder: PromptEncoder) -> list[str]:
+    """The answers of a padded micro-batch, row by row."""
     return [encoder.tokenizer.decode([t for t in row if t >= 0]).strip() for row in micro.batch.labels.tolist()]
 
 
@@ -81,12 +81,12 @@ def take(micros, count: int) -> list[MicroBatch]:
     return [next(micros) for _ in range(count)]
 
 
-# ---- who gets what ----
+# ---- ranks, workers and positions ----
 
 
 @settings(max_examples=12, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 40), st.integers(0, 5))
-def test_the_ranks_together_see_one_stream_whatever_their_number(encoder, world, batch, start, seed):
+def test_samples_do_not_depend_on_the_number_of_ranks(encoder, world, batch, start, seed):
     datasets = [Made(13, text=True), Made(5, text=True, name="other")]
     micros = 2
     straight = [
@@ -94,7 +94,7 @@ def test_the_ranks_together_see_one_stream_whatever_their_number(encoder, world,
         for micro in take(
             stream(encoder, datasets, batch=1, seed=seed, start=start, pack=False), world * batch * micros
         )
-        for text in told(micro, encoder)
+        for text in answers_of(micro, encoder)
     ]
     ranks = [
         stream(encoder, datasets, batch=batch, seed=seed, start=start, rank=r, world=world, pack=False)
@@ -103,11 +103,11 @@ def test_the_ranks_together_see_one_stream_whatever_their_number(encoder, world,
     for number in range(micros):
         for rank, micro in enumerate(next(r) for r in ranks):
             first = number * batch * world + rank
-            assert told(micro, encoder) == straight[first : first + batch * world : world]
+            assert answers_of(micro, encoder) == straight[first : first + batch * world : world]
             assert micro.samples == batch
 
 
-def test_workers_change_nothing(encoder, tmp_path):
+def test_samples_do_not_depend_on_the_number_of_workers(encoder, tmp_path):
     datasets = [Made(20, tmp_path, "missing"), Made(9, text=True, name="text")]
     global_state = torch.get_rng_state()
     found = [
@@ -120,7 +120,7 @@ def test_workers_change_nothing(encoder, tmp_path):
         assert all(same(a, b) for a, b in zip(found[0], micros, strict=True))
 
 
-def test_a_stream_begun_later_is_the_rest_of_an_unbroken_one(encoder):
+def test_start_resumes_an_uninterrupted_run(encoder):
     scenes = [_scenes()]
     straight = take(stream(encoder, scenes), 5)
     later = take(stream(encoder, scenes, start=6), 2)
@@ -134,18 +134,18 @@ def _scenes():
     return Scenes(2, side=112, exchanges=3, tasks={"vqa": 1, "refer": 1, "chat": 1})
 
 
-def test_a_scene_is_asked_something_else_in_another_epoch(encoder):
-    asked = [told(micro, encoder)[0] for micro in take(stream(encoder, [_scenes()], batch=1, pack=False), 8)]
+def test_questions_about_a_scene_differ_between_epochs(encoder):
+    asked = [answers_of(micro, encoder)[0] for micro in take(stream(encoder, [_scenes()], batch=1, pack=False), 8)]
     assert len(set(asked)) > 4
 
 
-# ---- what is in a micro ----
+# ---- contents of a micro-batch ----
 
 
-def test_images_and_text_alone_share_a_batch_and_images_are_those_of_the_rows(encoder):
+def test_batches_mix_images_and_text_and_images_match_their_rows(encoder):
     datasets, pixels, text = [Made(200), Made(50, text=True)], 0, 0
     for micro in take(stream(encoder, datasets, batch=4, pack=False), 8):
-        numbers = [t for t, row in zip(told(micro, encoder), micro.batch.ids.tolist()) if -1 in row]
+        numbers = [t for t, row in zip(answers_of(micro, encoder), micro.batch.ids.tolist()) if -1 in row]
         pixels, text = pixels + len(numbers), text + 4 - len(numbers)
         assert micro.batch.pixels.dtype == torch.uint8 and micro.batch.pixels.shape == (len(numbers), SIDE, SIDE, 3)
         assert [f"number {int(p[0, 0, 0])}" for p in micro.batch.pixels] == numbers
@@ -157,7 +157,7 @@ def test_images_and_text_alone_share_a_batch_and_images_are_those_of_the_rows(en
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_micro_is_its_rows_packed_or_padded(encoder, packed):
+def test_micro_batch_holds_all_tokens_packed_or_padded(encoder, packed):
     (micro,) = take(stream(encoder, [Made(50)], batch=3, pack=packed), 1)
     rows = [next(stream(encoder, [Made(50)], batch=1, start=p, pack=False)).batch for p in range(3)]
     assert (micro.batch.layout is not None) == packed and micro.batch.ids.shape[0] == (1 if packed else 3)
@@ -166,8 +166,8 @@ def test_a_micro_is_its_rows_packed_or_padded(encoder, packed):
     assert micro.supervised == sum(int((row.labels >= 0).sum()) for row in rows)
 
 
-def test_a_micro_trains_the_model(tiny_model):
-    """Of scenes, as the loop takes it: packed and padded, with the tower, to the same loss."""
+def test_packed_and_padded_losses_are_equal(tiny_model):
+    """Of generated scenes and text, with the vision tower."""
     network = tiny_model.network
     encoder = PromptEncoder(tiny_model.tokenizer, "llama2", network.image_tokens, 512)
     losses = []
@@ -183,7 +183,7 @@ def test_a_micro_trains_the_model(tiny_model):
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
 
 
-# ---- what cannot be used ----
+# ---- records that cannot be used ----
 
 
 @pytest.mark.parametrize(
@@ -196,15 +196,15 @@ def test_a_micro_trains_the_model(tiny_model):
         ("row", "torn"),
     ],
 )
-def test_a_record_that_cannot_be_used_is_replaced_and_reported(encoder, tmp_path, bad, reason):
+def test_unusable_records_are_replaced_and_reported(encoder, tmp_path, bad, reason):
     made = Made(20, tmp_path, bad)
     micros = take(stream(encoder, [made], batch=4, pack=False, data={"max_failure_rate": 1.0}), 10)
     failures = [f for m in micros for f in m.failures]
     assert 2 <= len(failures) <= 16 and all(reason in f and f.startswith("source0 ") for f in failures)
     assert {f.split(":")[0] for f in failures} <= {f"source0 {'' if bad == 'row' else 'number-'}{i}" for i in (3, 13)}
-    answers = [t for m in micros for t in told(m, encoder)]
+    answers = [t for m in micros for t in answers_of(m, encoder)]
     assert len(answers) == 40 and not {"number 3", "number 13"} & set(answers)
-    clean = [t for m in take(stream(encoder, [Made(20)], batch=4, pack=False), 10) for t in told(m, encoder)]
+    clean = [t for m in take(stream(encoder, [Made(20)], batch=4, pack=False), 10) for t in answers_of(m, encoder)]
     changed = [(a, b) for a, b in zip(answers, clean) if a != b]
     assert {b for _, b in changed} == {"number 3", "number 13"}, "only the bad ones are replaced"
 
@@ -219,7 +219,7 @@ def test_too_many_failures_stop_the_run_with_examples(encoder, tmp_path):
     take(stream(encoder, [Made(20)], data=data), 40)
 
 
-def test_failures_are_judged_after_enough_samples_only():
+def test_failure_rate_is_checked_after_enough_samples():
     failures = Failures(0.25, 10)
     failures.add(9, ["a", "b", "c", "d"])
     with pytest.raises(UserError, match="4 of 14 records could not be used: a; b; c; ..."):
@@ -227,7 +227,7 @@ def test_failures_are_judged_after_enough_samples_only():
     Failures(0.25, 10).add(30, ["a"] * 10)  # exactly the limit
 
 
-def test_a_source_without_one_usable_record_is_told_from_a_worker_too(encoder, tmp_path):
+def test_source_without_a_usable_record_raises_from_workers(encoder, tmp_path):
     class Torn(Made):
         def __getitem__(self, index: int):
             raise UserError(f"row {index} is torn.", "", "")
@@ -250,7 +250,7 @@ def _jpeg(file, width, height, **more):
 
 
 @pytest.mark.parametrize(("width", "height", "opened_at"), [(1600, 900, (800, 450)), (2000, 4000, (500, 1000))])
-def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path, width, height, opened_at):
+def test_fast_decode_of_a_large_jpeg_is_close_to_exact(tmp_path, width, height, opened_at):
     file = _jpeg(tmp_path / "a.jpg", width, height)
     assert open_image(file, 448).size == opened_at and open_image(file).size == (width, height)
     exact, fast = load_square(file, 448).astype(int), load_square(file, 448, fast=True).astype(int)
@@ -258,7 +258,7 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path, width, heigh
     assert np.array_equal(exact, np.asarray(resize_square(open_image(file), 448)))
 
 
-def test_small_jpegs_other_formats_and_turned_ones_are_decoded_as_ever(tmp_path):
+def test_fast_decode_of_small_turned_and_other_files(tmp_path):
     small, png = _jpeg(tmp_path / "a.jpg", 800, 1200), tmp_path / "a.png"
     Image.open(small).resize((1800, 1800)).save(png)
     for file in (small, png):
@@ -269,14 +269,14 @@ def test_small_jpegs_other_formats_and_turned_ones_are_decoded_as_ever(tmp_path)
     assert open_image(turned).size == (1000, 1800) and open_image(turned, 448).size == (500, 900)
 
 
-def test_bad_jpegs_are_refused_when_decoded_small_too(tmp_path):
+def test_fast_decode_of_a_damaged_jpeg_raises_user_error(tmp_path):
     file = _jpeg(tmp_path / "a.jpg", 1600, 1200)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(UserError, match="cut short"):
         open_image(file, 448)
 
 
-def test_a_lazy_image_is_opened_when_it_is_wanted():
+def test_lazy_image_is_opened():
     class Lazy:
         key = "lazy"
 

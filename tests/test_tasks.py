@@ -1,4 +1,4 @@
-"""Every task's prompt as a snapshot; what an instruction's tag may be; what [identify] takes."""
+"""Tasks: every prompt as a snapshot, tags of instructions, normalised phrases."""
 
 import random
 import re
@@ -31,7 +31,7 @@ EXAMPLES = {
 
 
 def _shown(sample: Sample, prompt: str = "llama2") -> str:
-    """The text around the image; what the loss is taken over stands between guillemets."""
+    """The text around the image; supervised text stands between guillemets."""
     marks = {"bos": "<BOS>", "eos": "<EOS>", "image": "<IMAGE>"}
     out = ""
     for s in segments(render(sample), PROMPT_TEMPLATES[prompt]):
@@ -51,21 +51,21 @@ def _snapshot() -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_prompts_are_those_of_the_snapshot():
+def test_prompts_match_the_snapshot():
     assert _snapshot() == GOLDEN.read_text()
     assert {e.task for e in EXAMPLES.values()} == set(TASKS)
 
 
-def test_every_wording_is_used_and_holds_what_is_asked():
-    for exchange in EXAMPLES.values():
-        sample, rng = Sample(None, (100, 100), (exchange,)), random.Random(0)
-        said = {render(sample, rng=rng)[0].pieces[0] for _ in range(300)}
-        assert len(said) == len(TASKS[exchange.task].wordings)
-        asked = exchange.question or (exchange.phrases[0].text if exchange.task in ("refer", "detection") else "")
-        assert all(asked in s and "{}" not in s and s.startswith(TASKS[exchange.task].tag) for s in said)
+def test_every_wording_is_sampled_and_contains_the_question():
+    for qa in EXAMPLES.values():
+        sample, rng = Sample(None, (100, 100), (qa,)), random.Random(0)
+        texts = {render(sample, rng=rng)[0].pieces[0] for _ in range(300)}
+        assert len(texts) == len(TASKS[qa.task].wordings)
+        asked = qa.question or (qa.phrases[0].text if qa.task in ("refer", "detection") else "")
+        assert all(asked in s and "{}" not in s and s.startswith(TASKS[qa.task].tag) for s in texts)
 
 
-def test_an_answer_with_too_few_places_for_its_phrases_is_no_sample():
+def test_answer_with_too_many_placeholders_raises():
     with pytest.raises(ValueError):
         render(Sample(None, (9, 9), (QuestionAnswer("grounding", (Phrase("a"),), answer="{} and {}"),)))
 
@@ -89,14 +89,13 @@ ASKED = "Based on the image, respond to this question with a short answer: who?"
         ("hateful_memes", "This is an image writting 'who?'. Is this image hateful? Answer yes or no. Answer:"),
     ],
 )
-def test_the_published_evaluation_asks_word_for_word(benchmark, expected):
-    """As it reaches the model: nothing is stripped, corrected or put before it."""
+def test_published_evaluation_prompts_are_verbatim(benchmark, expected):
+    """The text that the model gets: nothing is stripped, corrected or added."""
     asked = question_of(EVALUATION[benchmark].format("who?"))
     assert instruction_text(asked, (1, 1), "center", None) == expected
 
 
-def test_our_own_wordings_are_no_published_ones():
-    """Three benchmarks that the published evaluation does not have."""
+def test_benchmarks_without_a_published_prompt():
     published = {"refcoco", "okvqa", "gqa", "iconqa", "vizwiz", "vsr", "hateful_memes"}
     assert set(EVALUATION) - published == {"vqav2", "pope", "coco_caption"}
 
@@ -114,20 +113,20 @@ def test_our_own_wordings_are_no_published_ones():
         ("[1] is this a tag?", "chat", "[1] is this a tag?"),
     ],
 )
-def test_tags(instruction, task, words):
+def test_split_tag_returns_task_and_words(instruction, task, words):
     assert split_tag(instruction) == (task, words)
     asked = question_of(instruction)
     assert (asked.task, asked.question, asked.verbatim) == (task, words, True)
 
 
 @pytest.mark.parametrize(
-    "instruction, said",
+    "instruction, message",
     [
         ("", "empty"),
         (" \n", "empty"),
         ("[refre] ball", "Did you mean [refer]?"),
         ("[detect] ball", "Did you mean [detection]?"),
-        ("[xyzzy] ball", "Leave the tag away"),
+        ("[xyzzy] ball", "Omit the tag"),
         ("[chat] ball", "unknown"),
         ("[refer]", "has no words"),
         ("[refer] . !", "has no words"),
@@ -140,27 +139,27 @@ def test_tags(instruction, task, words):
         ("[identify] {<1><2><3>}", "does not continue"),
     ],
 )
-def test_wrong_instructions_are_told(instruction, said):
-    with pytest.raises(UserError, match=re.escape(said)) as caught:
+def test_invalid_instructions_raise_user_error(instruction, message):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         split_tag(instruction)
     assert all((caught.value.given, caught.value.allowed, caught.value.advice))
 
 
 @pytest.mark.parametrize("asked", ["Red Balloon", "red balloon.", "red   balloon", "RED\tballoon!", " red balloon, "])
 @pytest.mark.parametrize("task", ["refer", "detection"])
-def test_one_thing_is_one_question_however_it_is_typed(task, asked):
-    """Training renders it from a phrase or a wording of its own, chat and evaluation from what was typed."""
+def test_phrases_are_normalized_in_chat_and_training(task, asked):
+    """Training renders a phrase or a question of the data set, chat and evaluation render the user's text."""
     plain = f"[{task}] red balloon"
     trained = [QuestionAnswer(task, (Phrase(asked, (CAT,)),)), QuestionAnswer(task, (Phrase("x"),), question=asked)]
-    for exchange in (question_of(f"[{task}] {asked}"), *trained):
-        assert instruction_text(exchange, (9, 9), "round", None) == plain
-    assert question_of(f"[{task}] {asked}").question == asked.strip(), "what a box is called keeps what was typed"
+    for qa in (question_of(f"[{task}] {asked}"), *trained):
+        assert instruction_text(qa, (9, 9), "round", None) == plain
+    assert question_of(f"[{task}] {asked}").question == asked.strip(), "the phrase of a box keeps its spelling"
 
 
-def test_names_are_folded_where_they_stand_in_a_wording_or_a_list():
-    exchange = QuestionAnswer("refer", (Phrase("US flag.", (CAT,)),))
-    said = {instruction_text(exchange, (9, 9), "round", random.Random(n)) for n in range(99)}
-    assert said == {"[refer] " + w.replace("{}", "us flag") for w in TASKS["refer"].wordings}
+def test_phrases_are_lower_case_in_questions_only():
+    qa = QuestionAnswer("refer", (Phrase("US flag.", (CAT,)),))
+    texts = {instruction_text(qa, (9, 9), "round", random.Random(n)) for n in range(99)}
+    assert texts == {"[refer] " + w.replace("{}", "us flag") for w in TASKS["refer"].wordings}
     several = QuestionAnswer("detection", (Phrase("Cat", (CAT,)), Phrase("US flag")))
     turns = render(Sample(None, (100, 100), (several,)))
     assert turns[0].pieces == ("[detection] cat, us flag",)
@@ -178,13 +177,13 @@ def test_names_are_folded_where_they_stand_in_a_wording_or_a_list():
         "the biggest toilet they ' ve got !",
     ],
 )
-def test_published_expressions_are_asked_as_they_stand(words):
+def test_refcoco_expressions_stay_unchanged(words):
     text = EVALUATION["refcoco"].replace("{}", words)
     assert instruction_text(question_of(text), (1, 1), "center", None) == text
 
 
 @pytest.mark.parametrize("instruction", ["[vqa] Is it  NASA.", "Who is it,", "[identify] {<1><2><3><4>}."])
-def test_other_questions_stay_as_they_were_typed(instruction):
+def test_questions_of_other_tasks_stay_unchanged(instruction):
     assert instruction_text(question_of(instruction), (1, 1), "round", None) == instruction
 
 
@@ -193,7 +192,7 @@ TAGGED = st.tuples(st.sampled_from([*(f"[{k}]" for k in TASKS), "[", "]", "[x]",
 
 @settings(max_examples=150, deadline=None)
 @given(st.one_of(st.text(), TAGGED.map(" ".join)))
-def test_split_tag_raises_nothing_but_user_errors(instruction):
+def test_split_tag_raises_only_user_errors(instruction):
     try:
         task, words = split_tag(instruction)
     except UserError:

@@ -72,10 +72,12 @@ class DataConfig:
 
 
 class Mixture:
-    """`mixture[position] -> (number of the source, index of its record)`, for every position from 0 on.
+    """`mixture[position] -> (index of the source, index of its record)`, for every position from 0 on.
 
-    datasets: anything with a length. spans: the positions [from, to) at which each source is drawn from; to = None
-    means without end. Raises UserError for weights or data sets that cannot be drawn from.
+    datasets: only their lengths are used. weights: of the sources, relative to each other.
+    spans: the positions [first, end) at which each source may be drawn; end = None: without end. Default: all.
+
+    Raises UserError for an invalid weight, an empty data set, and positions without a source.
     """
 
     def __init__(
@@ -101,18 +103,18 @@ class Mixture:
                     "Check its options, or remove it.",
                 )
         self._edges = sorted({0, *(n for span in spans for n in span if n is not None)})  # where the weights change
-        self._shares = []  # for the positions from each edge on: [sources] cumulative weights
+        self._cumulative = []  # [sources] cumulative weights, for the positions from each edge on
         for edge in self._edges:
-            active = [w * (first <= edge and (to is None or edge < to)) for w, (first, to) in zip(weights, spans)]
-            self._shares.append(np.cumsum(active) if active else np.zeros(1))
-        for edge, shares in zip(self._edges, self._shares):
-            if not shares[-1] > 0 and (edge == 0 or edge != self._edges[-1]):  # after the last edge the run may be over
+            active = [w * (first <= edge and (end is None or edge < end)) for w, (first, end) in zip(weights, spans)]
+            self._cumulative.append(np.cumsum(active) if active else np.zeros(1))
+        for edge, cumulative in zip(self._edges, self._cumulative):
+            if not cumulative[-1] > 0 and (edge == 0 or edge != self._edges[-1]):  # the run may end at the last edge
                 raise UserError(
                     f"From sample {edge} on no source may be drawn from.",
                     "At every step at least one source must have a weight over 0.",
                     "Check weight, first_step and last_step of data.sources.",
                 )
-        self._before = [np.zeros(len(self.sizes), np.int64)]  # of each block: [sources] samples that precede it
+        self._before = [np.zeros(len(self.sizes), np.int64)]  # [sources] samples that precede each block
         self._blocks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._keys: dict[tuple[int, int], bytes] = {}
 
@@ -122,56 +124,59 @@ class Mixture:
         if source == _NOTHING:
             raise UserError(
                 f"At sample {position} no source may be drawn from any more.",
-                "All have ended with their last_step.",
-                "Train fewer steps, or let a source go on.",
+                "The last_step of every source is over.",
+                "Train fewer steps, or raise the last_step of a source.",
             )
         epoch, index = divmod(int(ordinals[position % BLOCK]), self.sizes[source])
         return source, shuffled(index, self.sizes[source], self._key(source, epoch))
 
     def counts(self, position: int) -> np.ndarray:
-        """[sources] how many samples of each source stand before this position."""
+        """[sources] number of samples of each source before this position."""
         block = position // BLOCK
         return self._counted(block) + self._count(self._sources(block)[: position % BLOCK])
 
-    def instead(self, position: int, attempt: int) -> tuple[int, int]:
-        """Another record of the same source, for one at this position that cannot be used; attempt: from 1 on."""
+    def replacement(self, position: int, attempt: int) -> tuple[int, int]:
+        """Another record of the same source, where the one at this position cannot be used. attempt: counted from 1."""
         source, _ = self[position]
         return source, _number(f"{self.seed} instead {position} {attempt}") % self.sizes[source]
 
     def _sources(self, block: int) -> np.ndarray:
-        """[BLOCK] the source of each position of the block."""
+        """[BLOCK] index of the source at each position of the block."""
         key = np.array([_number(f"{self.seed} sources"), 0], np.uint64)
         counter = np.array([0, block, 0, 0], np.uint64)
-        chance = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(BLOCK)
+        uniform = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(BLOCK)
         first, out = block * BLOCK, np.empty(BLOCK, np.int16)
         ends = [*self._edges[1:], None]
-        for edge, end, shares in zip(self._edges, ends, self._shares):
+        for edge, end, cumulative in zip(self._edges, ends, self._cumulative):
             start, stop = max(edge - first, 0), BLOCK if end is None else min(end - first, BLOCK)
             if start >= stop:
                 continue
-            if shares[-1] > 0:
-                last = int(np.searchsorted(shares, shares[-1]))  # the last source with a weight
-                drawn = np.searchsorted(shares, chance[start:stop] * shares[-1], side="right")
+            if cumulative[-1] > 0:
+                last = int(np.searchsorted(cumulative, cumulative[-1]))  # the last source with a weight
+                drawn = np.searchsorted(cumulative, uniform[start:stop] * cumulative[-1], side="right")
                 out[start:stop] = np.minimum(drawn, last)
             else:
                 out[start:stop] = _NOTHING
         return out
 
     def _count(self, sources: np.ndarray) -> np.ndarray:
+        """[sources] number of positions of each source."""
         return np.bincount(sources[sources != _NOTHING], minlength=len(self.sizes))
 
     def _counted(self, block: int) -> np.ndarray:
+        """[sources] number of samples of each source before the block."""
         while len(self._before) <= block:
             self._before.append(self._before[-1] + self._count(self._sources(len(self._before) - 1)))
         return self._before[block]
 
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """[BLOCK] source of each position, and how many samples of that source precede it. The last two are kept."""
+        """[BLOCK] source of each position, and number of samples of that source before it. The last two blocks are
+        cached."""
         if block not in self._blocks:
             sources, ordinals = self._sources(block), np.zeros(BLOCK, np.int64)
             for source, before in enumerate(self._counted(block)):
-                places = np.flatnonzero(sources == source)
-                ordinals[places] = before + np.arange(len(places))
+                positions = np.flatnonzero(sources == source)
+                ordinals[positions] = before + np.arange(len(positions))
             while len(self._blocks) > 1:
                 self._blocks.pop(next(iter(self._blocks)))
             self._blocks[block] = sources, ordinals
@@ -186,17 +191,17 @@ class Mixture:
 
 
 def shuffled(index: int, size: int, key: bytes) -> int:
-    """Where the permutation of 0..size-1 that belongs to the key puts this index.
+    """The image of an index under a random permutation of 0..size-1; the key selects the permutation.
 
-    A Feistel network over the next power of four, walked on until it falls inside: nothing is stored, so that a source
-    of 20 million records costs no memory.
+    A Feistel network over the next power of four, applied until the result is below size. It stores nothing, so a
+    source of 20 million records costs no memory.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
     while True:
         left, right = index >> half, index & mask
-        for turn in range(FEISTEL_ROUNDS):
-            noise = blake2b(right.to_bytes(8, "little") + bytes([turn]), key=key, digest_size=8).digest()
+        for number in range(FEISTEL_ROUNDS):
+            noise = blake2b(right.to_bytes(8, "little") + bytes([number]), key=key, digest_size=8).digest()
             left, right = right, left ^ (int.from_bytes(noise, "little") & mask)
         index = left << half | right
         if index < size:
@@ -212,12 +217,16 @@ def _number(words: str) -> int:
 
 
 def open_mixture(data: DataConfig, seed: int, samples_per_step: int) -> tuple[list[Dataset], Mixture]:
-    """The data sets of a config, opened, and their mixture. samples_per_step: of all ranks together, so that first_step
-    and last_step become positions. Sources that differ only in when they are drawn from share one data set."""
+    """Open the data sets of a config: one for each source, in order, and their mixture.
+
+    samples_per_step: of all ranks together; it turns first_step and last_step into positions. Sources with the same
+    name and options share one data set. Raises UserError for a config, a file or an option that is invalid, and for a
+    source without records or with too many that its reader dropped.
+    """
     if not data.sources:
         raise UserError(
             "data.sources is empty.",
-            "It lists what is trained on: name, weight and options of each source.",
+            "It lists the training data: name, weight and options of each source.",
             "minigptv2 train --help lists recipes to copy from.",
         )
     opened: dict[str, Dataset] = {}
@@ -225,19 +234,19 @@ def open_mixture(data: DataConfig, seed: int, samples_per_step: int) -> tuple[li
         if source.first_step < 0 or (source.last_step is not None and source.last_step < source.first_step):
             raise UserError(
                 f"The source {source.name!r} has first_step {source.first_step} and last_step {source.last_step}.",
-                "Steps are counted from 0, and the last one does not come before the first.",
+                "Steps are counted from 0, and last_step is not less than first_step.",
                 "Correct them.",
             )
-        which = repr((source.name, source.options))
-        if which not in opened:
-            opened[which] = open_dataset(source.name, source.options)
-            if not len(opened[which]):
+        key = repr((source.name, source.options))
+        if key not in opened:
+            opened[key] = open_dataset(source.name, source.options)
+            if not len(opened[key]):
                 raise UserError(
                     f"The source {source.name!r} has no records.",
-                    "; ".join(opened[which].problems.lines()) or "Nothing was left out as wrong.",
+                    "; ".join(opened[key].problems.lines()) or "Its reader dropped none.",
                     f"Check its options: {source.options}.",
                 )
-            _judge(source.name, opened[which], data.max_failure_rate)
+            _check_dropped(source.name, opened[key], data.max_failure_rate)
     datasets = [opened[repr((s.name, s.options))] for s in data.sources]
     spans = [
         (s.first_step * samples_per_step, None if s.last_step is None else (s.last_step + 1) * samples_per_step)
@@ -246,8 +255,8 @@ def open_mixture(data: DataConfig, seed: int, samples_per_step: int) -> tuple[li
     return datasets, Mixture(datasets, [s.weight for s in data.sources], seed, spans)
 
 
-def _judge(name: str, dataset: Dataset, limit: float) -> None:
-    """Raise UserError where the reader dropped more than this share of what it looked at."""
+def _check_dropped(name: str, dataset: Dataset, limit: float) -> None:
+    """Raises UserError if the reader dropped more than this fraction of the records, annotations or other units."""
     for unit, dropped, seen in dataset.problems.shares(len(dataset)):
         if dropped > limit * seen:
             raise UserError(

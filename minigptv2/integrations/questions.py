@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from minigptv2.api import MAX_NEW_TOKENS
 from minigptv2.errors import UserError
 from minigptv2.sample import Sample
 from minigptv2.tasks import EVALUATION, TASKS, question_of, render
@@ -30,7 +31,7 @@ class Asker:
         quantize: str | None = None,
         prompt: str = "vqa",
         several: str = "refuse",
-        max_new_tokens: int | str = 300,
+        max_new_tokens: int | str = MAX_NEW_TOKENS,
         model: Any = None,
     ):
         from minigptv2.api import MiniGPTv2

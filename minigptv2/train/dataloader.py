@@ -1,9 +1,9 @@
-"""The mixture as batches: records are read, worded and encoded, their images decoded, in as many workers as wanted.
+"""The data loader: micro-batches of the mixture. Worker processes read, render and encode records and decode images.
 
-Micro number m of rank r holds the positions start + m * batch * world + r + world * k of the mixture, k < batch: what
-the ranks see together does not depend on how many they are, and what one sees does not depend on its workers.
+Micro-batch m of rank r holds the positions start + m * batch * world + r + world * k of the mixture, for k < batch. So
+the samples of all ranks together do not depend on the number of ranks, nor those of a rank on its number of workers.
 
-Shapes: P images of a micro, H = W pixels of the squashed image, N patches, C channels of the tower.
+Shapes: P images of a micro-batch, H = W pixels of the resized image, N patches, C channels of the vision tower.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ from minigptv2.train.attention_supervision import Targets
 from minigptv2.train.distributed import ignore_sigterm_in_worker
 from minigptv2.train.feature_cache import FeatureCache
 
-ATTEMPTS = 20  # records of one source that are tried for one position
+ATTEMPTS = 20  # records of one source that are tried for one position of the mixture
 _EXAMPLES = 3
 
 
 @dataclass
 class MicroBatch:
-    """What one forward takes. batch: its pixels are still bytes, [P, H, W, 3] uint8, its features [P, N, C] float16;
-    use `on(device)`. samples: rows in it. supervised: tokens with a loss. failures: "name: reason" of every record
-    that could not be used, and that another one stands in for. dropped_turns: of long conversations, that the context
-    had no room for."""
+    """The input of one forward pass, and what it is made of.
+
+    batch: with pixels, [P, H, W, 3] uint8, or features, [P, N, C] float16, on the CPU; use `on(device)`.
+    samples: records in it. supervised: number of tokens with a loss.
+    failures: "name: reason" of every record that could not be used; another record replaces it.
+    dropped_turns: turns of long conversations that did not fit the context.
+    """
 
     batch: Batch
     samples: int
@@ -46,7 +49,7 @@ class MicroBatch:
     dropped_turns: int = 0
 
     def on(self, device: torch.device | str) -> Batch:
-        """The batch on this device, its pixels normalised there to [P, 3, H, W] float32."""
+        """The batch on this device, with pixels normalised to [P, 3, H, W] float32."""
         batch = self.batch.to(device)
         if batch.pixels is not None:
             batch.pixels = normalize(batch.pixels)
@@ -54,20 +57,23 @@ class MicroBatch:
 
 
 class Failures:
-    """Counts what could not be used. `add` raises UserError, with the first examples, once their share of all records
-    tried is over `limit`, but not before `least` samples."""
+    """Counts the records that could not be used.
 
-    def __init__(self, limit: float, least: int):
-        self.limit, self.least = limit, least
+    limit: maximum fraction of the records tried, 0..1. min_samples: samples before the fraction is checked.
+    """
+
+    def __init__(self, limit: float, min_samples: int):
+        self.limit, self.min_samples = limit, min_samples
         self.samples = self.count = 0
         self.examples: list[str] = []
 
     def add(self, samples: int, failures: Sequence[str]) -> None:
+        """Count a micro-batch. Raises UserError, with the first failures, if the fraction is over the limit."""
         self.samples += samples
         self.count += len(failures)
         self.examples += failures[: _EXAMPLES - len(self.examples)]
         tried = self.samples + self.count
-        if self.samples >= self.least and self.count > self.limit * tried:
+        if self.samples >= self.min_samples and self.count > self.limit * tried:
             raise UserError(
                 f"{self.count} of {tried} records could not be used: {'; '.join(self.examples)}"
                 + ("; ..." if self.count > len(self.examples) else "."),
@@ -94,20 +100,28 @@ def open_dataloader(
     opened: tuple[list[Dataset], Mixture] | None = None,
     targets: Targets | None = None,
 ) -> Iterator[MicroBatch]:
-    """An endless stream of micros of `batch` samples each, for this rank of `world`.
+    """An endless iterator over the micro-batches of one rank.
 
-    samples_per_step: of all ranks and micros of one optimizer step, batch * world * micros a step; it places first_step
-    and last_step of the sources. start: position of the mixture, samples that all ranks together have had. pack: rows
-    as one (`encode.pack`) instead of padded. cache: features in place of pixels; no image is opened then. opened:
-    what `open_mixture` gave for the same data, seed and samples_per_step, where the caller has it already. targets:
-    marks in the rows where their tokens should look; of use with `pack` alone.
+    data: the sources and their options. encoder: of the model. coding: how boxes are rounded; see `boxes`.
+    image_size: side in pixels of the square that images are resized to.
+    seed: of the order of the records, of their wordings and of the questions about generated scenes.
+    batch: samples in a micro-batch.
+    samples_per_step: of all ranks in one optimizer step, batch * world * (micro-batches in a step). It turns first_step
+        and last_step of the sources into positions of the mixture.
+    start: position of the mixture to begin at: the number of samples that all ranks together have had.
+    rank, world: this process and the number of training processes.
+    workers: processes that read ahead; 0: this process reads.
+    pack: all rows as one (`encode.pack`); False: padded rows.
+    cache: gives features in place of pixels; no image is opened then.
+    opened: the result of `open_mixture` for the same data, seed and samples_per_step, where the caller has it already.
+    targets: marks the targets of attention supervision in the rows; needs `pack`.
 
-    Raises UserError at once for a config that cannot work, and later where too many records cannot be used (`Failures`
-    is kept here; the caller need only log `MicroBatch.failures`).
+    Raises UserError at once for an invalid config. The iterator raises UserError when too many records cannot be used;
+    the caller only has to log `MicroBatch.failures`.
     """
     datasets, mixture = opened or open_mixture(data, seed, samples_per_step)
-    mixture.counts(start)  # here, so that no worker has to
-    micros = _Micros(
+    mixture.counts(start)  # computed once here and copied to the workers
+    micro_batches = _MicroBatches(
         [s.name for s in data.sources],
         datasets,
         mixture,
@@ -124,11 +138,14 @@ def open_dataloader(
         cache,
         targets,
     )
-    return _told(micros, workers, Failures(data.max_failure_rate, data.min_samples_before_check))
+    return _iterate(micro_batches, workers, Failures(data.max_failure_rate, data.min_samples_before_check))
 
 
 def encode_sample(sample: Sample, encoder: PromptEncoder, coding: BoxRounding, rng: random.Random) -> EncodedRow:
-    """The sample worded and encoded. Raises UserError where it is too long or nothing of it can be learned."""
+    """The sample rendered as text and encoded. Raises UserError if it is too long or has no supervised token.
+
+    coding: how boxes are rounded. rng: samples the wordings and references.
+    """
     turns = render(sample, coding, rng)
     if not any(turn.role == "assistant" for turn in turns):
         raise UserError("It has no answer.", "A sample to learn from has a question and an answer.", "Leave it out.")
@@ -138,32 +155,34 @@ def encode_sample(sample: Sample, encoder: PromptEncoder, coding: BoxRounding, r
     return row
 
 
-def _told(micros: _Micros, workers: int, failures: Failures) -> Iterator[MicroBatch]:
-    """The micros, in order whatever the number of workers; what a worker raised is raised here."""
+def _iterate(micro_batches: _MicroBatches, workers: int, failures: Failures) -> Iterator[MicroBatch]:
+    """The micro-batches, in the same order for any number of workers. A UserError of a worker is raised here."""
     loader = torch.utils.data.DataLoader(
-        micros,
+        micro_batches,
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         worker_init_fn=ignore_sigterm_in_worker,
-        generator=torch.Generator(),  # else opening it would draw from the generator that dropout uses
+        generator=torch.Generator(),  # by default it draws a seed from the global generator, which dropout uses
     )
-    for micro in loader:
-        if isinstance(micro, _Stopped):
-            raise UserError(*micro.parts)
-        failures.add(micro.samples, micro.failures)
-        yield micro
+    for micro_batch in loader:
+        if isinstance(micro_batch, _WorkerError):
+            raise UserError(*micro_batch.parts)
+        failures.add(micro_batch.samples, micro_batch.failures)
+        yield micro_batch
 
 
 @dataclass
-class _Stopped:
-    """A UserError on its way out of a worker: an exception loses its parts there."""
+class _WorkerError:
+    """The three parts of a worker's UserError. The DataLoader would raise an exception without them."""
 
     parts: tuple[str, str, str]
 
 
 @dataclass
-class _Micros(torch.utils.data.IterableDataset):
+class _MicroBatches(torch.utils.data.IterableDataset):
+    """The micro-batches of one worker: every num_workers-th of its rank. Fields: see `open_dataloader`."""
+
     names: list[str]
     datasets: list[Dataset]
     mixture: Mixture
@@ -180,22 +199,22 @@ class _Micros(torch.utils.data.IterableDataset):
     cache: FeatureCache | None
     targets: Targets | None
 
-    def __iter__(self) -> Iterator[MicroBatch | _Stopped]:
+    def __iter__(self) -> Iterator[MicroBatch | _WorkerError]:
         worker = torch.utils.data.get_worker_info()
         number, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         while True:
             try:
-                yield self._micro(number)
+                yield self._micro_batch(number)
             except UserError as error:
-                yield _Stopped((error.given, error.allowed, error.advice))
+                yield _WorkerError((error.given, error.allowed, error.advice))
                 return
             number += stride
 
-    def _micro(self, number: int) -> MicroBatch:
+    def _micro_batch(self, number: int) -> MicroBatch:
         first = self.start + number * self.batch * self.world + self.rank
         failures: list[str] = []
-        found = [self._row(first + self.world * k, failures) for k in range(self.batch)]
-        rows, images = [row for row, _ in found], [p for _, images in found for p in images]
+        encoded = [self._row(first + self.world * k, failures) for k in range(self.batch)]
+        rows, images = [row for row, _ in encoded], [image for _, images in encoded for image in images]
         batch = packed(rows) if self.pack else collate(rows)
         if images and self.cache is not None:
             batch.features = torch.stack(images)
@@ -205,9 +224,10 @@ class _Micros(torch.utils.data.IterableDataset):
         return MicroBatch(batch, len(rows), supervised, failures, dropped)
 
     def _row(self, position: int, failures: list[str]) -> tuple[EncodedRow, list]:
-        """The row of this position and its images, or those of another record where they cannot be used."""
+        """The row at a position of the mixture, and its images. A record that cannot be used is added to `failures`,
+        and another of the same source replaces it."""
         for attempt in range(ATTEMPTS):
-            source, index = self.mixture.instead(position, attempt) if attempt else self.mixture[position]
+            source, index = self.mixture.replacement(position, attempt) if attempt else self.mixture[position]
             dataset, name = self.datasets[source], f"{self.names[source]} {index}"
             rng = random.Random(f"{self.seed}/{position}/{attempt}")
             try:

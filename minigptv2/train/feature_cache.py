@@ -1,7 +1,9 @@
-"""Features of the frozen tower for the images of any source, written to disk once and read in place of the images.
+"""A cache on disk of the frozen vision tower's features, for the images of any source.
 
-A folder: about.json says which tower made it; each shard is NAME.npy, [n, N, C] float16, and NAME.json, written last,
-with the keys of its images, those that could not be read, and a checksum. N: patches, C: channels of the tower.
+Its folder holds about.json, which identifies the tower, and shards. A shard is NAME.npy, [n, N, C] float16, and
+NAME.json, which is written last: the keys of its n images, those that could not be read, and a checksum.
+
+Shapes: N patches, C channels of the tower.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ from minigptv2.model.vision import VisionTower
 from minigptv2.train.precision import best_dtype, call_in_dtype
 
 ABOUT = "about.json"
-FORMAT = 1  # of the folder
-ABANDONED = 3600  # seconds after which such a file is what a killed build left
-STALLED = 3600  # seconds without a new shard after which other processes are no longer waited for
+FORMAT = 1  # version of the folder's layout
+ABANDONED = 3600  # seconds; older temporary files are left over from a killed build
+STALLED = 3600  # seconds without a new shard from other processes before the build gives up
 
 
 @dataclass
@@ -49,7 +51,8 @@ class CacheConfig:
 
 @dataclass
 class Shard:
-    """What NAME.json says. keys: of the images, row by row; unreadable: key -> why; checksum: of NAME.npy."""
+    """The contents of NAME.json. keys: of the images, in the order of the rows. unreadable: key of an image -> reason.
+    checksum: of NAME.npy."""
 
     name: str
     keys: list[str]
@@ -58,51 +61,52 @@ class Shard:
 
 
 class FeatureCache:
-    """An open cache, which `build_cache` returns."""
+    """An open cache; `build_cache` returns it."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard] = ()):
         self.folder = folder
         self._names: list[str] = []
-        self._places: dict[str, tuple[int, int]] = {}  # key -> shard, row
+        self._rows: dict[str, tuple[int, int]] = {}  # key -> index of the shard, row in it
         self._unreadable: dict[str, str] = {}
         self._open: dict[int, np.ndarray] = {}
         for shard in shards:
             self._add(shard)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._places or key in self._unreadable
+        return key in self._rows or key in self._unreadable
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._rows)
 
     def __getitem__(self, image: Any) -> torch.Tensor:
-        """[N, C] float16 of an image as `Sample.image` gives it. Raises UserError where it could not be read."""
+        """[N, C] float16, the features of an image of a `Sample`. Raises UserError if it could not be read."""
         key = image_key(image)
-        if key not in self._places:
+        if key not in self._rows:
             raise UserError(
                 self._unreadable.get(key, f"{key} is not in the feature cache {self.folder}."),
-                "The cache is built when a run begins, from the images that are there then.",
-                "Begin the run again.",
+                "The cache is built when a run starts, from the images that exist then.",
+                "Start the run again.",
             )
-        shard, row = self._places[key]
+        shard, row = self._rows[key]
         if shard not in self._open:
             self._open[shard] = np.load(self.folder / f"{self._names[shard]}.npy", mmap_mode="r")
         return torch.from_numpy(self._open[shard][row].copy())
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open memory maps: each worker process opens its own."""
         return {**vars(self), "_open": {}}
 
     def _add(self, shard: Shard) -> None:
         if shard.name not in self._names:
             self._names.append(shard.name)
-            self._places |= {key: (len(self._names) - 1, row) for row, key in enumerate(shard.keys)}
+            self._rows |= {key: (len(self._names) - 1, row) for row, key in enumerate(shard.keys)}
             self._unreadable |= shard.unreadable
 
 
 def image_key(image: Any) -> str:
-    """What names an image in the cache: another image, another key.
+    """The key of an image in the cache; different images have different keys.
 
-    A file is its path, its size and when it was written, so that one that was replaced is computed anew.
+    A file's key is its path, size and modification time, so that the features of a replaced file are computed again.
     """
     if isinstance(image, str | os.PathLike):
         try:
@@ -117,7 +121,7 @@ def image_key(image: Any) -> str:
 
 
 def fingerprint(tower: VisionTower) -> str:
-    """Of the tower's shape and of its weights as they are stored, so that a saved tower is known again."""
+    """A hash of the tower's config and of its weights in float16, in which they are saved."""
     made = blake2b(json.dumps(vars(tower.config), default=str, sort_keys=True).encode(), digest_size=16)
     for name, tensor in sorted(tower.state_dict().items()):
         if tensor.is_floating_point():
@@ -140,48 +144,53 @@ def build_cache(
     fast_decode: bool = False,
     batch: int = 32,
 ) -> FeatureCache:
-    """The features of every image of these data sets; what the folder lacks is computed first, with its rate and ETA.
+    """The features of every image of these data sets; those that the folder lacks are computed first.
 
-    Ranks share the work, through a folder that all of them see, and return when the cache is complete; a killed build
-    goes on with the next shard. Two runs do not build one folder at once: the second waits, and computes what the first
-    did not. A damaged shard is reported and made anew. dtype: of the tower's products, as in
-    training; if not given, what this device multiplies fastest. Raises UserError for a folder that another tower wrote.
+    datasets: every image of each is cached, once.
+    device, dtype: of the tower's products, as in training; default: the dtype that the device multiplies fastest.
+    workers: processes that decode images. batch: images in a forward pass of the tower.
+    rank, world: ranks divide the work through a folder that all of them see, and return when the cache is complete.
+    fast_decode: as `DataConfig.fast_decode`.
+
+    A killed build resumes with the next shard. A second run that builds the same folder waits for the first, and
+    computes the features that are still missing. A damaged shard is reported and computed again.
+
+    Raises UserError for a folder that another tower or other settings wrote.
     """
     folder = Path(config.dir)
-    _begin(folder, tower, fast_decode)
-    cache = FeatureCache(folder, _sound(folder, config.verify))
-    wanted = _images(datasets)
-    own = {k: v for k, v in wanted.items() if _owner(k, world) == rank}
+    _open_folder(folder, tower, fast_decode)
+    cache = FeatureCache(folder, _intact_shards(folder, config.verify))
+    images = _images(datasets)
+    own = {k: v for k, v in images.items() if _owner(k, world) == rank}
     rows = max(1, config.shard_megabytes * 2**20 // (2 * tower.patches * tower.width))
     tower, dtype = tower.eval().to(device), dtype or best_dtype(torch.device(device))
-    building = rank == 0 and any(key not in cache for key in wanted)
+    building = rank == 0 and any(key not in cache for key in images)
     with file_lock(folder, "build of a feature cache", wait=True) if building else nullcontext():
-        for shard in _sound(folder, verify=False):  # also what another run built while this one waited for it
+        for shard in _intact_shards(folder, verify=False):  # also those of the run that this one waited for
             cache._add(shard)
         waiting, since = None, time.time()
-        while missing := [key for key in wanted if key not in cache]:
-            todo = [key for key in missing if key in own]
+        while missing := [key for key in images if key not in cache]:
+            todo = {key: own[key] for key in missing if key in own}
             if todo:
-                images = {key: own[key] for key in todo}
-                _compute(folder, tower, images, rows, batch, workers, fast_decode, device, dtype)
+                _compute(folder, tower, todo, rows, batch, workers, fast_decode, device, dtype)
             elif len(missing) != waiting:
                 waiting, since = len(missing), time.time()
                 print(f"feature cache: waiting for {waiting} images of other processes", flush=True)
             elif time.time() - since > STALLED:
                 raise UserError(
-                    f"{folder} still lacks {waiting} images that other processes were to compute.",
+                    f"{folder} still lacks {waiting} images that other processes should compute.",
                     f"None was added for {STALLED // 60} minutes. All processes must see the same folder.",
-                    "Look into their output, and begin the run again: what is there is kept.",
+                    "Look at their output, and start the run again: finished shards are kept.",
                 )
             if not todo:
                 time.sleep(1)
-            for shard in _sound(folder, verify=False):
+            for shard in _intact_shards(folder, verify=False):
                 cache._add(shard)
     return cache
 
 
-def _begin(folder: Path, tower: VisionTower, fast_decode: bool) -> None:
-    """Write what the folder's features are of, or compare with it."""
+def _open_folder(folder: Path, tower: VisionTower, fast_decode: bool) -> None:
+    """Create the folder with about.json. Raises UserError if the folder exists and its about.json differs."""
     about = {
         "format": FORMAT,
         "tower": fingerprint(tower),
@@ -193,12 +202,12 @@ def _begin(folder: Path, tower: VisionTower, fast_decode: bool) -> None:
     file = folder / ABOUT
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
+        _remove_abandoned(folder)
         if not file.exists():
             if any(folder.glob("*.npy")):
                 raise UserError(
                     f"{folder} holds .npy files, but no {ABOUT}.",
-                    "It is not a folder that a feature cache made.",
+                    "It is not the folder of a feature cache.",
                     "Choose another with cache.dir=...",
                 )
             _write(file, json.dumps(about, indent=2).encode())
@@ -207,31 +216,31 @@ def _begin(folder: Path, tower: VisionTower, fast_decode: bool) -> None:
         raise UserError(
             f"The feature cache {folder} cannot be written: {error}",
             "It needs a writable folder.",
-            "Choose another with cache.dir=..., or leave it away.",
+            "Choose another with cache.dir=..., or omit it.",
         ) from error
     except ValueError:
         found = {}
     if found != about:
-        other = [k for k in about if found.get(k) != about[k]] if isinstance(found, dict) else [ABOUT]
+        differing = [k for k in about if found.get(k) != about[k]] if isinstance(found, dict) else [ABOUT]
         raise UserError(
-            f"{folder} holds features of another tower or of other settings: {', '.join(other)} differs.",
-            "Features can only be read by a run with the tower that wrote them.",
+            f"{folder} holds features of another tower or of other settings: {', '.join(differing)} differs.",
+            "A run can only read features of its own tower and settings.",
             "Delete the folder, or choose another with cache.dir=...",
         )
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what a killed build left half written."""
-    for left in folder.glob(f"*{TMP_SUFFIX}"):
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files of killed builds."""
+    for temporary in folder.glob(f"*{TMP_SUFFIX}"):
         try:
-            if time.time() - left.stat().st_mtime > ABANDONED:
-                left.unlink()
+            if time.time() - temporary.stat().st_mtime > ABANDONED:
+                temporary.unlink()
         except FileNotFoundError:
-            continue  # another process has just finished it, or removed it
+            continue  # another process has just renamed or removed it
 
 
 def _images(datasets: Sequence[Dataset]) -> dict[str, Any]:
-    """Every image of the data sets once: key -> image."""
+    """Key -> image, for every image of the data sets."""
     found: dict[str, Any] = {}
     for dataset in {id(d): d for d in datasets}.values():
         open_record = getattr(dataset, "image", None) or (lambda i, d=dataset: d[i].image)
@@ -239,34 +248,37 @@ def _images(datasets: Sequence[Dataset]) -> dict[str, Any]:
             try:
                 image = open_record(index)
             except UserError:
-                continue  # training meets it again, counts it and says so
+                continue  # training reads it again, counts and reports it
             if image is not None:
                 found.setdefault(image_key(image), image)
     return found
 
 
 def _owner(key: str, world: int) -> int:
-    """The rank that computes this image, whenever the ranks begin and whatever is there already."""
+    """The rank that computes this image: a function of the key alone, so that the ranks need not agree."""
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "little") % world
 
 
 # ---- shards ----
 
 
-def _sound(folder: Path, verify: bool) -> Iterator[Shard]:
-    """The shards of the folder. A damaged one is reported and removed, so that it is made anew."""
+def _intact_shards(folder: Path, verify: bool) -> Iterator[Shard]:
+    """The shards of the folder. A damaged one is reported and removed, so that it is computed again.
+
+    verify: also compare the checksum.
+    """
     for file in sorted(folder.glob("*.json")):
         if file.name == ABOUT:
             continue
         data = file.with_suffix(".npy")
         try:
             shard = Shard(name=file.stem, **json.loads(file.read_text()))
-            good = data.is_file() and (not verify or shard.checksum == _checksum(data))
+            intact = data.is_file() and (not verify or shard.checksum == _checksum(data))
         except FileNotFoundError:
             continue  # another process has just removed it
         except (ValueError, TypeError):
-            good = False
-        if good:
+            intact = False
+        if intact:
             yield shard
         else:
             print(f"feature cache: {data} is damaged; its images are computed again", flush=True)
@@ -275,11 +287,11 @@ def _sound(folder: Path, verify: bool) -> Iterator[Shard]:
 
 
 def _checksum(file: Path) -> str:
-    made = blake2b(digest_size=16)
+    digest = blake2b(digest_size=16)
     with open(file, "rb") as data:
         while part := data.read(1 << 22):
-            made.update(part)
-    return made.hexdigest()
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _write(file: Path, data: bytes | np.ndarray) -> None:
@@ -288,7 +300,7 @@ def _write(file: Path, data: bytes | np.ndarray) -> None:
 
 
 class _Decoded(torch.utils.data.Dataset):
-    """Number -> (number, [H, W, 3] uint8) or (number, why it cannot be read)."""
+    """Index -> (index, [size, size, 3] uint8), or (index, reason) of an image that cannot be read."""
 
     def __init__(self, images: list[Any], size: int, fast: bool):
         self.images, self.size, self.fast = images, size, fast
@@ -314,7 +326,7 @@ def _compute(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> None:
-    """Compute and write the features of these images, `rows` a shard."""
+    """Compute the features of these images and write them, `rows` images in a shard."""
     from tqdm import tqdm
 
     keys = list(images)
@@ -325,8 +337,8 @@ def _compute(
         collate_fn=list,
         generator=torch.Generator(),
     )
-    done: list[np.ndarray] = []  # features of the shard to come, [N, C] each
-    named: list[str] = []
+    computed: list[np.ndarray] = []  # features of the next shard, [N, C] each
+    computed_keys: list[str] = []
     unreadable: dict[str, str] = {}
     with tqdm(total=len(keys), desc="feature cache", unit=" images") as bar, torch.inference_mode():
         for group in loaded:
@@ -335,14 +347,14 @@ def _compute(
             if good:
                 pixels = normalize(torch.from_numpy(np.stack([image for _, image in good])).to(device))
                 features = to_cache_dtype(call_in_dtype(tower, dtype, pixels)).cpu().numpy()  # [B, N, C]
-                named += [key for key, _ in good]
-                done += list(features)
+                computed_keys += [key for key, _ in good]
+                computed += list(features)
             bar.update(len(group))
-            while len(done) >= rows:
-                _write_shard(folder, named[:rows], done[:rows], unreadable)
-                named, done, unreadable = named[rows:], done[rows:], {}
-    if named or unreadable:
-        _write_shard(folder, named, done, unreadable)
+            while len(computed) >= rows:
+                _write_shard(folder, computed_keys[:rows], computed[:rows], unreadable)
+                computed_keys, computed, unreadable = computed_keys[rows:], computed[rows:], {}
+    if computed_keys or unreadable:
+        _write_shard(folder, computed_keys, computed, unreadable)
 
 
 def _write_shard(folder: Path, keys: list[str], features: list[np.ndarray], unreadable: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
-"""Muon: the momentum of each matrix, made orthogonal, is its update (arXiv 2502.16982).
+"""Muon: the update of each matrix is its orthogonalised momentum (arXiv 2502.16982).
 
-torch has it too, but computes in bfloat16 whatever the machine: on a CPU that does not multiply it that takes longer
-than the rest of a training step together. Here products are computed in what the machine multiplies fastest.
+torch.optim.Muon always computes in bfloat16. On a CPU without bfloat16 arithmetic that takes longer than the rest of a
+training step. Here the dtype is the one that the device multiplies fastest.
 """
 
 import torch
@@ -14,37 +14,40 @@ NEWTON_SCHULZ_STEPS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights of two or more dimensions; a convolution's [out, in, height, width] counts as the matrix
-    [out, in * height * width]. The update has the root mean square of AdamW's, .2, times the group's `scale`, so that
-    all take one lr. Processes, whose gradients must be the same, share the work: each makes every so manieth matrix
-    orthogonal."""
+    """For weights of two or more dimensions. A convolution [out, in, height, width] is the matrix [out, in * height *
+    width].
+
+    Updates are scaled to a root mean square of 0.2, as AdamW's, times the `scale` of the parameter group, so that Muon
+    and AdamW use the same lr. With several processes, whose gradients must be equal, rank r orthogonalises every
+    world_size-th matrix, and the results are summed over the ranks.
+    """
 
     def __init__(self, params, lr: float, weight_decay: float):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "scale": 1.0})
 
     @torch.no_grad()
     def step(self) -> None:
-        moved = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        aims = []
-        for p, _ in moved:
+        params = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        updates = []
+        for p, _ in params:
             state = self.state[p]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(p)
             momentum = state["momentum_buffer"].lerp_(p.grad, 1 - MOMENTUM)
-            aims.append(p.grad.lerp(momentum, MOMENTUM).flatten(1))  # Nesterov's
-        for (p, group), update in zip(moved, _all_orthogonal(aims)):
-            rate = group["lr"] * group["scale"]
-            p.mul_(1 - rate * group["weight_decay"])
-            p.add_(update.view(p.shape), alpha=-rate * 0.2 * max(update.shape) ** 0.5)
+            updates.append(p.grad.lerp(momentum, MOMENTUM).flatten(1))  # Nesterov momentum
+        for (p, group), update in zip(params, _orthogonalize_all(updates)):
+            lr = group["lr"] * group["scale"]
+            p.mul_(1 - lr * group["weight_decay"])
+            p.add_(update.view(p.shape), alpha=-lr * 0.2 * max(update.shape) ** 0.5)
 
 
-def _all_orthogonal(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
-    """`orthogonal` of each, in every process."""
-    shared = torch.distributed.is_available() and torch.distributed.is_initialized()
-    rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if shared else (0, 1)
+def _orthogonalize_all(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
+    """`orthogonal` of each matrix. The work is divided among the ranks; every rank gets all results."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
     for i, matrix in enumerate(matrices):
-        own = i % world == rank
-        matrices[i] = orthogonal(matrix, best_dtype(matrix.device)) if own else torch.zeros_like(matrix)
+        mine = i % world == rank
+        matrices[i] = orthogonal(matrix, best_dtype(matrix.device)) if mine else torch.zeros_like(matrix)
     if world == 1 or not matrices:
         return matrices
     flat = torch.cat([m.flatten() for m in matrices])
@@ -53,9 +56,12 @@ def _all_orthogonal(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def orthogonal(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[M, N] -> [M, N] with the same singular vectors and singular values between about .7 and 1.2."""
+    """[M, N] -> [M, N] with the same singular vectors and with singular values of about 0.7 to 1.2.
+
+    Newton-Schulz iteration, computed in `dtype`; the result has the matrix's dtype.
+    """
     x = matrix.to(dtype)
-    x = x.T if x.shape[0] > x.shape[1] else x  # the smaller Gram matrix
+    x = x.T if x.shape[0] > x.shape[1] else x  # at most as tall as wide, for the smaller Gram matrix
     x = x / x.norm().clamp(min=1e-7)
     a, b, c = NEWTON_SCHULZ
     for _ in range(NEWTON_SCHULZ_STEPS):

@@ -1,4 +1,4 @@
-"""Weights that are trained stay in float32 and are computed with in bfloat16."""
+"""Mixed precision: trainable weights stay in float32; products are computed in bfloat16."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from minigptv2.model.meta_init import stays_float32
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where it is multiplied faster than float32 (GPUs, CPUs with AMX or AVX512-BF16), else float32."""
+    """bfloat16 where the device multiplies it faster than float32 (GPU, CPU with AMX or AVX512-BF16), else float32."""
     if device.type == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
     return torch.float32
 
 
 def call_in_dtype(module: nn.Module, dtype: torch.dtype, *args, **kwargs):
-    """`module(*args, **kwargs)` computed in `dtype`, with gradients that reach the float32 weights.
+    """`module(*args, **kwargs)` computed in `dtype`, with gradients for the float32 weights.
 
-    Cheaper than autocast on a CPU: each weight is cast once a step and activations are never cast back and forth.
-    Batch norms keep float32 weights. What is computed anew in the backward pass (gradient
-    checkpointing) would find the float32 weights: there autocast is the way.
+    Weights and floating-point arguments are cast to `dtype`; batch norms keep float32 weights. On a CPU this is cheaper
+    than autocast: each weight is cast once a step, and activations are not cast at each operation. Not for gradient
+    checkpointing, whose second forward pass would use the float32 weights: use `autocast` there.
     """
     if dtype == torch.float32:
         return module(*args, **kwargs)
@@ -42,6 +42,6 @@ def call_in_dtype(module: nn.Module, dtype: torch.dtype, *args, **kwargs):
 
 
 def autocast(device: torch.device, dtype: torch.dtype):
-    """A context in which products are computed in `dtype`. Casts are not remembered: under ZeRO-3 that would hold a
-    second copy of every weight."""
+    """A context manager: products are computed in `dtype`. Without torch's cache of cast weights, which would hold a
+    second copy of every weight under ZeRO-3."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False)

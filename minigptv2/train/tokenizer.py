@@ -1,4 +1,4 @@
-"""The bundled model's SentencePiece tokenizer: byte fallback, single digits, the joints of a box as pieces."""
+"""Trains the bundled model's SentencePiece tokenizer: byte fallback, single digits, box punctuation as pieces."""
 
 import io
 from collections.abc import Iterable
@@ -7,7 +7,11 @@ from minigptv2.boxes import BOX_TOKENS, DELIMITER, PHRASE_CLOSE, PHRASE_OPEN
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> bytes:
-    """A BPE model of at most `vocabulary` pieces, the 256 bytes among them; `.encode` never gives a control token."""
+    """The bytes of a `tokenizer.model`: BPE with at most `vocabulary` pieces, 256 of them bytes.
+
+    texts: the training text. The braces of a box, the phrase tags and the delimiter are one piece each. Encoding text
+    never gives a control token.
+    """
     import sentencepiece
 
     model = io.BytesIO()

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from minigptv2.api import MAX_NEW_TOKENS
 from minigptv2.boxes import Box
 from minigptv2.data.annotations import check_choice
 from minigptv2.data.readers.flickr30k import Flickr30k as Reader
@@ -29,7 +30,7 @@ _SMALL_WORDS = set("a an the of in on at with and or to his her their its one tw
 class Flickr30kBenchmark:
     """root, split, images: as `data.flickr30k.Flickr30k` has them."""
 
-    max_new_tokens = 300
+    max_new_tokens = MAX_NEW_TOKENS
 
     def __init__(self, root: str, split: str = "test", images: str = "", task: str = "grounding"):
         self.task = check_choice("task", task, tuple(TASKS))

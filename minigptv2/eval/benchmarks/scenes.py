@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from minigptv2.api import MAX_NEW_TOKENS
 from minigptv2.boxes import BoxRounding, parse
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.scenes.questions import QuestionWriter
@@ -23,7 +24,6 @@ from minigptv2.tasks import ABSENT, answer_text, instruction_text
 
 FIRST_HELD_OUT = 900_000_001  # the first number of every held-out seed; training seeds are small numbers
 TOGETHER = 48  # scenes whose wordings one generator chooses: part of what the questions are
-MAX_NEW_TOKENS = 300
 REFER = {0.5: "refer acc@0.5", 0.75: "refer acc@0.75"}
 # F1 over all boxes
 COUNTED = {
