@@ -17,7 +17,7 @@ DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
     "ARCHITECTURE.md",
-    *(f"docs/{n}.md" for n in ("data", "finetune", "integrations", "weights")),
+    *(f"docs/{n}.md" for n in ("bundled_model", "data", "finetune", "integrations", "weights")),
 )
 CONFIGS = [file for folder in ("train_configs", "eval_configs") for file in sorted((ROOT / folder).rglob("*.y*ml"))]
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
