@@ -1,4 +1,4 @@
-"""What README, ARCHITECTURE and the configs say is so: targets, files, commands, the four lines of Python."""
+"""The claims of README, ARCHITECTURE and the configs: make targets, files, commands, the lines of Python."""
 
 import re
 import shlex
