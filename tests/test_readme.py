@@ -1,4 +1,4 @@
-"""What README, ARCHITECTURE and the configs say is so: targets, files, commands, the four lines of Python."""
+"""The claims of README, ARCHITECTURE and the configs: make targets, files, commands, the lines of Python."""
 
 import re
 import shlex
@@ -17,14 +17,15 @@ DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
     "ARCHITECTURE.md",
-    *(f"docs/{n}.md" for n in ("data", "finetune", "integrations", "weights")),
+    "CHANGELOG.md",
+    *(f"docs/{n}.md" for n in ("bundled_model", "data", "finetune", "integrations", "weights")),
 )
 CONFIGS = [file for folder in ("train_configs", "eval_configs") for file in sorted((ROOT / folder).rglob("*.y*ml"))]
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 def fenced(document: str, language: str) -> list[str]:
-    """The blocks between ```language and ```."""
+    """The code blocks of this language."""
     text = (ROOT / document).read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
@@ -40,13 +41,13 @@ def tree_paths(tree: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    """The words after `minigptv2` of every such line in the documents' sh blocks, without redirections."""
+    """The arguments of every `minigptv2` command in the documents' sh blocks, without redirections."""
     lines = [line for document in DOCUMENTS for block in fenced(document, "sh") for line in block.splitlines()]
     words = [shlex.split(line, comments=True) for line in lines]
     return [w[1 : w.index("<")] if "<" in w else w[1:] for w in words if w and Path(w[0]).name == "minigptv2"]
 
 
-def test_every_make_target_named_exists():
+def test_make_targets_in_documents_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
     named = set()
@@ -57,34 +58,34 @@ def test_every_make_target_named_exists():
     assert named <= targets
 
 
-def test_every_path_of_the_file_tree_exists():
+def test_paths_of_the_file_tree_exist():
     (tree,) = fenced("ARCHITECTURE.md", "text")
     paths = tree_paths(tree)
     assert len(paths) > 20
     assert [p for p in paths if not (ROOT / p).exists()] == []
 
 
-def test_every_module_is_in_the_architecture():
+def test_every_module_is_in_the_file_tree():
     (tree,) = fenced("ARCHITECTURE.md", "text")
-    told = set(tree_paths(tree))
+    listed = set(tree_paths(tree))
     files = [f.relative_to(ROOT) for f in (ROOT / "minigptv2").rglob("*.py") if f.parent.name != "objects"]
     missing = [
         f.as_posix()
         for f in files
-        if f.as_posix() not in told and (f.name != "__init__.py" or f.parent.name == "minigptv2")
+        if f.as_posix() not in listed and (f.name != "__init__.py" or f.parent.name == "minigptv2")
     ]
     assert missing == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_link_leads_to_a_file(document):
+def test_links_of_documents_lead_to_files(document):
     links = re.findall(r"\]\(([^)#]+)", (ROOT / document).read_text(encoding="utf-8"))
     local = [link for link in links if "://" not in link]
-    beside = (ROOT / document).parent
-    assert [link for link in local if not (beside / link).exists()] == []
+    folder = (ROOT / document).parent
+    assert [link for link in local if not (folder / link).exists()] == []
 
 
-def test_every_command_parses():
+def test_commands_of_documents_parse():
     found = commands()
     assert len(found) > 5
     for name, *rest in found:
@@ -92,20 +93,20 @@ def test_every_command_parses():
         COMMANDS[name].add_arguments(parser)
         args = parser.parse_intermixed_args(rest)
         if name in ("train", "eval"):
-            written_on_the_way = args.config == "boxes.yaml"  # in docs/finetune.md
-            assert written_on_the_way or find_recipe(name, args.config).is_file(), args.config
+            is_written_by_reader = args.config == "boxes.yaml"  # in docs/finetune.md
+            assert is_written_by_reader or find_recipe(name, args.config).is_file(), args.config
 
 
-def test_the_python_lines_run(capsys, monkeypatch):
+def test_python_lines_print_the_documented_output(capsys, monkeypatch):
     (block,), (output,) = fenced("README.md", "python"), fenced("README.md", "output")
     assert len([line for line in block.splitlines() if line]) == 4
     monkeypatch.chdir(ROOT)
     exec(compile(block, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert NUMBER.sub("#", printed) == NUMBER.sub("#", output)
-    for now, told in zip(NUMBER.findall(printed), NUMBER.findall(output), strict=True):
-        room = 0.05 if abs(float(told)) <= 1 else 10  # of a score; pixels, a little over a hundredth of the side
-        assert abs(float(now) - float(told)) <= room
+    for actual, documented in zip(NUMBER.findall(printed), NUMBER.findall(output), strict=True):
+        tolerance = 0.05 if abs(float(documented)) <= 1 else 10  # of a score; of pixels: over a hundredth of the side
+        assert abs(float(actual) - float(documented)) <= tolerance
 
 
 def test_make_lists_its_targets():
@@ -114,15 +115,15 @@ def test_make_lists_its_targets():
     assert "make test" in done.stdout
 
 
-def test_there_are_configs():
+def test_configs_were_found():
     assert {file.relative_to(ROOT).parts[0] for file in CONFIGS} == {"train_configs", "eval_configs"}
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.relative_to(ROOT).as_posix())
-def test_config_loads_and_opens_with_its_command(file):
+def test_config_loads_and_its_header_has_its_command(file):
     text = file.read_text(encoding="utf-8")
     head = "\n".join(text.partition("\n\n")[0].splitlines())
-    assert head.startswith("#"), "a config opens with its command, hardware, time and expected result"
+    assert head.startswith("#"), "a config begins with its command, hardware, time and expected result"
     assert file.relative_to(ROOT).as_posix() in head, "the header names the command that runs the config"
     assert isinstance(yaml.safe_load(text), dict)
 
