@@ -146,7 +146,7 @@ def test_names_that_no_file_has_are_counted(tmp_path):
     shards = Shards(str(file), all_of, "p", images=str(tmp_path), image="where")
     assert [shards[i].image for i in range(len(shards))] == [image_file]
     assert sorted(shards.problems.counts) == [
-        "an image given as data (base64) in the place of a file name",
+        "an image given as data (base64) instead of a file name",
         "an image name that is too long for a file",
         "an image name with a NUL character, which no file has",
     ]
