@@ -9,7 +9,7 @@ import errno
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from sys import intern
 from typing import Any, NamedTuple, TypeVar
@@ -155,6 +155,12 @@ def size_field(row: Any) -> tuple[int, int]:
     return size
 
 
+def corners(numbers: Sequence[float], form: str) -> tuple[float, float, float, float]:
+    """x1, y1, x2, y2 of a box in the form "xywh" or "xyxy"."""
+    x, y, third, fourth = numbers
+    return (x, y, x + third, y + fourth) if form == "xywh" else (x, y, third, fourth)
+
+
 def parse_box(numbers: Any, size: tuple[int, int], form: str = "xywh") -> Box:
     """Four numbers in pixels, "xywh" or "xyxy", as a box clipped to the image of this size (width, height).
 
@@ -165,9 +171,7 @@ def parse_box(numbers: Any, size: tuple[int, int], form: str = "xywh") -> Box:
         raise InvalidRecord(NOT_A_BOX)
     if any(isinstance(n, bool) or not isinstance(n, int | float) or not abs(n) < _MAX_PIXELS for n in numbers):
         raise InvalidRecord(NOT_A_BOX)
-    x1, y1, x2, y2 = numbers
-    if form == "xywh":
-        x2, y2 = x1 + x2, y1 + y2
+    x1, y1, x2, y2 = corners(numbers, form)
     if not (x1 < x2 and y1 < y2):
         raise InvalidRecord(NO_AREA)
     if max(size) > 2 and all(0 <= n <= _MAX_FRACTION for n in numbers):
@@ -181,9 +185,7 @@ def parse_box(numbers: Any, size: tuple[int, int], form: str = "xywh") -> Box:
 
 def exceeds_image(numbers: Any, size: tuple[int, int], form: str = "xywh") -> bool:
     """Whether a valid box reaches over the edge of the image by more than a pixel. Arguments as in `parse_box`."""
-    x1, y1, x2, y2 = numbers
-    if form == "xywh":
-        x2, y2 = x1 + x2, y1 + y2
+    x1, y1, x2, y2 = corners(numbers, form)
     return x1 < -1 or y1 < -1 or x2 > size[0] + 1 or y2 > size[1] + 1
 
 
