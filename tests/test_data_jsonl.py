@@ -380,7 +380,7 @@ def test_coco_names_without_underscores(tmp_path):
         ({"annotations": [{**ANNOTATION, "bbox": [600, 2, 90, 4]}]}, "a box that reaches over the edge"),
         ({"annotations": [{**ANNOTATION, "image_id": 7}]}, "an 'image_id' that no image has"),
         ({"annotations": [{**ANNOTATION, "category_id": 7}]}, "a 'category_id' that no category has"),
-        ({"annotations": [ANNOTATION, ANNOTATION]}, "an annotation of an 'id' that an earlier one has"),
+        ({"annotations": [ANNOTATION, ANNOTATION]}, "an annotation whose 'id' an earlier one has"),
         ({"annotations": ["x"]}, "a record that is not a JSON object"),
         ({"images": [IMAGE, IMAGE]}, "an image that is listed twice"),
         ({"images": [IMAGE, {**IMAGE, "id": 2, "file_name": "b.jpg"}]}, "an image that is not on the disk"),
