@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from minigptv2.commands.chat import escape_control_chars, print_error  # noqa: E402
 from minigptv2.data.annotations import check_choice  # noqa: E402
 from minigptv2.data.dataset import DATASETS, open_dataset  # noqa: E402
-from minigptv2.data.dataset_files import DatasetFiles, missing, on_disk  # noqa: E402
+from minigptv2.data.dataset_files import DatasetFiles, missing_paths, on_disk  # noqa: E402
 from minigptv2.errors import UserError  # noqa: E402
+from minigptv2.files import hash_file  # noqa: E402
 
 KEPT = "downloads"  # below root: the files as they came
 _CHUNK = 1 << 20  # bytes
@@ -72,7 +73,7 @@ def _prepare(name: str, root: Path, args: argparse.Namespace) -> bool:
         _download(told, root)
     whole = True
     for part in parts:
-        lost = missing(root, told.layout[part])
+        lost = missing_paths(root, told.layout[part])
         if lost:
             lines = ["missing", *lost]
         elif args.quick:
@@ -127,7 +128,7 @@ def _download(told: DatasetFiles, root: Path) -> None:
             print(f"  {file} is there already")
         else:
             _fetch(address, file)
-        print(f"  sha256 {_digest(file)}  {file.name}")
+        print(f"  sha256 {hash_file(file, hashlib.sha256())}  {file.name}")
         _unpack(file, root / folder)
 
 
@@ -161,14 +162,6 @@ def _fetch(address: str, file: Path) -> None:
             "Run it again to go on, or get the file by hand from the page.",
         ) from None
     os.replace(part, file)
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while chunk := content.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _unpack(file: Path, folder: Path) -> None:

@@ -235,10 +235,10 @@ def test_what_is_not_there_is_told(tmp_path):
         RefCoco(str(tmp_path), split="val", task="detection")
     with pytest.raises(UserError, match="name"):
         RefCoco(str(tmp_path), name="refcocoplus", split="val")
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="not a folder"):
         RefCoco(str(tmp_path), split="val", images=str(tmp_path / "pictures"))
     (tmp_path / "instances.json").write_text('{"images": [')
-    with pytest.raises(UserError, match=r"instances\.json is no JSON: it ends in the middle"):
+    with pytest.raises(UserError, match=r"instances\.json is not JSON: it ends in the middle"):
         RefCoco(str(tmp_path), split="val")
 
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from minigptv2.data.annotations import InvalidRecord
-from minigptv2.data.shards import Record, Shards, TarImage
+from minigptv2.data.shards import Record, Shards
+from minigptv2.data.tar import TarImage
 from minigptv2.errors import UserError
 from minigptv2.images import open_image
 
@@ -71,7 +72,7 @@ def test_records_by_number(tmp_path):
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_every_kind_of_tar(tmp_path, form):
+def test_every_tar_format(tmp_path, form):
     """Folders, names too long for a header, letters beyond ASCII, members apart from each other, other files."""
     long = "a" * 90 + "/" + ("b" * 60 if form == tarfile.USTAR_FORMAT else "b" * 150)
     inside = [
@@ -86,7 +87,7 @@ def test_every_kind_of_tar(tmp_path, form):
     ]
     shards = Shards(str(write_tar(tmp_path / "a.tar", inside, form)), all_of, "test")
     assert numbers(shards) == [1, 2, 3]
-    assert shards.problems.counts == {"a member of a kind that is not read": 1, "no image": 1}
+    assert shards.problems.counts == {"a member of a type that is not read": 1, "no image": 1}
     assert [open_image(shards[i].image).width for i in range(3)] == [21, 22, 23]
 
 
@@ -123,8 +124,8 @@ def test_members_of_one_sample_by_the_first_dot(tmp_path):
     shards = Shards(str(write_tar(tmp_path / "a.tar", inside)), all_of, "p")
     assert {text: width for text, width in _words(shards).values()} == {"seven": 27, "eight": 28, "": 21}
     assert shards.problems.counts == {
-        "a further member of a sample that has one of its kind": 1,
-        "a member of a kind that is not read": 1,
+        "a further member of a sample that has one of its type": 1,
+        "a member of a type that is not read": 1,
         "a hidden file, as macOS leaves them in archives": 1,
         "no image": 1,
     }
@@ -137,7 +138,7 @@ def test_a_column_of_lists_is_counted(tmp_path):
         Shards(str(file), all_of, "p")
 
 
-def test_names_that_no_file_has_are_counted(tmp_path):
+def test_invalid_image_names_are_counted(tmp_path):
     image_file = tmp_path / "a.png"
     image_file.write_bytes(image(1))
     places = ["a.png", "x" * 5000, "data:image/png;base64," + "A" * 5000, "a\0b.png"]
@@ -145,20 +146,20 @@ def test_names_that_no_file_has_are_counted(tmp_path):
     shards = Shards(str(file), all_of, "p", images=str(tmp_path), image="where")
     assert [shards[i].image for i in range(len(shards))] == [image_file]
     assert sorted(shards.problems.counts) == [
-        "an image given as data (base64) in the place of a file name",
+        "an image given as data (base64) instead of a file name",
         "an image name that is too long for a file",
         "an image name with a NUL character, which no file has",
     ]
 
 
-def test_what_a_judge_refuses_is_counted_and_left_out(tmp_path):
-    def judge(record):
+def test_filtered_records_are_counted_and_dropped(tmp_path):
+    def record_filter(record):
         if record.fields["n"] % 3 == 0:
             raise InvalidRecord("a multiple of three")
         return ["an even number"] if record.fields["n"] % 2 == 0 else []
 
     for _ in range(2):  # made, then read back
-        shards = Shards(str(write_tar(tmp_path / "a.tar", members(0, 10))), judge, "odd")
+        shards = Shards(str(write_tar(tmp_path / "a.tar", members(0, 10))), record_filter, "odd")
         assert numbers(shards) == [1, 2, 4, 5, 7, 8]
         assert list(shards.problems.lines()) == [
             "4 x a multiple of three: a.tar 00000, a.tar 00003, a.tar 00006, ...",
@@ -174,27 +175,27 @@ def _refuse():
     raise InvalidRecord("too small")
 
 
-def test_an_index_is_used_again_until_the_shard_changes(tmp_path):
+def test_an_index_is_reused_until_the_shard_changes(tmp_path):
     file = write_tar(tmp_path / "a.tar", members(0, 2))
     seen = []
 
-    def judge(record):
+    def record_filter(record):
         seen.append(record.key)
         return ()
 
     folder = tmp_path / "indexes"
     for _ in range(2):
-        assert numbers(Shards(str(file), judge, "p", index=str(folder))) == [0, 1]
+        assert numbers(Shards(str(file), record_filter, "p", index=str(folder))) == [0, 1]
     assert len(seen) == 2 and list(tmp_path.glob("*.index")) == [] and len(list(folder.iterdir())) == 1
     write_tar(file, members(5, 3))
-    assert numbers(Shards(str(file), judge, "p", index=str(folder))) == [5, 6, 7] and len(seen) == 5
+    assert numbers(Shards(str(file), record_filter, "p", index=str(folder))) == [5, 6, 7] and len(seen) == 5
     for damage in (b"", b"{}\n", b'{"of": 1}\n', next(folder.iterdir()).read_bytes()[:-1]):
         next(folder.iterdir()).write_bytes(damage)
-        assert numbers(Shards(str(file), judge, "p", index=str(folder))) == [5, 6, 7]
+        assert numbers(Shards(str(file), record_filter, "p", index=str(folder))) == [5, 6, 7]
     assert len(seen) == 17 and len(list(folder.iterdir())) == 1
 
 
-def test_a_tar_cut_anywhere_still_gives_what_is_whole(tmp_path):
+def test_a_truncated_tar_gives_its_complete_records(tmp_path):
     inside = members(0, 3)
     data = write_tar(tmp_path / "whole.tar", inside).read_bytes()
     with tarfile.open(tmp_path / "whole.tar") as tar:
@@ -229,12 +230,12 @@ def test_a_damaged_shard_is_counted_and_the_others_are_read(tmp_path, damage):
     assert numbers(shards) == ([0, 1, 9] if damage == "header" else [9])
     (kind,) = shards.problems.counts
     assert kind == (
-        "a shard that is damaged or cut short" if damage == "header" else "a shard that is no uncompressed tar"
+        "a shard that is damaged or cut short" if damage == "header" else "a shard that is not an uncompressed tar"
     )
     assert "a.tar" in shards.problems.examples[kind][0]
 
 
-def test_wrong_text_is_counted(tmp_path):
+def test_invalid_text_and_json_are_counted(tmp_path):
     inside = [
         ("1.json", b"{"),
         ("2.json", b"[]"),
@@ -249,13 +250,13 @@ def test_wrong_text_is_counted(tmp_path):
     assert numbers(shards) == [5]
     assert shards.problems.counts == {
         "JSON that cannot be read": 2,
-        "JSON that is no object": 1,
+        "JSON that is not an object": 1,
         "text that is not in UTF-8": 2,
-        "a second member of the same kind and name": 1,
+        "a second member of the same type and name": 1,
     }
 
 
-def test_patterns(tmp_path):
+def test_patterns_expand_to_shards(tmp_path):
     for name in ("s-008", "s-009", "s-010", "t-008", "other"):
         write_tar(tmp_path / f"{name}.tar", members(int(name[2:]) if name[2:].isdigit() else 50, 1))
     at = lambda pattern: numbers(Shards(f"{tmp_path}/{pattern}", all_of, "p"))  # noqa: E731
@@ -291,7 +292,7 @@ def test_an_image_is_read_only_when_it_is_opened(tmp_path, monkeypatch):
         open_image(record.image)
 
 
-def test_a_shard_that_changes_while_it_is_read_is_told(tmp_path):
+def test_a_shard_that_changed_raises_user_error(tmp_path):
     shards = Shards(str(write_tar(tmp_path / "a.tar", members(0, 2))), all_of, "p")
     (tmp_path / "a.tar").write_bytes(b"\xff" * (tmp_path / "a.tar").stat().st_size)
     with pytest.raises(UserError, match="changed since"):
@@ -301,7 +302,7 @@ def test_a_shard_that_changes_while_it_is_read_is_told(tmp_path):
         shards[1]
 
 
-def test_what_only_looks_like_an_image_is_told(tmp_path):
+def test_invalid_images_raise_user_error(tmp_path):
     (tmp_path / "a").write_bytes(b"no image!!")
     with pytest.raises(UserError, match="at byte 0 is no image"):
         open_image(TarImage(str(tmp_path / "a"), 0, 10))
@@ -321,7 +322,7 @@ def _open_and_count(pattern, answers):
 
 @pytest.mark.parametrize("way", ["fork", "spawn"])
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_workers_read_at_once(tmp_path, way, kind):
+def test_workers_read_in_parallel(tmp_path, way, kind):
     if kind == "tar":
         write_tar(tmp_path / "a.tar", members(0, 40))
     else:
@@ -338,7 +339,7 @@ def test_workers_read_at_once(tmp_path, way, kind):
         worker.join()
 
 
-def test_processes_share_the_making_of_indexes(tmp_path):
+def test_processes_share_the_work_of_indexing(tmp_path):
     for n in range(4):
         write_tar(tmp_path / f"{n}.tar", members(n * 10, 10))
     context = multiprocessing.get_context("fork")
@@ -400,7 +401,7 @@ def test_damaged_parquet_is_counted(tmp_path):
     (tmp_path / "b.parquet").write_bytes(data[:-9])
     (tmp_path / "c.parquet").write_bytes(b"")
     shards = Shards(str(tmp_path / "*.parquet"), all_of, "p")
-    assert len(shards) == 8 and shards.problems.counts == {"a file that is no whole parquet file": 2}
+    assert len(shards) == 8 and shards.problems.counts == {"a file that is not a complete parquet file": 2}
     write_parquet(tmp_path / "d.parquet", 8, 4, words=["some words to fill a page " + str(n) for n in range(8)])
     data = bytearray((tmp_path / "d.parquet").read_bytes())
     with pyarrow.parquet.ParquetFile(tmp_path / "d.parquet") as file:

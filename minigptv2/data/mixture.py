@@ -257,7 +257,7 @@ def open_mixture(data: DataConfig, seed: int, samples_per_step: int) -> tuple[li
 
 def _check_dropped(name: str, dataset: Dataset, limit: float) -> None:
     """Raises UserError if the reader dropped more than this fraction of the records, annotations or other units."""
-    for unit, dropped, seen in dataset.problems.shares(len(dataset)):
+    for unit, dropped, seen in dataset.problems.dropped_of_seen(len(dataset)):
         if dropped > limit * seen:
             raise UserError(
                 f"{dropped} of {seen} {unit} of the source {name!r} cannot be used: "

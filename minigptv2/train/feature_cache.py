@@ -23,7 +23,7 @@ import torch
 
 from minigptv2.data.dataset import Dataset
 from minigptv2.errors import UserError
-from minigptv2.files import TMP_SUFFIX, atomic_write, file_lock
+from minigptv2.files import TMP_SUFFIX, atomic_write, file_lock, hash_file
 from minigptv2.images import LazyImage, load_square, normalize, open_image
 from minigptv2.model.grounding_vlm import to_cache_dtype
 from minigptv2.model.vision import VisionTower
@@ -287,11 +287,7 @@ def _intact_shards(folder: Path, verify: bool) -> Iterator[Shard]:
 
 
 def _checksum(file: Path) -> str:
-    digest = blake2b(digest_size=16)
-    with open(file, "rb") as data:
-        while part := data.read(1 << 22):
-            digest.update(part)
-    return digest.hexdigest()
+    return hash_file(file, blake2b(digest_size=16))
 
 
 def _write(file: Path, data: bytes | np.ndarray) -> None:
