@@ -113,7 +113,7 @@ def test_an_id_of_two_images_or_two_categories_is_used_for_neither(tmp_path):
 def test_what_is_there_under_another_name_is_never_refused(tmp_path, more, absent):
     content = coco(tmp_path)
     content["categories"] += more
-    answers = taught(CocoDetection(written(tmp_path, content), exchanges=99))
+    answers = taught(CocoDetection(written(tmp_path, content), questions_per_image=99))
     assert all(f"no {absent} in" not in text and "no cat in" in text for text in answers.values())
 
 
@@ -121,7 +121,7 @@ def test_an_image_listed_twice_is_one(tmp_path):
     content = coco(tmp_path)
     content["images"].append({"id": 9, "file_name": "./a.jpg", "width": 200, "height": 100})
     content["annotations"].append({"id": 9, "image_id": 9, "category_id": 2, "bbox": [100, 10, 60, 50]})
-    data = CocoDetection(written(tmp_path, content), exchanges=99)
+    data = CocoDetection(written(tmp_path, content), questions_per_image=99)
     assert len(data) == 3 and "no cat" not in taught(data)["a.jpg"] and "no ball" not in taught(data)["a.jpg"]
 
 

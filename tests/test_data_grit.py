@@ -109,7 +109,7 @@ def test_the_three_tasks(tmp_path):
         "a red car",
     ]
     assert all(len(e.phrases[0].boxes) == 1 for e in identify.question_answers)
-    sure = Grit(shard, "identify", least_score=0.85)[0]
+    sure = Grit(shard, "identify", min_score=0.85)[0]
     assert [e.phrases[0].text for e in sure.question_answers] == ["Two dogs", "a red car"]
     assert open_image(sample.image).size == (20, 10)  # made smaller by the download: the boxes are shares
 

@@ -26,7 +26,7 @@ def _refcoco(folder: Path) -> list[dict]:
     row = {"img_id": "COCO_train2014_000000000009_3", "sents": "left", "bbox": [1, 2, 3, 4], "height": 80, "width": 90}
     rows = [row, row | {"sents": "the right one", "bbox": [50, 2, 30.5, 60]}]
     (folder / "refcoco+_testA.json").write_text(json.dumps(rows))
-    options = {"root": str(folder), "name": "refcoco+", "split": "testA"}
+    options = {"root": str(folder), "dataset": "refcoco+", "split": "testA"}
     return [options | {"task": task} for task in ("refer", "identify")]
 
 
@@ -34,7 +34,7 @@ def _vsr(folder: Path) -> list[dict]:
     row = {"image": "000000000009.jpg", "caption": "The dog is on the sofa.", "label": 1}
     (folder / "random").mkdir()
     (folder / "random" / "dev.jsonl").write_text("\n".join(json.dumps(row | {"label": n}) for n in (1, 0)))
-    return [{"root": str(folder), "kind": "random", "split": "dev"}]
+    return [{"root": str(folder), "variant": "random", "split": "dev"}]
 
 
 def _visual_genome(folder: Path) -> list[dict]:

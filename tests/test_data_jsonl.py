@@ -66,7 +66,7 @@ def documented(tmp_path) -> str:
 
 
 def test_the_example_of_the_document(documented):
-    data = JsonlDataset(documented, exchanges=100)
+    data = JsonlDataset(documented, questions_per_image=100)
     assert not data.problems
     assert [data[i].key for i in range(len(data))] == [f"own.jsonl line {n}" for n in (1, 1, 2, 3)]
     asked, talked, street, text = (data[i] for i in range(4))
@@ -98,7 +98,15 @@ def test_every_key_of_the_code_is_in_the_document():
     from minigptv2.data.readers import jsonl
 
     text = (ROOT / "docs" / "data.md").read_text()
-    for key in (*jsonl.KEYS, *jsonl.BOX_KEYS, *jsonl.QUESTION_KEYS, *jsonl.TURN_KEYS, "closed", "exchanges", "tasks"):
+    for key in (
+        *jsonl.KEYS,
+        *jsonl.BOX_KEYS,
+        *jsonl.QUESTION_KEYS,
+        *jsonl.TURN_KEYS,
+        "closed",
+        "questions_per_image",
+        "tasks",
+    ):
         assert f"`{key}`" in text, key
 
 
@@ -122,19 +130,21 @@ def test_the_size_is_that_of_the_upright_image(tmp_path):
 def test_options(documented):
     assert {q.split()[0] for q, _ in pairs(JsonlDataset(documented, tasks=["refer"]))} == {"[refer]"}
     assert len(JsonlDataset(documented, tasks="chat")) == 2
-    assert [len(JsonlDataset(documented, exchanges=n)[0].question_answers) for n in (1, 2, 5)] == [1, 2, 5]
+    assert [len(JsonlDataset(documented, questions_per_image=n)[0].question_answers) for n in (1, 2, 5)] == [1, 2, 5]
     assert pairs(JsonlDataset(documented)) == pairs(JsonlDataset(documented)), "a record is a function of its number"
     with pytest.raises(UserError, match="The option tasks is 'refers'"):
         JsonlDataset(documented, tasks=["refers"])
     with pytest.raises(UserError, match="There is no folder"):
         JsonlDataset(documented, images="nowhere")
-    with pytest.raises(UserError, match="The option exchanges is 0"):
-        JsonlDataset(documented, exchanges=0)
+    with pytest.raises(UserError, match="The option questions_per_image is 0"):
+        JsonlDataset(documented, questions_per_image=0)
     with pytest.raises(UserError, match="The option tasks is empty"):
         JsonlDataset(documented, tasks=[])
 
 
-@pytest.mark.parametrize("options", [{"file": 2017}, {"file": "x", "exchanges": "8"}, {"file": "x", "closed": 1}])
+@pytest.mark.parametrize(
+    "options", [{"file": 2017}, {"file": "x", "questions_per_image": "8"}, {"file": "x", "closed": 1}]
+)
 def test_options_of_the_wrong_kind(options):
     with pytest.raises(UserError, match="It must be"):
         open_dataset("own", options)
@@ -145,8 +155,10 @@ def test_a_closed_set_refuses_the_labels_of_other_lines(tmp_path):
     image(tmp_path / "cat.jpg")
     rows = [{"image": f"{n}.jpg", "boxes": [{"label": n, "xyxy": [0, 0, 99, 99]}]} for n in ("dog", "cat")]
     file = lines(tmp_path, *rows)
-    assert not [q for q, a in pairs(JsonlDataset(file, exchanges=99)) if "There is no" in a]
-    refused = {q for q, a in pairs(JsonlDataset(file, exchanges=99, closed=True)) if a.startswith("There is no")}
+    assert not [q for q, a in pairs(JsonlDataset(file, questions_per_image=99)) if "There is no" in a]
+    refused = {
+        q for q, a in pairs(JsonlDataset(file, questions_per_image=99, closed=True)) if a.startswith("There is no")
+    }
     assert refused >= {"[refer] dog", "[refer] cat", "[detection] dog", "[detection] cat"}
 
 
@@ -311,7 +323,7 @@ def test_exchanges_about_boxes():
 @pytest.mark.parametrize(("file", "images", "crowds"), [(TINY, 8, 1), (POSE, 4, 0)], ids=["instances", "keypoints"])
 def test_coco_on_genuine_images(file, images, crowds):
     content = json.loads(file.read_text())
-    data = open_dataset("coco_detection", {"file": str(file)})
+    data = open_dataset("coco_detection", {"annotations": str(file)})
     assert len(data) == images
     assert sum(data.problems.counts.values()) == sum(a["iscrowd"] for a in content["annotations"]) == crowds
     names = {c["id"]: c["name"] for c in content["categories"]}
@@ -483,7 +495,7 @@ def test_a_sheet_of_nothing_is_not_written(tmp_path):
 
 
 def test_show_of_own_data(documented, tmp_path, tiny_folder, capsys):
-    words = ["show", "own", f"file={documented}", "exchanges=2", "-n", "4", "--out", str(tmp_path / "o")]
+    words = ["show", "own", f"file={documented}", "questions_per_image=2", "-n", "4", "--out", str(tmp_path / "o")]
     assert cli.main([*words, "--model", str(tiny_folder)]) == 0
     out = capsys.readouterr().out
     assert out.startswith("4 records; no kinds of problems")
@@ -499,7 +511,7 @@ def test_show_of_own_data(documented, tmp_path, tiny_folder, capsys):
     [
         (["own", "file"], "The option 'file' cannot be read"),
         (["own", "flie=x"], "Did you mean file?"),
-        (["scenes", "moost=3"], "Did you mean most?"),
+        (["scenes", "coumt=3"], "Did you mean count?"),
         (["owm"], "Did you mean own?"),
         (["own", "file=[x"], "cannot be read"),
     ],
@@ -524,7 +536,7 @@ def test_labels_cannot_break_a_list_and_are_one_whatever_their_capitals(tmp_path
         {"image": "a.jpg", "boxes": [{"label": "ball, red</p>", **box}]},
         {"image": "b.jpg", "boxes": [{"label": "Ball Red", **box}], "absent": ["BALL RED"], "grounding": "{ball red}"},
     ]
-    data = JsonlDataset(lines(tmp_path, *rows), exchanges=99)
+    data = JsonlDataset(lines(tmp_path, *rows), questions_per_image=99)
     said_of = pairs(data)
     assert ("[detection] ball red", "<p>ball red</p> {<10><10><50><50>}") in said_of
     assert {q for q, _ in said_of if q.startswith("[refer]")} == {"[refer] ball red"}
@@ -547,7 +559,7 @@ def test_what_is_there_on_one_line_of_an_image_is_absent_on_none(tmp_path):
         {"image": "a.jpg", "absent": ["cat"], "caption": "x"},
     ]
     data = JsonlDataset(
-        lines(tmp_path, *rows, {"image": "a.jpg", "caption": "A dog and a cat."}), exchanges=99, closed=True
+        lines(tmp_path, *rows, {"image": "a.jpg", "caption": "A dog and a cat."}), questions_per_image=99, closed=True
     )
     assert not [a for _, a in pairs(data) if "There is no" in a]
     answers = {frozenset(b.xyxy for b in parse(a, 640, 480).boxes) for q, a in pairs(data) if q == "[detection] dog"}
@@ -562,7 +574,7 @@ def test_boxes_in_shares_and_the_same_box_twice(tmp_path):
     image(tmp_path / "a.jpg")
     one = {"label": "dog", "xyxy": [10, 10, 50, 50]}
     shares = {"label": "cat", "xywh": [0.1, 0.2, 0.5, 0.25]}
-    data = JsonlDataset(lines(tmp_path, {"image": "a.jpg", "boxes": [one, one, shares]}), exchanges=99)
+    data = JsonlDataset(lines(tmp_path, {"image": "a.jpg", "boxes": [one, one, shares]}), questions_per_image=99)
     assert counted(data) == {"the same box twice, read once": 1, "a box in shares of 0..1, not in pixels": 1}
     assert data.records[0][0].boxes == {"dog": [Box(10, 10, 50, 50)]}
 
@@ -573,10 +585,12 @@ def test_more_boxes_than_detection_asks_for_are_counted(tmp_path):
     def boxes(count):
         return [{"label": "cell", "xyxy": [8 * i, 0, 8 * i + 7, 40]} for i in range(count)]
 
-    few = JsonlDataset(lines(tmp_path, {"image": "a.jpg", "boxes": boxes(box_questions.MAX_BOXES)}), exchanges=99)
+    few = JsonlDataset(
+        lines(tmp_path, {"image": "a.jpg", "boxes": boxes(box_questions.MAX_BOXES)}), questions_per_image=99
+    )
     assert not few.problems and "[detection] cell" in {q for q, _ in pairs(few)}
     file = lines(tmp_path, {"image": "a.jpg", "boxes": boxes(box_questions.MAX_BOXES + 1), "caption": "cells"})
-    many = JsonlDataset(file, exchanges=99)
+    many = JsonlDataset(file, questions_per_image=99)
     assert counted(many) == {box_questions.TOO_MANY: 1} == dict(check(file).problems.counts)
     assert f"more than {box_questions.MAX_BOXES} boxes" in (ROOT / "docs" / "data.md").read_text()
 

@@ -233,8 +233,8 @@ def test_what_is_not_there_is_told(tmp_path):
     assert "val" in caught.value.allowed
     with pytest.raises(UserError, match="task"):
         RefCoco(str(tmp_path), split="val", task="detection")
-    with pytest.raises(UserError, match="name"):
-        RefCoco(str(tmp_path), name="refcocoplus", split="val")
+    with pytest.raises(UserError, match="dataset"):
+        RefCoco(str(tmp_path), dataset="refcocoplus", split="val")
     with pytest.raises(UserError, match="no folder"):
         RefCoco(str(tmp_path), split="val", images=str(tmp_path / "pictures"))
     (tmp_path / "instances.json").write_text('{"images": [')

@@ -26,7 +26,7 @@ def test_every_genuine_region_is_read():
     rows = [region for image in json.loads((GENUINE / REGIONS).read_text()) for region in image["regions"]]
     sizes = {row["image_id"]: (row["width"], row["height"]) for row in json.loads((GENUINE / IMAGES).read_text())}
     rows = [row for row in rows if row["image_id"] in sizes]
-    dataset = VisualGenome(str(GENUINE), below_area=0)
+    dataset = VisualGenome(str(GENUINE), max_area=0)
     assert len(dataset) == len(rows) == 24
     assert dict(dataset.problems.counts) == {f"an 'image_id' that {IMAGES} lacks": 6}
     for index, row in enumerate(rows):
@@ -40,7 +40,7 @@ def test_every_genuine_region_is_read():
 
 
 def test_only_small_regions_are_taken_as_published():
-    dataset, everything = VisualGenome(str(GENUINE)), VisualGenome(str(GENUINE), below_area=0)
+    dataset, everything = VisualGenome(str(GENUINE)), VisualGenome(str(GENUINE), max_area=0)
     areas = [everything[i].question_answers[0].phrases[0].boxes[0].area for i in range(len(everything))]
     assert len(dataset) == sum(area < 16384 for area in areas) == 14
     assert dataset.too_large == len(everything) - len(dataset) == 10

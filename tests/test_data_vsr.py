@@ -22,7 +22,7 @@ def _written(folder: Path, *rows) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "split", "count", "true", "relations"),
+    ("variant", "split", "count", "true", "relations"),
     [
         ("random", "train", 5, 2, 5),
         ("random", "dev", 4, 1, 4),
@@ -32,8 +32,8 @@ def _written(folder: Path, *rows) -> Path:
         ("zeroshot", "test", 4, 1, 4),
     ],
 )
-def test_every_genuine_statement_is_read(kind, split, count, true, relations):
-    dataset = VSR(str(GENUINE), kind, split)
+def test_every_genuine_statement_is_read(variant, split, count, true, relations):
+    dataset = VSR(str(GENUINE), variant, split)
     answers = [dataset[i].question_answers[0].answer for i in range(len(dataset))]
     assert len(answers) == count and answers.count("true") == true and answers.count("false") == count - true
     assert len({record[4] for record in dataset.records}) == relations
@@ -75,8 +75,8 @@ def test_a_malformed_line_is_named_and_left_out(tmp_path, change, kind):
 def test_what_is_not_there_is_told(tmp_path):
     with pytest.raises(UserError, match=r"holds no zeroshot/test\.jsonl"):
         VSR(str(tmp_path))
-    with pytest.raises(UserError, match="kind"):
-        VSR(str(tmp_path), kind="few")
+    with pytest.raises(UserError, match="variant"):
+        VSR(str(tmp_path), variant="few")
     with pytest.raises(UserError, match="split"):
         VSR(str(tmp_path), split="val")
     (_written(tmp_path, ROW) / "zeroshot" / "test.jsonl").write_bytes(b"\xff\xfe\x00\x01")

@@ -287,7 +287,7 @@ def test_a_link_in_an_archive_is_left_out(tmp_path, prepare):
 
 def test_every_data_set_of_others_has_a_card():
     cards = {file.stem for file in (ROOT / "datasets").glob("*.md")}
-    assert set(DATASETS) - cards == {"own", "scenes", "sums"}
+    assert set(DATASETS) - cards == {"own", "scenes", "arithmetic"}
 
 
 @pytest.mark.parametrize("name", list(filter(on_disk, DATASETS)))
@@ -314,7 +314,7 @@ def test_the_card_of_a_data_set(name):
 
 
 def test_every_set_of_others_is_prepared():
-    assert [name for name in DATASETS if not on_disk(name)] == ["own", "scenes", "sums"]
+    assert [name for name in DATASETS if not on_disk(name)] == ["own", "scenes", "arithmetic"]
 
 
 @pytest.mark.parametrize("name", list(filter(on_disk, DATASETS)))

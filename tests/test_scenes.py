@@ -45,13 +45,13 @@ def test_boxes_are_the_extents_of_what_is_seen(scenes):
 
 
 def test_fewer_and_larger_things_where_asked():
-    few = [draw_scene((4, seed), 112, most=2, zoom=3.0) for seed in range(15)]
+    few = [draw_scene((4, seed), 112, max_objects=2, zoom=3.0) for seed in range(15)]
     assert max(len(s.things) for s in few) == 2
     assert np.mean([_longer_edge(t) for s in few for t in s.things]) > 0.3 * 112
 
 
 def test_a_name_comes_again_where_asked():
-    usual, again = ([draw_scene((4, seed), 112, repeats=r) for seed in range(15)] for r in (0, 0.7))
+    usual, again = ([draw_scene((4, seed), 112, repeat_prob=r) for seed in range(15)] for r in (0, 0.7))
     assert usual[0].image.tobytes() == draw_scene((4, 0), 112).image.tobytes()
     alike = [np.mean([len({t.name for t in s.things}) / len(s.things) for s in scenes]) for scenes in (usual, again)]
     assert alike[1] < 0.7 * alike[0]

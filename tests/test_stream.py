@@ -131,7 +131,7 @@ def test_a_stream_begun_later_is_the_rest_of_an_unbroken_one(encoder):
 def _scenes():
     from minigptv2.data.scenes.dataset import Scenes
 
-    return Scenes(2, side=112, exchanges=3, tasks={"vqa": 1, "refer": 1, "chat": 1})
+    return Scenes(2, image_size=112, questions_per_scene=3, tasks={"vqa": 1, "refer": 1, "chat": 1})
 
 
 def test_a_scene_is_asked_something_else_in_another_epoch(encoder):

@@ -32,9 +32,9 @@ class LabelledBoxes:
 
 
 def options_of(tasks: str | Iterable[str], allowed: tuple[str, ...], count: int) -> tuple[tuple[str, ...], int]:
-    """A reader's options `tasks` and `exchanges`, checked. Raises UserError."""
+    """A reader's options `tasks` and `questions_per_image`, checked. Raises UserError."""
     if count < 1:
-        raise UserError(f"The option exchanges is {count}.", "It is 1 or more.", "Leave it away for the default.")
+        raise UserError(f"The option questions_per_image is {count}.", "It is 1 or more.", "Omit it for the default.")
     chosen = tuple(check_choice("tasks", task, allowed) for task in ([tasks] if isinstance(tasks, str) else tasks))
     if not chosen:
         raise UserError("The option tasks is empty.", f"Allowed: {', '.join(allowed)}.", "Name one or more of them.")

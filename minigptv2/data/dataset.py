@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from minigptv2.errors import UserError, unknown
-from minigptv2.renames import rename_old_keys
+from minigptv2.renames import present_value, rename_old_keys
 from minigptv2.sample import Sample
 
 DATASETS: dict[str, str] = {
@@ -47,8 +47,9 @@ DATASETS: dict[str, str] = {
     "own": "minigptv2.data.readers.jsonl:JsonlDataset",
     # drawn here
     "scenes": "minigptv2.data.scenes.dataset:Scenes",
-    "sums": "minigptv2.data.readers.arithmetic:Sums",
+    "arithmetic": "minigptv2.data.readers.arithmetic:Arithmetic",
 }
+RENAMED_DATASETS = {"sums": "arithmetic"}  # old name -> present name
 _EXAMPLES = 3
 _LONGEST = 200  # characters of an example
 RECORDS = "records"  # the unit that most readers drop
@@ -138,6 +139,7 @@ def open_dataset(name: str, options: dict[str, Any]) -> Dataset:
 
     Raises UserError for an unknown name or option, with the nearest known one, and what the reader itself raises.
     """
+    name = present_value(name, RENAMED_DATASETS, "data set")
     reader = resolve_class("data set", name, DATASETS, "Choose one of these.")
     options = rename_old_keys(options, getattr(reader, "RENAMED", {}), f"options of {name}")
     parameters = inspect.signature(reader).parameters

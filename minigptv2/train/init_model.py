@@ -12,9 +12,9 @@ import torch
 from minigptv2.bundled import model_folder
 from minigptv2.config import LoraConfig
 from minigptv2.conversation import PROMPT_TEMPLATES, segments
-from minigptv2.data.scenes.dataset import TASKS
+from minigptv2.data.scenes.dataset import checked_tasks
 from minigptv2.data.scenes.questions import QuestionWriter, scene_questions
-from minigptv2.data.scenes.world import draw_scene
+from minigptv2.data.scenes.world import DEFAULT_SEED, draw_scene
 from minigptv2.encode import HFTokenizer, Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.model.grounding_vlm import GroundingVLM
@@ -98,9 +98,9 @@ def _put_together(recipe: Recipe, world: World, begun: bool) -> Path:
 def scene_texts(recipe: Recipe) -> Iterator[str]:
     """What is said about scenes, wrapped as the model reads it: the tokenizer's training text."""
     options = next((s.options for s in recipe.data.sources if s.name == "scenes"), {})
-    tasks = options.get("tasks") or dict.fromkeys(TASKS, 1.0)
+    tasks = checked_tasks(options.get("tasks"))
     for number in range(recipe.tokenizer_scenes):
-        scene, rng = draw_scene((options.get("seed", 11), number), 112), random.Random(number)
+        scene, rng = draw_scene((options.get("seed", DEFAULT_SEED), number), 112), random.Random(number)
         if scene.things:
             talk = scene_questions(scene, tasks, 10, rng) + QuestionWriter(scene, rng).dialogue()
             turns = render(Sample(number, (scene.side, scene.side), tuple(talk)), rng=rng)

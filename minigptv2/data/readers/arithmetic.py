@@ -1,6 +1,6 @@
 """Sums in words: text without any image, made from a number, for trying a recipe where no data is at hand.
 
-    - name: sums
+    - name: arithmetic
       options: {count: 100}
 
 A record: "what is 7 plus 12?" -> "19". The answer is right, and no other use is meant.
@@ -15,12 +15,12 @@ from minigptv2.errors import UserError
 from minigptv2.sample import QuestionAnswer, Sample
 
 
-class Sums:
+class Arithmetic:
     """count: number of records."""
 
     def __init__(self, count: int):
         if not isinstance(count, int) or count < 1:
-            raise UserError(f"The option count of sums is {count!r}.", "It must be 1 or more.", "Correct it.")
+            raise UserError(f"The option count of arithmetic is {count!r}.", "It must be 1 or more.", "Correct it.")
         self.count, self.problems = count, ProblemCounter()
 
     def __len__(self) -> int:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from minigptv2.data.annotations import InvalidRecord, check_choice, field, records_of, rows_of, text_field
 from minigptv2.data.coco_images import CocoImages
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import Layout, require, require_records
+from minigptv2.renames import present_value
 from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://cocodataset.org/#download"
@@ -38,7 +40,7 @@ DOWNLOADS = {
     "http://images.cocodataset.org/annotations/annotations_trainval2017.zip": "",
 }
 PARTS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}  # of Karpathy's splits
-PER = ("caption", "picture")
+GROUP_BY = ("caption", "image")
 
 
 class CocoCaption:
@@ -46,18 +48,21 @@ class CocoCaption:
 
     root: holds `dataset_coco.json` (splits train, val, test; its "restval" belongs to train) or
     `annotations/captions_<split>.json` (splits train2014, val2014, train2017, val2017). images: holds COCO's images,
-    where that is not root. per: "caption" or "image", where it shall be otherwise.
+    where that is not root. group_by: "caption" or "image" chooses otherwise.
     """
 
-    def __init__(self, root: str, split: str = "train", images: str = "", per: str = ""):
+    RENAMED: ClassVar[dict[str, str]] = {"per": "group_by"}
+
+    def __init__(self, root: str, split: str = "train", images: str = "", group_by: str = ""):
         self.problems = ProblemCounter()
         (file,) = require(root, LAYOUT, split, PAGE)
         self.images, self.name = CocoImages(images or root), file.name
         captions: dict[int, list[str]] = {}  # image -> its captions
         for image, caption in self._karpathy(file, split) if split in PARTS else self._official(file):
             captions.setdefault(image, []).append(caption)
-        per = check_choice("per", per or PER[not split.startswith("train")], PER)
-        self.records = records_of(captions, apart=per == "caption")
+        group_by = present_value(group_by or GROUP_BY[not split.startswith("train")], {"picture": "image"}, "group_by")
+        check_choice("group_by", group_by, GROUP_BY)
+        self.records = records_of(captions, apart=group_by == "caption")
         require_records(len(self.records), file, self.problems)
 
     def __len__(self) -> int:

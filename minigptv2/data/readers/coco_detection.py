@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from minigptv2.data.annotations import InvalidRecord, upright_transform
 from minigptv2.data.box_questions import TASKS, TOO_MANY, LabelledBoxes, box_questions, options_of, too_many
@@ -21,7 +22,7 @@ PAGE = "https://cocodataset.org/#download"
 LAYOUT: Layout = {split: (f"annotations/instances_{split}.json",) for split in ("train2017", "val2017")}
 COUNTS = {"train2017": 118287, "val2017": 5000}
 DOWNLOADS = {"http://images.cocodataset.org/annotations/annotations_trainval2017.zip": ""}
-OPTIONS = {split: {"file": "{place}"} for split in LAYOUT}
+OPTIONS = {split: {"annotations": "{place}"} for split in LAYOUT}
 NOTHING = "an image about which nothing can be asked"
 
 
@@ -37,34 +38,37 @@ class Record:
 
 
 class CocoDetection:
-    """One record an image file: independent questions about its boxes, at most `exchanges` of them.
+    """One record per image: independent questions about its boxes, at most `questions_per_image`.
 
-    file: the JSON. images: the folder of the images, or that of `train2017` and `val2017`, where they do not lie at
-    one of the usual places beside the file. tasks: of detection, refer, identify. exchanges: at most so many an image,
-    chosen by its number. absent: ask for categories without a box, too, as is right where every thing of every
-    category has one. orientation: whether boxes belong to the image as it is stored or turned upright by its EXIF
-    orientation: "stored", "upright", or "auto": what the file's own width and height tell, else stored.
+    annotations: the JSON file. images: the folder of the images, or of `train2017` and `val2017`; "" where they lie at
+    one of the usual positions next to the JSON file. tasks: of detection, refer, identify. The questions are chosen by
+    the number of the record. absent: also ask for categories that have no box in the image; correct where every object
+    of every category is annotated. orientation: the frame of the boxes: "stored", the image as it lies in the file;
+    "upright", the image turned by its EXIF orientation; "auto", whichever the file's width and height match, else
+    stored.
 
-    A category that has a crowd in the image, or a box that was left out, is not asked for there: its boxes can be
-    named, but they are not all. Images about which nothing can be asked are left out, as are those none of whose boxes
-    can be used.
+    Detection does not ask for a category with a crowd or with an unusable box in the image, as its boxes are not
+    complete; its usable boxes can still be identified. Images without any question, and images whose boxes are all
+    unusable, are left out.
     """
+
+    RENAMED: ClassVar[dict[str, str]] = {"file": "annotations", "exchanges": "questions_per_image"}
 
     def __init__(
         self,
-        file: str,
+        annotations: str,
         images: str = "",
         tasks: Iterable[str] = TASKS,
-        exchanges: int = 8,
+        questions_per_image: int = 8,
         absent: bool = True,
         orientation: str = "auto",
     ):
-        self.tasks, self.most = options_of(tasks, TASKS, exchanges)
+        self.tasks, self.questions_per_image = options_of(tasks, TASKS, questions_per_image)
         self.orientation = orientation
-        coco = CocoFile(Path(file), images, orientation)
+        coco = CocoFile(Path(annotations), images, orientation)
         self.problems = coco.problems
         self.records = list(records_of(coco, self.tasks, absent))
-        require_records(len(self.records), Path(file), self.problems)
+        require_records(len(self.records), Path(annotations), self.problems)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -82,7 +86,7 @@ class CocoDetection:
             ) from error
         boxes = {label: [frame.box(box) for box in found] for label, found in record.things.boxes.items()}
         things = LabelledBoxes(boxes, record.things.absent, record.things.incomplete)
-        said = _said(things, frame.size, self.tasks, self.most, index)
+        said = _said(things, frame.size, self.tasks, self.questions_per_image, index)
         return Sample(record.path, frame.size, said, f"image {record.number}", side_by_side=True)
 
     def image(self, index: int) -> Path:

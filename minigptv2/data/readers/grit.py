@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from minigptv2.boxes import Box, strip_markup_chars
 from minigptv2.data.annotations import InvalidRecord, Unwanted, check_choice, field, parse_box, size_field
@@ -35,8 +35,10 @@ class Grit:
 
     shards: tar or parquet files, as `data.shards.Shards` takes them, with index, images and image. task: "refer"
     asks for the box of each expression that has only one, "identify" for the words of each box, side by side;
-    "grounding" takes the caption with the boxes of its noun chunks. least_score: of the machine's confidence, 0..1.
+    "grounding" takes the caption with the boxes of its noun chunks. min_score: of the machine's confidence, 0..1.
     """
+
+    RENAMED: ClassVar[dict[str, str]] = {"picture": "image", "least_score": "min_score"}
 
     def __init__(
         self,
@@ -45,11 +47,11 @@ class Grit:
         index: str = "",
         images: str = "",
         image: str = "",
-        least_score: float = 0.0,
+        min_score: float = 0.0,
     ):
         self.task = check_choice("task", task, tuple(_LISTS))
-        self.least_score = float(least_score)
-        purpose = f"grit-{task}-{self.least_score:g}"
+        self.min_score = float(min_score)
+        purpose = f"grit-{task}-{self.min_score:g}"
         self.shards = Shards(shards, self._judge, purpose, index, images, image)
         self.problems: ProblemCounter = self.shards.problems
 
@@ -122,7 +124,7 @@ class Grit:
                 wrong.append(str(error))
                 continue
             score = item[6] if len(item) > 6 else None
-            if isinstance(score, int | float) and score < self.least_score:
+            if isinstance(score, int | float) and score < self.min_score:
                 continue
             boxes = spans.setdefault((start, end), [])
             if box not in boxes:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from minigptv2.boxes import Box
 from minigptv2.data import annotations, box_questions
@@ -71,29 +71,32 @@ class Entry:
 
 
 class JsonlDataset:
-    """One record a line for all that is asked independently, and one for its conversation, or several for a long one.
+    """One record per line with its independent questions, and one per conversation, or several for a long one.
 
-    file: the JSON Lines. images: the folder that the images' paths start from, "" for that of the file. tasks: of
-    detection, refer, identify, caption, grounding, vqa, chat. exchanges: at most so many of a line's independent
-    questions, chosen by the number of the record. closed: every thing of every label of the file is marked in every
-    image, so that the other labels are absent there. context: of the model, in tokens: a longer conversation, by
-    estimate, becomes several records. orientation: what boxes and `size` belong to: "upright" the image turned upright
-    by EXIF, "stored" the image as it lies in the file, "auto" what `size` tells, else the stored one.
+    file: the JSON Lines. images: the folder that image paths are relative to, "" for the folder of `file`. tasks: of
+    detection, refer, identify, caption, grounding, vqa, chat. questions_per_image: at most so many independent
+    questions of a line, chosen by the number of the record. closed: every object of every label in the file is
+    annotated in every image, so labels without a box are absent there. context: of the model, in tokens; a
+    conversation that is longer, by estimate, is split into several records. orientation: the frame of boxes and
+    `size`: "upright", the image turned by its EXIF orientation; "stored", the image as it lies in the file; "auto",
+    whichever `size` matches, else stored.
     """
+
+    RENAMED: ClassVar[dict[str, str]] = {"exchanges": "questions_per_image"}
 
     def __init__(
         self,
         file: str,
         images: str = "",
         tasks: Iterable[str] = TASKS,
-        exchanges: int = 8,
+        questions_per_image: int = 8,
         closed: bool = False,
         context: int = CONTEXT,
         orientation: str = "upright",
     ):
         self.orientation = annotations.check_choice("orientation", orientation, annotations.ORIENTATIONS)
         self.problems = ProblemCounter()
-        self.tasks, self.most = box_questions.options_of(tasks, TASKS, exchanges)
+        self.tasks, self.questions_per_image = box_questions.options_of(tasks, TASKS, questions_per_image)
         self.name = Path(file).name
         measure = measured_in(image_folder(Path(file), images), self.orientation)
         entries = list(entries_of(Path(file), measure, self.problems, context))
@@ -119,9 +122,11 @@ class JsonlDataset:
             and name not in entry.absent
         ]
         rng.shuffle(others)
-        others = others[: max(self.most // 2, self.most - len(entry.boxes))]
+        others = others[: max(self.questions_per_image // 2, self.questions_per_image - len(entry.boxes))]
         things = LabelledBoxes(entry.boxes, absent, frozenset(entry.incomplete))
-        return others + box_questions.box_questions(things, entry.size, marked, self.most - len(others), rng)
+        return others + box_questions.box_questions(
+            things, entry.size, marked, self.questions_per_image - len(others), rng
+        )
 
     def __len__(self) -> int:
         return len(self.records)

@@ -14,7 +14,7 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from minigptv2.boxes import Box
 from minigptv2.bundled import document
@@ -55,7 +55,7 @@ COUNTS = {
     "refcocog test": 9602,
 }
 DOWNLOADS: dict[str, str] = {}  # the page names zip files of another server, not checked
-OPTIONS = {part: {"name": name, "split": split} for part, (name, split) in PARTS.items()}
+OPTIONS = {part: {"dataset": name, "split": split} for part, (name, split) in PARTS.items()}
 _IMAGE = re.compile(r"COCO_(?:train|val)2014_(\d{12})(?:_\d+)?")
 # what the unpickler raises on damaged data
 _CORRUPT = (
@@ -87,32 +87,35 @@ class Row(NamedTuple):
 
 
 class RefCoco:
-    """One sample an expression, in the order of the file.
+    """One sample per expression, in the order of the file.
 
-    root: the folder with `refcoco_val.json`, or with `refs(unc).p` and `instances.json`, there or in a folder of the
-    set's name. by: who made the split of the original form, "unc", "umd" or "google"; "" takes umd for RefCOCOg and
-    unc for the others. images: the folder of the images, "" for `root`. task: "refer" asks for the box of the
-    words, "identify" for the words of the box. excluded: row number and reason of every row that was left out.
+    root: the folder with `refcoco_val.json`, or with `refs(unc).p` and `instances.json`, directly or in a folder named
+    as the data set. dataset: "refcoco", "refcoco+" or "refcocog". by: who made the split of the original form, "unc",
+    "umd" or "google"; "" is umd for RefCOCOg and unc for the others. images: the folder of the images, "" for `root`.
+    task: "refer", from words to a box, or "identify", from a box to words. excluded: row number and reason of every
+    row that was left out.
     """
+
+    RENAMED: ClassVar[dict[str, str]] = {"name": "dataset"}
 
     def __init__(
         self,
         root: str,
-        name: str = "refcoco",
+        dataset: str = "refcoco",
         split: str = "train",
         task: str = "refer",
         images: str = "",
         by: str = "",
     ):
-        self.name, self.split = check_choice("name", name, NAMES), split
+        self.dataset, self.split = check_choice("dataset", dataset, NAMES), split
         self.task = check_choice("task", task, ("refer", "identify"))
         self.problems = ProblemCounter()
         self.excluded: list[tuple[int, str]] = []
-        by = by or BY[name]
-        original = [f for f in (Path(root, name, f"refs({by}).p"), Path(root, f"refs({by}).p")) if is_file(f)]
-        flat = Path(root, f"{name}_{split}.json")
+        by = by or BY[dataset]
+        original = [f for f in (Path(root, dataset, f"refs({by}).p"), Path(root, f"refs({by}).p")) if is_file(f)]
+        flat = Path(root, f"{dataset}_{split}.json")
         if not original and not is_file(flat):
-            raise _nothing_there(Path(root), name, split, by)
+            raise _nothing_there(Path(root), dataset, split, by)
         coco = CocoImages(images or root)
         self.file = original[0] if original else flat
         rows = self._original(coco) if original else self._flat(coco)
@@ -124,7 +127,7 @@ class RefCoco:
     def __getitem__(self, index: int) -> Sample:
         row = self.records[index]
         exchange = QuestionAnswer(self.task, (Phrase(row.words, (row.box,)),))
-        return Sample(row.image, row.size, (exchange,), f"{self.name} {self.split} row {row.number}")
+        return Sample(row.image, row.size, (exchange,), f"{self.dataset} {self.split} row {row.number}")
 
     @property
     def rows(self) -> list[int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from array import array
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -40,20 +41,22 @@ REGIONS, IMAGES = "region_descriptions.json", "image_data.json"
 LAYOUT: Layout = {"regions": (REGIONS, IMAGES)}
 COUNTS: dict[str, int] = {}  # published as 5.4 million, not to the last one
 DOWNLOADS: dict[str, str] = {}  # the page leads to them; its addresses were not checked
-OPTIONS = {"regions": {"below_area": 0, "images": ""}}
+OPTIONS = {"regions": {"max_area": 0, "images": ""}}
 
 
 class VisualGenome:
     """One sample a region, in the order of the file.
 
     root: the folder of the two JSON files. task: "refer" asks for the box of the words, "identify" for the words of
-    the box. images: the folder with `VG_100K` and `VG_100K_2`, "" for `root`. below_area: only regions with fewer
+    the box. images: the folder with `VG_100K` and `VG_100K_2`, "" for `root`. max_area: only regions with fewer
     square pixels are taken, as OFA and MiniGPT-v2 did; 0 takes all. too_large: how many regions this left out.
 
     The 5.4 million regions are kept in arrays: 36 bytes of numbers each, and the words.
     """
 
-    def __init__(self, root: str, task: str = "refer", images: str = "", below_area: int = 16384):
+    RENAMED: ClassVar[dict[str, str]] = {"below_area": "max_area"}
+
+    def __init__(self, root: str, task: str = "refer", images: str = "", max_area: int = 16384):
         self.task = check_choice("task", task, ("refer", "identify"))
         self.problems, self.too_large = ProblemCounter(), 0
         files = Path(root, REGIONS), Path(root, IMAGES)
@@ -66,7 +69,7 @@ class VisualGenome:
                 )
         self.images = Path(images or root)
         self._read_images(files[1])
-        self._read_regions(files[0], below_area)
+        self._read_regions(files[0], max_area)
 
     def __len__(self) -> int:
         return len(self._image)
@@ -100,7 +103,7 @@ class VisualGenome:
             except InvalidRecord as error:
                 self.problems.add(str(error), f"{file.name} image {place}")
 
-    def _read_regions(self, file: Path, below_area: int) -> None:
+    def _read_regions(self, file: Path, max_area: int) -> None:
         boxes, image, region, ends, words = array("f"), array("i"), array("q"), array("q", [0]), bytearray()
         for place, item in enumerate(iter_json_list(file)):
             regions = item.get("regions") if isinstance(item, dict) else None
@@ -122,7 +125,7 @@ class VisualGenome:
                     where = row.get("region_id", "?") if isinstance(row, dict) else "?"
                     self.problems.add(str(error), f"{file.name} image {place} region {where}")
                     continue
-                if below_area and xywh[2] * xywh[3] >= below_area:
+                if max_area and xywh[2] * xywh[3] >= max_area:
                     self.too_large += 1
                     continue
                 boxes.extend(box.xyxy)

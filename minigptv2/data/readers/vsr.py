@@ -8,6 +8,7 @@ JSON Lines, one record a statement:
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from minigptv2.bundled import document
 from minigptv2.data.annotations import InvalidRecord, check_choice, field, read_json_lines, text_field
@@ -20,11 +21,11 @@ from minigptv2.sample import QuestionAnswer, Sample
 from minigptv2.tasks import STATEMENT
 
 PAGE = "https://github.com/cambridgeltl/visual-spatial-reasoning"
-KINDS, SPLITS = ("random", "zeroshot"), ("train", "dev", "test")
+VARIANTS, SPLITS = ("random", "zeroshot"), ("train", "dev", "test")
 PLACES = ("splits/", "data/splits/", "")  # of the folders random/ and zeroshot/, below the root
-PARTS = {f"{kind} {split}": (kind, split) for kind in KINDS for split in SPLITS}
+PARTS = {f"{variant} {split}": (variant, split) for variant in VARIANTS for split in SPLITS}
 LAYOUT: Layout = {
-    part: (tuple(f"{place}{kind}/{split}.jsonl" for place in PLACES),) for part, (kind, split) in PARTS.items()
+    part: (tuple(f"{place}{variant}/{split}.jsonl" for place in PLACES),) for part, (variant, split) in PARTS.items()
 }
 COUNTS = {
     "random train": 7680,
@@ -35,28 +36,30 @@ COUNTS = {
     "zeroshot test": 1222,
 }
 DOWNLOADS: dict[str, str] = {}  # the files lie in the page's repository, below data/splits
-OPTIONS = {part: {"kind": kind, "split": split} for part, (kind, split) in PARTS.items()}
+OPTIONS = {part: {"variant": variant, "split": split} for part, (variant, split) in PARTS.items()}
 
 
 class VSR:
     """One sample a statement, answered "true" or "false".
 
-    root: the folder with `splits/zeroshot/test.jsonl`, or with `zeroshot/test.jsonl`. kind: "zeroshot" or "random",
+    root: the folder with `splits/zeroshot/test.jsonl`, or with `zeroshot/test.jsonl`. variant: "zeroshot" or "random",
     by how it was split. split: "train", "dev" or "test". images: the folder of the images, "" for `root`.
     records: line number from 0, image, statement, whether it is true, relation. excluded: line number and reason
     of every line that was left out.
     """
 
-    def __init__(self, root: str, kind: str = "zeroshot", split: str = "test", images: str = ""):
-        self.kind = check_choice("kind", kind, KINDS)
+    RENAMED: ClassVar[dict[str, str]] = {"kind": "variant"}
+
+    def __init__(self, root: str, variant: str = "zeroshot", split: str = "test", images: str = ""):
+        self.variant = check_choice("variant", variant, VARIANTS)
         self.split = check_choice("split", split, SPLITS)
         self.problems = ProblemCounter()
         self.excluded: list[tuple[int, str]] = []
-        files = [Path(root, name) for name in LAYOUT[f"{kind} {split}"][0]]
+        files = [Path(root, name) for name in LAYOUT[f"{variant} {split}"][0]]
         self.file = next((f for f in files if is_file(f)), None)
         if self.file is None:
             raise UserError(
-                f"{root} holds no {kind}/{split}.jsonl.",
+                f"{root} holds no {variant}/{split}.jsonl.",
                 f"Looked for {', '.join(map(str, files))}.",
                 f"See {document('datasets/vsr.md', PAGE)} for the layout.",
             )
@@ -84,7 +87,7 @@ class VSR:
     def __getitem__(self, index: int) -> Sample:
         number, image, statement, true, _ = self.records[index]
         exchange = QuestionAnswer("vqa", question=STATEMENT.format(statement), answer="true" if true else "false")
-        return Sample(image, (0, 0), (exchange,), f"vsr {self.kind} {self.split} line {number}")
+        return Sample(image, (0, 0), (exchange,), f"vsr {self.variant} {self.split} line {number}")
 
     def missing_images(self) -> list[Path]:
         """Where images are expected that are not on the disk now; their statements are not left out."""

@@ -1,9 +1,9 @@
-"""Drawn scenes as a data set: record i is scene number `first + i` of a seed and questions about it.
+"""Drawn scenes as a data set: record i is scene number `start + i` of a seed and questions about it.
 
 Source: drawn by `world.py`, asked by `questions.py`; no files, no licence to mind. As a source of a train config:
 
     - name: scenes
-      options: {count: 14000, seed: 11, exchanges: 10, tasks: {refer: 3, chat: 1}, most: 8, dialogues: 0.5}
+      options: {count: 14000, seed: 11, questions_per_scene: 10, tasks: {refer: 3, chat: 1}, dialogue_fraction: 0.5}
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ import os
 import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from PIL import Image
 
 from minigptv2.boxes import Box
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.scenes.questions import QuestionWriter, entities, scene_questions
-from minigptv2.data.scenes.world import Scene, Thing, draw_scene
+from minigptv2.data.scenes.world import DEFAULT_SEED, IMAGE_SIZE, Scene, Thing, draw_scene
 from minigptv2.errors import UserError, unknown
 from minigptv2.files import atomic_write
+from minigptv2.renames import tell
 from minigptv2.sample import Sample
 
 TASKS = (
     "caption",
     "grounding",
     "refer",
-    "seek",
-    "near_miss",
+    "refer_to_class",
+    "refer_to_absent",
     "identify",
     "detection",
     "statement",
@@ -39,6 +41,7 @@ TASKS = (
     "vqa",
     "chat",
 )
+RENAMED_TASKS = {"seek": "refer_to_class", "near_miss": "refer_to_absent"}  # old name -> present name
 CACHE_SIZE = 64  # scenes whose things are kept in one file
 
 
@@ -52,7 +55,7 @@ class SceneSplit:
     repeat_prob: float = 0.0
 
     def draw(self, number: int) -> Scene:
-        return draw_scene((self.seed, number), self.image_size, self.max_objects, repeats=self.repeat_prob)
+        return draw_scene((self.seed, number), self.image_size, self.max_objects, repeat_prob=self.repeat_prob)
 
     def __str__(self) -> str:
         repeats = f"-repeats{self.repeat_prob}" if self.repeat_prob else ""
@@ -76,31 +79,46 @@ class SceneImage:
 
 
 class Scenes:
-    """count: number of scenes; first: the number of the first one, so that others can be kept apart from training.
-    seed: of the drawings. exchanges: questions about an image in one row. tasks: share of each, of the methods of
-    `QuestionWriter`; all alike if not given. most, repeats: of `draw_scene`. dialogues: share of the samples that are
-    one conversation with memory instead of independent questions side by side. side: of the image, pixels. things: a
-    folder in which the things of every scene are kept, so that no scene is drawn only to know what can be asked; it is
-    filled when the data set is opened, 12 ms a scene, once. Empty: nothing is written."""
+    """Images of drawn objects, each with several questions.
+
+    count: number of scenes. seed: of the drawings. start: number of the first scene, to keep training and validation
+    apart. image_size: width and height in pixels. max_objects, repeat_prob: see `draw_scene`. tasks: weight of each
+    method of `QuestionWriter` that asks; all equal by default. questions_per_scene: at most so many in one record.
+    dialogue_fraction: fraction of the records (0 to 1) that are one conversation with memory instead of independent
+    questions. cache_dir: a folder for the objects of every scene, so that no scene is drawn only to learn what can be
+    asked about it. It is filled when the data set is opened, once, in 12 ms a scene. "": nothing is written.
+    """
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "exchanges": "questions_per_scene",
+        "most": "max_objects",
+        "dialogues": "dialogue_fraction",
+        "first": "start",
+        "side": "image_size",
+        "things": "cache_dir",
+        "repeats": "repeat_prob",
+    }
 
     def __init__(
         self,
         count: int = 1_000_000,
-        seed: int = 11,
+        seed: int = DEFAULT_SEED,
         tasks: dict[str, float] | None = None,
-        exchanges: int = 12,
-        most: int = 8,
-        dialogues: float = 0.0,
-        first: int = 0,
-        side: int = 448,
-        things: str = "",
-        repeats: float = 0.0,
+        questions_per_scene: int = 12,
+        max_objects: int = 8,
+        dialogue_fraction: float = 0.0,
+        start: int = 0,
+        image_size: int = IMAGE_SIZE,
+        cache_dir: str = "",
+        repeat_prob: float = 0.0,
     ):
-        _check(count, exchanges, most, dialogues, repeats, first, side)
-        self.count, self.first, self.series = count, first, SceneSplit(seed, side, most, repeats)
-        self.tasks, self.exchanges, self.dialogues = _checked_tasks(tasks), exchanges, dialogues
+        _check(count, questions_per_scene, max_objects, dialogue_fraction, repeat_prob, start, image_size)
+        self.count, self.start = count, start
+        self.series = SceneSplit(seed, image_size, max_objects, repeat_prob)
+        self.tasks = checked_tasks(tasks)
+        self.questions_per_scene, self.dialogue_fraction = questions_per_scene, dialogue_fraction
         self.problems = ProblemCounter()
-        self._things = self._kept(Path(things)) if things else None
+        self._objects = self._cached(Path(cache_dir)) if cache_dir else None
 
     def __len__(self) -> int:
         return self.count
@@ -111,14 +129,14 @@ class Scenes:
     def sample(self, index: int, rng: random.Random) -> Sample:
         """The scene with questions that `rng` chooses."""
         image = self.image(index)
-        if self._things is None:
+        if self._objects is None:
             scene = self.series.draw(image.number)
             image = replace(image, drawn=scene.image)
         else:
-            scene = Scene(self._things[index], self.series.image_size)
-        talk, memory = [], rng.random() < self.dialogues
+            scene = Scene(self._objects[index], self.series.image_size)
+        talk, memory = [], rng.random() < self.dialogue_fraction
         if scene.things:
-            talk = scene_questions(scene, self.tasks, self.exchanges, rng)
+            talk = scene_questions(scene, self.tasks, self.questions_per_scene, rng)
             if memory:
                 told = QuestionWriter(scene, rng).dialogue()
                 talk = told if told and rng.random() < 0.6 else talk[: rng.randint(1, 6)]
@@ -128,17 +146,17 @@ class Scenes:
         """`self[index].image`, not drawn before it is opened."""
         if not 0 <= index < self.count:
             raise IndexError(index)
-        return SceneImage(self.series, self.first + index)
+        return SceneImage(self.series, self.start + index)
 
     # ---- the things, kept in files of KEPT scenes each ----
 
-    def _kept(self, folder: Path) -> list[tuple[Thing, ...]]:
+    def _cached(self, folder: Path) -> list[tuple[Thing, ...]]:
         """The things of every scene. Files that are not there yet are written, in a random order, so that several
         processes that begin at once share the work."""
         from tqdm import tqdm
 
         folder.mkdir(parents=True, exist_ok=True)
-        blocks = range(self.first // CACHE_SIZE, (self.first + self.count - 1) // CACHE_SIZE + 1)
+        blocks = range(self.start // CACHE_SIZE, (self.start + self.count - 1) // CACHE_SIZE + 1)
         found = {block: _read(self._file(folder, block)) for block in blocks}
         missing = [block for block, things in found.items() if things is None]
         random.Random(os.getpid()).shuffle(missing)
@@ -146,8 +164,8 @@ class Scenes:
             file = self._file(folder, block)
             found[block] = _read(file) or self._write(file, block)
         things = [t for block in blocks for t in found[block]]
-        things = things[self.first % CACHE_SIZE :][: self.count]
-        if things[0] != self.series.draw(self.first).things:
+        things = things[self.start % CACHE_SIZE :][: self.count]
+        if things[0] != self.series.draw(self.start).things:
             raise UserError(
                 f"{folder} holds the things of scenes that were drawn otherwise.",
                 "Another version of this program, of Pillow or of NumPy drew them.",
@@ -176,15 +194,23 @@ def _read(file: Path) -> list[tuple[Thing, ...]] | None:
     return things if len(things) == CACHE_SIZE else None
 
 
-def _check(count: int, exchanges: int, most: int, dialogues: float, repeats: float, first: int, side: int) -> None:
+def _check(
+    count: int,
+    questions_per_scene: int,
+    max_objects: int,
+    dialogue_fraction: float,
+    repeat_prob: float,
+    start: int,
+    image_size: int,
+) -> None:
     for name, value, numbers, lowest, highest in (
         ("count", count, int, 1, math.inf),
-        ("exchanges", exchanges, int, 1, math.inf),
-        ("most", most, int, 1, 8),
-        ("first", first, int, 0, math.inf),
-        ("side", side, int, 56, math.inf),
-        ("dialogues", dialogues, int | float, 0, 1),
-        ("repeats", repeats, int | float, 0, 1),
+        ("questions_per_scene", questions_per_scene, int, 1, math.inf),
+        ("max_objects", max_objects, int, 1, 8),
+        ("start", start, int, 0, math.inf),
+        ("image_size", image_size, int, 56, math.inf),
+        ("dialogue_fraction", dialogue_fraction, int | float, 0, 1),
+        ("repeat_prob", repeat_prob, int | float, 0, 1),
     ):
         if isinstance(value, bool) or not isinstance(value, numbers) or not lowest <= value <= highest:
             raise UserError(
@@ -195,16 +221,24 @@ def _check(count: int, exchanges: int, most: int, dialogues: float, repeats: flo
             )
 
 
-def _checked_tasks(tasks: dict[str, float] | None) -> dict[str, float]:
+def checked_tasks(tasks: dict[str, float] | None) -> dict[str, float]:
+    """The weights of the tasks, old names under their present ones, in the given order. Raises UserError."""
     if tasks is None:
         return dict.fromkeys(TASKS, 1.0)
-    for name, share in tasks.items():
+    checked: dict[str, float] = {}
+    for given, weight in tasks.items():
+        name = RENAMED_TASKS.get(given, given)
         if name not in TASKS:
             raise unknown(f"The task {name!r} of scenes is unknown.", name, TASKS, "Remove it.")
-        if not isinstance(share, int | float) or isinstance(share, bool) or not share >= 0:
+        if name in checked:
+            raise UserError(f"The task {name} of scenes is given twice.", f"One name is {given}.", "Remove one.")
+        if name != given:
+            tell(f"options of scenes.tasks.{given} is now called {name}.")
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not weight >= 0:
             raise UserError(
-                f"The task {name} of scenes has share {share!r}.", "It is a number, 0 or more.", "Correct it."
+                f"The task {name} of scenes has weight {weight!r}.", "It is a number, 0 or more.", "Correct it."
             )
-    if not sum(tasks.values()) > 0:
-        raise UserError("No task of scenes has a share.", f"Known: {', '.join(TASKS)}.", "Give one a share over 0.")
-    return dict(tasks)
+        checked[name] = weight
+    if not sum(checked.values()) > 0:
+        raise UserError("No task of scenes has a weight.", f"Known: {', '.join(TASKS)}.", "Give one a weight over 0.")
+    return checked

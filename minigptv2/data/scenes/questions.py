@@ -80,7 +80,7 @@ class QuestionWriter:
         words, thing = self._description()
         return QuestionAnswer("refer", (Phrase(words, (thing.box,)),))
 
-    def seek(self) -> QuestionAnswer | None:
+    def refer_to_class(self) -> QuestionAnswer | None:
         """Refer by the kind alone: colours, which are learned long before kinds, do not help."""
         alone = [t for t in self.things if self.kinds[t.kind] == 1]
         if not alone:
@@ -88,9 +88,9 @@ class QuestionWriter:
         thing = self.rng.choice(alone)
         return QuestionAnswer("refer", (Phrase(self._worded(thing.kind), (thing.box,)),))
 
-    def near_miss(self) -> QuestionAnswer:
+    def refer_to_absent(self) -> QuestionAnswer:
         """Refer to what is nearly there: a kind that is not, alone or in a colour that is, or a colour and a kind that
-        are, but not in one thing. What `seek` teaches, without this, is that a kind is always found."""
+        are, but not in one thing. What `refer_to_class` teaches, without this, is that a kind is always found."""
         others = [k for k in KINDS if k not in self.kinds]
         crossed = [f"{c} {k}" for c in self.colors for k in self.kinds if f"{c} {k}" not in self.names]
         if crossed and self.rng.random() < 0.4:
@@ -486,8 +486,8 @@ def _listed(words: Sequence[str], start: str = "") -> str:
 def scene_questions(scene: Scene, weights: dict[str, float], count: int, rng: random.Random) -> list[QuestionAnswer]:
     """`count` independent exchanges about the scene, tasks drawn by weight; no question twice.
 
-    weights: of the methods of Talk: caption, grounding, refer, seek, near_miss, identify, detection, statement,
-    one_way, comparison, vqa, chat.
+    weights: of the methods of QuestionWriter: caption, grounding, refer, refer_to_class, refer_to_absent, identify,
+    detection, statement, one_way, comparison, vqa, chat.
     """
     talk, out = QuestionWriter(scene, rng), {}
     names, shares = list(weights), list(weights.values())

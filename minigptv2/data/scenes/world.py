@@ -28,6 +28,8 @@ COLORS: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, f
     "pink": ((318, 352), (0.25, 0.60), (0.90, 1.0)),
     "brown": ((14, 32), (0.50, 0.85), (0.28, 0.56)),
 }
+IMAGE_SIZE = 448  # pixels, width and height
+DEFAULT_SEED = 11  # of the scenes of training and, with the first numbers, of its validation
 SMALLEST, LARGEST = 0.06, 0.50  # of the image's side
 CROWD = 16  # things in a crowded image
 ROOM = {3: LARGEST, 6: 0.36, 8: 0.28, CROWD: 0.16}  # how large a thing may be where there are at most so many
@@ -60,17 +62,17 @@ class Scene:
 
 def draw_scene(
     seed: int | tuple[int, ...],
-    size: int = 448,
-    most: int = 8,
+    size: int = IMAGE_SIZE,
+    max_objects: int = 8,
     zoom: float = 1.0,
     crowded: bool = False,
-    repeats: float = 0.0,
+    repeat_prob: float = 0.0,
 ) -> Scene:
     """Draw the scene of this seed.
 
-    size: width and height of the image in pixels. most: at most this many things (1 to 8). zoom: makes the things
-    larger, as a part cut out of an image would. crowded: 16 small things instead, to learn small things by. repeats:
-    how likely (0 to 1) a thing after the first has the kind and colour of an earlier one, to learn "all instances" by.
+    size: width and height of the image in pixels. max_objects: 1 to 8. zoom: factor on the size of the objects, as in a
+    crop of a larger image. crowded: 16 small objects instead. repeat_prob: probability (0 to 1) that an object after
+    the first has the class and colour of an earlier one, so that several instances are frequent.
     """
     rng = np.random.default_rng(seed)
     ground = _ground(rng, size)
@@ -78,7 +80,7 @@ def draw_scene(
     seen = Image.new("L", (size, size), 0)
     # an image of another shape is squashed to a square before the model sees it: the things look so, too
     aspect = 1.0 if rng.random() < 0.5 else float(np.exp(rng.uniform(-0.5, 0.5)))
-    count = CROWD if crowded else int(rng.integers(1, most + 1))
+    count = CROWD if crowded else int(rng.integers(1, max_objects + 1))
     family = [str(v) for v in rng.choice(list(KINDS), 3)] if rng.random() < 0.4 else list(KINDS)
     palette = [str(v) for v in rng.choice(list(COLORS), 3)] if rng.random() < 0.3 else list(COLORS)
     one_style = str(rng.choice(STYLES)) if rng.random() < 0.3 else None
@@ -86,7 +88,7 @@ def draw_scene(
     taken: list[tuple[int, int, int, int]] = []
     for _ in range(count):
         kind, color = str(rng.choice(family)), str(rng.choice(palette))
-        if repeats and named and rng.random() < repeats:
+        if repeat_prob and named and rng.random() < repeat_prob:
             kind, color = named[int(rng.integers(len(named)))]
         largest = min(0.9, zoom * next(share for things, share in ROOM.items() if count <= things))
         side = size * float(np.exp(rng.uniform(np.log(zoom * SMALLEST * 1.08), np.log(largest * 0.98))))

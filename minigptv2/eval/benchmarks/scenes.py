@@ -13,7 +13,7 @@ from functools import partial
 from minigptv2.boxes import BoxRounding, parse
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.scenes.questions import QuestionWriter
-from minigptv2.data.scenes.world import Scene, draw_scene
+from minigptv2.data.scenes.world import IMAGE_SIZE, Scene, draw_scene
 from minigptv2.errors import UserError
 from minigptv2.eval import metrics
 from minigptv2.eval.benchmark import Prediction, Published, Question, Scored, ScoredAnswer, ScoringRules
@@ -77,7 +77,7 @@ class ScenesBenchmark:
 
     max_new_tokens = MAX_NEW_TOKENS
 
-    def __init__(self, count: int = 1000, seed: int = 1, size: int = 448, coding: BoxRounding = "round"):
+    def __init__(self, count: int = 1000, seed: int = 1, size: int = IMAGE_SIZE, coding: BoxRounding = "round"):
         if count < 1:
             raise UserError(f"count is {count}.", "It is a number of images, 1 or more.", "Try count=100.")
         self.count, self.seed, self.size, self.coding = count, seed, size, coding
