@@ -9,16 +9,8 @@ import pytest
 
 from minigptv2.boxes import Box, iou, parse
 from minigptv2.data.scenes.objects import KINDS
-from minigptv2.data.scenes.questions import (
-    ABSENT_NOUNS,
-    NUMBERS,
-    PHRASINGS,
-    RELATIONS,
-    QuestionWriter,
-    article,
-    plural,
-    scene_questions,
-)
+from minigptv2.data.scenes.questions import QuestionWriter, scene_questions
+from minigptv2.data.scenes.vocabulary import ABSENT_NOUNS, NUMBERS, PHRASINGS, RELATIONS, article, plural
 from minigptv2.data.scenes.world import COLORS, Scene, Thing, draw_scene
 from minigptv2.sample import QuestionAnswer, Sample
 from minigptv2.tasks import STATEMENT, TASKS, answer_text, render

@@ -5,49 +5,23 @@ Nothing here is a prompt: `tasks.render` words the instruction and puts the boxe
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from minigptv2.boxes import Box
 from minigptv2.data.scenes.objects import KINDS
+from minigptv2.data.scenes.vocabulary import (
+    ABSENT_NOUNS,
+    CANONICAL_RELATIONS,
+    MARGIN,
+    NUMBERS,
+    PHRASINGS,
+    RELATIONS,
+    article,
+    plural,
+)
 from minigptv2.data.scenes.world import COLORS, Scene, Thing
 from minigptv2.sample import Phrase, QuestionAnswer
 from minigptv2.tasks import ABSENT, STATEMENT, instruction_text
-
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
-ABSENT_NOUNS = (
-    "dog bird horse cow sheep elephant zebra giraffe lion mouse rabbit duck chair table bed lamp phone book clock door "
-    "window key spoon knife fork plate bottle apple banana pear cake bread pizza bicycle train bus truck plane ship "
-    "rocket robot hat shoe shirt bag ring crown drum guitar piano bridge tower castle mountain river snowman butterfly "
-    "spider snake frog turtle whale shark ghost arrow cross flag pencil scissors camera"
-).split()
-MARGIN = 0.08  # of the image's side: what lies closer together is neither left nor right of the other
-
-RELATIONS: dict[str, tuple[str, Callable[[Box, Box, float], bool]]] = {
-    # name: (its opposite, whether a is so to b, with a margin in pixels)
-    "left of": ("right of", lambda a, b, m: a.center[0] < b.center[0] - m),
-    "right of": ("left of", lambda a, b, m: a.center[0] > b.center[0] + m),
-    "above": ("below", lambda a, b, m: a.center[1] < b.center[1] - m),
-    "below": ("above", lambda a, b, m: a.center[1] > b.center[1] + m),
-    "bigger than": ("smaller than", lambda a, b, m: a.area > 1.5 * b.area),
-    "smaller than": ("bigger than", lambda a, b, m: b.area > 1.5 * a.area),
-}
-CANONICAL_RELATIONS = ("left of", "above", "bigger than")
-PHRASINGS = {
-    "left of": ("left of", "to the left of", "on the left of"),
-    "right of": ("right of", "to the right of", "on the right of"),
-    "above": ("above", "higher than", "over"),
-    "below": ("below", "under", "lower than"),
-    "bigger than": ("bigger than", "larger than"),
-    "smaller than": ("smaller than",),
-}
-
-
-def plural(kind: str) -> str:
-    return {"fish": "fish", "person": "people", "box": "boxes"}.get(kind, kind + "s")
-
-
-def article(words: str) -> str:
-    return ("an " if words[0] in "aeiou" else "a ") + words
 
 
 class QuestionWriter:
