@@ -207,7 +207,7 @@ def test_scenes_are_a_function_of_the_number_and_the_questions_of_the_rng(tmp_pa
 def test_scenes_with_repeats_are_other_scenes(tmp_path):
     plain, again = (Scenes(2, seed=7, image_size=112, repeat_prob=r, cache_dir=str(tmp_path)) for r in (0, 0.5))
     assert plain.image(0).key != again.image(0).key and len(list(tmp_path.iterdir())) == 2
-    assert again.series.draw(1).things == draw_scene((7, 1), 112, repeat_prob=0.5).things
+    assert again.split.draw(1).objects == draw_scene((7, 1), 112, repeat_prob=0.5).objects
 
 
 def test_kept_things_ask_the_same_without_drawing(tmp_path, monkeypatch):
@@ -230,7 +230,7 @@ def test_kept_things_of_another_drawing_are_refused(tmp_path):
     lines = file.read_text().splitlines(keepends=True)
     assert len(lines) == CACHE_SIZE
     file.write_text("".join([lines[1], lines[0], *lines[2:]]))
-    with pytest.raises(UserError, match="drawn otherwise"):
+    with pytest.raises(UserError, match="drawn differently"):
         Scenes(2, image_size=112, cache_dir=str(tmp_path))
 
 

@@ -101,7 +101,7 @@ def scene_texts(recipe: Recipe) -> Iterator[str]:
     tasks = checked_tasks(options.get("tasks"))
     for number in range(recipe.tokenizer_scenes):
         scene, rng = draw_scene((options.get("seed", DEFAULT_SEED), number), 112), random.Random(number)
-        if scene.things:
+        if scene.objects:
             talk = scene_questions(scene, tasks, 10, rng) + QuestionWriter(scene, rng).dialogue()
             turns = render(Sample(number, (scene.side, scene.side), tuple(talk)), rng=rng)
             yield from (s.text for s in segments(turns, PROMPT_TEMPLATES[recipe.model.prompt]) if s.text)

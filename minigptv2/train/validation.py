@@ -42,7 +42,7 @@ class Validator:
         for task in TASKS:
             rng, asked, rows, numbers = random.Random(5), [], [], []
             for number, scene in enumerate(self.scenes):
-                found = scene_questions(scene, {task: 1.0}, 1, rng) if scene.things else []
+                found = scene_questions(scene, {task: 1.0}, 1, rng) if scene.objects else []
                 if found and (task != "refer" or found[0].phrases[0].boxes):
                     question, wanted = render(Sample(number, (scene.side, scene.side), (found[0],)), coding)
                     rows.append(self.encoder.encode([question]))

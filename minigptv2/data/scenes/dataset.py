@@ -1,6 +1,6 @@
 """Drawn scenes as a data set: record i is scene number `start + i` of a seed and questions about it.
 
-Source: drawn by `world.py`, asked by `questions.py`; no files, no licence to mind. As a source of a train config:
+`world.py` draws them, `questions.py` writes the questions: no files and no licence. As a source of a train config:
 
     - name: scenes
       options: {count: 14000, seed: 11, questions_per_scene: 10, tasks: {refer: 3, chat: 1}, dialogue_fraction: 0.5}
@@ -21,7 +21,7 @@ from PIL import Image
 from minigptv2.boxes import Box
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.scenes.questions import QuestionWriter, entities, scene_questions
-from minigptv2.data.scenes.world import DEFAULT_SEED, IMAGE_SIZE, Scene, Thing, draw_scene
+from minigptv2.data.scenes.world import DEFAULT_SEED, IMAGE_SIZE, Scene, SceneObject, draw_scene
 from minigptv2.errors import UserError, unknown
 from minigptv2.files import atomic_write
 from minigptv2.renames import tell
@@ -42,12 +42,12 @@ TASKS = (
     "chat",
 )
 RENAMED_TASKS = {"seek": "refer_to_class", "near_miss": "refer_to_absent"}  # old name -> present name
-CACHE_SIZE = 64  # scenes whose things are kept in one file
+CACHE_SIZE = 64  # scenes whose objects are cached in one file
 
 
 @dataclass(frozen=True)
 class SceneSplit:
-    """Scenes that differ by their number alone. Its text names all of them, also in names of files."""
+    """Scenes that differ only in their number. Its str is their name, also in file names and cache keys."""
 
     seed: int
     image_size: int
@@ -64,18 +64,18 @@ class SceneSplit:
 
 @dataclass(frozen=True)
 class SceneImage:
-    """A scene's image, drawn when it is opened, or already where its things had to be known."""
+    """A scene's image, drawn when it is opened, or earlier where its objects had to be known."""
 
-    series: SceneSplit
+    split: SceneSplit
     number: int
     drawn: Image.Image | None = field(default=None, repr=False, compare=False)
 
     @property
     def key(self) -> str:
-        return f"scene {self.series}/{self.number}"
+        return f"scene {self.split}/{self.number}"
 
     def open(self) -> Image.Image:
-        return self.drawn or self.series.draw(self.number).image
+        return self.drawn or self.split.draw(self.number).image
 
 
 class Scenes:
@@ -114,7 +114,7 @@ class Scenes:
     ):
         _check(count, questions_per_scene, max_objects, dialogue_fraction, repeat_prob, start, image_size)
         self.count, self.start = count, start
-        self.series = SceneSplit(seed, image_size, max_objects, repeat_prob)
+        self.split = SceneSplit(seed, image_size, max_objects, repeat_prob)
         self.tasks = checked_tasks(tasks)
         self.questions_per_scene, self.dialogue_fraction = questions_per_scene, dialogue_fraction
         self.problems = ProblemCounter()
@@ -124,74 +124,76 @@ class Scenes:
         return self.count
 
     def __getitem__(self, index: int) -> Sample:
-        return self.sample(index, random.Random(f"{self.series.seed}/{index}"))
+        return self.sample(index, random.Random(f"{self.split.seed}/{index}"))
 
     def sample(self, index: int, rng: random.Random) -> Sample:
-        """The scene with questions that `rng` chooses."""
+        """The scene with questions that `rng` chooses: other ones in every epoch."""
         image = self.image(index)
         if self._objects is None:
-            scene = self.series.draw(image.number)
+            scene = self.split.draw(image.number)
             image = replace(image, drawn=scene.image)
         else:
-            scene = Scene(self._objects[index], self.series.image_size)
-        talk, memory = [], rng.random() < self.dialogue_fraction
-        if scene.things:
-            talk = scene_questions(scene, self.tasks, self.questions_per_scene, rng)
-            if memory:
-                told = QuestionWriter(scene, rng).dialogue()
-                talk = told if told and rng.random() < 0.6 else talk[: rng.randint(1, 6)]
-        return Sample(image, (self.series.image_size,) * 2, tuple(talk), image.key, not memory, entities(scene))
+            scene = Scene(self._objects[index], self.split.image_size)
+        questions, conversation = [], rng.random() < self.dialogue_fraction
+        if scene.objects:
+            questions = scene_questions(scene, self.tasks, self.questions_per_scene, rng)
+            if conversation:
+                dialogue = QuestionWriter(scene, rng).dialogue()
+                questions = dialogue if dialogue and rng.random() < 0.6 else questions[: rng.randint(1, 6)]
+        return Sample(
+            image, (self.split.image_size,) * 2, tuple(questions), image.key, not conversation, entities(scene)
+        )
 
     def image(self, index: int) -> SceneImage:
-        """`self[index].image`, not drawn before it is opened."""
+        """`self[index].image`, not yet drawn."""
         if not 0 <= index < self.count:
             raise IndexError(index)
-        return SceneImage(self.series, self.start + index)
+        return SceneImage(self.split, self.start + index)
 
-    # ---- the things, kept in files of KEPT scenes each ----
+    # ---- the objects, cached in files of CACHE_SIZE scenes each ----
 
-    def _cached(self, folder: Path) -> list[tuple[Thing, ...]]:
-        """The things of every scene. Files that are not there yet are written, in a random order, so that several
-        processes that begin at once share the work."""
+    def _cached(self, folder: Path) -> list[tuple[SceneObject, ...]]:
+        """The objects of every scene. Missing files are written in a random order, so that processes which start at
+        the same time share the work."""
         from tqdm import tqdm
 
         folder.mkdir(parents=True, exist_ok=True)
         blocks = range(self.start // CACHE_SIZE, (self.start + self.count - 1) // CACHE_SIZE + 1)
         found = {block: _read(self._file(folder, block)) for block in blocks}
-        missing = [block for block, things in found.items() if things is None]
+        missing = [block for block, objects in found.items() if objects is None]
         random.Random(os.getpid()).shuffle(missing)
-        for block in tqdm(missing, "things of scenes", unit_scale=CACHE_SIZE, unit=" scenes", disable=not missing):
+        for block in tqdm(missing, "objects of scenes", unit_scale=CACHE_SIZE, unit=" scenes", disable=not missing):
             file = self._file(folder, block)
             found[block] = _read(file) or self._write(file, block)
-        things = [t for block in blocks for t in found[block]]
-        things = things[self.start % CACHE_SIZE :][: self.count]
-        if things[0] != self.series.draw(self.start).things:
+        objects = [o for block in blocks for o in found[block]]
+        objects = objects[self.start % CACHE_SIZE :][: self.count]
+        if objects[0] != self.split.draw(self.start).objects:
             raise UserError(
-                f"{folder} holds the things of scenes that were drawn otherwise.",
+                f"{folder} holds the objects of scenes that were drawn differently.",
                 "Another version of this program, of Pillow or of NumPy drew them.",
                 "Delete the folder.",
             )
-        return things
+        return objects
 
     def _file(self, folder: Path, block: int) -> Path:
-        return folder / f"{self.series}-{block * CACHE_SIZE:08}.jsonl"
+        return folder / f"{self.split}-{block * CACHE_SIZE:08}.jsonl"
 
-    def _write(self, file: Path, block: int) -> list[tuple[Thing, ...]]:
-        things = [self.series.draw(n).things for n in range(block * CACHE_SIZE, (block + 1) * CACHE_SIZE)]
-        rows = [[[t.kind, t.color, *t.box.xyxy] for t in row] for row in things]
-        with atomic_write(file, shared=True) as new:
-            new.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return things
+    def _write(self, file: Path, block: int) -> list[tuple[SceneObject, ...]]:
+        objects = [self.split.draw(n).objects for n in range(block * CACHE_SIZE, (block + 1) * CACHE_SIZE)]
+        rows = [[[o.class_name, o.color, *o.box.xyxy] for o in row] for row in objects]
+        with atomic_write(file, shared=True) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return objects
 
 
-def _read(file: Path) -> list[tuple[Thing, ...]] | None:
-    """The things of KEPT scenes; None where the file is missing or damaged."""
+def _read(file: Path) -> list[tuple[SceneObject, ...]] | None:
+    """The objects of CACHE_SIZE scenes; None where the file is missing or damaged."""
     try:
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-        things = [tuple(Thing(kind, color, Box(*box)) for kind, color, *box in row) for row in rows]
+        objects = [tuple(SceneObject(class_name, color, Box(*box)) for class_name, color, *box in row) for row in rows]
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    return things if len(things) == CACHE_SIZE else None
+    return objects if len(objects) == CACHE_SIZE else None
 
 
 def _check(

@@ -46,7 +46,7 @@ JUDGED = "one box at IoU 0.5; of lists of boxes F1 at IoU 0.5; of words the whol
 def held_out(seed: int, number: int, size: int) -> Scene:
     """The held-out scene of this number; numbers whose scene came out empty are drawn again."""
     attempt = 0
-    while not (scene := draw_scene((FIRST_HELD_OUT, seed, number, attempt), size)).things:
+    while not (scene := draw_scene((FIRST_HELD_OUT, seed, number, attempt), size)).objects:
         attempt += 1
     return scene
 
