@@ -140,6 +140,22 @@ def file_lock(folder: Path, what: str, wait: bool = False) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def lock_for_reading(path: str | os.PathLike, wait: bool = False) -> Iterator[bool]:
+    """Lock a file that exists, and may be read-only, until the block ends. Yields False if another process holds the
+    lock. wait: wait for it instead. Without support for locks (Windows, some file systems) it yields True."""
+    with open(path, "rb") as file:
+        locked = True
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                locked = False
+            except OSError:
+                pass
+        yield locked
+
+
 def _taken(file) -> bool:
     """Whether this process holds the lock now. A process that it forks does not inherit it, so that a worker which
     outlives a killed run holds nothing."""

@@ -12,9 +12,9 @@ from PIL import Image
 from minigptv2 import cli
 from minigptv2.boxes import Box, parse
 from minigptv2.data import box_questions
-from minigptv2.data.annotations import SWAPPED
 from minigptv2.data.box_questions import LabelledBoxes
 from minigptv2.data.dataset import open_dataset
+from minigptv2.data.orientation import SWAPPED_SIZE
 from minigptv2.data.readers.coco_detection import CocoDetection
 from minigptv2.data.readers.jsonl import JsonlDataset
 from minigptv2.data.validate import CELL, TURNED, check
@@ -173,7 +173,7 @@ def _box(**changes) -> dict:
 @pytest.mark.parametrize(
     ("row", "kind", "where", "kept"),
     [
-        ("{oops", "a line that is no JSON", "line 2", 1),
+        ("{oops", "a line that is not JSON", "line 2", 1),
         ("[1]", "a line that is no JSON object", "line 2", 1),
         ({}, "a line with nothing to learn from", "line 2", 1),
         ({"image": "a.jpg"}, "a line with nothing to learn from", "line 2", 1),
@@ -375,7 +375,7 @@ def _coco(folder: Path, **changes) -> str:
     return str(folder / "x.json")
 
 
-SEEN_BY_THE_CHECK = (SWAPPED, "a size that is not the image's", "an image that is not to be read")
+SEEN_BY_THE_CHECK = (SWAPPED_SIZE, "a size that is not the image's", "an image that is not to be read")
 ANNOTATION = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [10, 20, 30, 40]}
 IMAGE = {"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}
 
@@ -393,12 +393,12 @@ def test_coco_names_without_underscores(tmp_path):
         ({"annotations": [{**ANNOTATION, "image_id": 7}]}, "an 'image_id' that no image has"),
         ({"annotations": [{**ANNOTATION, "category_id": 7}]}, "a 'category_id' that no category has"),
         ({"annotations": [ANNOTATION, ANNOTATION]}, "an annotation of an 'id' that an earlier one has"),
-        ({"annotations": ["x"]}, "a record that is no JSON object"),
+        ({"annotations": ["x"]}, "a record that is not a JSON object"),
         ({"images": [IMAGE, IMAGE]}, "an image that is listed twice"),
         ({"images": [IMAGE, {**IMAGE, "id": 2, "file_name": "b.jpg"}]}, "an image that is not on the disk"),
         ({"images": [IMAGE, {**IMAGE, "id": 2, "file_name": "bad.jpg"}]}, "an image that is not to be read"),
         ({"images": [{**IMAGE, "width": 639}]}, "a size that is not the image's"),
-        ({"images": [{**IMAGE, "width": 480, "height": 640}]}, SWAPPED),
+        ({"images": [{**IMAGE, "width": 480, "height": 640}]}, SWAPPED_SIZE),
         ({"images": [{"id": 1, "file_name": "a.jpg"}]}, "an image without a usable width and height"),
         ({"categories": [{"id": 3, "name": "x"}, {"id": 3, "name": "y"}]}, "a category whose 'id' another"),
     ],
@@ -575,7 +575,7 @@ def test_boxes_in_shares_and_the_same_box_twice(tmp_path):
     one = {"label": "dog", "xyxy": [10, 10, 50, 50]}
     shares = {"label": "cat", "xywh": [0.1, 0.2, 0.5, 0.25]}
     data = JsonlDataset(lines(tmp_path, {"image": "a.jpg", "boxes": [one, one, shares]}), questions_per_image=99)
-    assert counted(data) == {"the same box twice, read once": 1, "a box in shares of 0..1, not in pixels": 1}
+    assert counted(data) == {"the same box twice, read once": 1, "a box in fractions of 0..1, not in pixels": 1}
     assert data.records[0][0].boxes == {"dog": [Box(10, 10, 50, 50)]}
 
 
@@ -657,7 +657,7 @@ def test_names_that_are_none_cost_one_line(tmp_path, name, kind, capsys):
     [
         ('{"a": 1}'.encode("utf-16"), "is text in UTF-16"),
         ('{"a": 1}'.encode("utf-16-le"), "is text in UTF-16"),
-        ('{"a": "é"}'.encode("latin1"), "is no text in UTF-8"),
+        ('{"a": "é"}'.encode("latin1"), "is not text in UTF-8"),
         (b"image,label\na.jpg,dog\n", r"is a table \(CSV\)"),
         (b"images:\n  - a.jpg\n", "is YAML"),
         (b'[{"image": "a.jpg"}]', "holds one JSON list"),
@@ -677,11 +677,11 @@ def test_a_file_of_another_form_is_named(tmp_path, content, told):
 @pytest.mark.parametrize(
     ("line", "mistake"),
     [
-        ('{"image": "a.jpg", }', "a comma too many"),
-        ("{'image': 'a.jpg'}", "quotation marks of another kind"),
+        ('{"image": "a.jpg", }', "an extra comma"),
+        ("{'image': 'a.jpg'}", "single or curly quotation marks"),
         ('{"image": "a.jpg" // x\n', "a comment"),
         (r'{"image": "C:\Users"}', "a single backslash"),
-        ('{"caption": None}', "None, which is no JSON"),
+        ('{"caption": None}', "None, which is not JSON"),
         ('{"image": "a.jp', "it ends in the middle"),
     ],
 )
@@ -689,9 +689,9 @@ def test_a_mistake_in_json_is_named(tmp_path, line, mistake):
     image(tmp_path / "a.jpg")
     data = JsonlDataset(lines(tmp_path, "\ufeff" + json.dumps(GOOD), line))
     (kind,) = counted(data)
-    assert kind.startswith(f"a line that is no JSON ({mistake}")
+    assert kind.startswith(f"a line that is not JSON ({mistake}")
     (tmp_path / "x.json").write_text(line)
-    with pytest.raises(UserError, match=f"is no JSON: {mistake}") as error:
+    with pytest.raises(UserError, match=f"is not JSON: {mistake}") as error:
         CocoDetection(str(tmp_path / "x.json"))
     assert "datasets/" not in str(error.value)
 

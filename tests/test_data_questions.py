@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minigptv2.data import annotations
+from minigptv2.data import json_files
 from minigptv2.data.dataset import open_dataset
 from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import open_benchmark
@@ -37,7 +37,7 @@ def said(sample) -> list[str]:
 @pytest.mark.parametrize("chunk", [1 << 20, 7])
 def test_gqa_on_genuine_questions(tmp_path, monkeypatch, chunk):
     """Read in pieces of any size, the questions are those of the whole file."""
-    monkeypatch.setattr(annotations, "_CHUNK", chunk)
+    monkeypatch.setattr(json_files, "_CHUNK", chunk)
     rows = json.loads(GQA.read_text())
     files = {f"images/{row['imageId']}.jpg": None for row in rows.values()}
     data = opened("gqa", tmp_path, {**files, "val_balanced_questions.json": GQA.read_text()}, split="val")
@@ -85,14 +85,14 @@ def test_gqa_counts_what_is_wrong_and_has_no_test_answers(tmp_path):
     assert data.problems.counts == {
         "an image that is not on the disk": 1,
         "no 'question'": 1,
-        "a record that is no JSON object": 1,
+        "a record that is not a JSON object": 1,
     }
     assert said(opened("gqa", tmp_path, {}, split="test")[0]) == ["[vqa] why?"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"1"', '{"1": {"a": 1}', '{"1" {}}', "{1: {}}", '{"1": tru'])
 def test_gqa_cut_short(tmp_path, text):
-    with pytest.raises(UserError, match="damaged|is no JSON|is empty"):
+    with pytest.raises(UserError, match="damaged|is not JSON|is empty"):
         opened("gqa", tmp_path, {"images/7.jpg": None, "train_balanced_questions.json": text})
 
 
@@ -101,8 +101,8 @@ def test_items_equal_the_whole_file(tmp_path, monkeypatch, text):
     file = tmp_path / "x.json"
     file.write_text(text)
     for chunk in (1, 2, 3, 1000):
-        monkeypatch.setattr(annotations, "_CHUNK", chunk)
-        assert list(annotations.iter_json_list(file)) == json.loads(text)
+        monkeypatch.setattr(json_files, "_CHUNK", chunk)
+        assert list(json_files.iter_json_list(file)) == json.loads(text)
 
 
 @pytest.mark.parametrize("text", ['{"a": 12, "b": {"c": [1]} }', ' {"a":1.5e3 ,"\\u00e9":"x"}\n', "{}"])
@@ -110,8 +110,8 @@ def test_members_equal_the_whole_file(tmp_path, monkeypatch, text):
     file = tmp_path / "x.json"
     file.write_text(text)
     for chunk in (1, 2, 3, 1000):
-        monkeypatch.setattr(annotations, "_CHUNK", chunk)
-        assert dict(annotations.iter_json_object(file)) == json.loads(text)
+        monkeypatch.setattr(json_files, "_CHUNK", chunk)
+        assert dict(json_files.iter_json_object(file)) == json.loads(text)
 
 
 def test_an_answer_with_braces_is_words(tmp_path):
@@ -269,7 +269,7 @@ def test_hateful_memes(tmp_path):
     assert data.problems.counts == {
         "a 'label' other than 0 and 1": 1,
         "an image that is not on the disk": 1,
-        "a line that is no JSON": 1,
+        "a line that is not JSON": 1,
     }
 
 
@@ -294,7 +294,7 @@ def test_what_is_left_out_is_the_same_for_training_and_evaluation(tmp_path):
 # ---- names of images ----
 
 NO_NAMES = {
-    "data:image/png;base64," + "A" * 5000: "an image given as data (base64) in the place of a file name",
+    "data:image/png;base64," + "A" * 5000: "an image given as data (base64) instead of a file name",
     "x" * 5000: "an image name that is too long for a file",
     "a\0b": "an image name with a NUL character, which no file has",
 }

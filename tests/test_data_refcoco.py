@@ -238,7 +238,7 @@ def test_what_is_not_there_is_told(tmp_path):
     with pytest.raises(UserError, match="no folder"):
         RefCoco(str(tmp_path), split="val", images=str(tmp_path / "pictures"))
     (tmp_path / "instances.json").write_text('{"images": [')
-    with pytest.raises(UserError, match=r"instances\.json is no JSON: it ends in the middle"):
+    with pytest.raises(UserError, match=r"instances\.json is not JSON: it ends in the middle"):
         RefCoco(str(tmp_path), split="val")
 
 

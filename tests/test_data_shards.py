@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from minigptv2.data.annotations import InvalidRecord
-from minigptv2.data.shards import Record, Shards, TarImage
+from minigptv2.data.shards import Record, Shards
+from minigptv2.data.tar import TarImage
 from minigptv2.errors import UserError
 from minigptv2.images import open_image
 
@@ -86,7 +87,7 @@ def test_every_kind_of_tar(tmp_path, form):
     ]
     shards = Shards(str(write_tar(tmp_path / "a.tar", inside, form)), all_of, "test")
     assert numbers(shards) == [1, 2, 3]
-    assert shards.problems.counts == {"a member of a kind that is not read": 1, "no image": 1}
+    assert shards.problems.counts == {"a member of a type that is not read": 1, "no image": 1}
     assert [open_image(shards[i].image).width for i in range(3)] == [21, 22, 23]
 
 
@@ -123,8 +124,8 @@ def test_members_of_one_sample_by_the_first_dot(tmp_path):
     shards = Shards(str(write_tar(tmp_path / "a.tar", inside)), all_of, "p")
     assert {text: width for text, width in _words(shards).values()} == {"seven": 27, "eight": 28, "": 21}
     assert shards.problems.counts == {
-        "a further member of a sample that has one of its kind": 1,
-        "a member of a kind that is not read": 1,
+        "a further member of a sample that has one of its type": 1,
+        "a member of a type that is not read": 1,
         "a hidden file, as macOS leaves them in archives": 1,
         "no image": 1,
     }
@@ -145,7 +146,7 @@ def test_names_that_no_file_has_are_counted(tmp_path):
     shards = Shards(str(file), all_of, "p", images=str(tmp_path), image="where")
     assert [shards[i].image for i in range(len(shards))] == [image_file]
     assert sorted(shards.problems.counts) == [
-        "an image given as data (base64) in the place of a file name",
+        "an image given as data (base64) instead of a file name",
         "an image name that is too long for a file",
         "an image name with a NUL character, which no file has",
     ]
@@ -229,7 +230,7 @@ def test_a_damaged_shard_is_counted_and_the_others_are_read(tmp_path, damage):
     assert numbers(shards) == ([0, 1, 9] if damage == "header" else [9])
     (kind,) = shards.problems.counts
     assert kind == (
-        "a shard that is damaged or cut short" if damage == "header" else "a shard that is no uncompressed tar"
+        "a shard that is damaged or cut short" if damage == "header" else "a shard that is not an uncompressed tar"
     )
     assert "a.tar" in shards.problems.examples[kind][0]
 
@@ -249,9 +250,9 @@ def test_wrong_text_is_counted(tmp_path):
     assert numbers(shards) == [5]
     assert shards.problems.counts == {
         "JSON that cannot be read": 2,
-        "JSON that is no object": 1,
+        "JSON that is not an object": 1,
         "text that is not in UTF-8": 2,
-        "a second member of the same kind and name": 1,
+        "a second member of the same type and name": 1,
     }
 
 
@@ -400,7 +401,7 @@ def test_damaged_parquet_is_counted(tmp_path):
     (tmp_path / "b.parquet").write_bytes(data[:-9])
     (tmp_path / "c.parquet").write_bytes(b"")
     shards = Shards(str(tmp_path / "*.parquet"), all_of, "p")
-    assert len(shards) == 8 and shards.problems.counts == {"a file that is no whole parquet file": 2}
+    assert len(shards) == 8 and shards.problems.counts == {"a file that is not a complete parquet file": 2}
     write_parquet(tmp_path / "d.parquet", 8, 4, words=["some words to fill a page " + str(n) for n in range(8)])
     data = bytearray((tmp_path / "d.parquet").read_bytes())
     with pyarrow.parquet.ParquetFile(tmp_path / "d.parquet") as file:

@@ -135,7 +135,7 @@ def test_llava(tmp_path, split, file):
         "a conversation in which two turns of one speaker follow each other": 1,
         "an image that is not on the disk": 1,
         "an 'image' that names no image of COCO": 1,
-        "a record that is no JSON object": 1,
+        "a record that is not a JSON object": 1,
     }
     assert data.problems.examples["a turn without words"] == [f"{file} row 3"]
 
@@ -190,7 +190,7 @@ def test_unnatural_instructions(tmp_path):
     assert data.problems.counts == {
         "an empty instruction or output": 1,
         "no 'instances'": 1,
-        "a line that is no JSON (it ends in the middle)": 1,
+        "a line that is not JSON (it ends in the middle)": 1,
     }
     filtered = opened(
         "unnatural_instructions", tmp_path, {"filtered_unnatural_instruction.json": rows[:1]}, split="filtered"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minigptv2.data.annotations import iter_json_list
+from minigptv2.data.json_files import iter_json_list
 from minigptv2.data.readers.visual_genome import IMAGES, REGIONS, VisualGenome
 from minigptv2.errors import UserError
 from minigptv2.tasks import render
@@ -78,7 +78,7 @@ def test_both_tasks_and_the_places_of_images(tmp_path):
 )
 def test_a_malformed_region_is_named_and_left_out(tmp_path, change, kind):
     dataset = VisualGenome(_written(tmp_path, [REGION, REGION | change, 7, REGION | {"region_id": 8, "x": -4}]))
-    assert dataset.problems.counts == {kind: 1, "a record that is no JSON object": 1}
+    assert dataset.problems.counts == {kind: 1, "a record that is not a JSON object": 1}
     assert [dataset[i].key for i in range(2)] == ["visual_genome region 5", "visual_genome region 8"]
     assert dataset[1].question_answers[0].phrases[0].boxes[0].xyxy == (0, 20, 26, 60)
 
@@ -87,7 +87,7 @@ def test_a_malformed_region_is_named_and_left_out(tmp_path, change, kind):
 def test_a_list_that_is_none_or_cut_short_is_told(tmp_path, text):
     file = tmp_path / "list.json"
     file.write_text(text)
-    with pytest.raises(UserError, match=r"list\.json is (damaged|no JSON|empty)"):
+    with pytest.raises(UserError, match=r"list\.json is (damaged|not JSON|empty)"):
         list(iter_json_list(file))
 
 
@@ -97,7 +97,7 @@ def test_a_long_list_is_read_piece_by_piece(tmp_path, monkeypatch):
     for dumped in (json.dumps(items), json.dumps(items, indent=2, ensure_ascii=False), "\ufeff " + json.dumps(items)):
         file.write_text(dumped, encoding="utf-8")
         for chunk in (1, 7, 64, 1 << 20):
-            monkeypatch.setattr("minigptv2.data.annotations._CHUNK", chunk)
+            monkeypatch.setattr("minigptv2.data.json_files._CHUNK", chunk)
             assert list(iter_json_list(file)) == items
 
 
@@ -106,7 +106,7 @@ def test_what_is_not_there_is_told(tmp_path):
         VisualGenome(str(tmp_path))
     _written(tmp_path, [REGION])
     (tmp_path / REGIONS).write_text('[{"id": 1, "regions": [')
-    with pytest.raises(UserError, match=rf"{REGIONS} is no JSON: it ends in the middle"):
+    with pytest.raises(UserError, match=rf"{REGIONS} is not JSON: it ends in the middle"):
         VisualGenome(str(tmp_path))
     with pytest.raises(UserError, match="task"):
         VisualGenome(str(tmp_path), task="vqa")

@@ -53,7 +53,7 @@ def test_what_is_wrong_is_counted(root):
     assert data.problems.counts == {
         "an image that is not on the disk": 1,
         "no 'question'": 1,
-        "a record that is no JSON object": 1,
+        "a record that is not a JSON object": 1,
         "a question without an answer": 1,
     }
     name = "v2_OpenEnded_mscoco_val2014_questions.json"

@@ -67,8 +67,8 @@ def test_a_malformed_line_is_named_and_left_out(tmp_path, change, kind):
     dataset = VSR(str(_written(tmp_path, ROW, ROW | change, "", "{cut", [1], ROW)))
     assert [record[0] for record in dataset.records] == [0, 5]
     assert dataset.excluded[0] == (1, kind) and [number for number, _ in dataset.excluded] == [1, 3, 4]
-    assert dataset.problems.counts["a line that is no JSON"] == 1
-    assert dataset.problems.counts["a record that is no JSON object"] == 1
+    assert dataset.problems.counts["a line that is not JSON"] == 1
+    assert dataset.problems.counts["a record that is not a JSON object"] == 1
     assert dataset[1].key == "vsr zeroshot test line 5"
 
 

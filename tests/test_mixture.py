@@ -295,18 +295,18 @@ def test_a_few_that_are_dropped_are_within_the_limit(tmp_path):
     datasets, _ = open_mixture(
         DataConfig([SourceConfig("coco_detection", 1.0, write_coco(tmp_path / "data", 40, 39))]), 1, 1
     )
-    assert list(datasets[0].problems.shares(len(datasets[0]))) == [("records", 1, 40)]
+    assert list(datasets[0].problems.dropped_of_seen(len(datasets[0]))) == [("records", 1, 40)]
 
 
 def test_notes_are_told_and_not_judged():
     problems = ProblemCounter()
     problems.add("a box over the edge", "row 1", dropped=False)
-    assert list(problems.shares(3)) == [] and problems.counts == {"a box over the edge": 1}
+    assert list(problems.dropped_of_seen(3)) == [] and problems.counts == {"a box over the edge": 1}
     problems.add("no image", "row 2")
     problems.add("no box", "row 3 box 1", unit="boxes")
-    assert list(problems.shares(3)) == [("records", 1, 4)]
+    assert list(problems.dropped_of_seen(3)) == [("records", 1, 4)]
     problems.saw(10, "boxes")
-    assert list(problems.shares(3)) == [("records", 1, 4), ("boxes", 1, 10)]
+    assert list(problems.dropped_of_seen(3)) == [("records", 1, 4), ("boxes", 1, 10)]
 
 
 def test_what_shards_lack_is_judged_and_what_options_leave_out_is_not(tmp_path):

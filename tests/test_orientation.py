@@ -7,8 +7,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from minigptv2.boxes import Box, stored_box, upright_box
-from minigptv2.data.annotations import SWAPPED, InvalidRecord, boxes_orientation
+from minigptv2.data.annotations import InvalidRecord
 from minigptv2.data.dataset import open_dataset
+from minigptv2.data.orientation import SWAPPED_SIZE, boxes_orientation
 from minigptv2.data.validate import check
 from minigptv2.errors import UserError
 from minigptv2.images import image_header, image_size, open_image, upright_size
@@ -71,7 +72,7 @@ def test_the_size_decides_where_it_can_tell(given, stored, orientation, choice, 
 
 
 def test_swapped_sides_without_an_orientation_tell_nothing():
-    with pytest.raises(InvalidRecord, match=SWAPPED):
+    with pytest.raises(InvalidRecord, match=SWAPPED_SIZE):
         boxes_orientation((40, 60), (60, 40), 1)
 
 

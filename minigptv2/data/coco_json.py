@@ -21,21 +21,25 @@ from typing import Any
 
 from minigptv2.boxes import Box
 from minigptv2.data.annotations import (
-    ORIENTATIONS,
+    FRACTIONS,
+    NO_AREA,
+    NOT_A_BOX,
+    NOT_AN_OBJECT,
+    OUTSIDE,
     OVER_EDGE,
     InvalidRecord,
     check_choice,
-    corrupt_file_error,
     exceeds_image,
     file_name_field,
     label_field,
     parse_box,
-    read_json,
     text_field,
 )
 from minigptv2.data.annotations import field as field_of
 from minigptv2.data.coco_images import ImageFinder
 from minigptv2.data.dataset import RECORDS, ProblemCounter
+from minigptv2.data.json_files import corrupt_file_error, read_json
+from minigptv2.data.orientation import ORIENTATIONS
 from minigptv2.errors import UserError
 from minigptv2.images import image_header, upright_size
 
@@ -53,9 +57,6 @@ ROOT = "a category without a box that is above the others, never asked for"
 SAME_ID = "an annotation of an 'id' that an earlier one has"
 SAME_BOX = "the same box twice, used once"
 AS_TEXT = "a box whose numbers are text"
-SHARES = "a box in shares of 0..1, not in pixels"
-NO_AREA = "a box without area"
-OUTSIDE = "a box outside the image"
 CORNERS = "a file whose boxes all fit as x1, y1, x2, y2 and reach over the edge as x, y, width, height"
 OTHER_AREA = "an 'area' that is no number, so that of the box was taken"
 STRANGE_CROWD = "an 'iscrowd' that is neither 0 nor 1, taken as 1"
@@ -148,7 +149,7 @@ class CocoFile:
     is left out or read in another way than it is written. excluded: place of an image row that is not used, and why.
 
     file: the JSON. folder: of the images, "" where they lie at one of the usual places beside the file. root: where
-    images with COCO's numbers are looked for, too. orientation: see `annotations.boxes_orientation`. required: whether
+    images with COCO's numbers are looked for, too. orientation: see `orientation.boxes_orientation`. required: whether
     it is an error that not one image is found."""
 
     def __init__(self, file: Path, folder: str = "", orientation: str = "auto", root: str = "", required: bool = True):
@@ -469,7 +470,7 @@ def _name(row: Any) -> str | InvalidRecord:
     """The image's file name, of LVIS the end of its address; "" where the row names none."""
     try:
         if not isinstance(row, dict):
-            raise InvalidRecord("a record that is no JSON object")
+            raise InvalidRecord(NOT_AN_OBJECT)
         if row.get("file_name") is not None:
             return file_name_field(row, "file_name")
         address = row.get("coco_url")
@@ -529,16 +530,16 @@ def _size(row: dict) -> tuple[int, int] | None:
 def _numbers(given: Any, size: tuple[int, int]) -> list[float]:
     """A `bbox` as four finite numbers, of which something is in the image. Raises InvalidRecord."""
     if not isinstance(given, list) or len(given) != 4:
-        raise InvalidRecord("a box that is not four numbers")
+        raise InvalidRecord(NOT_A_BOX)
     if any(isinstance(n, str) for n in given):
         raise InvalidRecord(AS_TEXT)
     if any(isinstance(n, bool) or not isinstance(n, int | float) or not abs(n) < 1e9 for n in given):
-        raise InvalidRecord("a box that is not four numbers")
+        raise InvalidRecord(NOT_A_BOX)
     x, y, across, down = given
     if across < 0 or down < 0:
         raise InvalidRecord(NO_AREA)
     if max(size) > _TINY and min(given) >= 0 and max(given) <= 1 and across and down:
-        raise InvalidRecord(SHARES)
+        raise InvalidRecord(FRACTIONS)
     if x >= size[0] or y >= size[1] or x + across <= 0 or y + down <= 0:
         raise InvalidRecord(OUTSIDE)
     return given

@@ -1,7 +1,7 @@
-"""What a data set is to the rest of the program: records by number, and an account of what was wrong with its files.
+"""The interface of a data set (records by number, problems of its files) and the table of all readers.
 
-`DATASETS` names every reader; a name with a colon, `my_package.module:Class`, is imported, so that an outsider's reader
-needs no change here.
+`DATASETS` names every reader. A name with a colon, `my_package.module:Class`, is imported: a reader of another package
+needs no entry here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from minigptv2.errors import UserError, unknown
-from minigptv2.renames import present_value, rename_old_keys
+from minigptv2.renames import present_value, rename_old_keys, tell
 from minigptv2.sample import Sample
 
 DATASETS: dict[str, str] = {
@@ -43,27 +43,28 @@ DATASETS: dict[str, str] = {
     "llava": "minigptv2.data.readers.llava:Llava",
     "multitask_conversation": "minigptv2.data.readers.multitask_conversation:MultitaskConversation",
     "unnatural_instructions": "minigptv2.data.readers.unnatural_instructions:UnnaturalInstructions",
-    # a user's own
+    # a user's own file
     "own": "minigptv2.data.readers.jsonl:JsonlDataset",
     # drawn here
     "scenes": "minigptv2.data.scenes.dataset:Scenes",
     "arithmetic": "minigptv2.data.readers.arithmetic:Arithmetic",
 }
 RENAMED_DATASETS = {"sums": "arithmetic"}  # old name -> present name
-_EXAMPLES = 3
-_LONGEST = 200  # characters of an example
+RENAMED_METHODS = {"picture": "image", "missing_pictures": "missing_images"}  # of readers: old name -> present name
+_MAX_EXAMPLES = 3
+_MAX_LENGTH = 200  # characters of an example
 RECORDS = "records"  # the unit that most readers drop
-_KINDS = {"str": (str, "text"), "int": (int, "a whole number"), "bool": (bool, "true or false")}  # of options
+_OPTION_TYPES = {"str": (str, "text"), "int": (int, "a whole number"), "bool": (bool, "true or false")}
 
 
 class Dataset(Protocol):
-    """Records by number. `dataset[i]` is a function of i alone, quick, and opens no image: its `image` is a path, or
-    an object that `images.open_image` takes. problems: what was wrong with rows that were left out.
+    """Records by number. `dataset[i]` depends on i only, is fast, and does not open the image: its `image` is a path,
+    or an object that `images.open_image` accepts. problems: of the rows that were dropped, and notes on others.
 
-    Three methods are optional. `sample(index, rng) -> Sample`: of a data set that asks other questions about an image
-    in every epoch; training calls it in place of `dataset[index]`, with a random.Random of the sample's position.
-    `image(index)`: `dataset[index].image` where that costs less than the whole record. `missing_images()`: the
-    paths of images that are not on the disk while their records were kept.
+    Three methods are optional. `sample(index, rng) -> Sample`: for a data set that asks other questions about an image
+    in every epoch; training calls it instead of `dataset[index]`, with a random.Random of the sample's position.
+    `image(index)`: `dataset[index].image`, if it costs less than the whole record. `missing_images()`: the paths of
+    images that are not on the disk although their records are kept.
     """
 
     problems: ProblemCounter
@@ -74,8 +75,8 @@ class Dataset(Protocol):
 
 
 class ProblemCounter:
-    """Counts what was wrong, by kind, and keeps the first examples of each. Apart from that, it counts what was dropped
-    for it, by unit: records, or the annotations, questions, ... that a record is made of."""
+    """Counts problems by their text and keeps the first examples of each. Also counts what was dropped because of them
+    and what was read, by unit: records, or the annotations, questions, ... of which records consist."""
 
     def __init__(self):
         self.counts: Counter[str] = Counter()
@@ -83,23 +84,23 @@ class ProblemCounter:
         self.dropped: Counter[str] = Counter()
         self.seen: Counter[str] = Counter()
 
-    def add(self, kind: str, example: str, dropped: bool = True, unit: str = RECORDS) -> None:
-        """kind: "a box outside the image"; example: where, "val.json row 17". dropped: False for a note, on what is
-        used all the same (a box that is cut off at the edge) or was never meant to be (a crowd). unit: what was
-        dropped, in the plural."""
-        self.counts[kind] += 1
+    def add(self, problem: str, example: str, dropped: bool = True, unit: str = RECORDS) -> None:
+        """Count a problem. problem: its text, as in "a box outside the image". example: where it is, as in "val.json
+        row 17". dropped: False for a note on something that is used nevertheless (a box that is clipped at the edge) or
+        was never meant to be used (a crowd). unit: what was dropped, in the plural."""
+        self.counts[problem] += 1
         self.dropped[unit] += dropped
-        kept = self.examples.setdefault(kind, [])
-        if len(kept) < _EXAMPLES:
-            kept.append(example if len(example) <= _LONGEST else f"{example[:_LONGEST]}...")
+        examples = self.examples.setdefault(problem, [])
+        if len(examples) < _MAX_EXAMPLES:
+            examples.append(example if len(example) <= _MAX_LENGTH else f"{example[:_MAX_LENGTH]}...")
 
     def saw(self, count: int, unit: str = RECORDS) -> None:
-        """The reader has looked at so many, good and bad: what the dropped ones are a share of."""
+        """Count what the reader has read, good and bad."""
         self.seen[unit] += count
 
-    def shares(self, kept: int) -> Iterator[tuple[str, int, int]]:
-        """(unit, dropped, looked at) of every unit of which a share can be told. kept: the reader's records, of which
-        it need not say how many it saw; of any other unit it must."""
+    def dropped_of_seen(self, kept: int) -> Iterator[tuple[str, int, int]]:
+        """(unit, number dropped, number read) for every unit of which both are known. kept: number of the reader's
+        records; records need no call of `saw`, other units do."""
         for unit, dropped in self.dropped.items():
             seen = self.seen[unit] or (kept + dropped if unit == RECORDS else 0)
             if dropped and seen:
@@ -109,16 +110,17 @@ class ProblemCounter:
         return bool(self.counts)
 
     def lines(self) -> Iterator[str]:
-        """One line a kind, the most frequent first: count, kind, examples."""
-        for kind, count in self.counts.most_common():
-            more = ", ..." if count > len(self.examples[kind]) else ""
-            yield f"{count} x {kind}: {', '.join(self.examples[kind])}{more}"
+        """One line for each problem, the most frequent first: count, problem, examples."""
+        for problem, count in self.counts.most_common():
+            more = ", ..." if count > len(self.examples[problem]) else ""
+            yield f"{count} x {problem}: {', '.join(self.examples[problem])}{more}"
 
 
 def resolve_class(what: str, name: str, known: Mapping[str, str], advice: str) -> Any:
-    """The class of this name: of the table `known`, or my_package.module:Class. what, advice: for the errors.
+    """The class of a name: of the table `known` (name -> module:Class), or my_package.module:Class.
 
-    Raises UserError for an unknown name, with the nearest known one, and for what cannot be imported.
+    what, advice: for the errors. Raises UserError for an unknown name, with the most similar known one, and for a class
+    that cannot be imported.
     """
     if ":" not in name and name not in known:
         allowed = f"Known: {', '.join(known)}; or your own, as my_package.module:Class."
@@ -135,9 +137,9 @@ def resolve_class(what: str, name: str, known: Mapping[str, str], advice: str) -
 
 
 def open_dataset(name: str, options: dict[str, Any]) -> Dataset:
-    """The reader of this name with its options (`root`, `split`, ...).
+    """Open the data set of this name with its reader's options (`root`, `split`, ...).
 
-    Raises UserError for an unknown name or option, with the nearest known one, and what the reader itself raises.
+    Raises UserError for an unknown name or option, with the most similar known one, and for what the reader refuses.
     """
     name = present_value(name, RENAMED_DATASETS, "data set")
     reader = resolve_class("data set", name, DATASETS, "Choose one of these.")
@@ -146,14 +148,26 @@ def open_dataset(name: str, options: dict[str, Any]) -> Dataset:
     known = list(parameters)
     for option, value in options.items():
         if option not in known:
-            told, allowed = f"The data set {name!r} has no option {option!r}.", f"Its options: {', '.join(known)}."
-            raise unknown(told, option, known, "Remove it.", allowed)
+            what, allowed = f"The data set {name!r} has no option {option!r}.", f"Its options: {', '.join(known)}."
+            raise unknown(what, option, known, "Remove it.", allowed)
         hint = parameters[option].annotation
-        kind = _KINDS.get(hint if isinstance(hint, str) else getattr(hint, "__name__", ""))
-        if kind is not None and type(value) is not kind[0]:
+        expected, words = _OPTION_TYPES.get(
+            hint if isinstance(hint, str) else getattr(hint, "__name__", ""), (None, "")
+        )
+        if expected is not None and type(value) is not expected:
             raise UserError(
                 f"The option {option} of {name!r} is {value!r}.",
-                f"It must be {kind[1]}.",
-                "Put text that looks like a number into quotes." if kind[0] is str else "Correct it.",
+                f"It must be {words}.",
+                "Put text that looks like a number into quotes." if expected is str else "Correct it.",
             )
-    return reader(**options)
+    dataset = reader(**options)
+    _accept_old_methods(type(dataset), name)
+    return dataset
+
+
+def _accept_old_methods(reader: type, name: str) -> None:
+    """Give a reader that was written for an older version the present names of its optional methods."""
+    for old, new in RENAMED_METHODS.items():
+        if callable(getattr(reader, old, None)) and not hasattr(reader, new):
+            setattr(reader, new, getattr(reader, old))
+            tell(f"the method {old} of the data set {name} is now called {new}.")

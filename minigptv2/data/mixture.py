@@ -228,7 +228,7 @@ def open_mixture(data: DataConfig, seed: int, samples_per_step: int) -> tuple[li
 
 def _judge(name: str, dataset: Dataset, limit: float) -> None:
     """Raise UserError where the reader dropped more than this share of what it looked at."""
-    for unit, dropped, seen in dataset.problems.shares(len(dataset)):
+    for unit, dropped, seen in dataset.problems.dropped_of_seen(len(dataset)):
         if dropped > limit * seen:
             raise UserError(
                 f"{dropped} of {seen} {unit} of the source {name!r} cannot be used: "

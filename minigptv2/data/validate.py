@@ -14,16 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minigptv2.boxes import Box
-from minigptv2.data.annotations import (
-    InvalidRecord,
-    UprightTransform,
-    boxes_orientation,
-    find_image,
-    read_json_lines,
-    upright_transform,
-)
+from minigptv2.data.annotations import InvalidRecord, find_image
 from minigptv2.data.coco_json import CROWD, LISTS, CocoFile, CocoImage
 from minigptv2.data.dataset import ProblemCounter
+from minigptv2.data.json_files import read_json_lines
+from minigptv2.data.orientation import SWAPPED_SIZE, UprightTransform, boxes_orientation, upright_transform
 from minigptv2.data.readers import coco_detection, jsonl
 from minigptv2.data.turns import estimate_tokens
 from minigptv2.errors import UserError
@@ -33,7 +28,6 @@ from minigptv2.images import image_header, upright_size
 CELL, BAND = 400, 20  # pixels of an image's place in the sheet, and of the line with its name
 _MOST_LABELS = 12  # named in the summary
 TURNED = "a size of the image as it lies in the file; it is turned upright by its EXIF orientation"
-SWAPPED_SIZE = "a size whose width and height are swapped"
 OTHER_SIZE = "a size that is not the image's"
 UPRIGHT_ELSEWHERE = (
     "a file whose other sizes are of upright images, while images that are mirrored, square or upside down were taken "
@@ -221,8 +215,8 @@ def _check_coco(file: Path, images: str, quick: bool, orientation: str) -> Valid
             continue
         frames[_frame_told(image, stored, turned)] += 1
         real = stored if frame.turn == turned else upright_size(stored, turned)
-        if frame.against:
-            problems.add(frame.against, image.name, dropped=False)
+        if frame.problem:
+            problems.add(frame.problem, image.name, dropped=False)
         elif image.given and image.size != real:
             problems.add(OTHER_SIZE, f"{image.name} {_by(image.size)}, not {_by(real)}", dropped=False)
         boxes = [Box(*frame.box(box).xyxy, label) for label, found in image.boxes.items() for box in found]

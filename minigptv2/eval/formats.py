@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minigptv2.boxes import Box
-from minigptv2.data.annotations import iter_json_list, iter_json_object
 from minigptv2.data.coco_json import Id, identity
 from minigptv2.data.dataset import ProblemCounter
+from minigptv2.data.json_files import iter_json_list, iter_json_object
 from minigptv2.errors import UserError
 from minigptv2.eval import results
 from minigptv2.eval.benchmark import Prediction, Question, ScoredAnswer

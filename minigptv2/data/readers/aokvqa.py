@@ -7,18 +7,11 @@
 
 from __future__ import annotations
 
-from minigptv2.data.annotations import (
-    InvalidRecord,
-    by_frequency,
-    corrupt_file_error,
-    field,
-    read_json,
-    strings,
-    text_field,
-)
+from minigptv2.data.annotations import InvalidRecord, by_frequency, field, strings, text_field
 from minigptv2.data.coco_images import CocoImages
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import Layout, require, require_records
+from minigptv2.data.json_files import corrupt_file_error, read_json
 from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://allenai.org/project/a-okvqa/home"

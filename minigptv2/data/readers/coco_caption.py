@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from minigptv2.data.annotations import InvalidRecord, check_choice, field, records_of, rows_of, text_field
+from minigptv2.data.annotations import InvalidRecord, check_choice, field, records_of, text_field
 from minigptv2.data.coco_images import CocoImages
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import Layout, require, require_records
+from minigptv2.data.json_files import rows_of
 from minigptv2.renames import present_value
 from minigptv2.sample import QuestionAnswer, Sample
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from minigptv2.data.annotations import InvalidRecord, upright_transform
+from minigptv2.data.annotations import InvalidRecord
 from minigptv2.data.box_questions import TASKS, TOO_MANY, LabelledBoxes, box_questions, options_of, too_many
 from minigptv2.data.coco_json import CROWD, NO_BOX_LEFT, CocoFile
 from minigptv2.data.dataset_files import Layout, require_records
+from minigptv2.data.orientation import upright_transform
 from minigptv2.errors import UserError
 from minigptv2.sample import QuestionAnswer, Sample
 

@@ -14,17 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from sys import intern
 
-from minigptv2.data.annotations import (
-    InvalidRecord,
-    Row,
-    file_name_field,
-    is_list,
-    iter_json_list,
-    iter_json_object,
-    text_field,
-)
+from minigptv2.data.annotations import InvalidRecord, Row, file_name_field, text_field
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import Layout, image_in, names_in, require, require_records
+from minigptv2.data.json_files import is_list, iter_json_list, iter_json_object
 from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://cs.stanford.edu/people/dorarad/gqa/download.html"

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from minigptv2.data.annotations import InvalidRecord, Row, field, file_name_field, read_json_lines, text_field, unique
+from minigptv2.data.annotations import InvalidRecord, Row, field, file_name_field, text_field, unique
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import Layout, image_in, names_in, require, require_records
+from minigptv2.data.json_files import read_json_lines
 from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://hatefulmemeschallenge.com/"

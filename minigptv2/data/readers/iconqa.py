@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from minigptv2.data.annotations import InvalidRecord, Row, field, find_image, read_json, strings, text_field
+from minigptv2.data.annotations import InvalidRecord, Row, field, find_image, strings, text_field
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import Layout, names_in, require, require_records
+from minigptv2.data.json_files import read_json
 from minigptv2.errors import UserError
 from minigptv2.files import is_dir
 from minigptv2.sample import QuestionAnswer, Sample

@@ -20,18 +20,17 @@ from minigptv2.data import annotations, box_questions
 from minigptv2.data.annotations import (
     OVER_EDGE,
     InvalidRecord,
-    UprightTransform,
     exceeds_image,
     file_name_field,
     find_image,
     label_field,
     parse_box,
-    read_json_lines,
-    upright_transform,
 )
 from minigptv2.data.box_questions import LabelledBoxes
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import require_records
+from minigptv2.data.json_files import read_json_lines
+from minigptv2.data.orientation import ORIENTATIONS, UprightTransform, upright_transform
 from minigptv2.data.turns import IN_PARTS, split_conversation, without_place
 from minigptv2.errors import UserError
 from minigptv2.files import is_dir
@@ -94,7 +93,7 @@ class JsonlDataset:
         context: int = CONTEXT,
         orientation: str = "upright",
     ):
-        self.orientation = annotations.check_choice("orientation", orientation, annotations.ORIENTATIONS)
+        self.orientation = annotations.check_choice("orientation", orientation, ORIENTATIONS)
         self.problems = ProblemCounter()
         self.tasks, self.questions_per_image = box_questions.options_of(tasks, TASKS, questions_per_image)
         self.name = Path(file).name
@@ -158,8 +157,8 @@ def frame_of(entry: Entry, orientation: str) -> UprightTransform:
         return UprightTransform(1, entry.size)
     try:
         frame = upright_transform(entry.image, entry.size, entry.sized, orientation)
-        if frame.against:
-            raise InvalidRecord(frame.against)
+        if frame.problem:
+            raise InvalidRecord(frame.problem)
         return frame
     except InvalidRecord as error:
         raise UserError(

@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from minigptv2.data.annotations import InvalidRecord, field, iter_json_list
+from minigptv2.data.annotations import InvalidRecord, field
 from minigptv2.data.coco_images import CocoImages
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import Layout, require, require_records
+from minigptv2.data.json_files import iter_json_list
 from minigptv2.data.turns import IN_PARTS, split_conversation, without_place
 from minigptv2.sample import QuestionAnswer, Sample
 

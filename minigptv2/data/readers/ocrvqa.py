@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minigptv2.data.annotations import InvalidRecord, field, iter_json_object, strings
+from minigptv2.data.annotations import InvalidRecord, field, strings
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import Layout, names_in, require, require_records
+from minigptv2.data.json_files import iter_json_object
 from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://ocr-vqa.github.io/"

@@ -18,19 +18,11 @@ from typing import Any, ClassVar, NamedTuple
 
 from minigptv2.boxes import Box
 from minigptv2.bundled import document
-from minigptv2.data.annotations import (
-    InvalidRecord,
-    check_choice,
-    corrupt_file_error,
-    field,
-    parse_box,
-    phrase_field,
-    read_json,
-    size_field,
-)
+from minigptv2.data.annotations import InvalidRecord, check_choice, field, parse_box, phrase_field, size_field
 from minigptv2.data.coco_images import CocoImages, missing
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import Layout
+from minigptv2.data.json_files import corrupt_file_error, read_json
 from minigptv2.errors import UserError
 from minigptv2.files import is_dir, is_file
 from minigptv2.sample import Phrase, QuestionAnswer, Sample

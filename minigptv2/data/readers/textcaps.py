@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minigptv2.data.annotations import InvalidRecord, file_name_field, records_of, rows_of, text_field
+from minigptv2.data.annotations import InvalidRecord, file_name_field, records_of, text_field
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import Layout, image_in, names_in, require, require_records
+from minigptv2.data.json_files import rows_of
 from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://textvqa.org/textcaps/dataset/"

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from minigptv2.data.annotations import InvalidRecord, field, iter_json_list, read_json_lines
+from minigptv2.data.annotations import InvalidRecord, field
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import Layout, require, require_records
+from minigptv2.data.json_files import iter_json_list, read_json_lines
 from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://github.com/orhonovich/unnatural-instructions"

@@ -14,14 +14,13 @@ from minigptv2.data.annotations import (
     Row,
     answers_of,
     by_frequency,
-    corrupt_file_error,
     file_name_field,
     optional_text,
-    read_json,
     text_field,
 )
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import Layout, image_in, names_in, require, require_records
+from minigptv2.data.json_files import corrupt_file_error, read_json
 from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://vizwiz.org/tasks-and-datasets/vqa/"
@@ -77,4 +76,4 @@ def read_rows(file: Path, answered: bool = True) -> Iterator[Row]:
         except InvalidRecord as error:
             yield Row(place, problem=str(error))
             continue
-        yield Row(place, name, name, words, answers, kind=optional_text(row, "answer_type"))
+        yield Row(place, name, name, words, answers, answer_type=optional_text(row, "answer_type"))

@@ -18,13 +18,13 @@ from minigptv2.data.annotations import (
     by_frequency,
     field,
     optional_text,
-    rows_of,
     text_field,
     unique,
 )
 from minigptv2.data.coco_images import CocoImages
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import Layout, require, require_records
+from minigptv2.data.json_files import rows_of
 from minigptv2.sample import QuestionAnswer, Sample
 
 PAGE = "https://visualqa.org/download.html"
@@ -98,7 +98,7 @@ def read_rows(questions: Path, annotations: Path | None, problems: ProblemCounte
             yield Row(place, problem=str(error))
             continue
         given, kind = answers.get(number, ((), ""))
-        yield Row(place, str(number), image, words, given, kind=kind)
+        yield Row(place, str(number), image, words, given, answer_type=kind)
 
 
 def _answers(file: Path, problems: ProblemCounter) -> dict[int, tuple[tuple[str, ...], str]]:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from minigptv2.bundled import document
-from minigptv2.data.annotations import InvalidRecord, check_choice, field, read_json_lines, text_field
+from minigptv2.data.annotations import InvalidRecord, check_choice, field, text_field
 from minigptv2.data.coco_images import CocoImages, missing
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import Layout
+from minigptv2.data.json_files import read_json_lines
 from minigptv2.errors import UserError
 from minigptv2.files import is_file
 from minigptv2.sample import QuestionAnswer, Sample

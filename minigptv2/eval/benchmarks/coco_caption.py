@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from minigptv2.boxes import without_markup
-from minigptv2.data.annotations import InvalidRecord, corrupt_file_error, field, file_name_field, read_json, text_field
+from minigptv2.data.annotations import InvalidRecord, field, file_name_field, text_field
 from minigptv2.data.coco_images import CocoImages
 from minigptv2.data.dataset import ProblemCounter
+from minigptv2.data.json_files import corrupt_file_error, read_json
 from minigptv2.data.readers.coco_caption import LAYOUT, PAGE, PARTS
 from minigptv2.eval import metrics
 from minigptv2.eval.benchmark import (

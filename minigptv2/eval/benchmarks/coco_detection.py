@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from minigptv2.boxes import Box
-from minigptv2.data.annotations import InvalidRecord, UprightTransform, check_choice, upright_transform
+from minigptv2.data.annotations import InvalidRecord, check_choice
 from minigptv2.data.coco_json import CocoFile, CocoImage, Id
 from minigptv2.data.dataset_files import Layout
+from minigptv2.data.orientation import UprightTransform, upright_transform
 from minigptv2.errors import UserError
 from minigptv2.eval import metrics
 from minigptv2.eval.benchmark import (
@@ -85,8 +86,8 @@ class CocoDetectionBenchmark:
             frame = upright_transform(image.path, image.size, image.given, self.orientation)
         except (InvalidRecord, UserError):  # damage is told when the image is opened; `data check` tells of sizes
             return UprightTransform(1, image.size)
-        if frame.against:
-            self.problems.add(frame.against, image.name, dropped=False)
+        if frame.problem:
+            self.problems.add(frame.problem, image.name, dropped=False)
         return frame
 
     def items(self) -> list[Question]:

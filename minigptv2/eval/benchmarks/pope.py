@@ -12,8 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from minigptv2.data.annotations import InvalidRecord, check_choice, field, read_json_lines, text_field, unique
+from minigptv2.data.annotations import InvalidRecord, check_choice, field, text_field, unique
 from minigptv2.data.coco_images import CocoImages
+from minigptv2.data.json_files import read_json_lines
 from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import Prediction, Question, Scored, ScoringRules, strip_special_tokens
 from minigptv2.eval.benchmarks.short_answer import ShortAnswerBenchmark

@@ -56,7 +56,7 @@ class VqaV2Benchmark(_TenAnswers):
         rows = vqav2.read_rows(files[0], files[1], self.problems)
         for row, path in self.usable(rows, lambda row: coco.find(row.image)):
             asked = EVALUATION[self.prompt].replace("{}", row.question)
-            truth = row.answers, row.kind
+            truth = row.answers, row.answer_type
             self.rows.append(
                 Question(row.number, path, (0, 0), asked, str(path), truth, words=row.question, key=row.key)
             )
@@ -81,7 +81,7 @@ class VizWizBenchmark(_TenAnswers):
         self.published = {"accuracy": minigpt_v2(30.3, 42.4, _PAPER)} if split == "val" else {}
         folder = image_folder(root, images, split)
         for row, image in self.usable(vizwiz.read_rows(file), lambda row: image_path(folder, str(row.image))):
-            asked, truth = EVALUATION["vizwiz"].replace("{}", row.question), (row.answers, row.kind)
+            asked, truth = EVALUATION["vizwiz"].replace("{}", row.question), (row.answers, row.answer_type)
             self.rows.append(
                 Question(row.number, image, (0, 0), asked, row.key, truth, words=row.question, key=row.key)
             )
