@@ -15,7 +15,6 @@ from minigptv2.data.annotations import InvalidRecord, corrupt_file_error, field,
 from minigptv2.data.coco_images import CocoImages
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.readers.coco_caption import LAYOUT, PAGE, PARTS
-from minigptv2.eval import metrics
 from minigptv2.eval.benchmark import (
     Prediction,
     Published,
@@ -27,6 +26,7 @@ from minigptv2.eval.benchmark import (
     image_path,
     strip_special_tokens,
 )
+from minigptv2.eval.metrics.captions import CIDER_FRACTION, caption_scores, cider_fraction
 from minigptv2.tasks import EVALUATION
 
 _COCO_NAME = re.compile(r"(?:COCO_\w+2\d{3}_)?(\d{12})\.jpg")
@@ -75,7 +75,7 @@ class CocoCaptionBenchmark:
         }
         invalid = {i.index for i in items if not said[i.index] and predictions[i.index].finish_reason != "missing"}
         references = {i.index: list(i.truth) for i in items}
-        outcomes, corpus = metrics.caption_scores(said, references, METRICS)
+        outcomes, corpus = caption_scores(said, references, METRICS)
         cases = [
             ScoredAnswer(
                 i.index,
@@ -83,11 +83,11 @@ class CocoCaptionBenchmark:
                 self.instruction,
                 said[i.index],
                 "; ".join(i.truth),
-                score=metrics.as_share(outcomes["CIDEr"][i.index]),
+                score=cider_fraction(outcomes["CIDEr"][i.index]),
             )
             for i in items
         ]
-        return Scored(len(items), frozenset(invalid), outcomes, corpus, cases, score_description=metrics.CIDER_SHARE)
+        return Scored(len(items), frozenset(invalid), outcomes, corpus, cases, score_description=CIDER_FRACTION)
 
     def _official(self, content: dict) -> list[tuple[int, Path, list[str]]]:
         """The number of each image in the file, where it lies, and its captions."""
