@@ -14,6 +14,7 @@ from minigptv2.boxes import Box
 from minigptv2.data.annotations import InvalidRecord, UprightTransform, check_choice, upright_transform
 from minigptv2.data.coco_json import CocoFile, CocoImage, Id
 from minigptv2.data.dataset_files import Layout
+from minigptv2.data.readers.coco_detection import PAGE
 from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import (
     Prediction,
@@ -29,7 +30,6 @@ from minigptv2.eval.metrics.boxes import DetectionCounts, coco_average_precision
 from minigptv2.sample import Phrase, QuestionAnswer
 from minigptv2.tasks import instruction_text
 
-PAGE = "https://cocodataset.org/#download"
 LAYOUT: Layout = {
     split: ((f"annotations/instances_{split}.json", f"instances_{split}.json"),)
     for split in ("val2017", "train2017", "val2014", "train2014")
