@@ -72,7 +72,7 @@ def test_records_by_number(tmp_path):
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_every_kind_of_tar(tmp_path, form):
+def test_every_tar_format(tmp_path, form):
     """Folders, names too long for a header, letters beyond ASCII, members apart from each other, other files."""
     long = "a" * 90 + "/" + ("b" * 60 if form == tarfile.USTAR_FORMAT else "b" * 150)
     inside = [
@@ -152,7 +152,7 @@ def test_names_that_no_file_has_are_counted(tmp_path):
     ]
 
 
-def test_what_a_judge_refuses_is_counted_and_left_out(tmp_path):
+def test_filtered_records_are_counted_and_left_out(tmp_path):
     def judge(record):
         if record.fields["n"] % 3 == 0:
             raise InvalidRecord("a multiple of three")
@@ -175,7 +175,7 @@ def _refuse():
     raise InvalidRecord("too small")
 
 
-def test_an_index_is_used_again_until_the_shard_changes(tmp_path):
+def test_index_is_reused_until_the_shard_changes(tmp_path):
     file = write_tar(tmp_path / "a.tar", members(0, 2))
     seen = []
 
@@ -195,7 +195,7 @@ def test_an_index_is_used_again_until_the_shard_changes(tmp_path):
     assert len(seen) == 17 and len(list(folder.iterdir())) == 1
 
 
-def test_a_tar_cut_anywhere_still_gives_what_is_whole(tmp_path):
+def test_truncated_tar_gives_its_complete_records(tmp_path):
     inside = members(0, 3)
     data = write_tar(tmp_path / "whole.tar", inside).read_bytes()
     with tarfile.open(tmp_path / "whole.tar") as tar:
@@ -256,7 +256,7 @@ def test_wrong_text_is_counted(tmp_path):
     }
 
 
-def test_patterns(tmp_path):
+def test_shard_patterns_are_expanded(tmp_path):
     for name in ("s-008", "s-009", "s-010", "t-008", "other"):
         write_tar(tmp_path / f"{name}.tar", members(int(name[2:]) if name[2:].isdigit() else 50, 1))
     at = lambda pattern: numbers(Shards(f"{tmp_path}/{pattern}", all_of, "p"))  # noqa: E731
@@ -292,7 +292,7 @@ def test_an_image_is_read_only_when_it_is_opened(tmp_path, monkeypatch):
         open_image(record.image)
 
 
-def test_a_shard_that_changes_while_it_is_read_is_told(tmp_path):
+def test_shard_changed_while_reading_raises_user_error(tmp_path):
     shards = Shards(str(write_tar(tmp_path / "a.tar", members(0, 2))), all_of, "p")
     (tmp_path / "a.tar").write_bytes(b"\xff" * (tmp_path / "a.tar").stat().st_size)
     with pytest.raises(UserError, match="changed since"):
@@ -302,7 +302,7 @@ def test_a_shard_that_changes_while_it_is_read_is_told(tmp_path):
         shards[1]
 
 
-def test_what_only_looks_like_an_image_is_told(tmp_path):
+def test_invalid_image_raises_user_error(tmp_path):
     (tmp_path / "a").write_bytes(b"no image!!")
     with pytest.raises(UserError, match="at byte 0 is no image"):
         open_image(TarImage(str(tmp_path / "a"), 0, 10))

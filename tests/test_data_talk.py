@@ -130,11 +130,11 @@ def test_llava(tmp_path, split, file):
     assert isinstance(render(data[0])[0].pieces[0], ImagePiece)
     assert said(data[1]) == ["Why?", "So."]
     assert data.problems.counts == {
-        "a conversation that is no pairs of question and answer": 1,
+        "a conversation that is not pairs of question and answer": 1,
         "a turn without words": 1,
         "a conversation in which two turns of one speaker follow each other": 1,
         "an image that is not on the disk": 1,
-        "an 'image' that names no image of COCO": 1,
+        "an 'image' that is not one of COCO": 1,
         "a record that is not a JSON object": 1,
     }
     assert data.problems.examples["a turn without words"] == [f"{file} row 3"]

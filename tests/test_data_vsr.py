@@ -40,7 +40,7 @@ def test_every_genuine_statement_is_read(variant, split, count, true, relations)
     assert not dataset.problems and dataset.excluded == []
 
 
-def test_images_are_found_and_statements_worded_as_in_the_published_evaluation():
+def test_images_are_found_and_prompts_are_the_published_ones():
     dataset = VSR(str(GENUINE), "random", "train")
     assert len(dataset) == 5 and dataset.missing_images() == []
     rows = [json.loads(line) for line in (GENUINE / "random" / "train.jsonl").read_text().splitlines()]
@@ -59,11 +59,11 @@ def test_images_are_found_and_statements_worded_as_in_the_published_evaluation()
         ({"label": "1"}, "a 'label' of the wrong type"),
         ({"label": True}, "a 'label' of the wrong type"),
         ({"caption": " "}, "an empty 'caption'"),
-        ({"image": "dog.jpg"}, "an 'image' that is no number of COCO"),
+        ({"image": "dog.jpg"}, "an 'image' that is not a COCO number"),
         ({"image": None}, "a 'image' of the wrong type"),
     ],
 )
-def test_a_malformed_line_is_named_and_left_out(tmp_path, change, kind):
+def test_malformed_lines_are_counted(tmp_path, change, kind):
     dataset = VSR(str(_written(tmp_path, ROW, ROW | change, "", "{cut", [1], ROW)))
     assert [record[0] for record in dataset.records] == [0, 5]
     assert dataset.excluded[0] == (1, kind) and [number for number, _ in dataset.excluded] == [1, 3, 4]
@@ -72,7 +72,7 @@ def test_a_malformed_line_is_named_and_left_out(tmp_path, change, kind):
     assert dataset[1].key == "vsr zeroshot test line 5"
 
 
-def test_what_is_not_there_is_told(tmp_path):
+def test_missing_files_raise_user_error(tmp_path):
     with pytest.raises(UserError, match=r"holds no zeroshot/test\.jsonl"):
         VSR(str(tmp_path))
     with pytest.raises(UserError, match="variant"):

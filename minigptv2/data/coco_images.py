@@ -28,6 +28,7 @@ FOLDERS = (
     *(f"coco/images/{year}" for year in _YEARS),
     "images/mscoco/images/train2014",
 )
+COCO_PAGE = "https://cocodataset.org/#download"
 _NAME = re.compile(r"(COCO_\w+2\d{3}_)?(\d{12})\.jpg")
 _NAMED = re.compile(r"(?:COCO_\w+2\d{3}_)?(\d{12})\.jpg$")  # at the end of a path
 _LONGEST = 200  # characters of a name that is shown

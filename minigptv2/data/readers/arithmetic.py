@@ -1,9 +1,9 @@
-"""Sums in words: text without any image, made from a number, for trying a recipe where no data is at hand.
+"""Additions as questions without an image, generated from the index, to try a recipe without any data.
 
     - name: arithmetic
       options: {count: 100}
 
-A record: "what is 7 plus 12?" -> "19". The answer is right, and no other use is meant.
+A record: "what is 7 plus 12?" -> "19".
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""COCO captions: five short descriptions of every image, by five people. Card: datasets/coco_caption.md.
+"""COCO captions: five captions of every image, by five people. Card: datasets/coco_caption.md.
 
-Two forms are read. Karpathy's splits, which captioning is trained and measured on, and the official files:
+Two formats are read: Karpathy's splits, the usual ones for captioning, and the official files:
 
     {"images": [{"cocoid": 391895, "split": "test", "sentences": [{"raw": "A man with a red helmet ..."}, ...]}, ...]}
     {"images": [...], "annotations": [{"image_id": 37777, "id": 99, "caption": "A small kitchen with ..."}, ...]}
@@ -13,15 +13,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from minigptv2.data.annotations import InvalidRecord, Row, check_choice, field, file_name_field, records_of, text_field
-from minigptv2.data.coco_images import CocoImages
+from minigptv2.data.annotations import (
+    NOT_ON_DISK,
+    InvalidRecord,
+    Row,
+    check_choice,
+    field,
+    file_name_field,
+    records_of,
+    text_field,
+)
+from minigptv2.data.coco_images import COCO_PAGE, CocoImages
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import Layout, require, require_records
 from minigptv2.data.json_files import corrupt_file_error, read_json, rows_of
 from minigptv2.renames import present_value
 from minigptv2.sample import QuestionAnswer, Sample
 
-PAGE = "https://cocodataset.org/#download"
+PAGE = COCO_PAGE
 _KARPATHY = ("dataset_coco.json", "annotations/dataset_coco.json")
 LAYOUT: Layout = {split: (_KARPATHY,) for split in ("train", "val", "test")} | {
     split: ((f"annotations/captions_{split}.json", f"captions_{split}.json"),)
@@ -47,11 +56,11 @@ _COCO_NAME = re.compile(r"(?:COCO_\w+2\d{3}_)?(\d{12})\.jpg")
 
 
 class CocoCaption:
-    """Splits of training give one record a caption, the others one record an image with all captions as references.
+    """Training splits have one record per caption, the others one per image with all its captions as references.
 
     root: holds `dataset_coco.json` (splits train, val, test; its "restval" belongs to train) or
-    `annotations/captions_<split>.json` (splits train2014, val2014, train2017, val2017). images: holds COCO's images,
-    where that is not root. group_by: "caption" or "image" chooses otherwise.
+    `annotations/captions_<split>.json` (splits train2014, val2014, train2017, val2017). images: the folder of COCO's
+    images, "" for root. group_by: "caption" or "image": one record per caption or per image, "" as above.
     """
 
     RENAMED: ClassVar[dict[str, str]] = {"per": "group_by"}
@@ -68,7 +77,7 @@ class CocoCaption:
             if record[0] in self.images:
                 self.records.append(record)
             else:
-                self.problems.add("an image that is not on the disk", f"{self.name} image {record[0]}")
+                self.problems.add(NOT_ON_DISK, f"{self.name} image {record[0]}")
         require_records(len(self.records), file, self.problems)
 
     def __len__(self) -> int:
@@ -76,8 +85,8 @@ class CocoCaption:
 
     def __getitem__(self, index: int) -> Sample:
         image, captions = self.records[index]
-        exchange = QuestionAnswer("caption", references=captions)
-        return Sample(self.images.find(image), (0, 0), (exchange,), f"{self.name} image {image}")
+        question_answer = QuestionAnswer("caption", references=captions)
+        return Sample(self.images.find(image), (0, 0), (question_answer,), f"{self.name} image {image}")
 
 
 def read_captions(file: Path, split: str, problems: ProblemCounter) -> dict[int, list[str]]:

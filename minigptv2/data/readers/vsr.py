@@ -1,6 +1,6 @@
-"""VSR: statements on how two things in a COCO image lie to each other, true or false. Card: datasets/vsr.md.
+"""VSR: true or false statements about the spatial relation of two objects in a COCO image. Card: datasets/vsr.md.
 
-JSON Lines, one record a statement:
+JSON Lines, one statement per line:
 
     {"image": "000000372029.jpg", "caption": "The dog is on the surfboard.", "label": 1, "relation": "on", ...}
 """
@@ -23,10 +23,10 @@ from minigptv2.tasks import STATEMENT
 
 PAGE = "https://github.com/cambridgeltl/visual-spatial-reasoning"
 VARIANTS, SPLITS = ("random", "zeroshot"), ("train", "dev", "test")
-PLACES = ("splits/", "data/splits/", "")  # of the folders random/ and zeroshot/, below the root
+FOLDERS = ("splits/", "data/splits/", "")  # of the folders random/ and zeroshot/, below the root
 PARTS = {f"{variant} {split}": (variant, split) for variant in VARIANTS for split in SPLITS}
 LAYOUT: Layout = {
-    part: (tuple(f"{place}{variant}/{split}.jsonl" for place in PLACES),) for part, (variant, split) in PARTS.items()
+    part: (tuple(f"{folder}{variant}/{split}.jsonl" for folder in FOLDERS),) for part, (variant, split) in PARTS.items()
 }
 COUNTS = {
     "random train": 7680,
@@ -36,15 +36,15 @@ COUNTS = {
     "zeroshot dev": 340,
     "zeroshot test": 1222,
 }
-DOWNLOADS: dict[str, str] = {}  # the files lie in the page's repository, below data/splits
+DOWNLOADS: dict[str, str] = {}  # the files are in the page's repository, in data/splits
 OPTIONS = {part: {"variant": variant, "split": split} for part, (variant, split) in PARTS.items()}
 
 
 class VSR:
-    """One sample a statement, answered "true" or "false".
+    """One sample per statement, answered "true" or "false".
 
     root: the folder with `splits/zeroshot/test.jsonl`, or with `zeroshot/test.jsonl`. variant: "zeroshot" or "random",
-    by how it was split. split: "train", "dev" or "test". images: the folder of the images, "" for `root`.
+    the way the data was split. split: "train", "dev" or "test". images: the folder of the images, "" for `root`.
     records: line number from 0, image, statement, whether it is true, relation. excluded: line number and reason
     of every line that was left out.
     """
@@ -72,7 +72,7 @@ class VSR:
                     raise row
                 name = Path(field(row, "image", str)).stem
                 if not (name.isascii() and name.isdigit() and len(name) <= 12):
-                    raise InvalidRecord("an 'image' that is no number of COCO")
+                    raise InvalidRecord("an 'image' that is not a COCO number")
                 label = field(row, "label", int)
                 if label not in (0, 1):
                     raise InvalidRecord("a 'label' other than 0 and 1")
@@ -87,9 +87,11 @@ class VSR:
 
     def __getitem__(self, index: int) -> Sample:
         number, image, statement, true, _ = self.records[index]
-        exchange = QuestionAnswer("vqa", question=STATEMENT.format(statement), answer="true" if true else "false")
-        return Sample(image, (0, 0), (exchange,), f"vsr {self.variant} {self.split} line {number}")
+        question_answer = QuestionAnswer(
+            "vqa", question=STATEMENT.format(statement), answer="true" if true else "false"
+        )
+        return Sample(image, (0, 0), (question_answer,), f"vsr {self.variant} {self.split} line {number}")
 
     def missing_images(self) -> list[Path]:
-        """Where images are expected that are not on the disk now; their statements are not left out."""
+        """Expected paths of images that are not on the disk. Their statements are kept."""
         return missing(record[1] for record in self.records)

@@ -24,18 +24,18 @@ PAGE = {
     "sbu": "https://www.cs.rice.edu/~vo9/sbucaptions/",
 }
 LAYOUT: Layout = LAYOUT_OF_SHARDS
-COUNTS: dict[str, int] = {}  # nobody gets all images of the lists
-DOWNLOADS: dict[str, str] = {}  # lists of addresses, each to be asked for
+COUNTS: dict[str, int] = {}  # many images of the lists are gone
+DOWNLOADS: dict[str, str] = {}  # lists of addresses, to be downloaded one by one
 OPTIONS = OPTIONS_OF_SHARDS
 
 
 class WebCaptions:
-    """One sample an image with its caption.
+    """One sample per image with its caption.
 
     shards: tar or parquet files, as `data.shards.Shards` takes them, with index, images and image. caption: the
-    JSON field or column with it; "" takes the .txt and, where there is none, the field "caption". words: the least
-    and the most words of a caption. exclude: a regular expression; captions in which it is found are left out.
-    least: smallest value of JSON fields, such as {similarity: 0.3}. What these leave out is counted in `problems`.
+    JSON field or column of the caption; "" is the .txt and, without one, the field "caption". words: minimum and
+    maximum number of words of a caption. exclude: a regular expression; captions that contain a match are left out.
+    min_values: minimum of JSON fields, such as {similarity: 0.3}. Records left out by these are counted in `problems`.
     """
 
     RENAMED: ClassVar[dict[str, str]] = {"picture": "image", "without": "exclude", "least": "min_values"}
@@ -71,10 +71,10 @@ class WebCaptions:
     def __getitem__(self, index: int) -> Sample:
         record = self.shards[index]
         try:
-            exchange = QuestionAnswer("caption", answer=self._caption(record))
+            question_answer = QuestionAnswer("caption", answer=self._caption(record))
         except InvalidRecord as error:
             raise changed(record.key, error) from error
-        return Sample(record.image, (0, 0), (exchange,), record.key)
+        return Sample(record.image, (0, 0), (question_answer,), record.key)
 
     def _caption(self, record: Record) -> str:
         """Words with single spaces between them. Raises InvalidRecord."""
