@@ -31,5 +31,5 @@ class Arithmetic:
             raise IndexError(index)
         rng = random.Random(index)
         a, b = rng.randrange(50), rng.randrange(50)
-        asked = QuestionAnswer("chat", question=f"what is {a} plus {b}?", answer=str(a + b))
-        return Sample(None, (0, 0), (asked,), f"sum {index}")
+        question_answer = QuestionAnswer("chat", question=f"what is {a} plus {b}?", answer=str(a + b))
+        return Sample(None, (0, 0), (question_answer,), f"sum {index}")

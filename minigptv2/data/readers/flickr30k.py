@@ -110,8 +110,8 @@ class Flickr30k:
         root = _safe_xml(file)
         size = size_field({side: _whole(root.find(f"size/{side}")) for side in ("width", "height")})
         boxes: dict[str, list[Box]] = {}
-        for thing in root.findall("object"):
-            edges = thing.find("bndbox")
+        for element in root.findall("object"):
+            edges = element.find("bndbox")
             if edges is None:  # of the whole scene, or not visible
                 continue
             self.problems.saw(1, "boxes")
@@ -119,9 +119,9 @@ class Flickr30k:
                 x1, y1, x2, y2 = (_whole(edges.find(edge)) for edge in ("xmin", "ymin", "xmax", "ymax"))
                 box = parse_box((x1 - 1, y1 - 1, x2, y2), size, "xyxy")
             except InvalidRecord as error:
-                self.problems.add(str(error), f"{file.name} chain {thing.findtext('name')}", unit="boxes")
+                self.problems.add(str(error), f"{file.name} chain {element.findtext('name')}", unit="boxes")
                 continue
-            for chain in thing.findall("name"):
+            for chain in element.findall("name"):
                 boxes.setdefault(chain.text or "", []).append(box)
         return size, boxes
 

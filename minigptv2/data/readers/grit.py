@@ -67,17 +67,19 @@ class Grit:
         return Sample(record.image, size, question_answers, f"grit {record.key}", self.task != "grounding")
 
     def _judge(self, record: Record) -> Iterable[str]:
-        wrong: list[str] = []
-        self._question_answers(record, wrong)
-        return wrong
+        item_problems: list[str] = []
+        self._question_answers(record, item_problems)
+        return item_problems
 
-    def _question_answers(self, record: Record, wrong: list[str]) -> tuple[tuple[int, int], tuple[QuestionAnswer, ...]]:
-        """The size and the questions. wrong: collects the problems of single items. Raises InvalidRecord."""
+    def _question_answers(
+        self, record: Record, item_problems: list[str]
+    ) -> tuple[tuple[int, int], tuple[QuestionAnswer, ...]]:
+        """The size and the questions. item_problems: collects the problems of single items. Raises InvalidRecord."""
         size = size_field({side: _whole(record.fields.get(side)) for side in ("width", "height")})
         caption = (
             record.text if "caption" not in record.fields and record.text else field(record.fields, "caption", str)
         )
-        spans = self._spans(record.fields, caption, size, wrong)
+        spans = self._spans(record.fields, caption, size, item_problems)
         if self.task == "grounding":
             return size, (_grounded(caption, spans),)
         named = [
@@ -96,7 +98,7 @@ class Grit:
         return size, tuple(question_answers)
 
     def _spans(
-        self, fields: dict[str, Any], caption: str, size: tuple[int, int], wrong: list[str]
+        self, fields: dict[str, Any], caption: str, size: tuple[int, int], item_problems: list[str]
     ) -> dict[tuple[int, int], list[Box]]:
         """The boxes of each span [start, end) of the caption, in its order."""
         name = _LISTS[self.task]
@@ -121,7 +123,7 @@ class Grit:
                 x1, y1, x2, y2 = item[2:6]
                 box = parse_box((x1 * width, y1 * height, x2 * width, y2 * height), size, "xyxy")
             except InvalidRecord as error:
-                wrong.append(str(error))
+                item_problems.append(str(error))
                 continue
             score = item[6] if len(item) > 6 else None
             if isinstance(score, int | float) and score < self.min_score:

@@ -122,9 +122,9 @@ class JsonlDataset:
         ]
         rng.shuffle(others)
         others = others[: max(self.questions_per_image // 2, self.questions_per_image - len(entry.boxes))]
-        things = LabelledBoxes(entry.boxes, absent, frozenset(entry.incomplete))
+        labelled = LabelledBoxes(entry.boxes, absent, frozenset(entry.incomplete))
         return others + box_questions.box_questions(
-            things, entry.size, marked, self.questions_per_image - len(others), rng
+            labelled, entry.size, marked, self.questions_per_image - len(others), rng
         )
 
     def __len__(self) -> int:
@@ -238,14 +238,14 @@ def _settle_image(same: list[Entry], problems: ProblemCounter) -> None:
     for entry in same:
         for label in entry.boxes.keys() - incomplete:
             if len(every[label]) > len(entry.boxes[label]):
-                kind = "boxes of one label on several lines of an image, taken together"
-                problems.add(kind, f"line {entry.line} {label!r}", dropped=False)
+                problem = "boxes of one label on several lines of an image, taken together"
+                problems.add(problem, f"line {entry.line} {label!r}", dropped=False)
                 entry.boxes[label] = every[label]
         entry.incomplete |= incomplete
         entry.elsewhere = every.keys() - entry.boxes.keys()
         for label in [name for name in entry.absent if name in entry.elsewhere or name in incomplete]:
-            kind = "a label that is absent on one line and has a box on another of the same image"
-            problems.add(kind, f"line {entry.line} {label!r}", unit=PARTS)
+            problem = "a label that is absent on one line and has a box on another of the same image"
+            problems.add(problem, f"line {entry.line} {label!r}", unit=PARTS)
             entry.absent.remove(label)
 
 
@@ -269,24 +269,26 @@ class _Line:
         elif any(row.get(key) for key in KEYS[3:-1]):
             raise InvalidRecord("boxes, a caption or questions without an image")
         for position, box in enumerate(boxes):
-            self._told(f"box {position + 1}", self._box, box)
-        entry.absent = [words for name in self._list("absent") if (words := self._told("absent", self._label, name))]
+            self._read_part(f"box {position + 1}", self._box, box)
+        entry.absent = [
+            words for name in self._list("absent") if (words := self._read_part("absent", self._label, name))
+        ]
         if both := [label for label in entry.absent if label in entry.boxes]:
             self.problems.add("a label that is both absent and has a box", f"{self.where} {both[0]!r}", unit=PARTS)
             entry.absent = [label for label in entry.absent if label not in both]
         if "caption" in row:
-            self._told("caption", self._caption, row["caption"])
+            self._read_part("caption", self._caption, row["caption"])
         if "grounding" in row:
-            self._told("grounding", self._grounding, row["grounding"])
+            self._read_part("grounding", self._grounding, row["grounding"])
         for position, question in enumerate(self._list("questions")):
-            self._told(f"question {position + 1}", self._question, question)
+            self._read_part(f"question {position + 1}", self._question, question)
         if "conversation" in row:
-            self._told("conversation", self._conversation, row["conversation"])
+            self._read_part("conversation", self._conversation, row["conversation"])
         if not (entry.boxes or entry.absent or entry.asked or entry.talked):
             raise InvalidRecord("a line with nothing to learn from")
         return entry
 
-    def _told(self, part: str, read: Callable[[Any], Any], value: Any) -> Any:
+    def _read_part(self, part: str, read: Callable[[Any], Any], value: Any) -> Any:
         self.problems.saw(1, PARTS)
         try:
             return read(value)
@@ -308,7 +310,7 @@ class _Line:
     def _list(self, key: str) -> list:
         if key not in self.row:
             return []
-        return self._told("", lambda row: annotations.field(row, key, list), self.row) or []
+        return self._read_part("", lambda row: annotations.field(row, key, list), self.row) or []
 
     def _box(self, box: Any) -> None:
         label = self._label(annotations.field(box, "label", str))
@@ -333,12 +335,12 @@ class _Line:
         """The label in its first spelling in the file, without characters that would break a phrase or a list."""
         label = label_field({"label": given}, "label")
         if label != " ".join(given.split()):
-            kind = "a label with a comma or brackets, read without them"
-            self.problems.add(kind, f"{self.where} {given!r}", dropped=False)
+            problem = "a label with a comma or brackets, read without them"
+            self.problems.add(problem, f"{self.where} {given!r}", dropped=False)
         first = self.spelled.setdefault(label.casefold(), label)
         if first != label:
-            kind = "a label that differs from an earlier one in capitals alone, read as that one"
-            self.problems.add(kind, f"{self.where} {label!r}, {first!r}", dropped=False)
+            problem = "a label that differs from an earlier one in capitals alone, read as that one"
+            self.problems.add(problem, f"{self.where} {label!r}, {first!r}", dropped=False)
         return first
 
     def _caption(self, given: Any) -> None:

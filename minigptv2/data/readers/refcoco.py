@@ -205,16 +205,16 @@ class RefCoco:
                     self._leave_out(number, str(error), f"{self.file.name} reference {position}")
                 number += 1
 
-    def _leave_out(self, number: int, kind: str, where: str) -> None:
-        self.problems.add(kind, where)
-        self.excluded.append((number, kind))
+    def _leave_out(self, number: int, problem: str, where: str) -> None:
+        self.problems.add(problem, where)
+        self.excluded.append((number, problem))
 
 
 def _instances(file: Path) -> tuple[dict[int, dict], dict[int, dict]]:
     """The images and the annotations of COCO's instances.json, each by its id."""
     found = read_json(file)
     try:
-        return tuple({i["id"]: i for i in found[kind] if isinstance(i, dict)} for kind in ("images", "annotations"))
+        return tuple({i["id"]: i for i in found[name] if isinstance(i, dict)} for name in ("images", "annotations"))
     except (TypeError, KeyError) as error:
         raise corrupt_file_error(file, f"no lists 'images' and 'annotations' of objects with 'id' ({error})") from error
 

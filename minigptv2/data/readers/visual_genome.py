@@ -111,7 +111,7 @@ class VisualGenome:
                     box, phrase = parse_box(xywh, self._images[at][0]), phrase_field(row, "phrase")
                     if not abs(identity) < 1 << 63:
                         raise InvalidRecord("a 'region_id' of more than 64 bits")
-                    spoken = phrase.encode(errors="replace")  # half of a surrogate pair cannot be encoded
+                    encoded = phrase.encode(errors="replace")  # half of a surrogate pair cannot be encoded
                 except InvalidRecord as error:
                     where = row.get("region_id", "?") if isinstance(row, dict) else "?"
                     self.problems.add(str(error), f"{file.name} image {position} region {where}")
@@ -122,7 +122,7 @@ class VisualGenome:
                 boxes.extend(box.xyxy)
                 image.append(at)
                 region.append(identity)
-                words += spoken
+                words += encoded
                 ends.append(len(words))
         self._boxes = np.frombuffer(boxes, np.float32).reshape(-1, 4)  # [regions, 4] xyxy, pixels
         self._image, self._region = np.frombuffer(image, np.int32), np.frombuffer(region, np.int64)
