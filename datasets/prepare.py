@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from minigptv2.commands.chat import escape_control_chars, print_error  # noqa: E402
 from minigptv2.data.annotations import check_choice  # noqa: E402
 from minigptv2.data.dataset import DATASETS, open_dataset  # noqa: E402
-from minigptv2.data.dataset_files import DatasetFiles, missing, on_disk  # noqa: E402
+from minigptv2.data.dataset_files import DatasetFiles, missing_paths, on_disk  # noqa: E402
 from minigptv2.errors import UserError  # noqa: E402
+from minigptv2.files import hash_file  # noqa: E402
 
 ARCHIVES = "downloads"  # folder in root for the downloaded files
 _CHUNK = 1 << 20  # bytes
@@ -74,7 +75,7 @@ def _prepare(name: str, root: Path, args: argparse.Namespace) -> bool:
         _download(files, root)
     complete = True
     for part in parts:
-        absent = missing(root, files.layout[part])
+        absent = missing_paths(root, files.layout[part])
         if absent:
             lines = ["missing", *absent]
         elif args.quick:
@@ -129,7 +130,7 @@ def _download(files: DatasetFiles, root: Path) -> None:
             print(f"  {file} is there already")
         else:
             _fetch(address, file)
-        print(f"  sha256 {_digest(file)}  {file.name}")
+        print(f"  sha256 {hash_file(file, hashlib.sha256())}  {file.name}")
         _unpack(file, root / folder)
 
 
@@ -163,14 +164,6 @@ def _fetch(address: str, file: Path) -> None:
             "Run it again to resume, or download the file by hand from the page.",
         ) from None
     os.replace(part, file)
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while chunk := content.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _unpack(file: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What comes along with the package: the recipes of `train` and `eval` by name, and the bundled model."""
+"""Files of the package: the recipes of `train` and `eval` by name, and the bundled model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MODEL_NAMES = ("bundled", "minigptv2/weights")
 
 
 def config_folder(command: Literal["train", "eval"]) -> Path:
-    """The folder of a command's recipes: inside an installed package; beside it in a checkout."""
+    """The folder of a command's recipes: inside an installed package; next to it in a checkout."""
     inside = _PACKAGE / f"{command}_configs"
     return inside if inside.is_dir() else _PACKAGE.parent / inside.name
 
@@ -28,9 +28,9 @@ def list_recipes(command: Literal["train", "eval"]) -> dict[str, Path]:
 
 
 def find_recipe(command: Literal["train", "eval"], given: str | os.PathLike) -> Path:
-    """The file of a recipe. given: a file; or a name with or without `train_configs/` (`eval_configs/`) and `.yaml`.
+    """The file of a recipe. given: a file; or a name, with or without `train_configs/` (`eval_configs/`) and `.yaml`.
 
-    A file that exists wins. Raises UserError, with the nearest names, where there is neither.
+    An existing file has priority. Raises UserError, with the most similar names, if there is neither.
     """
     path, known = Path(given), list_recipes(command)
     if is_file(path):
@@ -50,32 +50,32 @@ def find_recipe(command: Literal["train", "eval"], given: str | os.PathLike) -> 
 
 
 def find_deepspeed(given: str, recipe: Path) -> str:
-    """DeepSpeed's JSON file. The first that exists: `given`, a file of its name in `deepspeed/` beside the recipe, the
-    one that comes along; else `given`."""
+    """DeepSpeed's JSON file: the first that exists of `given`, a file of its name in `deepspeed/` next to the recipe,
+    and the bundled one; otherwise `given`."""
     name = Path(given).name
     places = (Path(given), recipe.parent / "deepspeed" / name, config_folder("train") / "deepspeed" / name)
     return str(next(filter(is_file, places), given))
 
 
 def document(name: str, otherwise: str) -> str:
-    """A document of the repository by its path there, where it lies beside the package, as in a checkout; `otherwise`,
-    such as a web page that says the same, where the package was installed without it."""
+    """The path of a document of the repository in a checkout; `otherwise`, such as the address of a web page with the
+    same content, if the package was installed without it. name: the path in the repository."""
     file = _PACKAGE.parent / name
     return str(file) if is_file(file) else otherwise
 
 
 def model_folder(given: str | os.PathLike, what: str = "model folder") -> Path:
-    """The folder of a model: `given`, or that of the bundled model where it is called "bundled".
+    """The folder of a model: `given`, or the folder of the bundled model for the name "bundled".
 
-    A folder that exists wins. `minigptv2/weights`, its place in a checkout, is understood from any folder. what: names
-    it in the UserError for what can be no path.
+    An existing folder has priority. `minigptv2/weights`, the folder in a checkout, is understood from any folder. what:
+    names the argument in the UserError for an invalid path.
     """
     path = to_path(given, what)
     return BUNDLED if path.as_posix() in _MODEL_NAMES and not is_dir(path) else path
 
 
 def summaries(command: Literal["train", "eval"]) -> str:
-    """A line for each recipe: its name, and the first sentence of its file's comment."""
+    """One line for each recipe: its name, and the first sentence of the comment in its file."""
     known = list_recipes(command)
     width = max(map(len, known), default=0)
     return "\n".join(f"  {name:<{width}}  {_summary(file)}" for name, file in known.items())

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from minigptv2.boxes import Box
-from minigptv2.errors import UserError
+from minigptv2.errors import system_error
 from minigptv2.files import write_beside
 
 # Okabe & Ito, Color Universal Design (2008), without black; most distinct first
@@ -64,10 +64,7 @@ def save_png(image: Image.Image, file: Path, taken: Collection[Path] = ()) -> Pa
     try:
         return write_beside(file, png.getvalue(), taken)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{file} cannot be written.", f"The system says: {reason}.", "Choose another place, or make room for it."
-        ) from None
+        raise system_error(f"{file} cannot be written.", error, "Choose another place, or make room for it.") from None
 
 
 def _frame(box: Box, line: int, size: tuple[int, int]) -> TextRect:

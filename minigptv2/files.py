@@ -1,4 +1,4 @@
-"""How a file is written whole or not at all, whatever stops the program; and by one process at a time."""
+"""Files: paths that users give, checksums, atomic writing, and locks between processes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 from errno import EEXIST
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
-from minigptv2.errors import UserError
+from minigptv2.errors import UserError, system_error
 
 try:
     import fcntl
@@ -23,13 +23,14 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = ".lock"
-TMP_SUFFIX = ".new"  # the end of the name of a file that is not whole yet
-LONGEST = 200  # bytes of a name without its suffix; systems take 255, of which a number and `atomic_write` need some
+TMP_SUFFIX = ".new"  # ends the name of a file that is not complete yet
+MAX_NAME = 200  # bytes of a name without its suffix; systems allow 255, of which a number and `atomic_write` need some
+_CHUNK = 1 << 22  # bytes
 
 
 def is_file(path: str | os.PathLike) -> bool:
-    """Whether a file lies there. False for what can be no path (too long, a NUL in it) and where the system does not
-    let this user look, where `Path.is_file` raises."""
+    """Whether the path is a file. False, where `Path.is_file` raises, for an invalid path (too long, with a NUL) and in
+    a folder that this user may not read."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):
@@ -37,7 +38,7 @@ def is_file(path: str | os.PathLike) -> bool:
 
 
 def is_dir(path: str | os.PathLike) -> bool:
-    """Whether a folder lies there, as `is_file`."""
+    """Whether the path is a folder; otherwise as `is_file`."""
     try:
         return Path(path).is_dir()
     except (OSError, ValueError):
@@ -45,19 +46,18 @@ def is_dir(path: str | os.PathLike) -> bool:
 
 
 def refuse_device(path: str | os.PathLike) -> None:
-    """Raise UserError for a device, such as /dev/zero, which may be read without end. A pipe is read as a file is; what
-    is not there is left to its opening."""
+    """Raise UserError for a device, such as /dev/zero, which may have no end. Pipes and missing files pass."""
     with suppress(OSError, ValueError):
-        kind = os.stat(path).st_mode
-        if stat.S_ISCHR(kind) or stat.S_ISBLK(kind):
+        mode = os.stat(path).st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
             raise UserError(f"{path} is a device.", "An ordinary file, or a pipe, is read here.", "Check the path.")
 
 
 def to_path(given: Any, what: str) -> Path:
-    """A path as a user gave it. what: names it in the error, such as "image".
+    """A path that a user gave, which need not exist. what: names it in the error, such as "image".
 
-    Raises UserError for what can be no path on this system: another type, a NUL or a lone surrogate in it, a name that
-    is too long. Whether anything lies there is not looked at.
+    Raises UserError if it is not a valid path on this system: another type, a NUL or a lone surrogate in it, a name
+    that is too long.
     """
     try:
         path = os.fsdecode(given)
@@ -65,36 +65,43 @@ def to_path(given: Any, what: str) -> Path:
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         pass
     except (OSError, ValueError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"The {what} {shorten(given)} cannot be opened, as it is no path.",
-            f"The system says: {reason}.",
-            "Give a path, as in photos/park.jpg; base64 text is to be decoded to bytes first.",
+        raise system_error(
+            f"The {what} {shorten(given)} cannot be opened, as it is not a path.",
+            error,
+            "Give a path, such as photos/park.jpg. Decode base64 text to bytes first.",
         ) from None
     return Path(path)
 
 
-def shorten(given: Any, most: int = 80) -> str:
-    """Any value for an error message: one line, quoted, what cannot be printed in escapes, cut to `most` letters."""
+def shorten(given: Any, length: int = 80) -> str:
+    """Any value for an error message: quoted, on one line, unprintable characters escaped, cut to `length`."""
     text = " ".join(ascii(given).split()) if not isinstance(given, str) or not given.isprintable() else repr(given)
-    return text if len(text) <= most else f"{text[: most - 20]}...{text[-10:]} ({len(text)} letters)"
+    return text if len(text) <= length else f"{text[: length - 20]}...{text[-10:]} ({len(text)} characters)"
+
+
+def hash_file(file: Path, digest: Any) -> str:
+    """The hash of a file's bytes, in hexadecimal. digest: a new hash object of hashlib."""
+    with open(file, "rb") as data:
+        while chunk := data.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager
 def atomic_write(file: Path, shared: bool = False, over: bool = True) -> Iterator[Path]:
-    """Give a name beside `file` to write to; when the block ends, the file takes its own name. An older one stays until
-    then, and for good where the block or the system raises.
+    """Yield a temporary name next to `file`; when the block ends, the file written there gets its final name. An older
+    file stays until then, and is kept if the block or the system raises.
 
-    shared: several processes may write this file at once, so each writes under a name of its own. over: whether an
-    older file is replaced; FileExistsError if not.
+    shared: several processes may write this file at once; each gets a temporary name of its own. over: replace an older
+    file, otherwise raise FileExistsError.
     """
     new = file.with_name(f"{file.name}{f'.{uuid4().hex}' if shared else ''}{TMP_SUFFIX}")
     try:
         yield new
-        with open(new, "rb+") as written:  # on the disk before the name is: a power cut leaves no empty file
+        with open(new, "rb+") as written:  # data reaches the disk before the name: no empty file after a power cut
             os.fsync(written.fileno())
         if not over:
-            _refuse_older(new, file)
+            _claim_name(new, file)
         new.replace(file)
     finally:
         new.unlink(missing_ok=True)
@@ -102,10 +109,11 @@ def atomic_write(file: Path, shared: bool = False, over: bool = True) -> Iterato
 
 @contextmanager
 def file_lock(folder: Path, what: str, wait: bool = False) -> Iterator[None]:
-    """Make the folder and keep other processes out of it, by a lock on its file `.lock`, until the block ends or this
-    process does, however it ends. what: "run", for the errors. wait: until it is free, told once.
+    """Create the folder and lock its file `.lock` until the block or this process ends, so that one process at a time
+    writes there. what: names the work in the errors, such as "run". wait: wait until the lock is free, with one line on
+    standard error.
 
-    Raises UserError where the folder cannot be written, or is in use. A file system without locks is no obstacle.
+    Raises UserError if the folder cannot be written or is in use. On a file system without locks nothing is locked.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,12 +121,12 @@ def file_lock(folder: Path, what: str, wait: bool = False) -> Iterator[None]:
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder} cannot be written: {error}.",
-            f"A {what} needs a folder that it may make and write to.",
+            f"A {what} needs a folder that it can create and write to.",
             "Choose another one.",
         ) from error
     with file:
-        told = False
-        while not _taken(file):
+        printed = False
+        while not _lock(file):
             file.seek(0)
             holder = file.read().strip() or "another process"
             if not wait:
@@ -127,8 +135,8 @@ def file_lock(folder: Path, what: str, wait: bool = False) -> Iterator[None]:
                     f"One {what} at a time may write there.",
                     "Wait until it ends, or choose another folder.",
                 )
-            if not told:
-                told = True
+            if not printed:
+                printed = True
                 print(f"{folder}: waiting for {holder}", file=sys.stderr, flush=True)
             time.sleep(1)
         try:
@@ -136,7 +144,7 @@ def file_lock(folder: Path, what: str, wait: bool = False) -> Iterator[None]:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
         except OSError:
-            pass  # a full disk: the lock holds all the same, and only its owner's name is missing
+            pass  # the disk is full: the folder is locked, only the owner's name is missing
         yield
 
 
@@ -156,9 +164,9 @@ def lock_for_reading(path: str | os.PathLike, wait: bool = False) -> Iterator[bo
         yield locked
 
 
-def _taken(file) -> bool:
-    """Whether this process holds the lock now. A process that it forks does not inherit it, so that a worker which
-    outlives a killed run holds nothing."""
+def _lock(file: IO) -> bool:
+    """Try to lock an open file; whether this process holds the lock. Forked processes do not inherit it (lockf), so a
+    worker that outlives a killed run holds no lock."""
     if fcntl is None:
         return True
     try:
@@ -170,8 +178,8 @@ def _taken(file) -> bool:
     return True
 
 
-def _refuse_older(new: Path, file: Path) -> None:
-    """Take the name `file`, in one step where the file system has hard links. FileExistsError where it is taken."""
+def _claim_name(new: Path, file: Path) -> None:
+    """Link `new` to the name `file`, atomically if the file system has hard links. FileExistsError if it exists."""
     try:
         os.link(new, file)
     except FileExistsError:
@@ -182,31 +190,31 @@ def _refuse_older(new: Path, file: Path) -> None:
 
 
 def numbered(file: Path, number: int) -> Path:
-    """The file's name for the first that wants it, `name-2.png` for the second, and so on."""
+    """The file's name for number 1, `name-2.png` for number 2, and so on."""
     return file if number == 1 else file.with_name(f"{file.stem}-{number}{file.suffix}")
 
 
 def shortened(stem: str) -> str:
-    """A name without its suffix, cut to what every system takes."""
-    return os.fsencode(stem)[:LONGEST].decode("utf-8", "ignore") if len(os.fsencode(stem)) > LONGEST else stem
+    """A name without its suffix, cut to a length that every system allows."""
+    return os.fsencode(stem)[:MAX_NAME].decode("utf-8", "ignore") if len(os.fsencode(stem)) > MAX_NAME else stem
 
 
 def write_beside(file: Path, data: bytes, taken: Collection[Path] = ()) -> Path:
-    """Write a new file, whole, and give its path: `file`, or its next `numbered` name where a file of that name holds
-    something else. Nothing that was there is replaced.
+    """Write a new file atomically and return its path: `file`, or its next `numbered` name if a file of that name has
+    other content. No existing file is replaced.
 
-    taken: files that stand for something else, although they may hold the same bytes. Raises OSError and ValueError.
+    taken: existing files that must not be returned even if they have the same content. Raises OSError and ValueError.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     for number in count(1):
-        place = numbered(file, number)
-        if not os.path.lexists(place):
+        path = numbered(file, number)
+        if not os.path.lexists(path):
             with suppress(FileExistsError):  # another process may be faster
-                with atomic_write(place, shared=True, over=False) as new:
+                with atomic_write(path, shared=True, over=False) as new:
                     new.write_bytes(data)
-                return place
-        elif place not in taken and _holds(place, data):
-            return place
+                return path
+        elif path not in taken and _holds(path, data):
+            return path
     raise AssertionError  # count has no end
 
 

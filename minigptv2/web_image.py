@@ -1,8 +1,8 @@
-"""The bytes of an image at a web address: http and https alone, public hosts alone, in bounded size and time.
+"""Downloads an image from a web address: http and https only, public hosts only, with limits of size and time.
 
-An address may come from data that somebody else wrote. So that it cannot reach into the network of this machine, the
-host is looked up once, every address found must be public, the connection goes to just that address, and each redirect
-is checked likewise. No proxy is used, as it would look the host up again.
+The address may come from untrusted data and must not reach the network of this machine (SSRF). So the host is looked up
+once, all its addresses must be public, the connection goes to one of these addresses, and every redirect is checked in
+the same way. No proxy is used, because it would look the host up again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minigptv2.files import shorten
 
 MAX_BYTES = 50_000_000
 MAX_REDIRECTS = 5
-SECONDS = 30.0  # for everything but looking up the host, redirects included
+SECONDS = 30.0  # for everything except looking up the host; includes redirects
 PORTS = {"http": 80, "https": 443}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CHUNK = 1 << 16
@@ -28,33 +28,33 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are 
 
 
 def fetch(url: str) -> bytes:
-    """What lies at an address, whatever type the server says. Raises UserError."""
+    """The content of a web address; the type that the server states is ignored. Raises UserError."""
     deadline = time.monotonic() + SECONDS
-    place = url.strip()
+    current = url.strip()
     for _ in range(MAX_REDIRECTS + 1):
-        moved, data = _get(place, deadline)
-        if moved is None:
+        redirect, data = _get(current, deadline)
+        if redirect is None:
             return data
         try:
-            place = urljoin(place, moved)
+            current = urljoin(current, redirect)
         except ValueError:
-            raise _refused(place, "It leads on to what is no address.") from None
-    raise _refused(url, f"It leads on to other addresses more than {MAX_REDIRECTS} times.")
+            raise _refused(current, "It redirects to an invalid address.") from None
+    raise _refused(url, f"It redirects more than {MAX_REDIRECTS} times.")
 
 
 def _get(url: str, deadline: float) -> tuple[str | None, bytes]:
-    """Where the address leads on to, None where nowhere, and what lies there."""
+    """The address to which the server redirects, None if it does not, and the content."""
     scheme, host, port, target = _parts(url)
     address = _public_address(url, host, port)
     raw = watch = timer = None
     try:
         raw = _connect(address, port, max(0.001, deadline - time.monotonic()))
-        watch = raw.dup()  # ends all reading and writing at the deadline, however slowly the bytes come
+        watch = raw.dup()  # shut down at the deadline, which ends reading and writing, however slow it is
         timer = threading.Timer(max(0.0, deadline - time.monotonic()), _end, (watch,))
         timer.daemon = True
         timer.start()
         connection = http.client.HTTPConnection(host, port)
-        connection.auto_open, connection.default_port = 0, PORTS[scheme]  # never looks the host up by itself
+        connection.auto_open, connection.default_port = 0, PORTS[scheme]  # never connects by itself
         connection.sock = _encrypted(raw, host) if scheme == "https" else raw
         raw = connection.sock
         connection.request("GET", target, headers={"User-Agent": "minigptv2", "Accept": "image/*,*/*;q=0.5"})
@@ -62,8 +62,8 @@ def _get(url: str, deadline: float) -> tuple[str | None, bytes]:
     except (OSError, http.client.HTTPException, ValueError) as error:
         if time.monotonic() >= deadline:
             raise _refused(url, f"It was not read within {SECONDS:.0f} seconds.") from error
-        said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise _refused(url, f"The connection failed: {said}.") from error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise _refused(url, f"The connection failed: {reason}.") from error
     finally:
         if timer is not None:
             timer.cancel()
@@ -73,33 +73,33 @@ def _get(url: str, deadline: float) -> tuple[str | None, bytes]:
 
 
 def _answer(url: str, response: http.client.HTTPResponse) -> tuple[str | None, bytes]:
-    moved = response.getheader("Location")
-    if response.status in _REDIRECTS and moved:
-        return moved, b""
+    redirect = response.getheader("Location")
+    if response.status in _REDIRECTS and redirect:
+        return redirect, b""
     if response.status != 200:
         raise _refused(url, f"The server answers {response.status} {response.reason}.")
-    too_many = _refused(url, f"It holds over {MAX_BYTES // 10**6} MB.")
+    too_large = _refused(url, f"It is larger than {MAX_BYTES // 10**6} MB.")
     if (response.length or 0) > MAX_BYTES:
-        raise too_many
+        raise too_large
     data = bytearray()
     while more := response.read(_CHUNK):
         data += more
         if len(data) > MAX_BYTES:
-            raise too_many
+            raise too_large
     if response.length:
         raise http.client.IncompleteRead(bytes(data), response.length)
     return None, bytes(data)
 
 
 def _parts(url: str) -> tuple[str, str, int, str]:
-    """Scheme, host, port, and path with query, all in ASCII."""
+    """Scheme, host, port, and path with query, in ASCII. Raises UserError for an address that is not allowed."""
     try:
         parts = urlsplit(url)
         scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
         if scheme not in PORTS:
             raise _refused(url, f"It begins with {scheme}://, and only http:// and https:// are opened.")
         if "@" in parts.netloc:
-            raise _refused(url, "It holds a user's name or password.")
+            raise _refused(url, "It has a user name or password.")
         if not host or "%" in host:
             raise _refused(url, "It names no host.")
         if port not in (None, *PORTS.values()):
@@ -114,21 +114,23 @@ def _parts(url: str) -> tuple[str, str, int, str]:
 
 
 def _public_address(url: str, host: str, port: int) -> str:
-    """The address of a host of which every address is public."""
+    """The first numeric address of a host. Raises UserError unless all its addresses are public."""
     try:
         found = _resolve(host, port)
     except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", None) or str(error)
-        raise _refused(url, f"Its host {host} is not found: {said}.") from None
-    private = [each for each in found if not is_public(each)]
+        reason = getattr(error, "strerror", None) or str(error)
+        raise _refused(url, f"Its host {host} is not found: {reason}.") from None
+    private = [address for address in found if not is_public(address)]
     if private or not found:
-        raise _refused(url, f"Its host {host} is {private[0] if private else 'nowhere'}, which is no public address.")
+        raise _refused(
+            url, f"Its host {host} is at {private[0] if private else 'no address'}, not at a public address."
+        )
     return found[0]
 
 
 def is_public(address: str) -> bool:
-    """Whether a numeric IPv4 or IPv6 address belongs to the public internet; one that stands for an IPv4 address, where
-    that does. Addresses of tunnels (6to4, Teredo) are not."""
+    """Whether a numeric IPv4 or IPv6 address is on the public internet. An IPv6 address that stands for an IPv4 address
+    is public if that is. Addresses of tunnels (6to4, Teredo) are not."""
     ip = ipaddress.ip_address(address)
     if ip.version == 6:
         inner = ipaddress.ip_address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip.ipv4_mapped
@@ -156,7 +158,7 @@ def _end(watched: socket.socket) -> None:
     try:
         watched.shutdown(socket.SHUT_RDWR)
     except OSError:
-        pass  # it has ended by itself
+        pass  # the connection is already closed
 
 
 def _refused(url: str, why: str) -> UserError:

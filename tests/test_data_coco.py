@@ -67,7 +67,7 @@ def every(content: dict, **changes) -> None:
         (lambda c: [r.pop("width") for r in c["images"]], "an image without a usable width"),
         (lambda c: [r.update(width="200", height=100.0) for r in c["images"]], ""),
         (lambda c: c["annotations"].append(c["annotations"][0] | {"id": 9}), "the same box twice"),
-        (lambda c: c["annotations"].append(c["annotations"][0]), "an annotation of an 'id'"),
+        (lambda c: c["annotations"].append(c["annotations"][0]), "an annotation whose 'id'"),
         (lambda c: every(c, bbox=["20", "10", "60", "50"]), "a box whose numbers are text"),
         (lambda c: every(c, bbox=[0.1, 0.1, 0.3, 0.5]), "a box in fractions of 0..1"),
         (lambda c: every(c, bbox=[120, 60, 180, 90]), "a file whose boxes all fit as x1"),

@@ -375,7 +375,7 @@ def _coco(folder: Path, **changes) -> str:
     return str(folder / "x.json")
 
 
-SEEN_BY_THE_CHECK = (SWAPPED_SIZE, "a size that is not the image's", "an image that is not to be read")
+SEEN_BY_THE_CHECK = (SWAPPED_SIZE, "a size that is not the image's", "an image that cannot be read")
 ANNOTATION = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [10, 20, 30, 40]}
 IMAGE = {"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}
 
@@ -392,11 +392,11 @@ def test_coco_names_without_underscores(tmp_path):
         ({"annotations": [{**ANNOTATION, "bbox": [600, 2, 90, 4]}]}, "a box that reaches over the edge"),
         ({"annotations": [{**ANNOTATION, "image_id": 7}]}, "an 'image_id' that no image has"),
         ({"annotations": [{**ANNOTATION, "category_id": 7}]}, "a 'category_id' that no category has"),
-        ({"annotations": [ANNOTATION, ANNOTATION]}, "an annotation of an 'id' that an earlier one has"),
+        ({"annotations": [ANNOTATION, ANNOTATION]}, "an annotation whose 'id' an earlier one has"),
         ({"annotations": ["x"]}, "a record that is not a JSON object"),
         ({"images": [IMAGE, IMAGE]}, "an image that is listed twice"),
         ({"images": [IMAGE, {**IMAGE, "id": 2, "file_name": "b.jpg"}]}, "an image that is not on the disk"),
-        ({"images": [IMAGE, {**IMAGE, "id": 2, "file_name": "bad.jpg"}]}, "an image that is not to be read"),
+        ({"images": [IMAGE, {**IMAGE, "id": 2, "file_name": "bad.jpg"}]}, "an image that cannot be read"),
         ({"images": [{**IMAGE, "width": 639}]}, "a size that is not the image's"),
         ({"images": [{**IMAGE, "width": 480, "height": 640}]}, SWAPPED_SIZE),
         ({"images": [{"id": 1, "file_name": "a.jpg"}]}, "an image without a usable width and height"),

@@ -235,7 +235,7 @@ def test_missing_files_raise_user_error(tmp_path):
         RefCoco(str(tmp_path), split="val", task="detection")
     with pytest.raises(UserError, match="dataset"):
         RefCoco(str(tmp_path), dataset="refcocoplus", split="val")
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="not a folder"):
         RefCoco(str(tmp_path), split="val", images=str(tmp_path / "pictures"))
     (tmp_path / "instances.json").write_text('{"images": [')
     with pytest.raises(UserError, match=r"instances\.json is not JSON: it ends in the middle"):

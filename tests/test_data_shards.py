@@ -138,7 +138,7 @@ def test_a_column_of_lists_is_counted(tmp_path):
         Shards(str(file), all_of, "p")
 
 
-def test_names_that_no_file_has_are_counted(tmp_path):
+def test_invalid_image_names_are_counted(tmp_path):
     image_file = tmp_path / "a.png"
     image_file.write_bytes(image(1))
     places = ["a.png", "x" * 5000, "data:image/png;base64," + "A" * 5000, "a\0b.png"]
@@ -152,14 +152,14 @@ def test_names_that_no_file_has_are_counted(tmp_path):
     ]
 
 
-def test_filtered_records_are_counted_and_left_out(tmp_path):
-    def judge(record):
+def test_filtered_records_are_counted_and_dropped(tmp_path):
+    def record_filter(record):
         if record.fields["n"] % 3 == 0:
             raise InvalidRecord("a multiple of three")
         return ["an even number"] if record.fields["n"] % 2 == 0 else []
 
     for _ in range(2):  # made, then read back
-        shards = Shards(str(write_tar(tmp_path / "a.tar", members(0, 10))), judge, "odd")
+        shards = Shards(str(write_tar(tmp_path / "a.tar", members(0, 10))), record_filter, "odd")
         assert numbers(shards) == [1, 2, 4, 5, 7, 8]
         assert list(shards.problems.lines()) == [
             "4 x a multiple of three: a.tar 00000, a.tar 00003, a.tar 00006, ...",
@@ -175,27 +175,27 @@ def _refuse():
     raise InvalidRecord("too small")
 
 
-def test_index_is_reused_until_the_shard_changes(tmp_path):
+def test_an_index_is_reused_until_the_shard_changes(tmp_path):
     file = write_tar(tmp_path / "a.tar", members(0, 2))
     seen = []
 
-    def judge(record):
+    def record_filter(record):
         seen.append(record.key)
         return ()
 
     folder = tmp_path / "indexes"
     for _ in range(2):
-        assert numbers(Shards(str(file), judge, "p", index=str(folder))) == [0, 1]
+        assert numbers(Shards(str(file), record_filter, "p", index=str(folder))) == [0, 1]
     assert len(seen) == 2 and list(tmp_path.glob("*.index")) == [] and len(list(folder.iterdir())) == 1
     write_tar(file, members(5, 3))
-    assert numbers(Shards(str(file), judge, "p", index=str(folder))) == [5, 6, 7] and len(seen) == 5
+    assert numbers(Shards(str(file), record_filter, "p", index=str(folder))) == [5, 6, 7] and len(seen) == 5
     for damage in (b"", b"{}\n", b'{"of": 1}\n', next(folder.iterdir()).read_bytes()[:-1]):
         next(folder.iterdir()).write_bytes(damage)
-        assert numbers(Shards(str(file), judge, "p", index=str(folder))) == [5, 6, 7]
+        assert numbers(Shards(str(file), record_filter, "p", index=str(folder))) == [5, 6, 7]
     assert len(seen) == 17 and len(list(folder.iterdir())) == 1
 
 
-def test_truncated_tar_gives_its_complete_records(tmp_path):
+def test_a_truncated_tar_gives_its_complete_records(tmp_path):
     inside = members(0, 3)
     data = write_tar(tmp_path / "whole.tar", inside).read_bytes()
     with tarfile.open(tmp_path / "whole.tar") as tar:
@@ -235,7 +235,7 @@ def test_a_damaged_shard_is_counted_and_the_others_are_read(tmp_path, damage):
     assert "a.tar" in shards.problems.examples[kind][0]
 
 
-def test_wrong_text_is_counted(tmp_path):
+def test_invalid_text_and_json_are_counted(tmp_path):
     inside = [
         ("1.json", b"{"),
         ("2.json", b"[]"),
@@ -256,7 +256,7 @@ def test_wrong_text_is_counted(tmp_path):
     }
 
 
-def test_shard_patterns_are_expanded(tmp_path):
+def test_patterns_expand_to_shards(tmp_path):
     for name in ("s-008", "s-009", "s-010", "t-008", "other"):
         write_tar(tmp_path / f"{name}.tar", members(int(name[2:]) if name[2:].isdigit() else 50, 1))
     at = lambda pattern: numbers(Shards(f"{tmp_path}/{pattern}", all_of, "p"))  # noqa: E731
@@ -292,7 +292,7 @@ def test_an_image_is_read_only_when_it_is_opened(tmp_path, monkeypatch):
         open_image(record.image)
 
 
-def test_shard_changed_while_reading_raises_user_error(tmp_path):
+def test_a_shard_that_changed_raises_user_error(tmp_path):
     shards = Shards(str(write_tar(tmp_path / "a.tar", members(0, 2))), all_of, "p")
     (tmp_path / "a.tar").write_bytes(b"\xff" * (tmp_path / "a.tar").stat().st_size)
     with pytest.raises(UserError, match="changed since"):
@@ -302,7 +302,7 @@ def test_shard_changed_while_reading_raises_user_error(tmp_path):
         shards[1]
 
 
-def test_invalid_image_raises_user_error(tmp_path):
+def test_invalid_images_raise_user_error(tmp_path):
     (tmp_path / "a").write_bytes(b"no image!!")
     with pytest.raises(UserError, match="at byte 0 is no image"):
         open_image(TarImage(str(tmp_path / "a"), 0, 10))
@@ -322,7 +322,7 @@ def _open_and_count(pattern, answers):
 
 @pytest.mark.parametrize("way", ["fork", "spawn"])
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_workers_read_at_once(tmp_path, way, kind):
+def test_workers_read_in_parallel(tmp_path, way, kind):
     if kind == "tar":
         write_tar(tmp_path / "a.tar", members(0, 40))
     else:
@@ -339,7 +339,7 @@ def test_workers_read_at_once(tmp_path, way, kind):
         worker.join()
 
 
-def test_processes_share_the_making_of_indexes(tmp_path):
+def test_processes_share_the_work_of_indexing(tmp_path):
     for n in range(4):
         write_tar(tmp_path / f"{n}.tar", members(n * 10, 10))
     context = multiprocessing.get_context("fork")

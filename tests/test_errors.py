@@ -1,4 +1,4 @@
-"""The exception for bad input, on its way between processes."""
+"""The exception for bad input: passed between processes, and built from an unknown name or a system error."""
 
 import copy
 import pickle
@@ -7,7 +7,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from minigptv2.errors import UserError, unknown
+from minigptv2.errors import UserError, as_user_error, unknown
 
 
 def _fails():
@@ -15,7 +15,7 @@ def _fails():
 
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
-def test_user_error_is_copied_and_pickled_whole(way):
+def test_user_error_survives_copy_and_pickle(way):
     error = way(UserError("given", "allowed", "advice"))
     assert (error.given, error.allowed, error.advice) == ("given", "allowed", "advice")
     assert str(error) == "given\n  allowed\n  advice"
@@ -27,10 +27,19 @@ def test_user_error_comes_back_from_a_worker_process():
             pool.submit(_fails).result(timeout=60)
 
 
-@pytest.mark.parametrize(
-    ("name", "advice"), [("refr", "Did you mean [refer]?"), ("zzz", "Leave it away."), (3, "Leave it away.")]
-)
-def test_an_unknown_name_is_told_with_the_nearest_known_one(name, advice):
-    error = unknown("No such tag.", name, iter(["refer", "vqa"]), "Leave it away.", form="[{}]")
+@pytest.mark.parametrize(("name", "advice"), [("refr", "Did you mean [refer]?"), ("zzz", "Omit it."), (3, "Omit it.")])
+def test_unknown_suggests_the_most_similar_name(name, advice):
+    error = unknown("No such tag.", name, iter(["refer", "vqa"]), "Omit it.", form="[{}]")
     assert (error.given, error.allowed, error.advice) == ("No such tag.", "Known: refer, vqa.", advice)
     assert unknown("No such tag.", name, [], "a", "Tags: none.").allowed == "Tags: none."
+
+
+@pytest.mark.parametrize("content, words", [(None, "No such file or directory"), (b"\xff", "codec can't decode")])
+def test_as_user_error_says_what_the_system_says(tmp_path, content, words):
+    file = tmp_path / "a.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=words) as error, as_user_error("The file cannot be read.", "Check it."):
+        file.read_text(encoding="utf-8")
+    assert error.value.given == "The file cannot be read." and error.value.advice == "Check it."
+    assert isinstance(error.value.__cause__, OSError if content is None else UnicodeDecodeError)

@@ -1,4 +1,4 @@
-"""EXIF orientation: what a header says, and boxes of the stored image on the upright one, judged by pixels."""
+"""EXIF orientation of image files, and boxes of stored images turned upright, compared pixel by pixel."""
 
 import json
 
@@ -19,7 +19,7 @@ FORMATS = ("jpg", "png", "webp", "tif")
 
 
 def turned(folder, suffix: str, orientation: int):
-    """A white image with a red box, stored as it is drawn, with a note how to turn it."""
+    """A file with a white image, a red box and an EXIF orientation."""
     image, exif = Image.new("RGB", STORED, "white"), Image.Exif()
     ImageDraw.Draw(image).rectangle((5, 3, 20, 12), fill="red")
     exif[0x0112] = orientation
@@ -31,7 +31,7 @@ def turned(folder, suffix: str, orientation: int):
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_box_of_the_stored_image_covers_the_same_pixels_of_the_upright_one(tmp_path, suffix, orientation):
+def test_upright_box_covers_the_same_pixels_as_the_stored_one(tmp_path, suffix, orientation):
     file = turned(tmp_path, suffix, orientation)
     opened = open_image(file)
     assert image_header(file) == (STORED, orientation)
@@ -44,12 +44,12 @@ def test_a_box_of_the_stored_image_covers_the_same_pixels_of_the_upright_one(tmp
     assert stored_box(box, STORED, orientation) == RED
 
 
-def test_an_orientation_that_is_none_leaves_the_image_as_it_is(tmp_path):
+def test_invalid_orientation_is_ignored(tmp_path):
     assert image_header(turned(tmp_path, "jpg", 9)) == (STORED, 1)
 
 
 @pytest.mark.parametrize(
-    ("given", "stored", "orientation", "choice", "turn", "against"),
+    ("given", "stored", "orientation", "choice", "turn", "contradicts"),
     [
         ((60, 40), (60, 40), 6, "auto", 6, False),
         ((40, 60), (60, 40), 6, "auto", 1, False),
@@ -66,12 +66,12 @@ def test_an_orientation_that_is_none_leaves_the_image_as_it_is(tmp_path):
         ((61, 40), (60, 40), 1, "auto", 1, False),
     ],
 )
-def test_the_size_decides_where_it_can_tell(given, stored, orientation, choice, turn, against):
+def test_the_size_decides_the_frame_of_the_boxes(given, stored, orientation, choice, turn, contradicts):
     found, words = boxes_orientation(given, stored, orientation, choice)
-    assert found == turn and bool(words) == against
+    assert found == turn and bool(words) == contradicts
 
 
-def test_swapped_sides_without_an_orientation_tell_nothing():
+def test_swapped_size_without_an_orientation_is_invalid():
     with pytest.raises(InvalidRecord, match=SWAPPED_SIZE):
         boxes_orientation((40, 60), (60, 40), 1)
 
@@ -79,7 +79,7 @@ def test_swapped_sides_without_an_orientation_tell_nothing():
 @pytest.mark.parametrize("choice", ["upright", "stored", "auto"])
 @pytest.mark.parametrize("sized", [True, False])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_of_json_lines_cover_the_object_whatever_turns_the_image(tmp_path, orientation, sized, choice):
+def test_boxes_of_json_lines_cover_the_object_for_every_orientation(tmp_path, orientation, sized, choice):
     stored_size, red = (200, 100), Box(20, 10, 80, 60)
     image = Image.new("RGB", stored_size, "white")
     ImageDraw.Draw(image).rectangle((20, 10, 79, 59), fill="red")
@@ -97,7 +97,7 @@ def test_boxes_of_json_lines_cover_the_object_whatever_turns_the_image(tmp_path,
     assert not report.problems and [b.xyxy for b in report.drawn[0][2]] == [turned.xyxy]
 
 
-def test_a_line_whose_size_is_of_the_other_frame_is_refused_in_training_and_in_the_check(tmp_path):
+def test_size_of_the_other_frame_is_refused_in_training_and_check(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (200, 100)).save(tmp_path / "a.png", exif=exif)

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from minigptv2.data.dataset import DATASETS, open_dataset
-from minigptv2.data.dataset_files import find, missing, on_disk
+from minigptv2.data.dataset_files import find, missing_paths, on_disk
 from minigptv2.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -212,7 +212,7 @@ def test_find_and_missing_of_a_layout(tmp_path):
     assert find(tmp_path, "*.tar") == tmp_path / "a.tar"
     assert find(tmp_path, ("*.parquet", "c.tar/")) == tmp_path / "c.tar"
     assert find(tmp_path, "*.parquet") is None and find(tmp_path / "none", "*.tar") is None
-    assert missing(tmp_path, ("*.tar", ("*.parquet", "x/"))) == ["*.parquet or x/"]
+    assert missing_paths(tmp_path, ("*.tar", ("*.parquet", "x/"))) == ["*.parquet or x/"]
 
 
 @pytest.mark.parametrize("form", ["zip", "tar", "plain"])

@@ -1,4 +1,4 @@
-"""Images at web addresses: opened where it is asked for, from public hosts alone, in bounded size and time."""
+"""Images at web addresses: opened only on request, from public hosts only, with limits of size and time."""
 
 import io
 import socket
@@ -68,12 +68,12 @@ def web(monkeypatch):
     return made
 
 
-def refused(url: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def refused(url: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         fetch(url)
 
 
-def test_an_address_is_opened_only_where_it_is_asked_for(web):
+def test_an_address_is_opened_only_on_request(web):
     for url in (URL, "HTTPS://images.test/a.png"):
         with pytest.raises(UserError, match="allow_urls=True"):
             open_image(url)
@@ -86,7 +86,7 @@ def test_an_address_is_opened_only_where_it_is_asked_for(web):
                 open_image(url, allow_urls=allowed)
 
 
-def test_the_model_opens_addresses_and_reads_them_once(web, tiny_model):
+def test_the_model_downloads_each_address_once(web, tiny_model):
     answer = tiny_model.chat(URL, "[caption]", 2, allow_urls=True)
     assert answer.image.size == (30, 20) and len(web.connected) == 1
     calls = (
@@ -134,7 +134,7 @@ def test_private_addresses_are_never_opened(web, address):
     assert not is_public(address)
     web.hosts |= {"images.test": [address], "mixed.test": [PUBLIC, address]}
     for host in ("images.test", "mixed.test"):
-        refused(f"http://{host}/a.png", "no public address")
+        refused(f"http://{host}/a.png", "not at a public address")
     assert web.connected == []
 
 
@@ -143,14 +143,14 @@ def test_public_addresses(address):
     assert is_public(address)
 
 
-def test_numbers_in_place_of_a_host_are_checked_too(monkeypatch):
+def test_numeric_hosts_are_checked(monkeypatch):
     """By the system's own look-up, which reads them in every form."""
     monkeypatch.setattr(web_image, "_connect", lambda *_: pytest.fail("connected"))
     for host in ("127.0.0.1", "127.1", "2130706433", "0x7f000001", "[::1]", "[::ffff:127.0.0.1]", "localhost"):
-        refused(f"http://{host}/a.png", "no public address|not found")
+        refused(f"http://{host}/a.png", "not at a public address|not found")
 
 
-def test_a_redirect_is_checked_again_and_a_host_is_looked_up_once_for_each(web):
+def test_each_redirect_is_checked_with_one_host_lookup(web):
     web.hosts["inside.test"] = ["10.0.0.1"]
     web.pages |= {
         "/moved": reply(status="302 Found", Location="/a.png"),
@@ -160,7 +160,7 @@ def test_a_redirect_is_checked_again_and_a_host_is_looked_up_once_for_each(web):
     }
     assert fetch("http://images.test/moved") == png()
     assert web.looked_up == ["images.test"] * 2
-    refused("http://images.test/inside", "no public address")
+    refused("http://images.test/inside", "not at a public address")
     refused("http://images.test/file", "only http")
     web.connected.clear()
     refused("http://images.test/round", "more than 5 times")
@@ -168,7 +168,7 @@ def test_a_redirect_is_checked_again_and_a_host_is_looked_up_once_for_each(web):
 
 
 @pytest.mark.parametrize(
-    "url, said",
+    "url, message",
     [
         ("http://me:secret@images.test/a.png", "name or password"),
         ("http://images.test:8080/a.png", "port 8080"),
@@ -179,12 +179,12 @@ def test_a_redirect_is_checked_again_and_a_host_is_looked_up_once_for_each(web):
         ("http://images.test/none", "404 Not Found"),
     ],
 )
-def test_what_is_refused(web, url, said):
+def test_invalid_addresses_raise_user_error(web, url, message):
     web.pages["/none"] = reply(status="404 Not Found")
-    refused(url, said)
+    refused(url, message)
 
 
-def test_size_and_time_are_bounded(web, monkeypatch):
+def test_size_and_time_are_limited(web, monkeypatch):
     monkeypatch.setattr(web_image, "MAX_BYTES", 1000)
     web.pages |= {
         "/declared": reply(b"", **{"Content-Length": "1001"}),
@@ -194,14 +194,14 @@ def test_size_and_time_are_bounded(web, monkeypatch):
         "/slow": None,
     }
     for path in ("declared", "large"):
-        refused(f"http://images.test/{path}", "It holds over")
+        refused(f"http://images.test/{path}", "It is larger than")
     refused("http://images.test/cut", "connection failed")
     refused("http://images.test/odd", "connection failed")
     monkeypatch.setattr(web_image, "SECONDS", 0.2)
     refused("http://images.test/slow", "was not read within")
 
 
-def test_what_lies_there_must_be_an_image_whatever_its_type(web):
+def test_the_content_must_be_an_image_whatever_its_type(web):
     web.pages |= {
         "/page": reply(b"<html>", **{"Content-Type": "image/png"}),
         "/image": reply(png(), **{"Content-Type": "text/html"}),

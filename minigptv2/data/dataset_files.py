@@ -1,16 +1,16 @@
-"""What of a data set must lie where on disk: for the reader, `datasets/prepare.py` and the tests of the cards.
+"""The files of a data set on the disk, for its reader, `datasets/prepare.py` and the tests of the data cards.
 
-A reader's module says it in plain constants:
+A reader's module describes them in constants:
 
-    PAGE       where the files come from, the official page; of a reader of several sets, name of the set -> page
-    LAYOUT     part of the set -> what must lie below `root`: a file, files ("*.tar": one or more), a folder (ends in
-               "/"), or a tuple of places of which one must be there. Mostly, the parts are the reader's `split`s
-    COUNTS     part -> how many records the published files give; what is not known is not in it
-    DOWNLOADS  address -> folder below `root` into which its file is put, an archive unpacked; what has no fixed
-               address, or asks for a licence to be signed, is not in it
-    OPTIONS    part -> the reader's options for it, besides `root`; left out: {"split": part}. The value "{place}"
-               stands for the part's first place as it lies on the disk, for readers that take a file or shards. Where
-               `images` is among them, the set has images of its own, none of COCO
+    PAGE       the official page of the files; for a reader of several data sets, name of the data set -> page
+    LAYOUT     part of the data set -> paths that must exist below `root`: a file, files ("*.tar": one or more), a
+               folder (ends in "/"), or a tuple of alternatives. The parts are usually the reader's `split`s
+    COUNTS     part -> number of records in the published files; unknown numbers are omitted
+    DOWNLOADS  address -> folder below `root` for its file, or for the content of its archive. Files without a fixed
+               address, or with a licence to be signed, are omitted
+    OPTIONS    part -> the reader's options in addition to `root`; default: {"split": part}. The value "{place}" stands
+               for the part's first path, for readers that take a file or shards. If `images` is among the options, the
+               data set has its own images, not COCO's
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from minigptv2.data.annotations import check_choice, find_image
 from minigptv2.data.dataset import DATASETS, ProblemCounter
-from minigptv2.errors import UserError
+from minigptv2.errors import UserError, as_user_error
 from minigptv2.files import is_dir, is_file
 
 Place = str | tuple[str, ...]
@@ -33,7 +33,7 @@ Layout = Mapping[str, tuple[Place, ...]]
 
 
 class DatasetFiles(NamedTuple):
-    """The constants of one set. takes: the names of its reader's options."""
+    """The constants of one data set. reader_options: the names of all options of its reader."""
 
     page: str
     layout: Layout
@@ -43,27 +43,27 @@ class DatasetFiles(NamedTuple):
     reader_options: tuple[str, ...]
 
     def options_of(self, part: str, root: str | os.PathLike) -> dict[str, Any]:
-        """The reader's options for a part."""
+        """The reader's options for a part of the data set below `root`."""
         options = self.options.get(part, {"split": part})
         if "root" in self.reader_options:
             options = {"root": os.fspath(root), **options}
-        place = _there(root, self.layout[part][0])
-        return {option: place if value == "{place}" else value for option, value in options.items()}
+        path = _first_path(root, self.layout[part][0])
+        return {option: path if value == "{place}" else value for option, value in options.items()}
 
 
 def on_disk(name: str) -> DatasetFiles | None:
-    """What the reader of this name says; None where its set needs no certain files."""
+    """The constants of the reader of this name; None if its data set has no fixed files."""
     file, _, reader = DATASETS[name].partition(":")
     module = importlib.import_module(file)
     if not hasattr(module, "LAYOUT"):
         return None
     page = module.PAGE if isinstance(module.PAGE, str) else module.PAGE[name]
-    takes = tuple(inspect.signature(getattr(module, reader)).parameters)
-    return DatasetFiles(page, module.LAYOUT, module.COUNTS, module.DOWNLOADS, getattr(module, "OPTIONS", {}), takes)
+    known = tuple(inspect.signature(getattr(module, reader)).parameters)
+    return DatasetFiles(page, module.LAYOUT, module.COUNTS, module.DOWNLOADS, getattr(module, "OPTIONS", {}), known)
 
 
 def find(root: str | os.PathLike, place: Place) -> Path | None:
-    """The first of the alternatives that is there, below root, of several files the first; None where there is none."""
+    """The first of the alternatives that exists below root, for a pattern its first file; None if there is none."""
     for name in (place,) if isinstance(place, str) else place:
         path = Path(root) / name
         if "*" in name:
@@ -74,26 +74,26 @@ def find(root: str | os.PathLike, place: Place) -> Path | None:
     return None
 
 
-def _there(root: str | os.PathLike, place: Place) -> str:
-    """The first of the alternatives that is there, or else the first; several files as a pattern for `data.shards`."""
+def _first_path(root: str | os.PathLike, place: Place) -> str:
+    """The first of the alternatives that exists, or else the first; several files as a pattern for `data.shards`."""
     names = (place,) if isinstance(place, str) else place
     name = next((name for name in names if find(root, name)), names[0])
     return os.path.join(glob.escape(os.fspath(root)) if "*" in name else root, name)
 
 
-def missing(root: str | os.PathLike, places: tuple[Place, ...]) -> list[str]:
-    """What of a layout is not there, in words."""
+def missing_paths(root: str | os.PathLike, places: tuple[Place, ...]) -> list[str]:
+    """The paths of a layout that do not exist, alternatives as "a or b"."""
     return [place if isinstance(place, str) else " or ".join(place) for place in places if find(root, place) is None]
 
 
 def require(root: str | os.PathLike, layout: Layout, split: str, page: str) -> list[Path]:
-    """The paths of a split in the order of the layout. Raises UserError that names all that is not there."""
+    """The paths of a split in the order of the layout. Raises a UserError that names all missing ones."""
     check_choice("split", split, tuple(layout))
     if not is_dir(root):
         raise UserError(f"There is no folder {root}.", "`root` is the folder of the data set.", f"See {page}.")
-    if lost := missing(root, layout[split]):
+    if absent := missing_paths(root, layout[split]):
         raise UserError(
-            f"{root} has no {', no '.join(lost)}.",
+            f"{root} has no {', no '.join(absent)}.",
             f"The split {split!r} needs them.",
             f"Get them from {page}.",
         )
@@ -101,28 +101,26 @@ def require(root: str | os.PathLike, layout: Layout, split: str, page: str) -> l
 
 
 def names_in(folder: Path) -> set[str]:
-    """The names of all that lies in a folder, read at once: quicker than asking for each file."""
-    try:
+    """The names of all files and folders in a folder of images. One call is faster than a look-up of each file."""
+    with as_user_error(
+        f"The folder of images {folder} cannot be listed.", "Check that it exists and that you may read it."
+    ):
         return set(os.listdir(folder))
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be listed: {error.strerror}.",
-            "It is the folder of the images.",
-            "Check that it exists and that you may read it.",
-        ) from None
 
 
-def image_in(folder: Path, there: set[str], name: str) -> str:
-    """The image's path below the folder, whose names are `there`, so that mostly nothing is looked up. Raises
-    InvalidRecord with the cause where it is not there."""
-    return name if name in there else os.path.relpath(find_image(folder, name), folder)
+def image_in(folder: Path, names: set[str], name: str) -> str:
+    """The image's path relative to the folder. names: of all files in the folder, which usually saves a look-up.
+
+    Raises InvalidRecord with the cause if there is no such image.
+    """
+    return name if name in names else os.path.relpath(find_image(folder, name), folder)
 
 
 def require_records(count: int, file: Path, problems: ProblemCounter) -> None:
-    """Raises UserError where not one record of a file is left, and says why."""
+    """Raises a UserError with the problems of a file if none of its records can be used."""
     if not count:
         raise UserError(
             f"{file} gives no record.",
             "; ".join(problems.lines()) or "It is empty.",
-            "Check that the annotations and the images lie where they are looked for.",
+            "Check the paths of the annotations and of the images.",
         )

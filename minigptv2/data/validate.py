@@ -1,7 +1,7 @@
-"""`minigptv2 data check`: what is in a file of one's own, what is wrong with it, and a sheet of images to look at.
+"""`minigptv2 data check`: content and problems of a user's annotation file, and a contact sheet of its images.
 
-JSON Lines (`jsonl.py`) and COCO's detection JSON (`coco_json.py`) are read by the code that training reads them with;
-here every image is opened, too.
+JSON Lines (`jsonl.py`) and COCO's detection JSON (`coco_json.py`) are read with the same code as in training. In
+addition, every image is opened.
 """
 
 from __future__ import annotations
@@ -18,28 +18,33 @@ from minigptv2.data.annotations import NOT_ON_DISK, InvalidRecord, find_image
 from minigptv2.data.coco_json import CROWD, LISTS, CocoFile, CocoImage
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.json_files import read_json_lines
-from minigptv2.data.orientation import SWAPPED_SIZE, UprightTransform, boxes_orientation, upright_transform
+from minigptv2.data.orientation import UprightTransform, boxes_orientation, upright_transform
 from minigptv2.data.readers import coco_detection, jsonl
 from minigptv2.data.turns import estimate_tokens
 from minigptv2.errors import UserError
 from minigptv2.files import is_file, refuse_device
 from minigptv2.images import image_header, upright_size
 
-CELL, BAND = 400, 20  # pixels of an image's place in the sheet, and of the line with its name
-_MOST_LABELS = 12  # named in the summary
-TURNED = "a size of the image as it lies in the file; it is turned upright by its EXIF orientation"
+CELL, BAND = 400, 20  # pixels: side of a cell of the sheet, and height of the line with the image's name
+_MAX_LABELS = 12  # in the summary
+TURNED = "a size of the stored image, which its EXIF orientation turns upright"
 OTHER_SIZE = "a size that is not the image's"
 UPRIGHT_ELSEWHERE = (
-    "a file whose other sizes are of upright images, while images that are mirrored, square or upside down were taken "
-    "as stored (option orientation: upright)"
+    "a file with sizes of upright images, in which boxes of mirrored, square and upside-down images are read as those "
+    "of the stored image (see option orientation: upright)"
 )
 
 
 @dataclass
 class ValidationReport:
-    """counts: what was found, by name. labels: how many boxes of each. drawn: image, its upright size, its boxes."""
+    """The result of `check`.
 
-    form: str
+    format: one line with the file and its format. counts: name -> number of images, boxes, ... labels: number of boxes
+    of each. drawn: path, upright size (width, height), and boxes in pixels of that size. usable: number of records
+    that training can use.
+    """
+
+    format: str
     counts: dict[str, int] = field(default_factory=dict)
     labels: Counter[str] = field(default_factory=Counter)
     problems: ProblemCounter = field(default_factory=ProblemCounter)
@@ -48,17 +53,18 @@ class ValidationReport:
 
     @property
     def code(self) -> int:
-        """0 all is well, 1 there are problems, 2 nothing of the file can be used."""
+        """Exit code: 0 without problems, 1 with problems, 2 if nothing of the file can be used."""
         return 2 if not self.usable else 1 if self.problems else 0
 
     def lines(self) -> Iterator[str]:
-        yield self.form
+        """The report as text."""
+        yield self.format
         for name, count in self.counts.items():
             yield f"  {count:>8,} {name}"
         if self.labels:
-            most = [f"{label} {count:,}" for label, count in self.labels.most_common(_MOST_LABELS)]
-            more = f", and {len(self.labels) - len(most):,} more" if len(self.labels) > len(most) else ""
-            yield f"labels: {', '.join(most)}{more}"
+            shown = [f"{label} {count:,}" for label, count in self.labels.most_common(_MAX_LABELS)]
+            more = f", and {len(self.labels) - len(shown):,} more" if len(self.labels) > len(shown) else ""
+            yield f"labels: {', '.join(shown)}{more}"
         if not self.problems:
             yield "no problems"
             return
@@ -69,19 +75,19 @@ class ValidationReport:
 
 
 def check(file: str | Path, images: str = "", quick: bool = False, orientation: str = "") -> ValidationReport:
-    """Read the whole file as training does, and every image that it names. images: their folder. quick: read the
-    images' headers alone. orientation: the option of the reader, "" for its default.
+    """Read the whole file as training does, and every image that it names.
 
-    Raises UserError where the file is neither JSON Lines nor COCO's JSON.
+    images: their folder, "" for the usual ones. quick: read only the headers of the images. orientation: the reader's
+    option, "" for its default. Raises UserError if the file is neither JSON Lines nor COCO's JSON.
     """
     file = Path(file)
     if file.suffix.lower() in (".jsonl", ".ndjson") or _first_line_is_a_record(file):
-        return _check_own(file, images, quick, orientation or "upright")
+        return _check_jsonl(file, images, quick, orientation or "upright")
     return _check_coco(file, images, quick, orientation or "auto")
 
 
 def _first_line_is_a_record(file: Path) -> bool:
-    """Whether a file begins with a line that is an object by itself, and not one of COCO's."""
+    """Whether the first line of a file is a JSON object, and not COCO's."""
     refuse_device(file)
     try:
         with file.open("rb") as lines:
@@ -92,9 +98,11 @@ def _first_line_is_a_record(file: Path) -> bool:
     return isinstance(row, dict) and not any(name in row for name in LISTS)
 
 
-def _look(path: Path, quick: bool) -> tuple[tuple[int, int], int]:
-    """The size of an image as it is stored, and its EXIF orientation. Raises InvalidRecord where it is missing, cannot
-    be read or is damaged; with quick, damage behind the header is not seen."""
+def _read_image(path: Path, quick: bool) -> tuple[tuple[int, int], int]:
+    """The size (width, height) of the stored image, and its EXIF orientation.
+
+    Raises InvalidRecord if the image is missing, cannot be read, or is damaged; with quick, only its header is read.
+    """
     from minigptv2.images import open_image
 
     if not is_file(path):
@@ -105,35 +113,36 @@ def _look(path: Path, quick: bool) -> tuple[tuple[int, int], int]:
             open_image(path)
         return found
     except UserError as error:
-        kind = "damaged or cut short" if "damaged" in error.given else "not to be read"
-        raise InvalidRecord(f"an image that is {kind}") from error
+        damaged = "damaged" in error.given
+        raise InvalidRecord(f"an image that {'is damaged or cut short' if damaged else 'cannot be read'}") from error
 
 
-def _compared(
+def _compare_sizes(
     given: tuple[int, int], header: tuple[tuple[int, int], int], choice: str, needed: bool
 ) -> tuple[str, str]:
-    """What is wrong with the size that a line gives, and both sizes; "" where nothing. header: of `image_header`.
-
-    Raises InvalidRecord where the boxes would be of another frame, and boxes are there (needed).
+    """The problem of the size in a line, "" if there is none, and both sizes. header: see `image_header`. choice: the
+    option orientation. needed: the line has boxes. Raises InvalidRecord if the size shows that they are of another
+    frame.
     """
     stored, orientation = header
     real = upright_size(stored, orientation)
     try:
-        turn, against = boxes_orientation(given, stored, orientation, choice)
-    except InvalidRecord:
-        turn, against = 1, SWAPPED_SIZE
-    kind = TURNED if against and choice == "upright" and real != stored else against
-    if kind and needed:
-        raise InvalidRecord(kind)
-    if not kind and UprightTransform(turn, given).size != real:
-        kind = OTHER_SIZE
-    return kind, f"{_by(given)}, upright {_by(real)}"
+        turn, problem = boxes_orientation(given, stored, orientation, choice)
+    except InvalidRecord as error:
+        turn, problem = 1, str(error)
+    if problem and choice == "upright" and real != stored:
+        problem = TURNED
+    if problem and needed:
+        raise InvalidRecord(problem)
+    if not problem and UprightTransform(turn, given).size != real:
+        problem = OTHER_SIZE
+    return problem, f"{_by(given)}, upright {_by(real)}"
 
 
 # ---- JSON Lines ----
 
 
-def _check_own(file: Path, images: str, quick: bool, orientation: str) -> ValidationReport:
+def _check_jsonl(file: Path, images: str, quick: bool, orientation: str) -> ValidationReport:
     from tqdm import tqdm
 
     folder = jsonl.image_folder(file, images)
@@ -143,12 +152,12 @@ def _check_own(file: Path, images: str, quick: bool, orientation: str) -> Valida
     def measure(image: str, given: tuple[int, int] | None, needed: bool) -> tuple[Path, tuple[int, int]]:
         path = find_image(folder, image)
         if path not in sizes:
-            sizes[path] = _look(path, quick)
+            sizes[path] = _read_image(path, quick)
         stored, turn = sizes[path]
         if given:
-            kind, both = _compared(given, sizes[path], orientation, needed)
-            if kind:
-                report.problems.add(kind, f"{image} {both}", dropped=False)
+            problem, both = _compare_sizes(given, sizes[path], orientation, needed)
+            if problem:
+                report.problems.add(problem, f"{image} {both}", dropped=False)
             return path, given
         return path, upright_size(stored, turn) if orientation == "upright" else stored
 
@@ -207,14 +216,14 @@ def _check_coco(file: Path, images: str, quick: bool, orientation: str) -> Valid
         if image.lost:
             continue
         try:
-            stored, turned = _look(image.path, quick)
+            stored, exif = _read_image(image.path, quick)
             frame = upright_transform(image.path, image.size, image.given, orientation)
         except InvalidRecord as error:
             usable.discard(image.path)
             problems.add(str(error), image.name)
             continue
-        frames[_frame_told(image, stored, turned)] += 1
-        real = stored if frame.turn == turned else upright_size(stored, turned)
+        frames[_frame_of_size(image, stored, exif)] += 1
+        real = stored if frame.turn == exif else upright_size(stored, exif)
         if frame.problem:
             problems.add(frame.problem, image.name, dropped=False)
         elif image.given and image.size != real:
@@ -235,8 +244,9 @@ def _check_coco(file: Path, images: str, quick: bool, orientation: str) -> Valid
     return report
 
 
-def _frame_told(image: CocoImage, stored: tuple[int, int], orientation: int) -> str:
-    """Which frame the size of an image tells, "unknown" where it cannot, "" where it is stored upright."""
+def _frame_of_size(image: CocoImage, stored: tuple[int, int], orientation: int) -> str:
+    """The frame of an image's size in the JSON, "upright" or "stored"; "unknown" if both have this size, or if the JSON
+    has none; "" if the image is stored upright."""
     if orientation == 1:
         return ""
     real = upright_size(stored, orientation)
@@ -249,27 +259,31 @@ def _by(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-# ---- the sheet ----
+# ---- the contact sheet ----
 
 
-def write_sheet(report: ValidationReport, out: Path, most: int) -> tuple[Path, int]:
-    """Up to `most` images, spread over the whole file, with their labelled boxes, as one PNG: where `save_png` put
-    it, and how many it shows."""
+def write_sheet(report: ValidationReport, out: Path, max_images: int) -> tuple[Path, int]:
+    """Write up to `max_images` images, evenly spread over the file, with their labelled boxes, as one PNG.
+
+    Returns the path, which `save_png` chooses, and the number of images. Raises UserError if there is none.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     from minigptv2.drawing import save_png
 
     shown = report.drawn
-    if len(shown) > most:
-        shown = [shown[i * len(shown) // most] for i in range(most)]
+    if len(shown) > max_images:
+        shown = [shown[i * len(shown) // max_images] for i in range(max_images)]
     if not shown:
-        raise UserError("There is no image to show.", "A sheet needs one that can be read.", "Leave --sheet away.")
+        raise UserError(
+            "There is no image to show.", "A sheet needs one that can be read.", "Run the check without a sheet."
+        )
     columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)
     sheet = Image.new("RGB", (columns * CELL, rows * (CELL + BAND)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for place, (path, size, boxes) in enumerate(shown):
-        left, top = place % columns * CELL, place // columns * (CELL + BAND)
+    for number, (path, size, boxes) in enumerate(shown):
+        left, top = number % columns * CELL, number // columns * (CELL + BAND)
         image = _scaled(path, size, boxes)
         sheet.paste(image, (left + (CELL - image.width) // 2, top + BAND + (CELL - image.height) // 2))
         name = "".join(c if c.isprintable() else " " for c in path.name)
@@ -280,10 +294,8 @@ def write_sheet(report: ValidationReport, out: Path, most: int) -> tuple[Path, i
 
 
 def _scaled(path: Path, size: tuple[int, int], boxes: list[Box]):
-    """The upright image with its boxes, as large as fits into a cell, grey where it cannot be opened.
-
-    Boxes: pixels of an image of `size`.
-    """
+    """The upright image with its boxes, scaled to fit into a cell; grey if it cannot be opened. boxes: in pixels of an
+    image of `size` (width, height)."""
     from PIL import Image
 
     from minigptv2.drawing import draw_boxes
@@ -291,9 +303,9 @@ def _scaled(path: Path, size: tuple[int, int], boxes: list[Box]):
 
     try:
         image = open_image(path)
-    except UserError:  # with quick, damage shows here first
+    except UserError:  # with quick, damage is found only here
         image = Image.new("RGB", size, "lightgrey")
-    share = CELL / max(image.size)
-    image = image.resize(tuple(max(1, round(side * share)) for side in image.size))
-    across, down = image.width / size[0], image.height / size[1]
-    return draw_boxes(image, [Box(b.x1 * across, b.y1 * down, b.x2 * across, b.y2 * down, b.phrase) for b in boxes])
+    scale = CELL / max(image.size)
+    image = image.resize(tuple(max(1, round(side * scale)) for side in image.size))
+    x, y = image.width / size[0], image.height / size[1]
+    return draw_boxes(image, [Box(b.x1 * x, b.y1 * y, b.x2 * x, b.y2 * y, b.phrase) for b in boxes])

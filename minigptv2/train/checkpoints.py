@@ -24,7 +24,7 @@ import torch
 
 from minigptv2.config import from_dict
 from minigptv2.errors import UserError
-from minigptv2.files import TMP_SUFFIX
+from minigptv2.files import TMP_SUFFIX, hash_file
 from minigptv2.train.distributed import World
 from minigptv2.train.engine import Engine, State
 
@@ -138,11 +138,7 @@ def _problem(folder: Path) -> str:
 
 
 def _checksum(file: Path) -> str:
-    made = sha256()
-    with open(file, "rb") as data:
-        while part := data.read(1 << 22):
-            made.update(part)
-    return made.hexdigest()
+    return hash_file(file, sha256())
 
 
 def _folder(output: Path, step: int) -> Path:

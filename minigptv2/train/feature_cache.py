@@ -21,7 +21,7 @@ import torch
 
 from minigptv2.data.dataset import Dataset
 from minigptv2.errors import UserError
-from minigptv2.files import TMP_SUFFIX, atomic_write, file_lock
+from minigptv2.files import TMP_SUFFIX, atomic_write, file_lock, hash_file
 from minigptv2.images import LazyImage, load_square, normalize, open_image
 from minigptv2.model.grounding_vlm import to_cache_dtype
 from minigptv2.model.vision import VisionTower
@@ -272,11 +272,7 @@ def _sound(folder: Path, verify: bool) -> Iterator[Shard]:
 
 
 def _checksum(file: Path) -> str:
-    made = blake2b(digest_size=16)
-    with open(file, "rb") as data:
-        while part := data.read(1 << 22):
-            made.update(part)
-    return made.hexdigest()
+    return hash_file(file, blake2b(digest_size=16))
 
 
 def _write(file: Path, data: bytes | np.ndarray) -> None:
