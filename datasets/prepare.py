@@ -1,14 +1,14 @@
-"""Say of a data set what lies on the disk, what is missing, and where to get it; download it where that is asked for.
+"""List which files of a data set are on the disk, what is missing and where to get it; download it on request.
 
-    python datasets/prepare.py vqav2 --root data/vqa --images data/coco     every part: files, images, counts
-    python datasets/prepare.py vqav2 --root data/vqa --split val --quick    the files alone, without reading them
+    python datasets/prepare.py vqav2 --root data/vqa --images data/coco     every split: files, images, counts
+    python datasets/prepare.py vqav2 --root data/vqa --split val --quick    only whether the files exist
     python datasets/prepare.py refcoco --root data/refcoco --split "refcoco+ testA"
-    python datasets/prepare.py vqav2 --root data/vqa --download             fetch what has a fixed address, then look
+    python datasets/prepare.py vqav2 --root data/vqa --download             download fixed addresses, then check
     python datasets/prepare.py all --root data                              data/vqav2, data/gqa, ...
 
-What belongs to a set stands in its reader (LAYOUT, PAGE, COUNTS, DOWNLOADS, OPTIONS; minigptv2/data/dataset_files.py).
-Nothing is downloaded unasked, and nothing that was downloaded is run. Without --quick, every shard is read and gets an
-index beside it, that of the reader's default options. Exit codes: 0 all is there, 1 something is missing, 2 bad input.
+The reader of a set names its files (LAYOUT, PAGE, COUNTS, DOWNLOADS, OPTIONS; minigptv2/data/dataset_files.py).
+Nothing is downloaded without --download, and nothing downloaded is run. Without --quick, every shard is read and gets
+an index file, for the reader's default options. Exit codes: 0 complete, 1 something is missing, 2 bad input.
 """
 
 from __future__ import annotations
@@ -33,80 +33,82 @@ from minigptv2.data.dataset_files import DatasetFiles, missing_paths, on_disk  #
 from minigptv2.errors import UserError  # noqa: E402
 from minigptv2.files import hash_file  # noqa: E402
 
-KEPT = "downloads"  # below root: the files as they came
+ARCHIVES = "downloads"  # folder in root for the downloaded files
 _CHUNK = 1 << 20  # bytes
-_EXAMPLES = 3
+_MAX_EXAMPLES = 3
 
 
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("prepare.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("name", help=f"one of {', '.join(prepared())}, or all")
-    parser.add_argument("--root", required=True, metavar="DIR", help="folder of the set; of all: a folder a set in it")
-    parser.add_argument("--images", default="", metavar="DIR", help="images that are not below root; of all: COCO's")
-    parser.add_argument("--split", default="", help="this part alone")
-    parser.add_argument("--quick", action="store_true", help="only whether the files are there")
-    parser.add_argument("--download", action="store_true", help="fetch the files that have a fixed address")
+    parser.add_argument(
+        "--root", required=True, metavar="DIR", help="folder of the set; with all: it holds one folder per set"
+    )
+    parser.add_argument("--images", default="", metavar="DIR", help="images that are not in root; with all: COCO's")
+    parser.add_argument("--split", default="", help="only this split")
+    parser.add_argument("--quick", action="store_true", help="only check that the files exist")
+    parser.add_argument("--download", action="store_true", help="download the files that have a fixed address")
     args = parser.parse_args(words)
     try:
         check_choice("name", args.name, (*prepared(), "all"))
         roots = {n: Path(args.root, n) for n in prepared()} if args.name == "all" else {args.name: Path(args.root)}
-        whole = [_prepare(name, root, args) for name, root in roots.items()]
+        complete = [_prepare(name, root, args) for name, root in roots.items()]
     except UserError as error:
         print_error(error)
         return 2
     sys.stdout.flush()
-    return 0 if all(whole) else 1
+    return 0 if all(complete) else 1
 
 
 def prepared() -> list[str]:
-    """The names of the sets whose readers say what must lie where."""
+    """The names of the sets whose readers list their files."""
     return [name for name in DATASETS if on_disk(name)]
 
 
 def _prepare(name: str, root: Path, args: argparse.Namespace) -> bool:
-    """Prints what is there; whether that is all."""
-    told = on_disk(name)
-    parts = [check_choice("split", args.split, tuple(told.layout))] if args.split else list(told.layout)
+    """Print what is there. Returns whether it is complete."""
+    files = on_disk(name)
+    parts = [check_choice("split", args.split, tuple(files.layout))] if args.split else list(files.layout)
     width = max(12, *map(len, parts))
-    print(f"{name} in {escape_control_chars(str(root))}, from {told.page}")
-    if args.download and (told.downloads or args.name != "all"):
-        _download(told, root)
-    whole = True
+    print(f"{name} in {escape_control_chars(str(root))}, from {files.page}")
+    if args.download and (files.downloads or args.name != "all"):
+        _download(files, root)
+    complete = True
     for part in parts:
-        lost = missing_paths(root, told.layout[part])
-        if lost:
-            lines = ["missing", *lost]
+        absent = missing_paths(root, files.layout[part])
+        if absent:
+            lines = ["missing", *absent]
         elif args.quick:
             lines = ["the files are there"]
         else:
-            lines = _records(name, told, root, part, args)
-        whole = whole and lines[0] != "missing" and not lines[0].startswith("incomplete")
+            lines = _records(name, files, root, part, args)
+        complete = complete and lines[0] != "missing" and not lines[0].startswith("incomplete")
         print(f"  {part:<{width}} {escape_control_chars(lines[0])}", flush=True)
         for line in lines[1:]:
             print(f"  {'':<{width}}   {escape_control_chars(line)}")
-    if not whole:
-        print(f"  Get what is missing from {told.page}; datasets/{name}.md shows where it belongs.")
-        if not args.download and told.downloads:
-            print("  With --download these are fetched:")
-            for address in told.downloads:
+    if not complete:
+        print(f"  Get what is missing from {files.page}; datasets/{name}.md shows where it belongs.")
+        if not args.download and files.downloads:
+            print("  With --download these are downloaded:")
+            for address in files.downloads:
                 print(f"    {address}")
-    return whole
+    return complete
 
 
-def _records(name: str, told: DatasetFiles, root: Path, part: str, args: argparse.Namespace) -> list[str]:
-    """How many records the reader gives, against those of the published files, and what was wrong with others."""
-    options = told.options_of(part, root)
-    if args.images and "images" in told.reader_options and (args.name != "all" or "images" not in options):
+def _records(name: str, files: DatasetFiles, root: Path, part: str, args: argparse.Namespace) -> list[str]:
+    """The number of records, compared with the published one, and the problems of the others."""
+    options = files.options_of(part, root)
+    if args.images and "images" in files.reader_options and (args.name != "all" or "images" not in options):
         options["images"] = args.images
     try:
         data = open_dataset(name, options)
     except UserError as error:
         return ["incomplete", error.given, error.allowed]
-    published, problems = told.counts.get(part), list(data.problems.lines())
+    published, problems = files.counts.get(part), list(data.problems.lines())
     count = f"{len(data):,} records" + (f" of {published:,}" if published else ", the published number is not known")
-    if lost := data.missing_images() if hasattr(data, "missing_images") else []:
-        some = ", ".join(map(str, lost[:_EXAMPLES])) + (", ..." if len(lost) > _EXAMPLES else "")
-        return [f"incomplete, {len(lost):,} images are not on disk: {some}", count, *problems]
+    if absent := data.missing_images() if hasattr(data, "missing_images") else []:
+        some = ", ".join(map(str, absent[:_MAX_EXAMPLES])) + (", ..." if len(absent) > _MAX_EXAMPLES else "")
+        return [f"incomplete, {len(absent):,} images are not on disk: {some}", count, *problems]
     if not len(data) or published and len(data) != published:
         return [f"incomplete, {count}", *problems]
     return [f"{'complete' if published else 'readable'}, {count}", *problems]
@@ -115,15 +117,15 @@ def _records(name: str, told: DatasetFiles, root: Path, part: str, args: argpars
 # ---- download ----
 
 
-def _download(told: DatasetFiles, root: Path) -> None:
-    if not told.downloads:
+def _download(files: DatasetFiles, root: Path) -> None:
+    if not files.downloads:
         raise UserError(
             "This set has no files with fixed addresses.",
-            "Its licence or its page asks for a person.",
-            f"Get it from {told.page}.",
+            "Its licence or its page requires a person.",
+            f"Get it from {files.page}.",
         )
-    for address, folder in told.downloads.items():
-        file = root / KEPT / address.rpartition("/")[2]
+    for address, folder in files.downloads.items():
+        file = root / ARCHIVES / address.rpartition("/")[2]
         if file.is_file():
             print(f"  {file} is there already")
         else:
@@ -133,7 +135,7 @@ def _download(told: DatasetFiles, root: Path) -> None:
 
 
 def _fetch(address: str, file: Path) -> None:
-    """Download to `file`; a download that broke off goes on where it was, if the server can do that."""
+    """Download to `file`; an interrupted download resumes where it stopped, if the server supports that."""
     from tqdm import tqdm
 
     part = file.with_name(file.name + ".part")
@@ -142,30 +144,30 @@ def _fetch(address: str, file: Path) -> None:
     request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            goes_on = getattr(answer, "status", None) == 206
-            have = have if goes_on else 0
+            resumed = getattr(answer, "status", None) == 206
+            have = have if resumed else 0
             length = answer.headers.get("Content-Length")
             total = have + int(length) if length else None
             with (
-                part.open("ab" if goes_on else "wb") as out,
+                part.open("ab" if resumed else "wb") as out,
                 tqdm(desc=file.name, total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar,
             ):
                 while chunk := answer.read(_CHUNK):
                     out.write(chunk)
                     bar.update(len(chunk))
         if total is not None and part.stat().st_size != total:
-            raise OSError(f"{part.stat().st_size} of {total} bytes came")
+            raise OSError(f"{part.stat().st_size} of {total} bytes arrived")
     except (OSError, ValueError) as error:  # URLError is an OSError
         raise UserError(
             f"{address} could not be downloaded: {getattr(error, 'reason', None) or error}.",
-            f"What came so far is kept in {part}.",
-            "Run it again to go on, or get the file by hand from the page.",
+            f"The part that arrived is kept in {part}.",
+            "Run it again to resume, or download the file by hand from the page.",
         ) from None
     os.replace(part, file)
 
 
 def _unpack(file: Path, folder: Path) -> None:
-    """Archives are unpacked into the folder, never outside it; other files are copied there."""
+    """Unpack an archive into the folder, never outside it; copy any other file there."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if zipfile.is_zipfile(file):
@@ -205,6 +207,6 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # whoever read the output is gone
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -70,7 +70,7 @@ def _spoken(scenes: int) -> list[str]:
     texts = []
     for seed in range(scenes):
         scene, rng = draw_scene(seed, 112), random.Random(seed)
-        if scene.things:
+        if scene.objects:
             turns = render(Sample(None, scene.image.size, tuple(scene_questions(scene, TALK, 16, rng))), rng=rng)
             texts += [piece for turn in turns for piece in turn.pieces]
     return texts

@@ -104,7 +104,7 @@ def marked(tiny_model):
     network = tiny_model.network
     encoder = PromptEncoder(tiny_model.tokenizer, "llama2", network.image_tokens, 1024)
     targets = Targets(tiny_model.tokenizer.words, network.vision.patches, network.config.patches_per_token)
-    scenes, rows, rng = Scenes(count=4, dialogues=0.5), [], random.Random(3)
+    scenes, rows, rng = Scenes(count=4, dialogue_fraction=0.5), [], random.Random(3)
     for index in range(4):
         sample = scenes.sample(index, rng)
         turns = render(sample, rng=rng)

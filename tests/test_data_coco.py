@@ -74,7 +74,7 @@ def every(content: dict, **changes) -> None:
         (lambda c: c["categories"][0].update(name="ball, red</p>"), "a category name with a comma"),
     ],
 )
-def test_quirks_are_understood_or_counted_the_same_in_training_and_check(tmp_path, change, kind):
+def test_training_and_check_handle_quirks_alike(tmp_path, change, kind):
     content = coco(tmp_path)
     change(content)
     file = written(tmp_path, content)
@@ -90,7 +90,7 @@ def test_quirks_are_understood_or_counted_the_same_in_training_and_check(tmp_pat
         assert not report.problems and taught(data).keys() == set(NAMES)
 
 
-def test_an_id_of_two_images_or_two_categories_is_used_for_neither(tmp_path):
+def test_ambiguous_ids_are_not_used(tmp_path):
     content = coco(tmp_path, (*NAMES, "d.jpg"))
     content["images"][3]["id"] = 2
     assert taught(CocoDetection(written(tmp_path, content))).keys() == {"a.jpg", "c.jpg"}
@@ -110,36 +110,36 @@ def test_an_id_of_two_images_or_two_categories_is_used_for_neither(tmp_path):
         ([{"id": 3, "name": "red ball", "supercategory": "ball"}], "red ball"),
     ],
 )
-def test_what_is_there_under_another_name_is_never_refused(tmp_path, more, absent):
+def test_label_under_another_spelling_is_not_absent(tmp_path, more, absent):
     content = coco(tmp_path)
     content["categories"] += more
-    answers = taught(CocoDetection(written(tmp_path, content), exchanges=99))
+    answers = taught(CocoDetection(written(tmp_path, content), questions_per_image=99))
     assert all(f"no {absent} in" not in text and "no cat in" in text for text in answers.values())
 
 
-def test_an_image_listed_twice_is_one(tmp_path):
+def test_image_listed_twice_is_one_record(tmp_path):
     content = coco(tmp_path)
     content["images"].append({"id": 9, "file_name": "./a.jpg", "width": 200, "height": 100})
     content["annotations"].append({"id": 9, "image_id": 9, "category_id": 2, "bbox": [100, 10, 60, 50]})
-    data = CocoDetection(written(tmp_path, content), exchanges=99)
+    data = CocoDetection(written(tmp_path, content), questions_per_image=99)
     assert len(data) == 3 and "no cat" not in taught(data)["a.jpg"] and "no ball" not in taught(data)["a.jpg"]
 
 
 @pytest.mark.parametrize("name", [" a.jpg", "a  b.jpg", "a\u00a0b.jpg", "a\u3000b.jpg", "a\u202fb.jpg", "sub/a.jpg"])
-def test_file_names_are_kept_to_the_character(tmp_path, name):
+def test_file_names_are_kept_exactly(tmp_path, name):
     file = written(tmp_path, coco(tmp_path, (name,)))
     assert Path(CocoDetection(file)[0].image) == tmp_path / name
     (item,) = open_benchmark("coco_detection", {"root": str(tmp_path), "instances": "ann.json"}).items()
     assert Path(item.image) == tmp_path / name
 
 
-def test_backslashes_and_the_other_form_of_unicode(tmp_path):
+def test_backslashes_and_unicode_forms_of_file_names(tmp_path):
     content = coco(tmp_path, ("sub/a.jpg", "caf\u00e9.jpg"))
     content["images"][0]["file_name"], content["images"][1]["file_name"] = "sub\\a.jpg", "cafe\u0301.jpg"
     assert taught(CocoDetection(written(tmp_path, content))).keys() == {"a.jpg", "caf\u00e9.jpg"}
 
 
-def test_evaluation_shows_what_file_name_says(tmp_path):
+def test_evaluation_uses_the_image_of_file_name(tmp_path):
     names = ("000000000002.jpg", "000000000001.jpg")
     written(tmp_path, coco(tmp_path, names))
     items = open_benchmark("coco_detection", {"root": str(tmp_path), "instances": "ann.json"}).items()
@@ -147,7 +147,7 @@ def test_evaluation_shows_what_file_name_says(tmp_path):
 
 
 @pytest.mark.parametrize("given", [(200, 100), (100, 200)])
-def test_results_of_other_programs_are_in_the_frame_of_the_file(tmp_path, given):
+def test_external_results_are_in_the_frame_of_the_file(tmp_path, given):
     from minigptv2.eval import runner
 
     content = coco(tmp_path, ("a.jpg", "b.jpg"), orientation=6)
@@ -167,7 +167,7 @@ def test_results_of_other_programs_are_in_the_frame_of_the_file(tmp_path, given)
 
 
 @pytest.mark.parametrize(("given", "box"), [((200, 100), Box(40, 20, 90, 80)), ((100, 200), Box(20, 10, 80, 60))])
-def test_training_and_evaluation_turn_boxes_alike(tmp_path, given, box):
+def test_training_and_evaluation_rotate_boxes_alike(tmp_path, given, box):
     """Orientation 6: the stored 200 x 100 image is 100 x 200 once upright; (20, 10, 80, 60) is (40, 20, 90, 80)."""
     content = coco(tmp_path, ("a.jpg",), orientation=6)
     content["images"][0] |= {"width": given[0], "height": given[1]}

@@ -43,7 +43,7 @@ def _written(folder: Path, captions: str = CAPTIONS, xml: str = XML, name: str =
     return str(folder)
 
 
-def test_a_grounded_caption(tmp_path):
+def test_grounded_caption(tmp_path):
     """Two chains share a box, one chain has two; scenes and what is not visible stay plain words."""
     dataset = Flickr30k(_written(tmp_path))
     assert len(dataset) == 2 and not dataset.problems and dataset.captions_without_boxes == 1
@@ -60,14 +60,14 @@ def test_a_grounded_caption(tmp_path):
     )
 
 
-def test_the_phrases_of_a_caption(tmp_path):
+def test_caption_to_phrases(tmp_path):
     dataset = Flickr30k(_written(tmp_path), task="caption_to_phrases")
     question, answer = render(dataset[0])
     assert question.pieces[-1] == "[detection] a man's hat is on the back of a field"
     assert re.findall("<p>(.*?)</p>", answer.pieces[0]) == ["A man", "hat"]
 
 
-def test_a_phrase_to_all_its_boxes(tmp_path):
+def test_phrase_to_boxes(tmp_path):
     """The same words stand for two chains: what is asked for by them is what either has, each box once."""
     dataset = Flickr30k(_written(tmp_path), task="phrase_to_boxes")
     found = {
@@ -127,13 +127,13 @@ OUTSIDE = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]>'
         ("<annotation></annotation>", "a size or box without its numbers"),
     ],
 )
-def test_a_malformed_annotation_is_counted(tmp_path, xml, kind):
+def test_malformed_annotations_are_counted(tmp_path, xml, kind):
     _written(tmp_path, xml=xml, name="8")
     dataset = Flickr30k(_written(tmp_path))
     assert list(dataset.problems.lines()) == [f"1 x {kind}: 8.xml"] and len(dataset) == 2
 
 
-def test_a_document_type_in_another_encoding_is_refused_too(tmp_path):
+def test_document_type_is_refused_in_any_encoding(tmp_path):
     _written(tmp_path)
     (tmp_path / "Annotations" / "7.xml").write_bytes(_xml(head=ENTITIES).encode("utf-16"))
     dataset = Flickr30k(str(tmp_path))
@@ -148,7 +148,7 @@ def test_a_document_type_in_another_encoding_is_refused_too(tmp_path):
         ((1, 1, "x", 80), "a size or box without its numbers"),
     ],
 )
-def test_a_malformed_box_is_counted_and_the_others_are_kept(tmp_path, box, kind):
+def test_malformed_boxes_are_counted_and_others_kept(tmp_path, box, kind):
     dataset = Flickr30k(_written(tmp_path, xml=_xml(_thing([1], (1, 1, 50, 80)), _thing([2], box))))
     assert dict(dataset.problems.counts) == {kind: 1}
     assert [p.text for p in dataset[0].question_answers[0].phrases] == ["A man"]
@@ -162,12 +162,12 @@ def test_a_malformed_box_is_counted_and_the_others_are_kept(tmp_path, box, kind)
         ("[/EN#1/people A man] runs {} .", "a caption with curly brackets"),
     ],
 )
-def test_a_malformed_caption_is_counted(tmp_path, caption, kind):
+def test_malformed_captions_are_counted(tmp_path, caption, kind):
     dataset = Flickr30k(_written(tmp_path, CAPTIONS + caption))
     assert list(dataset.problems.lines()) == [f"1 x {kind}: 7.txt line 3"] and len(dataset) == 2
 
 
-def test_splits_and_what_is_not_there(tmp_path):
+def test_splits_and_missing_files(tmp_path):
     with pytest.raises(UserError, match="Sentences and Annotations"):
         Flickr30k(str(tmp_path))
     _written(tmp_path)
@@ -178,4 +178,4 @@ def test_splits_and_what_is_not_there(tmp_path):
         Flickr30k(str(tmp_path), "test")
     (tmp_path / "train.txt").write_text("7\n9\n")
     dataset = Flickr30k(str(tmp_path))
-    assert len(dataset) == 2 and list(dataset.problems.counts) == ["a file that is not there"]
+    assert len(dataset) == 2 and list(dataset.problems.counts) == ["a missing file"]

@@ -53,7 +53,7 @@ def _shard(folder: Path, *records, images: bool = True) -> str:
     return str(folder / "00000.tar")
 
 
-def test_a_whole_record(tmp_path):
+def test_complete_record(tmp_path):
     """GRIT's records may not be passed on: this one has all their keys, numbers as long as theirs, and made words."""
     record = {
         "key": "373789709",
@@ -92,7 +92,7 @@ def test_a_whole_record(tmp_path):
     assert not Grit(shard).problems
 
 
-def test_the_three_tasks(tmp_path):
+def test_all_tasks(tmp_path):
     shard = _shard(tmp_path, RECORD)
     sample = Grit(shard)[0]
     (exchange,) = sample.question_answers
@@ -109,12 +109,12 @@ def test_the_three_tasks(tmp_path):
         "a red car",
     ]
     assert all(len(e.phrases[0].boxes) == 1 for e in identify.question_answers)
-    sure = Grit(shard, "identify", least_score=0.85)[0]
+    sure = Grit(shard, "identify", min_score=0.85)[0]
     assert [e.phrases[0].text for e in sure.question_answers] == ["Two dogs", "a red car"]
     assert open_image(sample.image).size == (20, 10)  # made smaller by the download: the boxes are shares
 
 
-def test_a_caption_beside_the_json(tmp_path):
+def test_caption_in_a_text_file(tmp_path):
     """img2dataset writes the caption into a .txt of its own."""
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         bare = {k: v for k, v in RECORD.items() if k != "caption"}
@@ -125,14 +125,14 @@ def test_a_caption_beside_the_json(tmp_path):
     assert Grit(str(tmp_path / "a.tar"))[0].question_answers == Grit(_shard(tmp_path, RECORD))[0].question_answers
 
 
-def test_words_that_name_two_things_are_not_asked_for(tmp_path):
+def test_ambiguous_expressions_are_not_asked_for(tmp_path):
     record = RECORD | {"caption": "a cat and a cat", "ref_exps": [[0, 5, 0, 0, 0.5, 1, 1], [10, 15, 0.5, 0, 1, 1, 1]]}
     with pytest.raises(UserError, match="no expression for one box"):
         Grit(_shard(tmp_path, record), "refer")
     assert len(Grit(_shard(tmp_path, record), "identify")[0].question_answers) == 2
 
 
-def test_of_overlapping_chunks_the_first_and_longest_is_taken(tmp_path):
+def test_first_and_longest_of_overlapping_chunks_is_used(tmp_path):
     chunks = [[4, 12, 0, 0, 1, 1, 1], [0, 8, 0, 0, 0.5, 1, 1], [0, 3, 0, 0, 0.1, 1, 1], [13, 18, 0, 0, 1, 1, 1]]
     (exchange,) = Grit(_shard(tmp_path, RECORD | {"noun_chunks": chunks}))[0].question_answers
     assert exchange.answer == "{} and {} near a red car"
@@ -144,13 +144,13 @@ def test_of_overlapping_chunks_the_first_and_longest_is_taken(tmp_path):
         ({"caption": None}, "a 'caption' of the wrong type"),
         ({"caption": CAPTION + " {}"}, "a caption with curly brackets"),
         ({"width": 0}, "an image without pixels"),
-        ({"height": "100"}, "a size or place that is no whole number"),
+        ({"height": "100"}, "a size or position that is not a whole number"),
         ({"noun_chunks": None}, "no list 'noun_chunks'"),
         ({"noun_chunks": "[[0, 8"}, "no list 'noun_chunks'"),
         ({"noun_chunks": []}, "no usable item in 'noun_chunks'"),
     ],
 )
-def test_a_malformed_record_is_counted_and_left_out(tmp_path, change, kind):
+def test_malformed_records_are_counted(tmp_path, change, kind):
     dataset = Grit(_shard(tmp_path, RECORD, RECORD | change, RECORD))
     assert len(dataset) == 2 and dataset[1].key.endswith("000000002")
     assert list(dataset.problems.lines()) == [f"1 x {kind}: 00000.tar 000000001"]
@@ -163,18 +163,18 @@ def test_a_malformed_record_is_counted_and_left_out(tmp_path, change, kind):
         ("x", "an item of 'noun_chunks' that is not six or seven numbers"),
         ([0, 99, 0, 0, 1, 1, 1], "an item of 'noun_chunks' outside the caption"),
         ([-3, 3, 0, 0, 1, 1, 1], "an item of 'noun_chunks' outside the caption"),
-        ([0.5, 3, 0, 0, 1, 1, 1], "a size or place that is no whole number"),
+        ([0.5, 3, 0, 0, 1, 1, 1], "a size or position that is not a whole number"),
         ([0, 8, 0.3, 0, 0.3, 1, 1], "a box without area"),
         ([0, 8, 1.2, 0, 1.3, 1, 1], "a box outside the image"),
         ([0, 8, "0", 0, 1, 1, 1], "a box that is not four numbers"),
     ],
 )
-def test_a_malformed_item_is_counted_and_the_others_are_kept(tmp_path, item, kind):
+def test_malformed_items_are_counted_and_others_kept(tmp_path, item, kind):
     dataset = Grit(_shard(tmp_path, RECORD | {"noun_chunks": [item, *RECORD["noun_chunks"]]}))
     assert dict(dataset.problems.counts) == {kind: 1} and len(dataset[0].question_answers[0].phrases) == 3
 
 
-def test_a_record_without_its_image_is_counted(tmp_path):
+def test_records_without_image_are_counted(tmp_path):
     with pytest.raises(UserError, match="1 x no image"):
         Grit(_shard(tmp_path, RECORD, images=False))
 

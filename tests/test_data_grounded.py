@@ -26,7 +26,7 @@ def _refcoco(folder: Path) -> list[dict]:
     row = {"img_id": "COCO_train2014_000000000009_3", "sents": "left", "bbox": [1, 2, 3, 4], "height": 80, "width": 90}
     rows = [row, row | {"sents": "the right one", "bbox": [50, 2, 30.5, 60]}]
     (folder / "refcoco+_testA.json").write_text(json.dumps(rows))
-    options = {"root": str(folder), "name": "refcoco+", "split": "testA"}
+    options = {"root": str(folder), "dataset": "refcoco+", "split": "testA"}
     return [options | {"task": task} for task in ("refer", "identify")]
 
 
@@ -34,7 +34,7 @@ def _vsr(folder: Path) -> list[dict]:
     row = {"image": "000000000009.jpg", "caption": "The dog is on the sofa.", "label": 1}
     (folder / "random").mkdir()
     (folder / "random" / "dev.jsonl").write_text("\n".join(json.dumps(row | {"label": n}) for n in (1, 0)))
-    return [{"root": str(folder), "kind": "random", "split": "dev"}]
+    return [{"root": str(folder), "variant": "random", "split": "dev"}]
 
 
 def _visual_genome(folder: Path) -> list[dict]:
@@ -100,17 +100,17 @@ def opened(request, tmp_path):
     return [open_dataset(request.param, options) for options in MADE[request.param](tmp_path)]
 
 
-def test_every_reader_of_this_file_is_registered_and_has_a_card():
+def test_readers_are_registered_and_have_a_card():
     cards = {file.stem for file in (Path(__file__).parents[1] / "datasets").glob("*.md")}
     assert set(MADE) <= set(DATASETS) and set(MADE) <= cards
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_the_lines_that_a_card_shows_are_options_of_the_reader(name):
+def test_yaml_of_a_card_uses_options_of_the_reader(name):
     card = (Path(__file__).parents[1] / "datasets" / f"{name}.md").read_text(encoding="utf-8")
     ((source,),) = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", card, re.DOTALL))
     assert source["name"] == name
-    with pytest.raises(UserError, match="no |not there") as caught:  # the folder is not here, but every option is known
+    with pytest.raises(UserError, match="no |not a folder|missing") as caught:  # but every option is known
         open_dataset(name, source["options"])
     assert "option" not in caught.value.given
 
@@ -131,7 +131,7 @@ def test_samples_are_well_formed(opened):
             assert all("{}" not in piece for t in turns for piece in t.pieces if isinstance(piece, str))
 
 
-def test_a_record_is_a_function_of_its_index_alone(opened):
+def test_records_depend_on_their_index_only(opened):
     for dataset in opened:
         there = [dataset[i] for i in range(len(dataset))]
         back = [dataset[i] for i in reversed(range(len(dataset)))][::-1]
@@ -158,7 +158,7 @@ def test_no_image_is_opened(opened, monkeypatch):
         assert [dataset[i].image is not None for i in range(len(dataset))] == [True] * len(dataset)
 
 
-def test_images_that_are_not_there_are_named_and_their_rows_kept(opened):
+def test_missing_images_are_listed_and_their_rows_kept(opened):
     for dataset in opened:
         if not hasattr(dataset, "missing_images"):  # of shards: such records are left out and counted
             continue
@@ -168,7 +168,7 @@ def test_images_that_are_not_there_are_named_and_their_rows_kept(opened):
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_a_root_that_is_not_there_is_told(name, tmp_path):
+def test_missing_root_raises_user_error(name, tmp_path):
     where = (
         {"shards": f"{tmp_path}/no/*.tar"} if name in ("grit", "laion", "cc3m", "sbu") else {"root": f"{tmp_path}/no"}
     )

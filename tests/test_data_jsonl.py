@@ -65,8 +65,8 @@ def documented(tmp_path) -> str:
     return lines(tmp_path, *example.splitlines())
 
 
-def test_the_example_of_the_document(documented):
-    data = JsonlDataset(documented, exchanges=100)
+def test_documented_example(documented):
+    data = JsonlDataset(documented, questions_per_image=100)
     assert not data.problems
     assert [data[i].key for i in range(len(data))] == [f"own.jsonl line {n}" for n in (1, 1, 2, 3)]
     asked, talked, street, text = (data[i] for i in range(4))
@@ -94,15 +94,23 @@ def test_the_example_of_the_document(documented):
     assert said(text) == ["What can you do?", "I answer questions about images."]
 
 
-def test_every_key_of_the_code_is_in_the_document():
+def test_every_key_is_documented():
     from minigptv2.data.readers import jsonl
 
     text = (ROOT / "docs" / "data.md").read_text()
-    for key in (*jsonl.KEYS, *jsonl.BOX_KEYS, *jsonl.QUESTION_KEYS, *jsonl.TURN_KEYS, "closed", "exchanges", "tasks"):
+    for key in (
+        *jsonl.KEYS,
+        *jsonl.BOX_KEYS,
+        *jsonl.QUESTION_KEYS,
+        *jsonl.TURN_KEYS,
+        "closed",
+        "questions_per_image",
+        "tasks",
+    ):
         assert f"`{key}`" in text, key
 
 
-def test_boxes_in_both_forms_are_the_same(tmp_path):
+def test_xyxy_and_xywh_boxes_are_equal(tmp_path):
     image(tmp_path / "a.jpg", (100, 50))
     one = lines(tmp_path / "1", {"image": "../a.jpg", "boxes": [{"label": "x", "xyxy": [10, 5, 30, 45]}]})
     two = lines(tmp_path / "2", {"image": "a.jpg", "boxes": [{"label": "x", "xywh": [10, 5, 20, 40]}]})
@@ -111,7 +119,7 @@ def test_boxes_in_both_forms_are_the_same(tmp_path):
     assert first.records[0][0].boxes == {"x": [Box(10, 5, 30, 45)]}
 
 
-def test_the_size_is_that_of_the_upright_image(tmp_path):
+def test_size_is_of_the_upright_image(tmp_path):
     image(tmp_path / "turned.jpg", (60, 100), orientation=6)
     assert image_size(tmp_path / "turned.jpg") == open_image(tmp_path / "turned.jpg").size == (100, 60)
     data = JsonlDataset(lines(tmp_path, {"image": "turned.jpg", "boxes": [{"label": "x", "xyxy": [50, 0, 100, 60]}]}))
@@ -119,34 +127,38 @@ def test_the_size_is_that_of_the_upright_image(tmp_path):
     assert ("[refer] x", "{<50><0><100><100>}") in pairs(data)
 
 
-def test_options(documented):
+def test_options_select_tasks_and_questions(documented):
     assert {q.split()[0] for q, _ in pairs(JsonlDataset(documented, tasks=["refer"]))} == {"[refer]"}
     assert len(JsonlDataset(documented, tasks="chat")) == 2
-    assert [len(JsonlDataset(documented, exchanges=n)[0].question_answers) for n in (1, 2, 5)] == [1, 2, 5]
+    assert [len(JsonlDataset(documented, questions_per_image=n)[0].question_answers) for n in (1, 2, 5)] == [1, 2, 5]
     assert pairs(JsonlDataset(documented)) == pairs(JsonlDataset(documented)), "a record is a function of its number"
     with pytest.raises(UserError, match="The option tasks is 'refers'"):
         JsonlDataset(documented, tasks=["refers"])
     with pytest.raises(UserError, match="There is no folder"):
         JsonlDataset(documented, images="nowhere")
-    with pytest.raises(UserError, match="The option exchanges is 0"):
-        JsonlDataset(documented, exchanges=0)
+    with pytest.raises(UserError, match="The option questions_per_image is 0"):
+        JsonlDataset(documented, questions_per_image=0)
     with pytest.raises(UserError, match="The option tasks is empty"):
         JsonlDataset(documented, tasks=[])
 
 
-@pytest.mark.parametrize("options", [{"file": 2017}, {"file": "x", "exchanges": "8"}, {"file": "x", "closed": 1}])
-def test_options_of_the_wrong_kind(options):
+@pytest.mark.parametrize(
+    "options", [{"file": 2017}, {"file": "x", "questions_per_image": "8"}, {"file": "x", "closed": 1}]
+)
+def test_options_of_the_wrong_type_are_refused(options):
     with pytest.raises(UserError, match="It must be"):
         open_dataset("own", options)
 
 
-def test_a_closed_set_refuses_the_labels_of_other_lines(tmp_path):
+def test_closed_data_has_absent_labels(tmp_path):
     image(tmp_path / "dog.jpg")
     image(tmp_path / "cat.jpg")
     rows = [{"image": f"{n}.jpg", "boxes": [{"label": n, "xyxy": [0, 0, 99, 99]}]} for n in ("dog", "cat")]
     file = lines(tmp_path, *rows)
-    assert not [q for q, a in pairs(JsonlDataset(file, exchanges=99)) if "There is no" in a]
-    refused = {q for q, a in pairs(JsonlDataset(file, exchanges=99, closed=True)) if a.startswith("There is no")}
+    assert not [q for q, a in pairs(JsonlDataset(file, questions_per_image=99)) if "There is no" in a]
+    refused = {
+        q for q, a in pairs(JsonlDataset(file, questions_per_image=99, closed=True)) if a.startswith("There is no")
+    }
     assert refused >= {"[refer] dog", "[refer] cat", "[detection] dog", "[detection] cat"}
 
 
@@ -162,7 +174,7 @@ def _box(**changes) -> dict:
     ("row", "kind", "where", "kept"),
     [
         ("{oops", "a line that is not JSON", "line 2", 1),
-        ("[1]", "a line that is no JSON object", "line 2", 1),
+        ("[1]", "a line that is not a JSON object", "line 2", 1),
         ({}, "a line with nothing to learn from", "line 2", 1),
         ({"image": "a.jpg"}, "a line with nothing to learn from", "line 2", 1),
         ({"image": 3, "caption": "x"}, "a 'image' of the wrong type", "line 2", 1),
@@ -203,7 +215,7 @@ def _box(**changes) -> dict:
             2,
         ),
         ({**_box(), "grounding": "a dog"}, "a 'grounding' without any {label}", "line 2 grounding", 2),
-        ({**_box(), "grounding": "a {dog} {}"}, "a text with {} beside a {label}", "line 2 grounding", 2),
+        ({**_box(), "grounding": "a {dog} {}"}, "a text with {} in addition to a {label}", "line 2 grounding", 2),
         (
             {**GOOD, "questions": [{"question": "why?"}]},
             "a question without one of 'answer' and 'answers'",
@@ -230,7 +242,7 @@ def _box(**changes) -> dict:
         ({**GOOD, "id": "one"}, "an 'id' that an earlier line has", "line 2", 1),
     ],
 )
-def test_each_thing_that_can_be_wrong_is_told_with_its_line(tmp_path, row, kind, where, kept, capsys):
+def test_problems_are_reported_with_their_line(tmp_path, row, kind, where, kept, capsys):
     image(tmp_path / "a.jpg")
     (tmp_path / "bad.jpg").write_text("no image")
     file = lines(tmp_path, {**GOOD, "id": "one"}, row)
@@ -246,7 +258,7 @@ def test_each_thing_that_can_be_wrong_is_told_with_its_line(tmp_path, row, kind,
         assert f"1 x {kind}" in out
 
 
-def test_a_label_with_a_bad_box_is_not_searched(tmp_path):
+def test_label_with_an_invalid_box_is_not_detected(tmp_path):
     image(tmp_path / "a.jpg")
     boxes = [{"label": "dog", "xyxy": [1, 2, 300, 200]}, {"label": "dog", "xyxy": [1, 2, 3]}]
     for order in (boxes, boxes[::-1]):
@@ -254,7 +266,7 @@ def test_a_label_with_a_bad_box_is_not_searched(tmp_path):
         assert [q.split()[0] for q, _ in pairs(data)] == ["[identify]"]
 
 
-def test_braces_in_a_conversation_are_text(tmp_path):
+def test_braces_in_conversations_are_text(tmp_path):
     image(tmp_path / "a.jpg")
     turn = {"user": "print {dog} and {}", "assistant": "f'{name}' or {}"}
     data = JsonlDataset(lines(tmp_path, {**_box(), "conversation": [turn]}), tasks="chat")
@@ -262,7 +274,7 @@ def test_braces_in_a_conversation_are_text(tmp_path):
     assert pairs(data) == [(turn["user"], turn["assistant"])]
 
 
-def test_a_file_of_which_nothing_can_be_used(tmp_path, capsys):
+def test_file_without_usable_lines_is_refused(tmp_path, capsys):
     file = lines(tmp_path, "{", {"image": "none.jpg", "caption": "x"})
     with pytest.raises(UserError, match="gives no record"):
         JsonlDataset(file)
@@ -278,7 +290,7 @@ def test_a_file_of_which_nothing_can_be_used(tmp_path, capsys):
 # ---- boxes in words ----
 
 
-def test_exchanges_about_boxes():
+def test_questions_about_boxes():
     boxes = {
         "dog": [Box(0, 0, 50, 50)],
         "cat": [Box(60, 0, 90, 40), Box(0, 60, 50, 90)],
@@ -311,7 +323,7 @@ def test_exchanges_about_boxes():
 @pytest.mark.parametrize(("file", "images", "crowds"), [(TINY, 8, 1), (POSE, 4, 0)], ids=["instances", "keypoints"])
 def test_coco_on_genuine_images(file, images, crowds):
     content = json.loads(file.read_text())
-    data = open_dataset("coco_detection", {"file": str(file)})
+    data = open_dataset("coco_detection", {"annotations": str(file)})
     assert len(data) == images
     assert sum(data.problems.counts.values()) == sum(a["iscrowd"] for a in content["annotations"]) == crowds
     names = {c["id"]: c["name"] for c in content["categories"]}
@@ -345,7 +357,7 @@ def test_coco_on_genuine_images(file, images, crowds):
         assert question.startswith("[")
 
 
-def test_coco_without_refusals_leaves_out_what_has_no_box():
+def test_coco_without_absent_labels_skips_images_without_boxes():
     without = CocoDetection(str(POSE), absent=False)
     assert not [a for _, a in pairs(without) if a.startswith("There is no")]
     assert len(without) < len(CocoDetection(str(POSE)))
@@ -391,7 +403,7 @@ def test_coco_names_without_underscores(tmp_path):
         ({"categories": [{"id": 3, "name": "x"}, {"id": 3, "name": "y"}]}, "a category whose 'id' another"),
     ],
 )
-def test_check_tells_what_is_wrong_in_coco(tmp_path, capsys, changes, kind):
+def test_check_reports_problems_of_coco(tmp_path, capsys, changes, kind):
     (tmp_path / "bad.jpg").write_text("no image")
     image(tmp_path / "c.jpg", (100, 80))
     spare = {
@@ -409,7 +421,7 @@ def test_check_tells_what_is_wrong_in_coco(tmp_path, capsys, changes, kind):
     assert kind in "".join(told.counts) or kind in SEEN_BY_THE_CHECK
 
 
-def test_coco_that_is_none(tmp_path, capsys):
+def test_invalid_coco_files_are_refused(tmp_path, capsys):
     file = _coco(tmp_path, categories=3)
     assert cli.main(["data", "check", file]) == 2
     assert "no list 'categories'" in capsys.readouterr().err
@@ -422,7 +434,7 @@ def test_coco_that_is_none(tmp_path, capsys):
 # ---- the check ----
 
 
-def test_check_of_a_good_file_and_its_sheet(documented, tmp_path, capsys):
+def test_check_of_a_valid_file_and_its_contact_sheet(documented, tmp_path, capsys):
     sheet = tmp_path / "out" / "sheet.png"
     assert cli.main(["data", "check", documented, "--sheet", str(sheet)]) == 0
     out = capsys.readouterr().out
@@ -446,7 +458,7 @@ def test_check_of_a_good_file_and_its_sheet(documented, tmp_path, capsys):
     assert (230, 159, 0) in colours, "the left edge of the first box stands at its place"
 
 
-def test_check_sees_damage_and_the_orientation(tmp_path):
+def test_check_reports_damage_and_orientation(tmp_path):
     cut = image(tmp_path / "cut.jpg", (600, 600))
     Image.effect_noise((600, 600), 80).convert("RGB").save(cut)
     cut.write_bytes(cut.read_bytes()[:3000])
@@ -465,7 +477,7 @@ def test_check_of_genuine_coco(tmp_path, capsys):
         assert line in out
 
 
-def test_a_sheet_replaces_no_image(tmp_path, capsys):
+def test_contact_sheet_overwrites_no_image(tmp_path, capsys):
     sheet = tmp_path / "s.png"
     sheet.write_bytes(b"mine")
     assert cli.main(["data", "check", str(TINY), "--sheet", str(sheet)]) == 0
@@ -473,7 +485,7 @@ def test_a_sheet_replaces_no_image(tmp_path, capsys):
     assert f"sheet: {tmp_path / 's-2.png'}" in capsys.readouterr().out
 
 
-def test_a_sheet_of_nothing_is_not_written(tmp_path):
+def test_empty_contact_sheet_is_not_written(tmp_path):
     file = lines(tmp_path, {"conversation": [{"user": "hi", "assistant": "ho"}]})
     assert cli.main(["data", "check", file, "--sheet", str(tmp_path / "s.png")]) == 0
     assert not (tmp_path / "s.png").exists()
@@ -483,7 +495,7 @@ def test_a_sheet_of_nothing_is_not_written(tmp_path):
 
 
 def test_show_of_own_data(documented, tmp_path, tiny_folder, capsys):
-    words = ["show", "own", f"file={documented}", "exchanges=2", "-n", "4", "--out", str(tmp_path / "o")]
+    words = ["show", "own", f"file={documented}", "questions_per_image=2", "-n", "4", "--out", str(tmp_path / "o")]
     assert cli.main([*words, "--model", str(tiny_folder)]) == 0
     out = capsys.readouterr().out
     assert out.startswith("4 records; no kinds of problems")
@@ -499,12 +511,12 @@ def test_show_of_own_data(documented, tmp_path, tiny_folder, capsys):
     [
         (["own", "file"], "The option 'file' cannot be read"),
         (["own", "flie=x"], "Did you mean file?"),
-        (["scenes", "moost=3"], "Did you mean most?"),
+        (["scenes", "coumt=3"], "Did you mean count?"),
         (["owm"], "Did you mean own?"),
         (["own", "file=[x"], "cannot be read"),
     ],
 )
-def test_show_tells_what_is_wrong(words, told, capsys):
+def test_show_reports_invalid_options(words, told, capsys):
     assert cli.main(["show", *words]) == 2
     assert told in capsys.readouterr().err
 
@@ -516,7 +528,7 @@ def counted(data) -> dict[str, int]:
     return dict(data.problems.counts)
 
 
-def test_labels_cannot_break_a_list_and_are_one_whatever_their_capitals(tmp_path):
+def test_labels_are_cleaned_and_case_insensitive(tmp_path):
     image(tmp_path / "a.jpg")
     image(tmp_path / "b.jpg")
     box = {"xyxy": [64, 48, 320, 240]}
@@ -524,7 +536,7 @@ def test_labels_cannot_break_a_list_and_are_one_whatever_their_capitals(tmp_path
         {"image": "a.jpg", "boxes": [{"label": "ball, red</p>", **box}]},
         {"image": "b.jpg", "boxes": [{"label": "Ball Red", **box}], "absent": ["BALL RED"], "grounding": "{ball red}"},
     ]
-    data = JsonlDataset(lines(tmp_path, *rows), exchanges=99)
+    data = JsonlDataset(lines(tmp_path, *rows), questions_per_image=99)
     said_of = pairs(data)
     assert ("[detection] ball red", "<p>ball red</p> {<10><10><50><50>}") in said_of
     assert {q for q, _ in said_of if q.startswith("[refer]")} == {"[refer] ball red"}
@@ -537,7 +549,7 @@ def test_labels_cannot_break_a_list_and_are_one_whatever_their_capitals(tmp_path
     }
 
 
-def test_what_is_there_on_one_line_of_an_image_is_absent_on_none(tmp_path):
+def test_label_with_a_box_is_absent_on_no_line_of_the_image(tmp_path):
     image(tmp_path / "a.jpg")
     dog, cat = ({"label": name, "xyxy": [0, 0, 99, 99]} for name in ("dog", "cat"))
     other = {"label": "dog", "xyxy": [300, 0, 400, 99]}
@@ -547,7 +559,7 @@ def test_what_is_there_on_one_line_of_an_image_is_absent_on_none(tmp_path):
         {"image": "a.jpg", "absent": ["cat"], "caption": "x"},
     ]
     data = JsonlDataset(
-        lines(tmp_path, *rows, {"image": "a.jpg", "caption": "A dog and a cat."}), exchanges=99, closed=True
+        lines(tmp_path, *rows, {"image": "a.jpg", "caption": "A dog and a cat."}), questions_per_image=99, closed=True
     )
     assert not [a for _, a in pairs(data) if "There is no" in a]
     answers = {frozenset(b.xyxy for b in parse(a, 640, 480).boxes) for q, a in pairs(data) if q == "[detection] dog"}
@@ -558,30 +570,32 @@ def test_what_is_there_on_one_line_of_an_image_is_absent_on_none(tmp_path):
     }
 
 
-def test_boxes_in_shares_and_the_same_box_twice(tmp_path):
+def test_fractional_and_repeated_boxes_are_counted(tmp_path):
     image(tmp_path / "a.jpg")
     one = {"label": "dog", "xyxy": [10, 10, 50, 50]}
     shares = {"label": "cat", "xywh": [0.1, 0.2, 0.5, 0.25]}
-    data = JsonlDataset(lines(tmp_path, {"image": "a.jpg", "boxes": [one, one, shares]}), exchanges=99)
+    data = JsonlDataset(lines(tmp_path, {"image": "a.jpg", "boxes": [one, one, shares]}), questions_per_image=99)
     assert counted(data) == {"the same box twice, read once": 1, "a box in fractions of 0..1, not in pixels": 1}
     assert data.records[0][0].boxes == {"dog": [Box(10, 10, 50, 50)]}
 
 
-def test_more_boxes_than_detection_asks_for_are_counted(tmp_path):
+def test_labels_with_too_many_boxes_are_counted(tmp_path):
     image(tmp_path / "a.jpg")
 
     def boxes(count):
         return [{"label": "cell", "xyxy": [8 * i, 0, 8 * i + 7, 40]} for i in range(count)]
 
-    few = JsonlDataset(lines(tmp_path, {"image": "a.jpg", "boxes": boxes(box_questions.MAX_BOXES)}), exchanges=99)
+    few = JsonlDataset(
+        lines(tmp_path, {"image": "a.jpg", "boxes": boxes(box_questions.MAX_BOXES)}), questions_per_image=99
+    )
     assert not few.problems and "[detection] cell" in {q for q, _ in pairs(few)}
     file = lines(tmp_path, {"image": "a.jpg", "boxes": boxes(box_questions.MAX_BOXES + 1), "caption": "cells"})
-    many = JsonlDataset(file, exchanges=99)
+    many = JsonlDataset(file, questions_per_image=99)
     assert counted(many) == {box_questions.TOO_MANY: 1} == dict(check(file).problems.counts)
     assert f"more than {box_questions.MAX_BOXES} boxes" in (ROOT / "docs" / "data.md").read_text()
 
 
-def test_a_long_conversation_is_learned_in_parts(tmp_path):
+def test_long_conversation_is_split(tmp_path):
     image(tmp_path / "a.jpg")
     turns = [{"user": f"what is {i}?", "assistant": f"it is {i}, " + "a red ball on a box " * 10} for i in range(40)]
     talk = [{**turns[0], "user": "<image>\nwhat is 0?"}, *turns[1:]]
@@ -604,7 +618,7 @@ def test_a_long_conversation_is_learned_in_parts(tmp_path):
         ([("what?", "<|image|> x")], "a mark of an image, <image>, elsewhere"),
     ],
 )
-def test_a_mark_of_an_image_is_its_place_or_refused(tmp_path, turns, kind):
+def test_image_mark_is_removed_or_refused(tmp_path, turns, kind):
     image(tmp_path / "a.jpg")
     talk = [{"user": q, "assistant": a} for q, a in turns]
     data = JsonlDataset(lines(tmp_path, {"image": "a.jpg", "conversation": talk, "caption": "x"}))
@@ -626,7 +640,7 @@ def test_a_mark_of_an_image_is_its_place_or_refused(tmp_path, turns, kind):
         ("sub\new.jpg", "an image name with a line break"),
     ],
 )
-def test_names_that_are_none_cost_one_line(tmp_path, name, kind, capsys):
+def test_invalid_file_names_cost_one_line(tmp_path, name, kind, capsys):
     image(tmp_path / "a.jpg")
     image(tmp_path / "b\u202f c" / " d.jpg")
     rows = [{"image": n, "caption": "x"} for n in (name, "a.jpg", "b\u202f c\\ d.jpg")]
@@ -652,7 +666,7 @@ def test_names_that_are_none_cost_one_line(tmp_path, name, kind, capsys):
         (b"<!DOCTYPE html>", "is a web page"),
     ],
 )
-def test_a_file_of_another_form_is_named(tmp_path, content, told):
+def test_file_of_another_format_is_named(tmp_path, content, told):
     file = tmp_path / "own.jsonl"
     file.write_bytes(content)
     with pytest.raises(UserError, match=told) as error:
@@ -671,7 +685,7 @@ def test_a_file_of_another_form_is_named(tmp_path, content, told):
         ('{"image": "a.jp', "it ends in the middle"),
     ],
 )
-def test_a_mistake_in_json_is_named(tmp_path, line, mistake):
+def test_json_mistake_is_named(tmp_path, line, mistake):
     image(tmp_path / "a.jpg")
     data = JsonlDataset(lines(tmp_path, "\ufeff" + json.dumps(GOOD), line))
     (kind,) = counted(data)
@@ -682,7 +696,7 @@ def test_a_mistake_in_json_is_named(tmp_path, line, mistake):
     assert "datasets/" not in str(error.value)
 
 
-def test_a_swapped_size_is_not_blamed_on_exif(tmp_path):
+def test_swapped_size_is_not_reported_as_exif(tmp_path):
     image(tmp_path / "a.jpg", (200, 100))
     report = check(lines(tmp_path, {"image": "a.jpg", "size": [100, 200], "caption": "x"}))
     assert dict(report.problems.counts) == {"a size whose width and height are swapped": 1}

@@ -58,7 +58,7 @@ def test_gqa_reads_the_flat_list_of_the_published_evaluation(tmp_path):
     assert data.problems.counts == {"no 'answer'": 1}
 
 
-def test_gqa_in_another_encoding_is_told(tmp_path):
+def test_gqa_in_another_encoding_raises_user_error(tmp_path):
     opened_files = {"images/7.jpg": None, "val_balanced_questions.json": []}
     with pytest.raises(UserError, match="gives no record"):
         opened("gqa", tmp_path, opened_files, split="val")
@@ -67,7 +67,7 @@ def test_gqa_in_another_encoding_is_told(tmp_path):
         opened("gqa", tmp_path, {}, split="val")
 
 
-def test_gqa_counts_what_is_wrong_and_has_no_test_answers(tmp_path):
+def test_gqa_counts_invalid_records_and_has_no_test_answers(tmp_path):
     row = {"imageId": "7", "question": "is it  red?", "answer": "no"}
     files = {
         "images/7.jpg": None,
@@ -91,13 +91,13 @@ def test_gqa_counts_what_is_wrong_and_has_no_test_answers(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"1"', '{"1": {"a": 1}', '{"1" {}}', "{1: {}}", '{"1": tru'])
-def test_gqa_cut_short(tmp_path, text):
+def test_truncated_gqa_raises_user_error(tmp_path, text):
     with pytest.raises(UserError, match="damaged|is not JSON|is empty"):
         opened("gqa", tmp_path, {"images/7.jpg": None, "train_balanced_questions.json": text})
 
 
 @pytest.mark.parametrize("text", ["[1.5e3, 12 ,[]]", "  [ ]", '["a", {"b": -1.25}]'])
-def test_items_equal_the_whole_file(tmp_path, monkeypatch, text):
+def test_incremental_list_equals_json_load(tmp_path, monkeypatch, text):
     file = tmp_path / "x.json"
     file.write_text(text)
     for chunk in (1, 2, 3, 1000):
@@ -106,7 +106,7 @@ def test_items_equal_the_whole_file(tmp_path, monkeypatch, text):
 
 
 @pytest.mark.parametrize("text", ['{"a": 12, "b": {"c": [1]} }', ' {"a":1.5e3 ,"\\u00e9":"x"}\n', "{}"])
-def test_members_equal_the_whole_file(tmp_path, monkeypatch, text):
+def test_incremental_object_equals_json_load(tmp_path, monkeypatch, text):
     file = tmp_path / "x.json"
     file.write_text(text)
     for chunk in (1, 2, 3, 1000):
@@ -114,7 +114,7 @@ def test_members_equal_the_whole_file(tmp_path, monkeypatch, text):
         assert dict(json_files.iter_json_object(file)) == json.loads(text)
 
 
-def test_an_answer_with_braces_is_words(tmp_path):
+def test_braces_in_an_answer_are_text(tmp_path):
     rows = {"1": {"imageId": "7", "question": "what is written?", "answer": "{} {a} {}"}}
     data = opened("gqa", tmp_path, {"images/7.jpg": None, "train_balanced_questions.json": rows})
     assert said(data[0]) == ["[vqa] what is written?", "{} {a} {}"]
@@ -273,7 +273,7 @@ def test_hateful_memes(tmp_path):
     }
 
 
-def test_what_is_left_out_is_the_same_for_training_and_evaluation(tmp_path):
+def test_training_and_evaluation_leave_out_the_same_records(tmp_path):
     """The same questions stand twice, each annotation a second time."""
     question = {"image_id": 7, "question": "why?", "question_id": 70}
     annotation = {"question_id": 70, "answers": [{"answer": "so"}]}
@@ -303,7 +303,7 @@ GOOD_NAME = "a\u202f \u3000b"
 
 @pytest.mark.parametrize("name", [*NO_NAMES, GOOD_NAME])
 @pytest.mark.parametrize("reader", ["gqa", "vizwiz", "textcaps", "hateful_memes"])
-def test_names_are_kept_to_the_character_and_each_that_is_none_costs_one_record(tmp_path, reader, name):
+def test_file_names_are_kept_exactly_and_invalid_ones_cost_one_record(tmp_path, reader, name):
     def row(given: str) -> dict:
         return {
             "imageId": given,

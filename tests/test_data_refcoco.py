@@ -66,7 +66,7 @@ def test_every_genuine_row_is_read(split, count, missing):
 @pytest.mark.parametrize(
     ("name", "split"), [(n, s) for n in ("refcoco", "refcoco+") for s in ("val", "testA", "testB")]
 )
-def test_the_file_of_each_set_and_split_is_read(tmp_path, name, split):
+def test_each_data_set_and_split_reads_its_file(tmp_path, name, split):
     for file in ("refcoco", "refcoco+"):
         for part in ("val", "testA", "testB"):
             _flat(tmp_path, [ROW | {"sents": f"{file} {part}"}], f"{file}_{part}.json")
@@ -74,13 +74,13 @@ def test_the_file_of_each_set_and_split_is_read(tmp_path, name, split):
 
 
 @pytest.mark.parametrize(("split", "rows"), [("val", 4), ("test", 2)])
-def test_images_are_found_and_are_as_large_as_the_rows_say(split, rows):
+def test_images_have_the_annotated_size(split, rows):
     dataset = open_dataset("refcoco", {"root": str(FLAT), "name": "refcocog", "split": split})
     for index in range(rows):
         assert open_image(dataset[index].image).size == dataset[index].size
 
 
-def test_both_tasks_are_worded():
+def test_prompts_of_both_tasks():
     row = json.loads((FLAT / "refcocog_val.json").read_text())[17]
     asked = RefCoco(str(FLAT), "refcocog", "val")[17]
     assert asked.key == "refcocog val row 17"
@@ -92,7 +92,7 @@ def test_both_tasks_are_worded():
     assert answer.pieces[0] in back_question.pieces[-1]  # the same box text
 
 
-def test_the_original_form_agrees_with_the_flat_one():
+def test_original_and_flat_format_agree():
     """Ten of the fifteen references of the genuine fragment are in the flat files too."""
     flat = {
         (record.image.name, record.words.replace(" ", "")): record.box
@@ -112,7 +112,7 @@ def test_the_original_form_agrees_with_the_flat_one():
     assert counts == [9, 10, 9] and agreeing == 16
 
 
-def test_a_pickle_of_python_2_is_read(tmp_path):
+def test_python_2_pickle_is_read(tmp_path):
     dataset = RefCoco(str(_original(tmp_path, PYTHON2)), split="val")
     assert [r.words for r in dataset.records] == ["café sign", "the left one"]
     assert dataset.records[0].box.xyxy == (10, 20, 40.5, 60) and dataset.records[0].size == (100, 80)
@@ -125,7 +125,7 @@ class _Code:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_code_in_a_pickle_is_refused_by_name(tmp_path, protocol):
+def test_code_in_a_pickle_is_refused(tmp_path, protocol):
     _original(tmp_path, pickle.dumps([{"split": "val", "bad": _Code()}], protocol))
     with pytest.raises(UserError, match=rf"{os.system.__module__}\.system"):
         RefCoco(str(tmp_path), split="val")
@@ -142,14 +142,14 @@ def test_code_in_a_pickle_is_refused_by_name(tmp_path, protocol):
         b"c__builtin__\nset\n.",
     ],
 )
-def test_every_way_to_name_code_is_refused(tmp_path, data):
+def test_every_opcode_that_loads_code_is_refused(tmp_path, data):
     (tmp_path / "refs.p").write_bytes(data)
     with pytest.raises(UserError, match="would load|is damaged"):
         read_pickle(tmp_path / "refs.p")
 
 
 @pytest.mark.parametrize("cut", [0, 1, 5, 60, len(PYTHON2) - 1])
-def test_a_pickle_cut_short_is_told(tmp_path, cut):
+def test_truncated_pickle_raises_user_error(tmp_path, cut):
     with pytest.raises(UserError, match=r"refs\(unc\)\.p is damaged"):
         RefCoco(str(_original(tmp_path, PYTHON2[:cut])), split="val")
 
@@ -168,10 +168,10 @@ def test_a_pickle_cut_short_is_told(tmp_path, cut):
         ({"sents": 3}, "a 'sents' of the wrong type"),
         ({"width": 0}, "an image without pixels"),
         ({"height": True}, "a 'height' of the wrong type"),
-        ({"img_id": "9"}, "an 'img_id' that names no image of COCO"),
+        ({"img_id": "9"}, "an 'img_id' that is not one of COCO"),
     ],
 )
-def test_a_malformed_row_is_named_and_left_out(tmp_path, change, kind):
+def test_malformed_rows_are_counted(tmp_path, change, kind):
     dataset = RefCoco(str(_flat(tmp_path, [ROW, ROW | change, ROW])), split="val")
     assert dataset.rows == [0, 2] and dataset.excluded == [(1, kind)]
     assert list(dataset.problems.lines()) == [f"1 x {kind}: refcoco_val.json row 1"]
@@ -179,16 +179,16 @@ def test_a_malformed_row_is_named_and_left_out(tmp_path, change, kind):
 
 
 @pytest.mark.parametrize("row", [None, [], "x", {}, {k: v for k, v in ROW.items() if k != "sents"}])
-def test_a_row_without_its_keys_is_counted(tmp_path, row):
+def test_rows_with_missing_keys_are_counted(tmp_path, row):
     dataset = RefCoco(str(_flat(tmp_path, [row, ROW])), split="val")
     assert dataset.rows == [1] and dataset.excluded[0][0] == 0 and len(list(dataset.problems.lines())) == 1
 
 
-def test_the_same_row_twice_is_kept_in_the_flat_form(tmp_path):
+def test_duplicate_rows_of_the_flat_format_are_kept(tmp_path):
     assert len(RefCoco(str(_flat(tmp_path, [ROW, ROW])), split="val")) == 2
 
 
-def test_a_box_that_reaches_over_the_edge_is_clipped(tmp_path):
+def test_box_over_the_edge_is_clipped(tmp_path):
     dataset = RefCoco(str(_flat(tmp_path, [ROW | {"bbox": [-5, 60, 50, 40]}])), split="val")
     assert dataset.records[0].box.xyxy == (0, 60, 45, 80)
 
@@ -210,7 +210,7 @@ def _reference(**change) -> dict:
         ({"sentences": [{"sent": ""}, {"sent": "it"}]}, "an empty 'sent'", 1),
     ],
 )
-def test_a_malformed_reference_keeps_the_row_numbers_of_the_others(tmp_path, change, kind, excluded):
+def test_malformed_reference_keeps_other_row_numbers(tmp_path, change, kind, excluded):
     instances = {
         "images": [*INSTANCES["images"], {"id": 10, "width": 50, "height": 50}],
         "annotations": [*INSTANCES["annotations"], {"id": 13, "image_id": 9, "bbox": [1, 1, 0, 0]}],
@@ -222,8 +222,8 @@ def test_a_malformed_reference_keeps_the_row_numbers_of_the_others(tmp_path, cha
     assert everything == list(range(4 + len(references[2]["sentences"])))
 
 
-def test_what_is_not_there_is_told(tmp_path):
-    with pytest.raises(UserError, match="is no folder"):
+def test_missing_files_raise_user_error(tmp_path):
+    with pytest.raises(UserError, match="is not a folder"):
         RefCoco(str(tmp_path / "nowhere"), split="val")
     with pytest.raises(UserError, match=r"holds neither refcoco_val\.json nor refs\(unc\)\.p"):
         RefCoco(str(tmp_path), split="val")
@@ -233,8 +233,8 @@ def test_what_is_not_there_is_told(tmp_path):
     assert "val" in caught.value.allowed
     with pytest.raises(UserError, match="task"):
         RefCoco(str(tmp_path), split="val", task="detection")
-    with pytest.raises(UserError, match="name"):
-        RefCoco(str(tmp_path), name="refcocoplus", split="val")
+    with pytest.raises(UserError, match="dataset"):
+        RefCoco(str(tmp_path), dataset="refcocoplus", split="val")
     with pytest.raises(UserError, match="not a folder"):
         RefCoco(str(tmp_path), split="val", images=str(tmp_path / "pictures"))
     (tmp_path / "instances.json").write_text('{"images": [')
@@ -243,7 +243,7 @@ def test_what_is_not_there_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["", "train2014", "images", "train2017", "images/mscoco/images/train2014"])
-def test_images_are_found_where_people_keep_them(tmp_path, place):
+def test_images_are_found_in_common_layouts(tmp_path, place):
     _flat(tmp_path, [ROW])
     folder = tmp_path / "coco"
     name = "000000000009.jpg" if "2017" in place else "COCO_train2014_000000000009.jpg"

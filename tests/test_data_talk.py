@@ -70,10 +70,11 @@ def test_karpathy_splits(tmp_path):
     test = opened("coco_caption", tmp_path, {}, split="test")
     assert [test[i].question_answers[0].references for i in range(len(test))] == [("a", "b", "c")]
     assert test.problems.counts == {"an image that is not on the disk": 1}
-    assert len(opened("coco_caption", tmp_path, {}, split="test", per="caption")) == 3
-    assert len(opened("coco_caption", tmp_path, {}, split="train", per="picture")) == 2
-    with pytest.raises(UserError, match="The option per is 'word'"):
-        opened("coco_caption", tmp_path, {}, per="word")
+    assert len(opened("coco_caption", tmp_path, {}, split="test", group_by="caption")) == 3
+    assert len(opened("coco_caption", tmp_path, {}, split="train", group_by="image")) == 2
+    assert len(opened("coco_caption", tmp_path, {}, split="train", per="picture")) == 2  # as older recipes write it
+    with pytest.raises(UserError, match="The option group_by is 'word'"):
+        opened("coco_caption", tmp_path, {}, group_by="word")
 
 
 def test_textcaps(tmp_path):
@@ -129,11 +130,11 @@ def test_llava(tmp_path, split, file):
     assert isinstance(render(data[0])[0].pieces[0], ImagePiece)
     assert said(data[1]) == ["Why?", "So."]
     assert data.problems.counts == {
-        "a conversation that is no pairs of question and answer": 1,
+        "a conversation that is not pairs of question and answer": 1,
         "a turn without words": 1,
         "a conversation in which two turns of one speaker follow each other": 1,
         "an image that is not on the disk": 1,
-        "an 'image' that names no image of COCO": 1,
+        "an 'image' that is not one of COCO": 1,
         "a record that is not a JSON object": 1,
     }
     assert data.problems.examples["a turn without words"] == [f"{file} row 3"]

@@ -26,7 +26,7 @@ def test_every_genuine_region_is_read():
     rows = [region for image in json.loads((GENUINE / REGIONS).read_text()) for region in image["regions"]]
     sizes = {row["image_id"]: (row["width"], row["height"]) for row in json.loads((GENUINE / IMAGES).read_text())}
     rows = [row for row in rows if row["image_id"] in sizes]
-    dataset = VisualGenome(str(GENUINE), below_area=0)
+    dataset = VisualGenome(str(GENUINE), max_area=0)
     assert len(dataset) == len(rows) == 24
     assert dict(dataset.problems.counts) == {f"an 'image_id' that {IMAGES} lacks": 6}
     for index, row in enumerate(rows):
@@ -39,14 +39,14 @@ def test_every_genuine_region_is_read():
         assert x + w <= sample.size[0] and y + h <= sample.size[1]
 
 
-def test_only_small_regions_are_taken_as_published():
-    dataset, everything = VisualGenome(str(GENUINE)), VisualGenome(str(GENUINE), below_area=0)
+def test_max_area_defaults_to_the_published_value():
+    dataset, everything = VisualGenome(str(GENUINE)), VisualGenome(str(GENUINE), max_area=0)
     areas = [everything[i].question_answers[0].phrases[0].boxes[0].area for i in range(len(everything))]
     assert len(dataset) == sum(area < 16384 for area in areas) == 14
     assert dataset.too_large == len(everything) - len(dataset) == 10
 
 
-def test_both_tasks_and_the_places_of_images(tmp_path):
+def test_both_tasks_and_image_folders(tmp_path):
     root = _written(tmp_path, [REGION])
     assert VisualGenome(root).missing_images() == [tmp_path / "VG_100K" / "1.jpg"]
     for folder in ("", "VG_100K_2", "VG_100K"):
@@ -76,7 +76,7 @@ def test_both_tasks_and_the_places_of_images(tmp_path):
         ({"region_id": None}, "a 'region_id' of the wrong type"),
     ],
 )
-def test_a_malformed_region_is_named_and_left_out(tmp_path, change, kind):
+def test_malformed_regions_are_counted(tmp_path, change, kind):
     dataset = VisualGenome(_written(tmp_path, [REGION, REGION | change, 7, REGION | {"region_id": 8, "x": -4}]))
     assert dataset.problems.counts == {kind: 1, "a record that is not a JSON object": 1}
     assert [dataset[i].key for i in range(2)] == ["visual_genome region 5", "visual_genome region 8"]
@@ -84,14 +84,14 @@ def test_a_malformed_region_is_named_and_left_out(tmp_path, change, kind):
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1, 2", '[{"a": 1}, {"b"', '[{"a": 1} x]', "[1e", '["x'])
-def test_a_list_that_is_none_or_cut_short_is_told(tmp_path, text):
+def test_invalid_or_truncated_list_raises_user_error(tmp_path, text):
     file = tmp_path / "list.json"
     file.write_text(text)
     with pytest.raises(UserError, match=r"list\.json is (damaged|not JSON|empty)"):
         list(iter_json_list(file))
 
 
-def test_a_long_list_is_read_piece_by_piece(tmp_path, monkeypatch):
+def test_long_list_is_read_incrementally(tmp_path, monkeypatch):
     items = [{"number": n, "text": "é{[" * (n % 7)} for n in range(300)] + [[1, [2]], 12345, "a]b", 3.25, None, {}]
     file = tmp_path / "list.json"
     for dumped in (json.dumps(items), json.dumps(items, indent=2, ensure_ascii=False), "\ufeff " + json.dumps(items)):
@@ -101,8 +101,8 @@ def test_a_long_list_is_read_piece_by_piece(tmp_path, monkeypatch):
             assert list(iter_json_list(file)) == items
 
 
-def test_what_is_not_there_is_told(tmp_path):
-    with pytest.raises(UserError, match=rf"{REGIONS} is not there"):
+def test_missing_files_raise_user_error(tmp_path):
+    with pytest.raises(UserError, match=rf"{REGIONS} is missing"):
         VisualGenome(str(tmp_path))
     _written(tmp_path, [REGION])
     (tmp_path / REGIONS).write_text('[{"id": 1, "regions": [')

@@ -40,7 +40,7 @@ def test_questions_and_ten_answers(root):
     assert [t.role for t in render(first)] == ["user", "assistant"]
 
 
-def test_what_is_wrong_is_counted(root):
+def test_invalid_records_are_counted(root):
     questions = json.loads((root / "v2_OpenEnded_mscoco_val2014_questions.json").read_text())
     rows = questions["questions"]
     rows[0]["image_id"] = 424242
@@ -60,7 +60,7 @@ def test_what_is_wrong_is_counted(root):
     assert data.problems.examples["an image that is not on the disk"] == [f"{name} row 0"]
 
 
-def test_a_test_split_has_no_answers(root):
+def test_test_split_has_no_answers(root):
     (root / "v2_OpenEnded_mscoco_val2014_questions.json").rename(root / "v2_OpenEnded_mscoco_test2015_questions.json")
     data = open_dataset("vqav2", {"root": str(root), "split": "test", "images": str(MICRO)})
     assert len(data) == 9
@@ -87,7 +87,7 @@ def test_missing_files_are_all_named(tmp_path):
         (b"\xff\xfe", "UTF-16"),
     ],
 )
-def test_a_file_that_is_something_else(tmp_path, content, said):
+def test_file_of_another_format_raises_user_error(tmp_path, content, said):
     (tmp_path / "000000000009.jpg").touch()
     for name in ("v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"):
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -123,6 +123,6 @@ def test_images_are_found_in_every_layout(tmp_path, place):
     assert images.find(8) == tmp_path / "train2014" / "COCO_train2014_000000000008.jpg"
 
 
-def test_no_images_at_all(root):
+def test_missing_images_raise_user_error(root):
     with pytest.raises(UserError, match="9 x an image that is not on the disk"):
         open_dataset("vqav2", {"root": str(root), "split": "val"})

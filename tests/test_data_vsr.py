@@ -22,7 +22,7 @@ def _written(folder: Path, *rows) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "split", "count", "true", "relations"),
+    ("variant", "split", "count", "true", "relations"),
     [
         ("random", "train", 5, 2, 5),
         ("random", "dev", 4, 1, 4),
@@ -32,15 +32,15 @@ def _written(folder: Path, *rows) -> Path:
         ("zeroshot", "test", 4, 1, 4),
     ],
 )
-def test_every_genuine_statement_is_read(kind, split, count, true, relations):
-    dataset = VSR(str(GENUINE), kind, split)
+def test_every_genuine_statement_is_read(variant, split, count, true, relations):
+    dataset = VSR(str(GENUINE), variant, split)
     answers = [dataset[i].question_answers[0].answer for i in range(len(dataset))]
     assert len(answers) == count and answers.count("true") == true and answers.count("false") == count - true
     assert len({record[4] for record in dataset.records}) == relations
     assert not dataset.problems and dataset.excluded == []
 
 
-def test_images_are_found_and_statements_worded_as_in_the_published_evaluation():
+def test_images_are_found_and_prompts_are_the_published_ones():
     dataset = VSR(str(GENUINE), "random", "train")
     assert len(dataset) == 5 and dataset.missing_images() == []
     rows = [json.loads(line) for line in (GENUINE / "random" / "train.jsonl").read_text().splitlines()]
@@ -59,11 +59,11 @@ def test_images_are_found_and_statements_worded_as_in_the_published_evaluation()
         ({"label": "1"}, "a 'label' of the wrong type"),
         ({"label": True}, "a 'label' of the wrong type"),
         ({"caption": " "}, "an empty 'caption'"),
-        ({"image": "dog.jpg"}, "an 'image' that is no number of COCO"),
+        ({"image": "dog.jpg"}, "an 'image' that is not a COCO number"),
         ({"image": None}, "a 'image' of the wrong type"),
     ],
 )
-def test_a_malformed_line_is_named_and_left_out(tmp_path, change, kind):
+def test_malformed_lines_are_counted(tmp_path, change, kind):
     dataset = VSR(str(_written(tmp_path, ROW, ROW | change, "", "{cut", [1], ROW)))
     assert [record[0] for record in dataset.records] == [0, 5]
     assert dataset.excluded[0] == (1, kind) and [number for number, _ in dataset.excluded] == [1, 3, 4]
@@ -72,11 +72,11 @@ def test_a_malformed_line_is_named_and_left_out(tmp_path, change, kind):
     assert dataset[1].key == "vsr zeroshot test line 5"
 
 
-def test_what_is_not_there_is_told(tmp_path):
+def test_missing_files_raise_user_error(tmp_path):
     with pytest.raises(UserError, match=r"holds no zeroshot/test\.jsonl"):
         VSR(str(tmp_path))
-    with pytest.raises(UserError, match="kind"):
-        VSR(str(tmp_path), kind="few")
+    with pytest.raises(UserError, match="variant"):
+        VSR(str(tmp_path), variant="few")
     with pytest.raises(UserError, match="split"):
         VSR(str(tmp_path), split="val")
     (_written(tmp_path, ROW) / "zeroshot" / "test.jsonl").write_bytes(b"\xff\xfe\x00\x01")

@@ -52,7 +52,7 @@ def test_genuine_samples(tmp_path, name):
         assert question.pieces[-1].startswith("[caption]") and answer.pieces == (line.split("\t")[0],)
 
 
-def test_where_the_caption_is_taken_from(tmp_path):
+def test_source_of_the_caption(tmp_path):
     told = json.dumps({"caption": "of the json", "top_caption": "of  a\nmachine"})
     shard = _shard(tmp_path, {"txt": " of the text\n", "json": told}, {"json": told}, {"txt": " ", "json": told})
     assert _captions(WebCaptions(shard)) == ["of the text", "of the json", "of the json"]
@@ -61,30 +61,30 @@ def test_where_the_caption_is_taken_from(tmp_path):
         WebCaptions(shard, caption="other")
 
 
-def test_the_filter_counts_what_it_leaves_out(tmp_path):
+def test_filter_counts_excluded_captions(tmp_path):
     captions = ["one", "two words", "three of them", "four of them here", "mail me at a@b.c"]
     samples = [{"txt": text, "json": json.dumps({"similarity": n / 10})} for n, text in enumerate(captions)]
     shard = _shard(tmp_path, *samples, {"txt": "no number here"}, {"txt": "no image", "png": None}, {"cls": "3"})
-    dataset = WebCaptions(shard, words=[2, 4], without=r"\S@\S", least={"similarity": 0.15})
+    dataset = WebCaptions(shard, words=[2, 4], exclude=r"\S@\S", min_values={"similarity": 0.15})
     assert _captions(dataset) == ["three of them", "four of them here"]
     assert dict(dataset.problems.counts) == {
         "a caption of fewer than 2 words": 1,
         "'similarity' under 0.15": 1,
-        "a caption that `without` leaves out": 1,
+        "a caption that `exclude` leaves out": 1,
         "no number 'similarity'": 1,
         "no image": 1,
         "no 'caption'": 1,
     }
     assert _captions(WebCaptions(shard, words=[1, 3]))[:3] == captions[:3]
-    assert len(WebCaptions(shard, without="of|at")) == 3  # each filter has its own index
+    assert len(WebCaptions(shard, exclude="of|at")) == 3  # each filter has its own index
 
 
-def test_brackets_in_a_caption_are_words(tmp_path):
+def test_brackets_in_a_caption_are_text(tmp_path):
     sample = WebCaptions(_shard(tmp_path, {"txt": "my {} of {<1>"}))[0]
     assert render(sample)[1].pieces == ("my {} of {<1>",)
 
 
-@pytest.mark.parametrize("options", [{"words": 3}, {"words": [1, 2, 3]}, {"words": ["a", 3]}, {"without": "("}])
-def test_a_filter_that_cannot_be_understood_is_told(tmp_path, options):
+@pytest.mark.parametrize("options", [{"words": 3}, {"words": [1, 2, 3]}, {"words": ["a", 3]}, {"exclude": "("}])
+def test_invalid_filter_raises_user_error(tmp_path, options):
     with pytest.raises(UserError, match="filter of captions"):
         WebCaptions(_shard(tmp_path, {"txt": "a"}), **options)

@@ -313,7 +313,7 @@ def drawn(tmp_path_factory) -> Path:
     for number, seed in enumerate((5, 6, 8), 1):
         scene = draw_scene(seed)
         scene.image.save(folder / f"COCO_train2014_{number:012d}.jpg")
-        for thing in [*scene.things] * 2:
+        for thing in [*scene.objects] * 2:
             x1, y1, x2, y2 = thing.box.xyxy
             rows.append(
                 {

@@ -283,6 +283,17 @@ def test_captions_are_rows_of_the_images(tmp_path):
     assert worse["CIDEr"] < 1 and found.invalid == {1}
 
 
+def test_karpathy_splits_keep_an_image_without_its_bad_caption(tmp_path):
+    """As training does: the caption alone is dropped, and counted; an image without any is excluded by its number."""
+    captions = {1: ["a dog", 7], 2: [], 3: ["a cat"]}
+    images = [{"cocoid": n, "split": "test", "sentences": [{"raw": c} for c in texts]} for n, texts in captions.items()]
+    write(tmp_path / "dataset_coco.json", {"images": [{"cocoid": 9, "split": "val", "sentences": []}, *images]})
+    benchmark = open_benchmark("coco_caption", {"root": str(tmp_path)})
+    assert [(i.index, i.key, i.truth) for i in benchmark.items()] == [(0, "1", ("a dog",)), (2, "3", ("a cat",))]
+    assert benchmark.excluded == {1: "an image without captions"}
+    assert list(benchmark.problems.counts) == ["a 'raw' of the wrong type", "an image without captions"]
+
+
 @pytest.mark.slow
 def test_words_for_a_box_are_asked_once_a_thing(tmp_path):
     row = {"img_id": "COCO_train2014_000000000001_3", "bbox": [10, 20, 30, 40], "height": 100, "width": 100}

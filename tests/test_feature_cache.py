@@ -100,7 +100,7 @@ def computed(tower: VisionTower, source) -> torch.Tensor:
 
 
 def test_cached_features_equal_computed_features(tower, files, tmp_path):
-    scenes = Scenes(3, side=64)
+    scenes = Scenes(3, image_size=64)
     cache = build_cache(config(tmp_path), tower, [files, scenes, Text(None, 5), files])
     assert len(cache) == 12 + 3
     for sample in (files[0], files[11], scenes[2]):
@@ -112,12 +112,12 @@ def test_cached_features_equal_computed_features(tower, files, tmp_path):
         with pytest.raises(UserError, match=reason):
             cache[files[number].image]
     with pytest.raises(UserError, match="not in the feature cache"):
-        cache[Scenes(4, side=64)[3].image]
+        cache[Scenes(4, image_size=64)[3].image]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_loss_is_the_same_with_and_without_cache(tiny_model, files, tmp_path, dtype):
-    network, datasets = tiny_model.network, [files, Text(None, 3), Scenes(3, exchanges=3, tasks={"refer": 1})]
+    network, datasets = tiny_model.network, [files, Text(None, 3), Scenes(3, questions_per_scene=3, tasks={"refer": 1})]
     cache = build_cache(config(tmp_path), network.vision, datasets, batch=4, dtype=dtype)
     encoder = PromptEncoder(tiny_model.tokenizer, "llama2", network.image_tokens, 512)
     data = DataConfig([SourceConfig(f"source{i}") for i in range(3)])
@@ -144,7 +144,7 @@ def test_loss_is_the_same_with_and_without_cache(tiny_model, files, tmp_path, dt
 
 
 def test_cached_image_is_not_opened(tower, tmp_path, monkeypatch):
-    scenes = Scenes(2, side=64, things=str(tmp_path / "things"))
+    scenes = Scenes(2, image_size=64, cache_dir=str(tmp_path / "things"))
     cache = build_cache(config(tmp_path), tower, [scenes])
     monkeypatch.setattr("minigptv2.data.scenes.dataset.draw_scene", None)
     assert cache[scenes[1].image].shape == (16, 32)

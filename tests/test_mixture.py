@@ -170,7 +170,7 @@ def test_steps_become_positions_and_equal_sources_share_a_dataset():
             "sources": [
                 {"name": "scenes", "options": options, "last_step": 1},
                 {"name": "scenes", "options": options, "first_step": 2, "weight": "2e0"},
-                {"name": "scenes", "options": {**options, "most": 1}, "first_step": 2},
+                {"name": "scenes", "options": {**options, "max_objects": 1}, "first_step": 2},
             ]
         },
     )
@@ -200,7 +200,7 @@ def test_invalid_configs_raise_user_error(sources, words):
 
 
 def test_scenes_depend_on_their_number_and_questions_on_the_rng(tmp_path):
-    scenes = Scenes(3, seed=7, first=4, exchanges=5, most=4, side=112)
+    scenes = Scenes(3, seed=7, start=4, questions_per_scene=5, max_objects=4, image_size=112)
     assert len(scenes) == 3
     for index in range(3):
         drawn = draw_scene((7, 4 + index), 112, 4)
@@ -218,19 +218,19 @@ def test_scenes_depend_on_their_number_and_questions_on_the_rng(tmp_path):
 
 
 def test_scenes_with_repeats_have_other_keys(tmp_path):
-    plain, again = (Scenes(2, seed=7, side=112, repeats=r, things=str(tmp_path)) for r in (0, 0.5))
+    plain, again = (Scenes(2, seed=7, image_size=112, repeat_prob=r, cache_dir=str(tmp_path)) for r in (0, 0.5))
     assert plain.image(0).key != again.image(0).key and len(list(tmp_path.iterdir())) == 2
-    assert again.series.draw(1).things == draw_scene((7, 1), 112, repeats=0.5).things
+    assert again.split.draw(1).objects == draw_scene((7, 1), 112, repeat_prob=0.5).objects
 
 
 def test_cached_objects_give_the_same_questions_without_drawing(tmp_path, monkeypatch):
-    options = {"count": 70, "seed": 7, "first": 60, "side": 112}
-    kept, plain = Scenes(**options, things=str(tmp_path)), Scenes(**options)
+    options = {"count": 70, "seed": 7, "start": 60, "image_size": 112}
+    kept, plain = Scenes(**options, cache_dir=str(tmp_path)), Scenes(**options)
     expected = [plain.sample(i, random.Random(i)).question_answers for i in (0, 5, 69)]
     assert len(list(tmp_path.iterdir())) == 3  # scenes 60..129 lie in three files
     broken = sorted(tmp_path.iterdir())[1]
     broken.write_text(broken.read_text()[:-30])
-    again = Scenes(**options, things=str(tmp_path))
+    again = Scenes(**options, cache_dir=str(tmp_path))
     monkeypatch.setattr("minigptv2.data.scenes.dataset.draw_scene", None)
     for scenes in (kept, again):
         assert [scenes.sample(i, random.Random(i)).question_answers for i in (0, 5, 69)] == expected
@@ -238,17 +238,17 @@ def test_cached_objects_give_the_same_questions_without_drawing(tmp_path, monkey
 
 
 def test_cached_objects_of_other_scenes_raise_user_error(tmp_path):
-    Scenes(2, side=112, things=str(tmp_path))
+    Scenes(2, image_size=112, cache_dir=str(tmp_path))
     (file,) = tmp_path.iterdir()
     lines = file.read_text().splitlines(keepends=True)
     assert len(lines) == CACHE_SIZE
     file.write_text("".join([lines[1], lines[0], *lines[2:]]))
-    with pytest.raises(UserError, match="drawn otherwise"):
-        Scenes(2, side=112, things=str(tmp_path))
+    with pytest.raises(UserError, match="drawn differently"):
+        Scenes(2, image_size=112, cache_dir=str(tmp_path))
 
 
 def test_dialogues_are_conversations():
-    scenes = Scenes(12, dialogues=0.5, side=112)
+    scenes = Scenes(12, dialogue_fraction=0.5, image_size=112)
     samples = [scenes[i] for i in range(12)]
     assert {s.side_by_side for s in samples} == {True, False}
     assert all(s.question_answers for s in samples)
@@ -258,13 +258,13 @@ def test_dialogues_are_conversations():
     ("options", "said"),
     [
         ({"tasks": {"reffer": 1}}, "task 'reffer' of scenes is unknown"),
-        ({"tasks": {"refer": -1}}, "has share -1"),
-        ({"tasks": {"refer": 0}}, "No task of scenes has a share"),
-        ({"most": 9}, "option most of scenes is 9"),
-        ({"dialogues": 2}, "option dialogues of scenes is 2"),
+        ({"tasks": {"refer": -1}}, "has weight -1"),
+        ({"tasks": {"refer": 0}}, "No task of scenes has a weight"),
+        ({"max_objects": 9}, "option max_objects of scenes is 9"),
+        ({"dialogue_fraction": 2}, "option dialogue_fraction of scenes is 2"),
         ({"count": "3"}, "option count of 'scenes' is '3'"),
-        ({"exchanges": 0}, "option exchanges of scenes is 0"),
-        ({"side": 1.5}, "option side of 'scenes' is 1.5"),
+        ({"questions_per_scene": 0}, "option questions_per_scene of scenes is 0"),
+        ({"image_size": 1.5}, "option image_size of 'scenes' is 1.5"),
     ],
 )
 def test_invalid_scene_options_raise_user_error(options, said):
@@ -338,7 +338,7 @@ def test_missing_parts_of_shards_count_and_filtered_records_do_not(tmp_path):
         open_mixture(DataConfig([lacking]), 1, 1)
     (again,) = open_mixture(DataConfig([lacking], max_failure_rate=1.0), 1, 1)[0]  # from the index
     assert again.problems.dropped["records"] == 15
-    short = SourceConfig("laion", 1.0, {"shards": write("b.tar", 20), "without": "blue|green"})
+    short = SourceConfig("laion", 1.0, {"shards": write("b.tar", 20), "exclude": "blue|green"})
     assert len(open_mixture(DataConfig([short]), 1, 1)[0][0]) == 20
     filtered = {"shards": write("c.tar", 20), "least": {"similarity": 0.3}}
     with pytest.raises(UserError, match="no number 'similarity'"):

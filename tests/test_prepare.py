@@ -52,7 +52,7 @@ def _okvqa(root: Path, images: Path, count: int = 3) -> None:
         (root / f"mscoco_{split}2014_annotations.json").write_text(json.dumps({"annotations": answers}))
 
 
-def test_an_empty_folder(tmp_path):
+def test_empty_folder_lists_missing_files(tmp_path):
     code, out, _ = run("okvqa", "--root", tmp_path)
     assert code == 1
     assert out.count("missing") >= 2
@@ -63,7 +63,7 @@ def test_an_empty_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_that_are_there(tmp_path):
+def test_existing_files_are_reported(tmp_path):
     _okvqa(tmp_path / "okvqa", tmp_path / "coco")
     assert run("okvqa", "--root", tmp_path / "okvqa", "--quick")[:2] == (
         0,
@@ -78,7 +78,7 @@ def test_files_that_are_there(tmp_path):
     assert "3 x an image that is not on the disk" in out
 
 
-def test_a_complete_set(tmp_path, prepare, monkeypatch, capsys):
+def test_complete_set_exits_with_0(tmp_path, prepare, monkeypatch, capsys):
     _okvqa(tmp_path / "okvqa", tmp_path / "okvqa")
     monkeypatch.setattr("minigptv2.data.readers.okvqa.COUNTS", {"train": 3, "val": 3})
     assert prepare.main(["okvqa", "--root", str(tmp_path / "okvqa")]) == 0
@@ -87,7 +87,7 @@ def test_a_complete_set(tmp_path, prepare, monkeypatch, capsys):
     assert "missing" not in out
 
 
-def test_all_sets_and_wrong_words(tmp_path):
+def test_all_sets_and_invalid_arguments(tmp_path):
     code, out, _ = run("all", "--root", tmp_path)
     assert code == 1
     for name in DATASETS:
@@ -104,7 +104,7 @@ def test_all_sets_and_wrong_words(tmp_path):
 
 
 def test_refcoco_without_images(tmp_path):
-    """Rows are counted against those published; the images are asked for, and with some of them fewer are missing."""
+    """Rows are compared with the published number, and missing images are counted."""
     for file in (DATA / "refcocog").glob("*.json"):
         shutil.copy(file, tmp_path)
     code, out, _ = run("refcoco", "--root", tmp_path)
@@ -121,14 +121,14 @@ def test_refcoco_without_images(tmp_path):
         assert f"{absent} images are not on disk" in told
 
 
-def test_vsr_of_its_repository_and_of_a_part(tmp_path):
+def test_vsr_splits(tmp_path):
     code, out, _ = run("vsr", "--root", DATA / "vsr", "--split", "zeroshot dev")
     assert code == 1 and "1 images are not on disk" in out and "2 records of 340" in out
     code, out, _ = run("vsr", "--root", DATA / "vsr", "--split", "zeroshot test")
     assert code == 1 and "zeroshot test incomplete, 4 records of 1,222" in out and "not on disk" not in out
 
 
-def test_a_harmful_pickle_is_not_run(tmp_path, prepare, capsys):
+def test_code_in_a_pickle_is_not_run(tmp_path, prepare, capsys):
     (tmp_path / "refs(unc).p").write_bytes(b"cos\nmkdir\n(S'" + os.fsencode(tmp_path / "evil") + b"'\ntR.")
     (tmp_path / "instances.json").write_text("{}")
     assert prepare.main(["refcoco", "--root", str(tmp_path), "--split", "refcoco val"]) == 1
@@ -148,8 +148,8 @@ def _shard(file: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["laion", "cc3m", "sbu"])
-def test_shards_in_a_folder_with_an_odd_name(tmp_path, prepare, capsys, name):
-    """Beside its tars img2dataset leaves parquet files without images: they are no shards then."""
+def test_shards_in_a_folder_with_special_characters(tmp_path, prepare, capsys, name):
+    """Next to its tars img2dataset leaves parquet files without images, which are not shards."""
     root = tmp_path / "web [1]*"
     root.mkdir()
     assert prepare.main([name, "--root", str(root)]) == 1
@@ -164,9 +164,8 @@ def test_shards_in_a_folder_with_an_odd_name(tmp_path, prepare, capsys, name):
     assert f"from {on_disk(name).page}\n" in out and "readable, 5 records, the published number is not known" in out
 
 
-def test_regions_captions_and_boxes_without_their_images(tmp_path, prepare, monkeypatch, capsys):
-    """Visual Genome and Flickr30k keep rows without an image; COCO's detection leaves them out. Of all sets, --images
-    is COCO's."""
+def test_sets_without_their_images(tmp_path, prepare, monkeypatch, capsys):
+    """Visual Genome and Flickr30k keep rows without an image, COCO detection does not. With all, --images is COCO's."""
     for name in ("visual_genome", "flickr30k/Sentences", "flickr30k/Annotations", "coco_detection/annotations"):
         (tmp_path / "sets" / name).mkdir(parents=True)
     genome, flickr, detection = (tmp_path / "sets" / n for n in ("visual_genome", "flickr30k", "coco_detection"))
@@ -206,7 +205,7 @@ def test_regions_captions_and_boxes_without_their_images(tmp_path, prepare, monk
     assert "test         incomplete, 0 records" in capsys.readouterr().out
 
 
-def test_places(tmp_path):
+def test_find_and_missing_of_a_layout(tmp_path):
     (tmp_path / "b.tar").touch()
     (tmp_path / "a.tar").touch()
     (tmp_path / "c.tar").mkdir()
@@ -217,8 +216,8 @@ def test_places(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["zip", "tar", "plain"])
-def test_download_unpacks_and_then_looks(tmp_path, prepare, monkeypatch, capsys, form):
-    """The addresses are files of this machine: the code that fetches is the one that a web address uses."""
+def test_download_unpacks_and_then_checks(tmp_path, prepare, monkeypatch, capsys, form):
+    """The addresses are file URLs, downloaded by the same code as web addresses."""
     _okvqa(tmp_path / "made", tmp_path / "coco")
     addresses, server = {}, tmp_path / "server"
     server.mkdir()
@@ -248,7 +247,7 @@ def test_download_unpacks_and_then_looks(tmp_path, prepare, monkeypatch, capsys,
     assert not list((tmp_path / "new").rglob("*.part"))
 
 
-def test_a_download_that_fails(tmp_path, prepare, monkeypatch, capsys):
+def test_failed_download_exits_with_2(tmp_path, prepare, monkeypatch, capsys):
     monkeypatch.setattr("minigptv2.data.readers.okvqa.DOWNLOADS", {(tmp_path / "none.zip").as_uri(): ""})
     assert prepare.main(["okvqa", "--root", str(tmp_path / "new"), "--download"]) == 2
     assert "could not be downloaded" in capsys.readouterr().err
@@ -258,7 +257,7 @@ def test_a_download_that_fails(tmp_path, prepare, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", ["../evil.txt", "/tmp/evil_of_prepare.txt", "a/../../evil.txt"])
 @pytest.mark.parametrize("form", ["zip", "tar"])
-def test_an_archive_cannot_write_outside(tmp_path, prepare, form, name):
+def test_archive_cannot_write_outside_its_folder(tmp_path, prepare, form, name):
     file, folder = tmp_path / "x.archive", tmp_path / "in" / "side"
     if form == "zip":
         with zipfile.ZipFile(file, "w") as archive:
@@ -273,7 +272,7 @@ def test_an_archive_cannot_write_outside(tmp_path, prepare, form, name):
     assert not list(tmp_path.rglob("evil.txt")) and not os.path.exists("/tmp/evil_of_prepare.txt")
 
 
-def test_a_link_in_an_archive_is_left_out(tmp_path, prepare):
+def test_links_in_an_archive_are_skipped(tmp_path, prepare):
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         link = tarfile.TarInfo("link")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc"
@@ -285,13 +284,13 @@ def test_a_link_in_an_archive_is_left_out(tmp_path, prepare):
 # ---- the cards ----
 
 
-def test_every_data_set_of_others_has_a_card():
+def test_every_public_data_set_has_a_card():
     cards = {file.stem for file in (ROOT / "datasets").glob("*.md")}
-    assert set(DATASETS) - cards == {"own", "scenes", "sums"}
+    assert set(DATASETS) - cards == {"own", "scenes", "arithmetic"}
 
 
 @pytest.mark.parametrize("name", list(filter(on_disk, DATASETS)))
-def test_the_card_of_a_data_set(name):
+def test_card_has_its_sections(name):
     text = (ROOT / "datasets" / f"{name}.md").read_text(encoding="utf-8")
     told = on_disk(name)
     assert "Licence" in text and "Size" in text and "## On disk" in text
@@ -302,7 +301,7 @@ def test_the_card_of_a_data_set(name):
     (source,) = yaml.safe_load(use)
     assert source["name"] == name
     # the options are known; the files are not there
-    with pytest.raises(UserError, match="no |not there|cannot be opened|neither") as error:
+    with pytest.raises(UserError, match="no |not a folder|missing|cannot be opened|neither") as error:
         open_dataset(name, source["options"])
     assert "has no option" not in str(error.value)
     tree = text.split("```text\n")[1].split("```")[0]
@@ -313,18 +312,18 @@ def test_the_card_of_a_data_set(name):
             assert folder_of_each[-1] in tree, first
 
 
-def test_every_set_of_others_is_prepared():
-    assert [name for name in DATASETS if not on_disk(name)] == ["own", "scenes", "sums"]
+def test_every_public_data_set_has_a_layout():
+    assert [name for name in DATASETS if not on_disk(name)] == ["own", "scenes", "arithmetic"]
 
 
 @pytest.mark.parametrize("name", list(filter(on_disk, DATASETS)))
-def test_the_layout_of_a_data_set_is_well_formed(name, tmp_path):
+def test_layouts_are_well_formed(name, tmp_path):
     told = on_disk(name)
     assert told.page.startswith("https://")
     assert told.layout and set(told.counts) <= set(told.layout)
     assert set(told.options) in (set(), set(told.layout))
     assert all(address.startswith("http") for address in told.downloads)
     for part in told.layout:  # the reader knows the options of every part
-        with pytest.raises(UserError, match="no |not there|cannot be opened|neither") as error:
+        with pytest.raises(UserError, match="no |not a folder|missing|cannot be opened|neither") as error:
             open_dataset(name, told.options_of(part, tmp_path))
         assert not re.search("has no option|must be|cannot be understood", str(error.value)), error.value

@@ -40,7 +40,7 @@ def began(output: Path, **changes) -> None:
         ({"optim": OptimConfig(global_batch_size=2)}, "optim.global_batch_size was 16 and is 2"),
         ({"seed": 3}, "seed was 1 and is"),
         ({"trainable": ["lora"]}, "trainable was .* and is .'lora'."),
-        ({"data": DataConfig([SourceConfig("sums")])}, "data.sources.0.name was None and is 'sums'"),
+        ({"data": DataConfig([SourceConfig("arithmetic")])}, "data.sources.0.name was None and is 'arithmetic'"),
     ],
 )
 def test_another_recipe_is_refused_by_its_keys(tmp_path, changes, told):

@@ -1,4 +1,4 @@
-"""The generated world: the same seed gives the same scene, and its annotation is what can be seen."""
+"""Generated scenes are deterministic, and their annotation matches their pixels."""
 
 import colorsys
 
@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from minigptv2.boxes import Box
-from minigptv2.data.scenes.objects import KINDS
+from minigptv2.data.scenes.objects import OBJECT_CLASSES
 from minigptv2.data.scenes.objects.sketch import STYLES, paint
-from minigptv2.data.scenes.world import COLORS, LARGEST, SMALLEST, Scene, Thing, _hsv, draw_scene
+from minigptv2.data.scenes.world import COLORS, LARGEST, SMALLEST, Scene, SceneObject, _hsv, draw_scene
 from minigptv2.train.pretrain_vision import COLOR_IDS, KIND_IDS, MIN_FRACTION, SceneViews, _mirrored, dense_targets
 from minigptv2.train.recipe import Phase
 
@@ -23,57 +23,57 @@ def scenes() -> list[Scene]:
     return [draw_scene((3, seed), SIDE) for seed in range(SCENES)]
 
 
-def test_the_same_seed_gives_the_same_scene(scenes):
+def test_scenes_are_deterministic(scenes):
     for seed in range(4):
         again = draw_scene((3, seed), SIDE)
-        assert again.things == scenes[seed].things
+        assert again.objects == scenes[seed].objects
         assert np.array_equal(again.seen, scenes[seed].seen)
         assert again.image.tobytes() == scenes[seed].image.tobytes()
     assert len({s.image.tobytes() for s in scenes}) == SCENES
 
 
-def test_boxes_are_the_extents_of_what_is_seen(scenes):
+def test_boxes_are_extents_of_visible_pixels(scenes):
     for scene in scenes:
         assert scene.image.size == (SIDE, SIDE) == scene.seen.shape and scene.image.mode == "RGB"
-        assert 1 <= len(scene.things) <= 8 and scene.seen.max() == len(scene.things)
-        for number, thing in enumerate(scene.things, 1):
+        assert 1 <= len(scene.objects) <= 8 and scene.seen.max() == len(scene.objects)
+        for number, obj in enumerate(scene.objects, 1):
             rows, columns = np.nonzero(scene.seen == number)
             extent = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
-            assert thing.box.xyxy == extent
-            assert 0 <= thing.box.x1 < thing.box.x2 <= SIDE and 0 <= thing.box.y1 < thing.box.y2 <= SIDE
-            assert thing.kind in KINDS and thing.color in COLORS
+            assert obj.box.xyxy == extent
+            assert 0 <= obj.box.x1 < obj.box.x2 <= SIDE and 0 <= obj.box.y1 < obj.box.y2 <= SIDE
+            assert obj.class_name in OBJECT_CLASSES and obj.color in COLORS
 
 
-def test_fewer_and_larger_things_where_asked():
-    few = [draw_scene((4, seed), 112, most=2, zoom=3.0) for seed in range(15)]
-    assert max(len(s.things) for s in few) == 2
-    assert np.mean([_longer_edge(t) for s in few for t in s.things]) > 0.3 * 112
+def test_max_objects_and_zoom():
+    few = [draw_scene((4, seed), 112, max_objects=2, zoom=3.0) for seed in range(15)]
+    assert max(len(s.objects) for s in few) == 2
+    assert np.mean([_longer_edge(o) for s in few for o in s.objects]) > 0.3 * 112
 
 
-def test_a_name_comes_again_where_asked():
-    usual, again = ([draw_scene((4, seed), 112, repeats=r) for seed in range(15)] for r in (0, 0.7))
+def test_repeat_prob_repeats_names():
+    usual, again = ([draw_scene((4, seed), 112, repeat_prob=r) for seed in range(15)] for r in (0, 0.7))
     assert usual[0].image.tobytes() == draw_scene((4, 0), 112).image.tobytes()
-    alike = [np.mean([len({t.name for t in s.things}) / len(s.things) for s in scenes]) for scenes in (usual, again)]
+    alike = [np.mean([len({o.name for o in s.objects}) / len(s.objects) for s in scenes]) for scenes in (usual, again)]
     assert alike[1] < 0.7 * alike[0]
 
 
-def _longer_edge(thing: Thing) -> float:
-    return max(thing.box.x2 - thing.box.x1, thing.box.y2 - thing.box.y1)
+def _longer_edge(obj: SceneObject) -> float:
+    return max(obj.box.x2 - obj.box.x1, obj.box.y2 - obj.box.y1)
 
 
-def test_sizes_are_in_their_range(scenes):
-    """A thing is drawn with its longer edge at 6 to 50 % of the side. What is seen may be more by the outline (at most
-    4 % of the edge, and a pixel a side of rounding), and less where the image was squashed (by exp(-0.5) at most) or
-    another thing hides a part: the lower bound is asserted of things that touch no other, its squash included."""
+def test_object_sizes_are_in_range(scenes):
+    """The longer edge of an object is 6 to 50 % of the side. The outline may add up to 4 % of the edge and a pixel of
+    rounding on each side. Resizing to a square may reduce it (by exp(-0.5) at most), and other objects may hide a part:
+    the lower bound includes the resizing and is checked for objects that touch no other."""
     alone = []
     for scene in scenes:
-        for thing in scene.things:
-            assert _longer_edge(thing) <= LARGEST * SIDE * 1.04 + 2
-            if all(_apart(thing.box, t.box) for t in scene.things if t is not thing):
-                alone.append(_longer_edge(thing) / SIDE)
+        for obj in scene.objects:
+            assert _longer_edge(obj) <= LARGEST * SIDE * 1.04 + 2
+            if all(_apart(obj.box, o.box) for o in scene.objects if o is not obj):
+                alone.append(_longer_edge(obj) / SIDE)
     assert len(alone) > 50
     assert min(alone) >= SMALLEST * np.exp(-0.5)
-    assert np.mean(np.array(alone) >= SMALLEST) > 0.9  # most are not squashed along their longer edge
+    assert np.mean(np.array(alone) >= SMALLEST) > 0.9  # most are not shortened along their longer edge
     assert max(alone) > 0.35 and min(alone) < 0.10  # the range is used
 
 
@@ -86,25 +86,25 @@ def _within(hue: float, low: float, high: float, slack: float) -> bool:
 
 
 @pytest.mark.parametrize("color", COLORS)
-def test_a_flat_thing_has_the_colour_of_its_name(color):
-    """Of each kind: the opaque pixels painted in the body colour are there, and their median hue, saturation and value
-    lie in the colour's ranges. Slack: channels are whole numbers of 0..255, which moves the hue of dark colours."""
+def test_flat_object_has_the_colour_of_its_name(color):
+    """For each class, pixels of the body colour exist, and their median hue, saturation and value are in the colour's
+    ranges. The slack is for rounding to 0..255, which moves the hue of dark colours."""
     hues, saturations, values = COLORS[color]
     rng = np.random.default_rng(1)
-    for kind in KINDS:
+    for class_name in OBJECT_CLASSES:
         rgb = _hsv(rng, hues, saturations, values)
-        sprite = np.asarray(paint(KINDS[kind](rng), rgb, 64, "flat", rng))
+        sprite = np.asarray(paint(OBJECT_CLASSES[class_name](rng), rgb, 64, "flat", rng))
         opaque = sprite[sprite[..., 3] > 250][:, :3]
         body = opaque[np.abs(opaque.astype(int) - rgb).max(1) <= 12]
-        assert len(body) > 0.25 * len(opaque), f"{color} {kind}"
+        assert len(body) > 0.25 * len(opaque), f"{color} {class_name}"
         h, s, v = colorsys.rgb_to_hsv(*np.median(body, axis=0) / 255)
         if color not in ("black", "white"):  # their hue is free
-            assert _within(360 * h, *hues, slack=3), f"{color} {kind}: hue {360 * h}"
+            assert _within(360 * h, *hues, slack=3), f"{color} {class_name}: hue {360 * h}"
         assert saturations[0] - 0.02 <= s <= saturations[1] + 0.02 and values[0] - 0.01 <= v <= values[1] + 0.01
 
 
-def test_no_two_colours_are_mistaken():
-    """A shade drawn from one colour's ranges lies in no other's."""
+def test_colour_ranges_do_not_overlap():
+    """A shade from the ranges of one colour is in the ranges of no other."""
     rng = np.random.default_rng(2)
     for name, ranges in COLORS.items():
         for _ in range(200):
@@ -118,12 +118,12 @@ def test_no_two_colours_are_mistaken():
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_drawn_in_every_style_and_size(kind, style):
+@pytest.mark.parametrize("class_name", OBJECT_CLASSES)
+def test_every_class_is_drawn_in_every_style_and_size(class_name, style):
     rng = np.random.default_rng(5)
     for side in (27, 60, 224):
         tilt = float(rng.uniform(-180, 180))
-        sprite = paint(KINDS[kind](rng), (200, 40, 40), side, style, rng, tilt, (0.8, 1.0))
+        sprite = paint(OBJECT_CLASSES[class_name](rng), (200, 40, 40), side, style, rng, tilt, (0.8, 1.0))
         assert sprite.mode == "RGBA"
         assert 0.9 * side - 3 <= max(sprite.size) <= 1.05 * side + 3
         solid = np.asarray(sprite.getchannel("A")) > 100
@@ -134,46 +134,47 @@ def test_every_kind_is_drawn_in_every_style_and_size(kind, style):
 def _slow_targets(scene: Scene, grid: int) -> tuple[list[int], list[int], list[tuple[float, ...]]]:
     """Patch by patch, pixel by pixel (every third), as `dense_targets` says."""
     cell = SIDE // grid
-    share = np.zeros((len(scene.things), grid * grid))
+    share = np.zeros((len(scene.objects), grid * grid))
     for patch in range(grid * grid):
         top, left = patch // grid * cell, patch % grid * cell
         pixels = [scene.seen[y, x] for y in range(top, top + cell, 3) for x in range(left, left + cell, 3)]
-        for i in range(len(scene.things)):
+        for i in range(len(scene.objects)):
             share[i, patch] = pixels.count(i + 1) / len(pixels)
     owners = [int(share[:, p].argmax()) if share[:, p].max() >= MIN_FRACTION else -1 for p in range(grid * grid)]
-    for i in range(len(scene.things)):
+    for i in range(len(scene.objects)):
         if share[i].max() > 0:
             owners[int(share[i].argmax())] = i
-    things = [scene.things[i] if i >= 0 else None for i in owners]
+    objects = [scene.objects[i] if i >= 0 else None for i in owners]
     return (
-        [KIND_IDS[t.kind] if t else 0 for t in things],
-        [COLOR_IDS[t.color] if t else -1 for t in things],
-        [tuple(v / SIDE for v in t.box.xyxy) if t else (0.0,) * 4 for t in things],
+        [KIND_IDS[o.class_name] if o else 0 for o in objects],
+        [COLOR_IDS[o.color] if o else -1 for o in objects],
+        [tuple(v / SIDE for v in o.box.xyxy) if o else (0.0,) * 4 for o in objects],
     )
 
 
-def test_dense_targets_are_those_of_the_slow_reference(scenes):
+def test_dense_targets_equal_slow_reference(scenes):
     for scene in scenes[:6]:
         targets = dense_targets(scene, 16)
         kind, color, box = _slow_targets(scene, 16)
         assert targets.kind.tolist() == kind and targets.color.tolist() == color
         torch.testing.assert_close(targets.box, torch.tensor(box))
-        assert {KIND_IDS[t.kind] for t in scene.things} <= set(kind)
+        assert {KIND_IDS[o.class_name] for o in scene.objects} <= set(kind)
 
 
-def test_a_thing_between_the_sampled_pixels_is_on_no_patch():
+def test_object_missed_by_sampling_has_no_patch():
     seen = np.zeros((SIDE, SIDE), np.uint8)
-    seen[50, 50:90], seen[100:150, 100:150] = 1, 2  # row 50 is no third one of its patch
-    things = Thing("ball", "red", Box(50, 50, 90, 51)), Thing("cat", "blue", Box(100, 100, 150, 150))
-    targets = dense_targets(Scene(things, SIDE, Image.new("RGB", (SIDE, SIDE)), seen), 16)
+    seen[50, 50:90], seen[100:150, 100:150] = 1, 2  # row 50 is not sampled: only every third row is
+    objects = SceneObject("ball", "red", Box(50, 50, 90, 51)), SceneObject("cat", "blue", Box(100, 100, 150, 150))
+    targets = dense_targets(Scene(objects, SIDE, Image.new("RGB", (SIDE, SIDE)), seen), 16)
     assert set(targets.kind.tolist()) == {0, KIND_IDS["cat"]}
 
 
-def test_mirrored_targets_are_those_of_the_mirrored_scene(scenes):
+def test_mirrored_targets_equal_targets_of_mirrored_scene(scenes):
     grid, side = 16, 256  # cells of 16 pixels, whose every third pixel is the same from both sides
     scene = draw_scene((6, 1), side)
     flipped = tuple(
-        Thing(t.kind, t.color, Box(side - t.box.x2, t.box.y1, side - t.box.x1, t.box.y2)) for t in scene.things
+        SceneObject(o.class_name, o.color, Box(side - o.box.x2, o.box.y1, side - o.box.x1, o.box.y2))
+        for o in scene.objects
     )
     image = scene.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     expected = dense_targets(Scene(flipped, side, image, scene.seen[:, ::-1].copy()), grid)
@@ -183,7 +184,7 @@ def test_mirrored_targets_are_those_of_the_mirrored_scene(scenes):
     torch.testing.assert_close(found.box[there], expected.box[there])
 
 
-def test_the_stream_of_views_is_repeatable_and_pairs_images_with_their_targets():
+def test_views_are_deterministic_and_match_their_targets():
     def first(start: int = 0) -> list[tuple[torch.Tensor, ...]]:
         views = iter(SceneViews(9, Phase(112, 1, 1, views_per_scene=2), 14, start, keep=16))
         return [next(views) for _ in range(12)]
@@ -195,7 +196,7 @@ def test_the_stream_of_views_is_repeatable_and_pairs_images_with_their_targets()
     known = {}
     for number in range(40):
         scene = draw_scene((9, number), 112)
-        if scene.things:
+        if scene.objects:
             image, targets = torch.from_numpy(np.array(scene.image)), dense_targets(scene, 8)
             known[image.numpy().tobytes()] = targets
             known[image.flip(1).numpy().tobytes()] = _mirrored(targets, 8)

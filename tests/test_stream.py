@@ -131,7 +131,7 @@ def test_start_resumes_an_uninterrupted_run(encoder):
 def _scenes():
     from minigptv2.data.scenes.dataset import Scenes
 
-    return Scenes(2, side=112, exchanges=3, tasks={"vqa": 1, "refer": 1, "chat": 1})
+    return Scenes(2, image_size=112, questions_per_scene=3, tasks={"vqa": 1, "refer": 1, "chat": 1})
 
 
 def test_questions_about_a_scene_differ_between_epochs(encoder):

@@ -92,10 +92,10 @@ def bench_cache(
     clock runs."""
     network, encoder, coding = _open(model, device, base)
     with tempfile.TemporaryDirectory() as folder:
-        source = [Scenes(scenes, exchanges=exchanges, side=network.config.vision.image_size, things=f"{folder}/things")]
+        size = network.config.vision.image_size
+        source = [Scenes(scenes, questions_per_scene=exchanges, image_size=size, cache_dir=f"{folder}/things")]
         cache = build_cache(CacheConfig(f"{folder}/cache"), network.vision, source, device=device, dtype=dtype)
         step = _trainer(network, device, dtype)
-        size = network.config.vision.image_size
         with_cache, without = (_stream(source, encoder, coding, size, cache=c) for c in (cache, None))
         ours, theirs = _turns(lambda: step(next(with_cache)), lambda: step(next(without)), rounds, device)
     return Compared("training steps: features from a cache against the tower at every step", ours, theirs)
@@ -114,7 +114,11 @@ def bench_packing(
     network, encoder, coding = _open(model, device, base)
     with tempfile.TemporaryDirectory() as folder:
         size = network.config.vision.image_size
-        source = [Scenes(scenes, exchanges=10, dialogues=0.25, side=size, things=f"{folder}/things")]
+        source = [
+            Scenes(
+                scenes, questions_per_scene=10, dialogue_fraction=0.25, image_size=size, cache_dir=f"{folder}/things"
+            )
+        ]
         cache = build_cache(CacheConfig(f"{folder}/cache"), network.vision, source, device=device, dtype=dtype)
         step = _trainer(network, device, dtype)
         packed, padded = (_stream(source, encoder, coding, size, cache=cache, pack=p) for p in (True, False))

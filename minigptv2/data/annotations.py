@@ -30,6 +30,9 @@ _MAX_FRACTION = 1.001  # largest coordinate of a box in fractions of the image's
 P = TypeVar("P", int, str)  # what identifies an image
 
 
+NOT_ON_DISK = "an image that is not on the disk"  # as the text of an InvalidRecord
+
+
 class InvalidRecord(ValueError):
     """A record that cannot be used. Its text is the problem, as `ProblemCounter.add` takes it: "a box without area"."""
 
@@ -119,7 +122,7 @@ def find_image(folder: Path, name: str) -> Path:
         raise InvalidRecord("an image given as a path of a Windows computer")
     if re.search(r"[\0-\x1f]", name):
         raise InvalidRecord("an image name with a line break or tab, which a single backslash in JSON makes")
-    raise MissingImage("an image that is not on the disk")
+    raise MissingImage(NOT_ON_DISK)
 
 
 def phrase_field(row: Any, name: str) -> str:

@@ -28,6 +28,7 @@ FOLDERS = (
     *(f"coco/images/{year}" for year in _YEARS),
     "images/mscoco/images/train2014",
 )
+COCO_PAGE = "https://cocodataset.org/#download"
 _NAME = re.compile(r"(COCO_\w+2\d{3}_)?(\d{12})\.jpg")
 _NAME_IN_PATH = re.compile(r"(?:COCO_\w+2\d{3}_)?(\d{12})\.jpg$")
 _MAX_LENGTH = 200  # characters of a name in a message

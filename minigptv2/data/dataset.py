@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from minigptv2.errors import UserError, unknown
-from minigptv2.renames import rename_old_keys, tell
+from minigptv2.renames import present_value, rename_old_keys, tell
 from minigptv2.sample import Sample
 
 DATASETS: dict[str, str] = {
@@ -47,8 +47,9 @@ DATASETS: dict[str, str] = {
     "own": "minigptv2.data.readers.jsonl:JsonlDataset",
     # drawn here
     "scenes": "minigptv2.data.scenes.dataset:Scenes",
-    "sums": "minigptv2.data.readers.arithmetic:Sums",
+    "arithmetic": "minigptv2.data.readers.arithmetic:Arithmetic",
 }
+RENAMED_DATASETS = {"sums": "arithmetic"}  # old name -> present name
 RENAMED_METHODS = {"picture": "image", "missing_pictures": "missing_images"}  # of readers: old name -> present name
 _MAX_EXAMPLES = 3
 _MAX_LENGTH = 200  # characters of an example
@@ -140,6 +141,7 @@ def open_dataset(name: str, options: dict[str, Any]) -> Dataset:
 
     Raises UserError for an unknown name or option, with the most similar known one, and for what the reader refuses.
     """
+    name = present_value(name, RENAMED_DATASETS, "data set")
     reader = resolve_class("data set", name, DATASETS, "Choose one of these.")
     options = rename_old_keys(options, getattr(reader, "RENAMED", {}), f"options of {name}")
     parameters = inspect.signature(reader).parameters

@@ -52,8 +52,8 @@ class DataConfig:
     sources: list[SourceConfig] = field(default_factory=list)
     """The data sets that are mixed."""
     include: list[str] = field(default_factory=list)
-    """Files with more sources, below the folder of the recipe or of the bundled recipes: a YAML list of sources each. They stand
-    before the sources above."""
+    """Files with more sources, below the folder of the recipe or of the bundled recipes; each is a YAML list of
+    sources. They stand before the sources above."""
     num_workers: int = 1
     """Processes that read data for each training process; 0: the training process reads itself. More are needed where
     the progress bar's wait is over a few per cent."""

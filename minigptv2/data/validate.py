@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minigptv2.boxes import Box
-from minigptv2.data.annotations import InvalidRecord, find_image
+from minigptv2.data.annotations import NOT_ON_DISK, InvalidRecord, find_image
 from minigptv2.data.coco_json import CROWD, LISTS, CocoFile, CocoImage
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.json_files import read_json_lines
@@ -106,7 +106,7 @@ def _read_image(path: Path, quick: bool) -> tuple[tuple[int, int], int]:
     from minigptv2.images import open_image
 
     if not is_file(path):
-        raise InvalidRecord("an image that is not on the disk")
+        raise InvalidRecord(NOT_ON_DISK)
     try:
         found = image_header(path)
         if not quick:

@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from minigptv2.boxes import Box
 from minigptv2.data.annotations import MissingImage, find_image
@@ -27,6 +27,7 @@ from minigptv2.renames import rename_old_keys
 
 Scoring = Literal["strict", "compat"]
 Decode = Literal["floor", "center"]
+SCORINGS: tuple[Scoring, ...] = get_args(Scoring)
 
 BENCHMARKS: dict[str, str] = {
     "refcoco": "minigptv2.eval.benchmarks.refcoco:RefCocoBoxBenchmark",
@@ -97,6 +98,11 @@ class ScoringRules:
 
     scoring: Scoring = "strict"
     decode: Decode = "floor"
+
+    @property
+    def plus_one(self) -> bool:
+        """Whether boxes are scored with one pixel added to each side."""
+        return self.scoring == "compat"
 
 
 @dataclass(frozen=True)
@@ -260,6 +266,12 @@ def options_of(name: str) -> dict[str, Any]:
 
 def _kind(name: str) -> Callable[..., Benchmark]:
     return resolve_class("benchmark", name, BENCHMARKS, "minigptv2 eval --help lists recipes.")
+
+
+def check_scoring(scoring: str) -> str:
+    if scoring not in SCORINGS:
+        raise UserError(f"scoring is {scoring!r}.", f"It must be one of {', '.join(SCORINGS)}.", "Try strict.")
+    return scoring
 
 
 def strip_special_tokens(text: str) -> str:

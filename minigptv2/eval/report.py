@@ -20,7 +20,7 @@ from typing import Any
 from minigptv2.boxes import Box
 from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import BenchmarkReport, Figure, ScoredAnswer
-from minigptv2.eval.metrics import overlap
+from minigptv2.eval.metrics.boxes import iou
 from minigptv2.eval.plots import plots
 from minigptv2.files import atomic_write
 
@@ -78,7 +78,7 @@ def case_iou(case: ScoredAnswer, report: BenchmarkReport) -> float | None:
     were asked for: the box is then what the question is about."""
     if len(case.truth) != 1 or (case.expected and not case.boxes):
         return None
-    return overlap(case.boxes[0], case.truth[0], report.rules.scoring) if case.boxes else 0.0
+    return iou(case.boxes[0], case.truth[0], report.rules.plus_one) if case.boxes else 0.0
 
 
 # ---- the page ----
@@ -99,9 +99,13 @@ def page(reports: Sequence[BenchmarkReport]) -> str:
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         f'<meta name="color-scheme" content="light dark"><title>Evaluation: {_text(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><header><h1>Evaluation: {_text(title)}</h1>{contents}</header>"
+        f"<style>\n{_style()}</style></head><body><header><h1>Evaluation: {_text(title)}</h1>{contents}</header>"
         f"<main>{sections}</main></body></html>\n"
     )
+
+
+def _style() -> str:
+    return Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 
 
 def _section(
@@ -284,64 +288,3 @@ def _short(text: str) -> str:
 def _text(value: Any) -> str:
     """As HTML: markup is shown, not obeyed; characters without a shape are left out."""
     return escape("".join(c if c.isprintable() or c == "\n" else " " for c in str(value)), quote=True)
-
-
-_STYLE = """
-:root{color-scheme:light dark;--paper:#fff;--card:#f6f6f3;--ink:#1c1c1a;--soft:#5c5c57;--line:#d9d9d3;--blue:#0b6aa6;
---truth:#00a878;--answer:#e8590c;--good:#087355;--bad:#b3261e;--some:#8a5a00}
-@media (prefers-color-scheme:dark){:root{--paper:#161615;--card:#212120;--ink:#ecece6;--soft:#a5a59d;--line:#3b3b38;
---blue:#5db3ec;--truth:#1fd6a0;--answer:#ff8a3d;--good:#4fd1a5;--bad:#ff8a80;--some:#e7b65a}}
-*{box-sizing:border-box}html{-webkit-text-size-adjust:100%}
-body{margin:0 auto;padding:2rem clamp(1rem,4vw,3rem) 4rem;max-width:76rem;background:var(--paper);color:var(--ink);
-font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-h1{font-size:1.75rem;line-height:1.2;margin:0 0 .5rem;letter-spacing:-.01em}
-h2{font-size:1.35rem;margin:2.5rem 0 1rem;padding-top:1rem;border-top:1px solid var(--line)}
-header+main>section:first-child h2{margin-top:1rem}
-h3{font-size:1.05rem;margin:2.25rem 0 .4rem}a{color:var(--blue)}
-nav ul{display:flex;flex-wrap:wrap;gap:.25rem 1.25rem;padding:0;margin:0;list-style:none}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-caption{caption-side:bottom;text-align:left;color:var(--soft);font-size:.85rem;padding-top:.5rem}
-th,td{padding:.45rem .9rem .45rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
-thead th{color:var(--soft);font-weight:500;font-size:.85rem}tbody th{font-weight:500}
-.figures{width:100%}.number{text-align:right;white-space:nowrap}.range{width:176px}
-.range svg{display:block;margin-top:.2rem}
-.published{font-size:.9rem}.published span{color:var(--soft)}
-.hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
-.counts{display:flex;flex-wrap:wrap;gap:.75rem 2rem;margin:1.25rem 0}.counts div{margin:0}
-.counts dt{color:var(--soft);font-size:.85rem}.counts dd{margin:0;font-size:1.25rem;font-variant-numeric:tabular-nums}
-summary{cursor:pointer;color:var(--soft);font-size:.9rem}summary:focus-visible,a:focus-visible,.scroll:focus-visible{
-outline:2px solid var(--blue);outline-offset:2px}
-.settings dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr));gap:.35rem 2rem;
-margin:.6rem 0}
-.settings dl div{display:flex;gap:.75rem}.settings dt{color:var(--soft);min-width:6.5rem}
-.settings dd{margin:0;overflow-wrap:anywhere}
-.problems{margin-top:1rem;padding:.6rem 1rem;background:var(--card);border-left:3px solid var(--some);font-size:.92rem}
-.problems ul{margin:.3rem 0 0;padding-left:1.1rem;overflow-wrap:anywhere}
-.note,.legend{color:var(--soft);font-size:.9rem;margin:.2rem 0 .9rem}
-.legend svg{vertical-align:-.2rem;margin-right:.35rem}.legend svg+svg{margin-left:1rem}
-.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr));gap:1.25rem}
-.plot{margin:0;padding:1rem;background:var(--card);border-radius:8px}.plot svg{width:100%;height:auto;display:block}
-.plot figcaption{font-weight:600;margin-bottom:.4rem}.plot table{font-size:.85rem;margin-top:.4rem;width:100%}
-svg text{fill:var(--ink);font-size:12px}svg .tick,svg .count{fill:var(--soft)}svg .count{font-size:10.5px}
-svg .axis{fill:var(--soft);font-size:12px}
-svg .tick{font-size:11px}svg .cell~.count{fill:var(--ink)}svg .value{font-size:15px;font-weight:600}
-.grid{stroke:var(--line);stroke-width:1}.bar,.cell{fill:var(--blue)}.bar{fill-opacity:.75}
-.whisker{stroke:var(--ink);stroke-width:1.4;fill:none}.interval{fill:var(--blue);fill-opacity:.35}
-.dot{fill:var(--blue)}.other{stroke:var(--answer);stroke-width:2}
-.cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,16.5rem),1fr));gap:1.25rem;align-items:start}
-.case{background:var(--card);border-radius:8px;overflow:hidden;padding-bottom:.7rem}
-.image{background:var(--line);line-height:0}.frame{position:relative;margin:0 auto}
-.image img{width:100%;height:auto;display:block}
-.boxes{position:absolute;inset:0;width:100%;height:100%;overflow:visible}
-.halo,.truth,.answer{fill:none;vector-effect:non-scaling-stroke}.halo{stroke:#000;stroke-opacity:.55;stroke-width:5}
-.truth{stroke:var(--truth);stroke-width:2.5}.answer{stroke:var(--answer);stroke-width:2.5;stroke-dasharray:7 4}
-.none{margin:0;background:var(--card);padding:2.5rem 1rem;
-line-height:1.4;color:var(--soft);text-align:center;overflow-wrap:anywhere}
-.facts{display:flex;gap:.75rem;margin:.55rem .8rem .2rem;font-size:.88rem;font-variant-numeric:tabular-nums}
-.index{color:var(--soft);margin-right:auto}.good{color:var(--good)}.bad{color:var(--bad)}.some{color:var(--some)}
-.case dl{margin:0 .8rem;font-size:.92rem}.case dl div{display:flex;gap:.6rem}
-.case dt{color:var(--soft);min-width:3.4rem}.case dd{margin:0;overflow-wrap:anywhere;white-space:pre-wrap}
-@media (max-width:40rem){body{padding-top:1.25rem}.range,.figures th:nth-child(4){display:none}
-th,td{padding-right:.6rem}}
-@media print{.settings[open] summary{display:none}.case{break-inside:avoid}}
-"""

@@ -19,7 +19,7 @@ from minigptv2.bundled import find_recipe, model_folder
 from minigptv2.config import from_dict, read_yaml
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.errors import UserError
-from minigptv2.eval import formats, metrics
+from minigptv2.eval import formats
 from minigptv2.eval.benchmark import (
     BENCHMARKS,
     Benchmark,
@@ -35,6 +35,7 @@ from minigptv2.eval.benchmark import (
     options_of,
 )
 from minigptv2.eval.inference import BAD_IMAGE, Unasked, missing_image_paths, run_inference, shard_of
+from minigptv2.eval.metrics.packages import require
 from minigptv2.eval.predictions import (
     PredictionsFile,
     load_external_predictions,
@@ -175,7 +176,7 @@ def _runs(given: dict[str, Any], where: str, smoke: bool) -> list[_Run]:
         elif smoke:
             config.limit = SMOKE
         benchmark = open_benchmark(config.benchmark, options, common)
-        metrics.require(getattr(benchmark, "needs", ()))
+        require(getattr(benchmark, "needs", ()))
         folder = Path(config.output)
         if len(several) > 1:
             folder /= benchmark.name.replace(" ", "-").replace("/", "-").replace(",", "")

@@ -13,9 +13,9 @@ import torch
 from minigptv2.bundled import model_folder
 from minigptv2.config import LoraConfig
 from minigptv2.conversation import PROMPT_TEMPLATES, segments
-from minigptv2.data.scenes.dataset import TASKS
+from minigptv2.data.scenes.dataset import checked_tasks
 from minigptv2.data.scenes.questions import QuestionWriter, scene_questions
-from minigptv2.data.scenes.world import draw_scene
+from minigptv2.data.scenes.world import DEFAULT_SEED, draw_scene
 from minigptv2.encode import HFTokenizer, Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.model.grounding_vlm import GroundingVLM
@@ -97,10 +97,10 @@ def _assemble(recipe: Recipe, world: World, begun: bool) -> Path:
 def scene_texts(recipe: Recipe) -> Iterator[str]:
     """The training text of the tokenizer: questions and answers about scenes, in the prompt template."""
     options = next((s.options for s in recipe.data.sources if s.name == "scenes"), {})
-    tasks = options.get("tasks") or dict.fromkeys(TASKS, 1.0)
+    tasks = checked_tasks(options.get("tasks"))
     for number in range(recipe.tokenizer_scenes):
-        scene, rng = draw_scene((options.get("seed", 11), number), 112), random.Random(number)
-        if scene.things:
+        scene, rng = draw_scene((options.get("seed", DEFAULT_SEED), number), 112), random.Random(number)
+        if scene.objects:
             talk = scene_questions(scene, tasks, 10, rng) + QuestionWriter(scene, rng).dialogue()
             turns = render(Sample(number, (scene.side, scene.side), tuple(talk)), rng=rng)
             yield from (s.text for s in segments(turns, PROMPT_TEMPLATES[recipe.model.prompt]) if s.text)

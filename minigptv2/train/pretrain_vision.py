@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from minigptv2.boxes import BINS
-from minigptv2.data.scenes.objects import KINDS
+from minigptv2.data.scenes.objects import OBJECT_CLASSES
 from minigptv2.data.scenes.world import COLORS, Scene, draw_scene
 from minigptv2.errors import UserError
 from minigptv2.files import atomic_write
@@ -33,7 +33,7 @@ from minigptv2.train.engine import Engine, Settings, State
 from minigptv2.train.precision import call_in_dtype
 from minigptv2.train.recipe import Phase, Recipe
 
-CLASS_IDS = {name: i + 1 for i, name in enumerate(KINDS)}  # 0 is the background
+CLASS_IDS = {name: i + 1 for i, name in enumerate(OBJECT_CLASSES)}  # 0 is the background
 COLOR_IDS = {color: i for i, color in enumerate(COLORS)}
 WEIGHTS = "backbone.safetensors"
 _TABLE = "tower.trunk.pos_embed"
@@ -53,13 +53,13 @@ def dense_targets(scene: Scene, grid: int) -> DenseTargets:
     """The object on each of grid x grid patches of the scene's image: the one that covers most of the patch."""
     size = scene.side
     cells = scene.seen.reshape(grid, size // grid, grid, size // grid)[:, ::3, :, ::3]
-    covered = np.stack([(cells == i + 1).mean((1, 3)).ravel() for i in range(len(scene.things))])  # [objects, N]
+    covered = np.stack([(cells == i + 1).mean((1, 3)).ravel() for i in range(len(scene.objects))])  # [objects, N]
     owner = np.where(covered.max(0) >= MIN_FRACTION, covered.argmax(0) + 1, 0)
     sampled = covered.max(1) > 0  # every third pixel is looked at: an object that is thinner may be on no patch
     owner[covered.argmax(1)[sampled]] = np.flatnonzero(sampled) + 1
-    classes = np.array([0, *(CLASS_IDS[t.kind] for t in scene.things)])
-    colors = np.array([-1, *(COLOR_IDS[t.color] for t in scene.things)])
-    boxes = np.array([(0, 0, 0, 0), *(t.box.xyxy for t in scene.things)], dtype=np.float32) / size
+    classes = np.array([0, *(CLASS_IDS[t.class_name] for t in scene.objects)])
+    colors = np.array([-1, *(COLOR_IDS[t.color] for t in scene.objects)])
+    boxes = np.array([(0, 0, 0, 0), *(t.box.xyxy for t in scene.objects)], dtype=np.float32) / size
     return DenseTargets(*(torch.from_numpy(table[owner]) for table in (classes, colors, boxes)))
 
 
@@ -140,7 +140,7 @@ class _Views:
         phase = self.of.phase
         zoom = phase.canvas / phase.image_size
         scene = draw_scene((self.of.seed, number), phase.image_size, phase.max_objects, zoom, crowded)
-        if not scene.things:
+        if not scene.objects:
             return None
         return torch.from_numpy(np.array(scene.image)), dense_targets(scene, self.grid)
 
@@ -253,7 +253,7 @@ class DenseModel(nn.Module):
     def __init__(self, tower: VisionTower):
         super().__init__()
         self.tower = tower
-        self.sizes = (1, len(KINDS), len(COLORS), 4 * (BINS + 1))
+        self.sizes = (1, len(OBJECT_CLASSES), len(COLORS), 4 * (BINS + 1))
         self.head = nn.Linear(tower.width, sum(self.sizes))
 
     def forward(self, pixels: torch.Tensor, offsets: torch.Tensor | None = None):

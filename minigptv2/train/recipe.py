@@ -305,11 +305,11 @@ def _smoke(recipe: Recipe) -> Recipe:
         lora=LoraConfig(r=2),
     )
     scenes = [s for s in recipe.data.sources if s.name == "scenes"]
-    few = {"count": 16, "exchanges": 4}
+    few = {"count": 16, "questions_per_scene": 4}
     if scenes:
-        sources = [replace(s, options={**s.options, **few, "things": ""}) for s in scenes]
+        sources = [replace(s, options={**s.options, **few, "cache_dir": ""}) for s in scenes]
     else:
-        sources = [SourceConfig("scenes", 3, few), SourceConfig("sums", 1, {"count": 16})]
+        sources = [SourceConfig("scenes", 3, few), SourceConfig("arithmetic", 1, {"count": 16})]
     return replace(
         recipe,
         output=recipe.output + "-smoke",

@@ -9,7 +9,7 @@ import torch
 
 from minigptv2.boxes import iou, parse
 from minigptv2.data.scenes.questions import scene_questions
-from minigptv2.data.scenes.world import Scene, draw_scene
+from minigptv2.data.scenes.world import DEFAULT_SEED, Scene, draw_scene
 from minigptv2.encode import PromptEncoder, collate
 from minigptv2.images import normalize
 from minigptv2.model.grounding_vlm import GroundingVLM
@@ -18,8 +18,8 @@ from minigptv2.tasks import render
 from minigptv2.train.precision import best_dtype, call_in_dtype
 
 NUM_HELD_OUT = 96  # the first scenes of the seed, which sources with validation skip
-SEED = 11
-TASKS = ("refer", "seek", "near_miss", "identify", "comparison", "statement")
+SEED = DEFAULT_SEED
+TASKS = ("refer", "refer_to_class", "refer_to_absent", "identify", "comparison", "statement")
 
 
 class Validator:
@@ -42,7 +42,7 @@ class Validator:
         for task in TASKS:
             rng, asked, rows, numbers = random.Random(5), [], [], []
             for number, scene in enumerate(self.scenes):
-                found = scene_questions(scene, {task: 1.0}, 1, rng) if scene.things else []
+                found = scene_questions(scene, {task: 1.0}, 1, rng) if scene.objects else []
                 if found and (task != "refer" or found[0].phrases[0].boxes):
                     question, expected = render(Sample(number, (scene.side, scene.side), (found[0],)), coding)
                     rows.append(self.encoder.encode([question]))

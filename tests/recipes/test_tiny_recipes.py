@@ -148,7 +148,7 @@ def test_a_reading_counts_right_answers(trained):
     model, tokenizer = load_folder(trained / "output/tiny/stage3-smoke/model")
     encoder = PromptEncoder(tokenizer, model.config.prompt, model.image_tokens, 512)
     readings = Validator(model, encoder, count=3).evaluate()
-    assert set(readings) == {"refer", "seek", "near_miss", "identify", "comparison", "statement"}
+    assert set(readings) == {"refer", "refer_to_class", "refer_to_absent", "identify", "comparison", "statement"}
     assert all(0 <= share <= 1 for share in readings.values())
     assert model.training and not model.vision.training
 

@@ -1,1 +1,1 @@
-"""One reader a file; `data/dataset.py` names them all."""
+"""One reader per file; `data/dataset.py` lists them."""

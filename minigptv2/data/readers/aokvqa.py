@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from minigptv2.data.annotations import InvalidRecord, by_frequency, field, strings, text_field
+from minigptv2.data.annotations import NOT_ON_DISK, InvalidRecord, by_frequency, field, strings, text_field
 from minigptv2.data.coco_images import CocoImages
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import Layout, require, require_records
@@ -22,10 +22,10 @@ WHY = "Why?"
 
 
 class AOkVqa:
-    """One record a question. Its references are the ten direct answers; the test split has none.
+    """One record per question. Its references are the ten direct answers; the test split has none.
 
-    root: holds the JSON files. images: holds COCO's images, where that is not root. rationale: a second turn asks
-    why; since the reasons belong to one answer, the answer is then the most common one.
+    root: holds the JSON files. images: the folder of COCO's images, "" for root. rationale: a second turn asks
+    why. The answer is then the most common one, as the reasons belong to one answer.
     """
 
     def __init__(self, root: str, split: str = "train", images: str = "", rationale: bool = False):
@@ -38,12 +38,12 @@ class AOkVqa:
         ] = []  # image, question, its words, the reasons
         content = read_json(file)
         if not isinstance(content, list):
-            raise corrupt_file_error(file, "it is no list of questions")
-        for place, row in enumerate(content):
+            raise corrupt_file_error(file, "it is not a list of questions")
+        for position, row in enumerate(content):
             try:
                 self.rows.append(self._row(row, split))
             except InvalidRecord as error:
-                self.problems.add(str(error), f"{self.name} row {place}")
+                self.problems.add(str(error), f"{self.name} row {position}")
         require_records(len(self.rows), file, self.problems)
 
     def _row(self, row, split: str) -> tuple[int, str, QuestionAnswer, tuple[str, ...]]:
@@ -53,17 +53,17 @@ class AOkVqa:
         if split != "test" and not answers:
             raise InvalidRecord("a question without an answer")
         if image not in self.images:
-            raise InvalidRecord("an image that is not on the disk")
-        exchange = QuestionAnswer("vqa", question=question, references=answers)
-        return image, str(row.get("question_id", "")), exchange, reasons
+            raise InvalidRecord(NOT_ON_DISK)
+        question_answer = QuestionAnswer("vqa", question=question, references=answers)
+        return image, str(row.get("question_id", "")), question_answer, reasons
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        image, number, exchange, reasons = self.rows[index]
-        said = (exchange,)
+        image, number, question_answer, reasons = self.rows[index]
+        question_answers = (question_answer,)
         if reasons:
-            first = QuestionAnswer("vqa", question=exchange.question, answer=exchange.references[0])
-            said = first, QuestionAnswer("chat", question=WHY, references=reasons)
-        return Sample(self.images.find(image), (0, 0), said, f"{self.name} question {number}")
+            first = QuestionAnswer("vqa", question=question_answer.question, answer=question_answer.references[0])
+            question_answers = first, QuestionAnswer("chat", question=WHY, references=reasons)
+        return Sample(self.images.find(image), (0, 0), question_answers, f"{self.name} question {number}")

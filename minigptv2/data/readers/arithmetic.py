@@ -1,9 +1,9 @@
-"""Sums in words: text without any image, made from a number, for trying a recipe where no data is at hand.
+"""Additions as questions without an image, generated from the index, to try a recipe without any data.
 
-    - name: sums
+    - name: arithmetic
       options: {count: 100}
 
-A record: "what is 7 plus 12?" -> "19". The answer is right, and no other use is meant.
+A record: "what is 7 plus 12?" -> "19".
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from minigptv2.errors import UserError
 from minigptv2.sample import QuestionAnswer, Sample
 
 
-class Sums:
+class Arithmetic:
     """count: number of records."""
 
     def __init__(self, count: int):
         if not isinstance(count, int) or count < 1:
-            raise UserError(f"The option count of sums is {count!r}.", "It must be 1 or more.", "Correct it.")
+            raise UserError(f"The option count of arithmetic is {count!r}.", "It must be 1 or more.", "Correct it.")
         self.count, self.problems = count, ProblemCounter()
 
     def __len__(self) -> int:
@@ -31,5 +31,5 @@ class Sums:
             raise IndexError(index)
         rng = random.Random(index)
         a, b = rng.randrange(50), rng.randrange(50)
-        asked = QuestionAnswer("chat", question=f"what is {a} plus {b}?", answer=str(a + b))
-        return Sample(None, (0, 0), (asked,), f"sum {index}")
+        question_answer = QuestionAnswer("chat", question=f"what is {a} plus {b}?", answer=str(a + b))
+        return Sample(None, (0, 0), (question_answer,), f"sum {index}")

@@ -1,6 +1,6 @@
 """Any detection set in COCO's JSON: images, boxes and their categories. Card: datasets/coco_detection.md.
 
-`coco_json.py` reads the file, for evaluation and `minigptv2 data check`, too.
+`coco_json.py` parses the file for training, evaluation and `minigptv2 data check`.
 """
 
 from __future__ import annotations
@@ -9,109 +9,114 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from minigptv2.data.annotations import InvalidRecord
 from minigptv2.data.box_questions import TASKS, TOO_MANY, LabelledBoxes, box_questions, options_of, too_many
+from minigptv2.data.coco_images import COCO_PAGE
 from minigptv2.data.coco_json import CROWD, NO_BOX_LEFT, CocoFile
 from minigptv2.data.dataset_files import Layout, require_records
 from minigptv2.data.orientation import upright_transform
 from minigptv2.errors import UserError
 from minigptv2.sample import QuestionAnswer, Sample
 
-PAGE = "https://cocodataset.org/#download"
+PAGE = COCO_PAGE
 LAYOUT: Layout = {split: (f"annotations/instances_{split}.json",) for split in ("train2017", "val2017")}
 COUNTS = {"train2017": 118287, "val2017": 5000}
 DOWNLOADS = {"http://images.cocodataset.org/annotations/annotations_trainval2017.zip": ""}
-OPTIONS = {split: {"file": "{place}"} for split in LAYOUT}
+OPTIONS = {split: {"annotations": "{place}"} for split in LAYOUT}
 NOTHING = "an image about which nothing can be asked"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An image and what is known of it, in the frame of the file. given: whether the file says the size."""
+    """An image and its boxes, in the frame of the file. given: whether the file states the size."""
 
     number: int | str
     path: Path
     size: tuple[int, int]
     given: bool
-    things: LabelledBoxes
+    objects: LabelledBoxes
 
 
 class CocoDetection:
-    """One record an image file: independent questions about its boxes, at most `exchanges` of them.
+    """One record per image: independent questions about its boxes, at most `questions_per_image`.
 
-    file: the JSON. images: the folder of the images, or that of `train2017` and `val2017`, where they do not lie at
-    one of the usual places beside the file. tasks: of detection, refer, identify. exchanges: at most so many an image,
-    chosen by its number. absent: ask for categories without a box, too, as is right where every thing of every
-    category has one. orientation: whether boxes belong to the image as it is stored or turned upright by its EXIF
-    orientation: "stored", "upright", or "auto": what the file's own width and height tell, else stored.
+    annotations: the JSON file. images: the folder of the images, or of `train2017` and `val2017`; "" where they lie at
+    one of the usual positions next to the JSON file. tasks: of detection, refer, identify. The questions are chosen by
+    the number of the record. absent: also ask for categories that have no box in the image; correct where every object
+    of every category is annotated. orientation: the frame of the boxes: "stored", the image as it lies in the file;
+    "upright", the image turned by its EXIF orientation; "auto", whichever the file's width and height match, else
+    stored.
 
-    A category that has a crowd in the image, or a box that was left out, is not asked for there: its boxes can be
-    named, but they are not all. Images about which nothing can be asked are left out, as are those none of whose boxes
-    can be used.
+    Detection does not ask for a category with a crowd or with an unusable box in the image, as its boxes are not
+    complete; its usable boxes can still be identified. Images without any question, and images whose boxes are all
+    unusable, are left out.
     """
+
+    RENAMED: ClassVar[dict[str, str]] = {"file": "annotations", "exchanges": "questions_per_image"}
 
     def __init__(
         self,
-        file: str,
+        annotations: str,
         images: str = "",
         tasks: Iterable[str] = TASKS,
-        exchanges: int = 8,
+        questions_per_image: int = 8,
         absent: bool = True,
         orientation: str = "auto",
     ):
-        self.tasks, self.most = options_of(tasks, TASKS, exchanges)
+        self.tasks, self.questions_per_image = options_of(tasks, TASKS, questions_per_image)
         self.orientation = orientation
-        coco = CocoFile(Path(file), images, orientation)
+        coco = CocoFile(Path(annotations), images, orientation)
         self.problems = coco.problems
         self.records = list(records_of(coco, self.tasks, absent))
-        require_records(len(self.records), Path(file), self.problems)
+        require_records(len(self.records), Path(annotations), self.problems)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
-        """Reads the header of the image. Raises UserError where it cannot be read, or contradicts the file's size."""
+        """Reads the header of the image. Raises UserError where that fails or contradicts the size in the file."""
         record = self.records[index]
         try:
             frame = upright_transform(record.path, record.size, record.given, self.orientation)
         except InvalidRecord as error:
             raise UserError(
                 f"{record.path} has {error}.",
-                "Width and height are those of the image as it is stored, or upright.",
+                "Width and height are those of the stored or of the upright image.",
                 "Correct them, with the boxes, in the annotation file.",
             ) from error
-        boxes = {label: [frame.box(box) for box in found] for label, found in record.things.boxes.items()}
-        things = LabelledBoxes(boxes, record.things.absent, record.things.incomplete)
-        said = _said(things, frame.size, self.tasks, self.most, index)
-        return Sample(record.path, frame.size, said, f"image {record.number}", side_by_side=True)
+        boxes = {label: [frame.box(box) for box in found] for label, found in record.objects.boxes.items()}
+        objects = LabelledBoxes(boxes, record.objects.absent, record.objects.incomplete)
+        question_answers = _questions(objects, frame.size, self.tasks, self.questions_per_image, index)
+        return Sample(record.path, frame.size, question_answers, f"image {record.number}", side_by_side=True)
 
     def image(self, index: int) -> Path:
         return self.records[index].path
 
 
 def records_of(coco: CocoFile, tasks: Iterable[str] = TASKS, absent: bool = True) -> Iterator[Record]:
-    """What training makes of a file; images that are not used, and labels that are not asked for, are counted."""
+    """The records of a file. Images that are not used, and labels that are not asked for, are counted."""
     for image in coco.images:
         where = image.name or f"image {image.number}"
-        for thing in image.things:
-            if thing.crowd:
-                coco.problems.add(CROWD, f"annotations row {thing.place} of {where}", dropped=False)
+        for annotation in image.things:
+            if annotation.crowd:
+                coco.problems.add(CROWD, f"annotations row {annotation.place} of {where}", dropped=False)
         boxes = image.boxes
         for label in too_many(boxes):
             coco.problems.add(TOO_MANY, f"{where} {label!r}", dropped=False)
-        things = LabelledBoxes(boxes, coco.absent(image) if absent else [], frozenset(image.unsure))
+        objects = LabelledBoxes(boxes, coco.absent(image) if absent else [], frozenset(image.unsure))
         if image.lost:
             coco.problems.add(image.lost, where)
         elif image.unusable and not boxes:
             coco.problems.add(NO_BOX_LEFT, where)
-        elif _said(things, image.size, tasks, 1, 0):
-            yield Record(image.number, image.path, image.size, image.given, things)
-        elif absent or image.things:  # else it was never meant to be asked about
+        elif _questions(objects, image.size, tasks, 1, 0):
+            yield Record(image.number, image.path, image.size, image.given, objects)
+        elif absent or image.things:  # without boxes and with absent=False no question was expected
             coco.problems.add(NOTHING, where, dropped=False)
 
 
-def _said(
-    things: LabelledBoxes, size: tuple[int, int], tasks: Iterable[str], most: int, seed: int
+def _questions(
+    objects: LabelledBoxes, size: tuple[int, int], tasks: Iterable[str], count: int, seed: int
 ) -> tuple[QuestionAnswer, ...]:
-    return tuple(box_questions(things, size, tasks, most, random.Random(seed)))
+    return tuple(box_questions(objects, size, tasks, count, random.Random(seed)))

@@ -1,4 +1,4 @@
-"""Flickr30k Entities: captions whose phrases are bound to boxes. Card: datasets/flickr30k.md.
+"""Flickr30k Entities: captions whose phrases have boxes. Card: datasets/flickr30k.md.
 
 Sentences/36979.txt holds five captions, a line each; Annotations/36979.xml the boxes of the chains:
 
@@ -24,8 +24,8 @@ from minigptv2.sample import Phrase, QuestionAnswer, Sample
 
 PAGE = "https://github.com/BryanPlummer/flickr30k_entities"
 LAYOUT: Layout = {split: ("Sentences/", "Annotations/", f"{split}.txt") for split in ("train", "val", "test")}
-COUNTS: dict[str, int] = {}  # of captions that have boxes, not published
-DOWNLOADS: dict[str, str] = {}  # the photographs are given out on request
+COUNTS: dict[str, int] = {}  # the number of captions with boxes is not published
+DOWNLOADS: dict[str, str] = {}  # the photographs are available on request
 OPTIONS = {split: {"split": split, "images": ""} for split in LAYOUT}
 TASKS = ("grounding", "caption_to_phrases", "phrase_to_boxes")
 FOLDERS = ("flickr30k-images", "flickr30k_images", "images", "")  # of the images, below `images`
@@ -38,9 +38,9 @@ class Flickr30k:
 
     root: the folder with `Sentences`, `Annotations`, and `train.txt`, `val.txt`, `test.txt`, the image numbers of
     each split; split "all" takes every image that has sentences. images: the folder of the images, "" for `root`.
-    task: "grounding", one sample a caption, every phrase that has boxes gets them; "caption_to_phrases", the caption
-    is given and its phrases are to be found; "phrase_to_boxes", one sample a phrase of an image, asked for all its
-    boxes. captions_without_boxes: how many captions have none to learn from, and are left out.
+    task: "grounding", one sample per caption, answered with the boxes of its phrases; "caption_to_phrases", the caption
+    is given and its phrases are detected; "phrase_to_boxes", one sample per phrase of an image, which asks for all its
+    boxes. captions_without_boxes: number of captions that have no box and are left out.
     """
 
     def __init__(self, root: str, split: str = "train", task: str = "grounding", images: str = ""):
@@ -55,11 +55,11 @@ class Flickr30k:
                 sentences = (folder / "Sentences" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
                 size, boxes = self._boxes(folder / "Annotations" / f"{name}.xml")
             except OSError as error:
-                self.problems.add("a file that is not there", str(error.filename)[:200])
+                self.problems.add("a missing file", str(error.filename)[:200])
             except InvalidRecord as error:
                 self.problems.add(str(error), f"{name}.xml")
             except UnicodeDecodeError:
-                self.problems.add("sentences that are no text in UTF-8", f"{name}.txt")
+                self.problems.add("sentences that are not UTF-8 text", f"{name}.txt")
             except ValueError:
                 self.problems.add("a number of an image with a NUL character, which no file has", repr(name))
             else:
@@ -72,19 +72,19 @@ class Flickr30k:
         name, line, size, words, phrases = self.records[index]
         key = f"flickr30k {name} line {line}"
         if self.task == "grounding":
-            exchange = QuestionAnswer("grounding", phrases, answer=words)
+            question_answer = QuestionAnswer("grounding", phrases, answer=words)
         elif self.task == "caption_to_phrases":
-            exchange = QuestionAnswer("detection", phrases, question=words)
+            question_answer = QuestionAnswer("detection", phrases, question=words)
         else:
-            exchange, key = QuestionAnswer("detection", phrases), f"{key} {phrases[0].text!r}"
-        return Sample(self.images / f"{name}.jpg", size, (exchange,), key)
+            question_answer, key = QuestionAnswer("detection", phrases), f"{key} {phrases[0].text!r}"
+        return Sample(self.images / f"{name}.jpg", size, (question_answer,), key)
 
     def missing_images(self) -> list[Path]:
-        """Where images are expected that are not on the disk now; their captions are not left out."""
+        """Expected paths of images that are not on the disk. Their captions are kept."""
         return missing(self.images / f"{record[0]}.jpg" for record in self.records)
 
     def _add(self, name: str, sentences: list[str], size: tuple[int, int], boxes: dict[str, list[Box]]) -> None:
-        found: dict[str, tuple[int, list[Box]]] = {}  # words of a phrase: the line of the first, all boxes
+        found: dict[str, tuple[int, list[Box]]] = {}  # words of a phrase -> line of the first one, all boxes
         for line, sentence in enumerate(sentences):
             if not sentence.strip():
                 continue
@@ -110,8 +110,8 @@ class Flickr30k:
         root = _safe_xml(file)
         size = size_field({side: _whole(root.find(f"size/{side}")) for side in ("width", "height")})
         boxes: dict[str, list[Box]] = {}
-        for thing in root.findall("object"):
-            edges = thing.find("bndbox")
+        for element in root.findall("object"):
+            edges = element.find("bndbox")
             if edges is None:  # of the whole scene, or not visible
                 continue
             self.problems.saw(1, "boxes")
@@ -119,9 +119,9 @@ class Flickr30k:
                 x1, y1, x2, y2 = (_whole(edges.find(edge)) for edge in ("xmin", "ymin", "xmax", "ymax"))
                 box = parse_box((x1 - 1, y1 - 1, x2, y2), size, "xyxy")
             except InvalidRecord as error:
-                self.problems.add(str(error), f"{file.name} chain {thing.findtext('name')}", unit="boxes")
+                self.problems.add(str(error), f"{file.name} chain {element.findtext('name')}", unit="boxes")
                 continue
-            for chain in thing.findall("name"):
+            for chain in element.findall("name"):
                 boxes.setdefault(chain.text or "", []).append(box)
         return size, boxes
 
@@ -140,14 +140,14 @@ def _names(folder: Path, split: str) -> list[str]:
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder / split}.txt cannot be read.",
-            "It lists the images of the split, a number a line.",
+            "It lists the images of the split, one number per line.",
             "Choose train, val, test, or all for every image.",
         ) from error
     return [Path(name).stem for name in names]
 
 
 def _safe_xml(file: Path) -> ElementTree.Element:
-    """The root of an XML file, which may declare no document type, so no entities that grow or read other files."""
+    """The root of an XML file. A document type is refused: its entities could grow without limit or read files."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
         if "<!DOCTYPE" in text or "<!ENTITY" in text:

@@ -1,6 +1,6 @@
 """GQA: questions made from scene graphs of Visual Genome's images, one answer each. Card: datasets/gqa.md.
 
-The balanced questions are one object of a gigabyte, question number -> question, which is read piece by piece:
+The balanced questions are one JSON object of a gigabyte, question number -> question, which is parsed incrementally:
 
     "142457": {"question": "On which side is the shelf, the right or the left?", "imageId": "2320168", "answer": "left",
                "fullAnswer": "The shelf is on the left of the image.", "isBalanced": true, ...}
@@ -33,7 +33,7 @@ DOWNLOADS = {
 
 
 class Gqa:
-    """One record a question; the test split has no answers. root: holds the JSON files and `images/`."""
+    """One record per question; the test split has no answers. root: holds the JSON files and `images/`."""
 
     def __init__(self, root: str, split: str = "train"):
         self.problems = ProblemCounter()
@@ -56,12 +56,12 @@ class Gqa:
 
     def __getitem__(self, index: int) -> Sample:
         image, number, question, answer = self.rows[index]
-        exchange = QuestionAnswer("vqa", question=question, answer=answer)
-        return Sample(Path(self.folder, image), (0, 0), (exchange,), f"{self.name} question {number}")
+        question_answer = QuestionAnswer("vqa", question=question, answer=answer)
+        return Sample(Path(self.folder, image), (0, 0), (question_answer,), f"{self.name} question {number}")
 
 
 def read_rows(file: Path, answered: bool = True) -> Iterator[Row]:
-    """Each question of a file, as `Row` says. answered: whether it has answers. Raises UserError for a damaged file."""
+    """Each question of a file, as a `Row`. answered: whether it has answers. Raises UserError for a damaged file."""
     rows = (("", row) for row in iter_json_list(file)) if is_list(file) else iter_json_object(file)
     for number, (key, row) in enumerate(rows):
         try:

@@ -1,4 +1,4 @@
-"""Hateful Memes: whether an image and the words written on it, taken together, are hateful. For evaluation alone.
+"""Hateful Memes: whether an image together with the words on it is hateful. For evaluation only.
 Card: datasets/hateful_memes.md.
 
     {"id": 8291, "img": "img/08291.png", "label": 1, "text": "white people is this a shooting range"}     one a line
@@ -18,12 +18,12 @@ from minigptv2.sample import QuestionAnswer, Sample
 PAGE = "https://hatefulmemeschallenge.com/"
 COUNTS = {"train": 8500, "dev": 500, "dev_seen": 500, "dev_unseen": 540, "test_seen": 1000, "test_unseen": 2000}
 LAYOUT: Layout = {split: (f"{split}.jsonl", "img/") for split in COUNTS}
-DOWNLOADS: dict[str, str] = {}  # a licence must be signed first
+DOWNLOADS: dict[str, str] = {}  # only after signing a licence
 CHOICES = ("no", "yes")  # by label
 
 
 class HatefulMemes:
-    """One record an image. The question is the words written on it, which the evaluation's wording surrounds; the
+    """One record per image. The question holds the words on it, to be put into the evaluation's prompt; the
     answer is "yes" or "no". root: holds `dev.jsonl`, ... and `img/`."""
 
     def __init__(self, root: str, split: str = "dev"):
@@ -47,12 +47,12 @@ class HatefulMemes:
 
     def __getitem__(self, index: int) -> Sample:
         number, image, words, answer = self.rows[index]
-        exchange = QuestionAnswer("chat", question=words, answer=answer)
-        return Sample(self.root / image, (0, 0), (exchange,), f"{self.name} line {number}")
+        question_answer = QuestionAnswer("chat", question=words, answer=answer)
+        return Sample(self.root / image, (0, 0), (question_answer,), f"{self.name} line {number}")
 
 
 def read_rows(file: Path) -> Iterator[Row]:
-    """Each line of a file, as `Row` says. image: its name below the data set's folder."""
+    """Each line of a file, as a `Row`. image: its name below the data set's folder."""
     seen: set[int | str] = set()
     for number, row in read_json_lines(file):
         try:

@@ -29,7 +29,7 @@ DOWNLOADS = {"https://iconqa2021.s3.us-west-1.amazonaws.com/iconqa_data.zip": ""
 
 
 class IconQa:
-    """One record a question, in the order of their numbers; the answer is one of the choices."""
+    """One record per question, in the order of their numbers; the answer is one of the choices."""
 
     def __init__(self, root: str, split: str = "val"):
         self.problems = ProblemCounter()
@@ -51,19 +51,19 @@ class IconQa:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        name, exchange = self.rows[index]
-        return Sample(Path(self.folder, name, "image.png"), (0, 0), (exchange,), f"iconqa {self.split} {name}")
+        name, question_answer = self.rows[index]
+        return Sample(Path(self.folder, name, "image.png"), (0, 0), (question_answer,), f"iconqa {self.split} {name}")
 
 
 def read_rows(folder: Path) -> Iterator[Row]:
-    """Each question's folder in the order of their numbers, as `Row` says; key: its name. image: below `folder`."""
+    """Each question's folder in the order of their numbers, as a `Row`; key: its name. image: below `folder`."""
     names = sorted(names_in(folder), key=lambda name: (len(name), name))
     for number, name in enumerate(name for name in names if is_dir(folder / name)):
         try:
             row = _read(folder / name / "data.json")
             choices, answer, words = strings(row, "choices"), field(row, "answer", int), text_field(row, "question")
             if not choices or not all(choice.strip() for choice in choices):
-                raise InvalidRecord("a 'choices' that is no list of words")
+                raise InvalidRecord("a 'choices' that is not a list of texts")
             if not 0 <= answer < len(choices):
                 raise InvalidRecord("an 'answer' that is none of the choices")
         except InvalidRecord as error:

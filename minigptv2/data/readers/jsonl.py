@@ -1,4 +1,4 @@
-"""A user's own images, boxes and conversations in JSON Lines, one object a line. docs/data.md describes the form.
+"""A user's own images, boxes and conversations in JSON Lines. docs/data.md describes the format.
 
 {"image": "yard.jpg", "boxes": [{"label": "red ball", "xyxy": [40, 60, 160, 180]}],
  "conversation": [{"user": "What is there to play with?", "assistant": "A {red ball}."}]}
@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from minigptv2.boxes import Box
 from minigptv2.data import annotations, box_questions
@@ -31,7 +31,7 @@ from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import require_records
 from minigptv2.data.json_files import read_json_lines
 from minigptv2.data.orientation import ORIENTATIONS, UprightTransform, upright_transform
-from minigptv2.data.turns import IN_PARTS, split_conversation, without_place
+from minigptv2.data.turns import LONG_CONVERSATION, remove_image_mark, split_conversation
 from minigptv2.errors import UserError
 from minigptv2.files import is_dir
 from minigptv2.images import image_header, image_size
@@ -42,19 +42,19 @@ BOX_KEYS, FORMS = ("label", "xyxy", "xywh"), ("xyxy", "xywh")
 QUESTION_KEYS, TURN_KEYS = ("question", "answer", "answers"), ("user", "assistant")
 TASKS = (*box_questions.TASKS, "caption", "grounding", "vqa", "chat")
 CONTEXT = 1024  # tokens, of the bundled model
-PARTS = "parts of lines"  # the unit of what is dropped of a line
+PARTS = "parts of lines"  # the unit of dropped parts
 _NAMED = re.compile(r"\{([^{}]+)\}")
 
-# the image as it is written, the size that the line gives or None, whether boxes need it -> its path and size
+# (image name, size stated by the line or None, whether boxes need it) -> its path and size
 Measure = Callable[[str, tuple[int, int] | None, bool], tuple[Path, tuple[int, int]]]
 
 
 @dataclass
 class Entry:
-    """What one line says. image: None for text alone. size: width and height in the frame that its boxes belong to;
-    sized: whether the line says it. boxes: label -> boxes, pixels of that frame, clipped.
-    incomplete: labels of which a box was left out. elsewhere: labels that have boxes on other lines of the same image.
-    asked: independent exchanges that are no boxes' own. talked: one conversation, in parts that each are a record."""
+    """The content of one line. image: None for text without an image. size: width and height in the frame of the boxes;
+    sized: whether the line states it. boxes: label -> boxes, pixels of that frame, clipped. incomplete: labels of which
+    a box was left out. elsewhere: labels that have boxes on other lines of the same image. asked: independent questions
+    that do not come from boxes. talked: one conversation, in parts that each are a record."""
 
     line: int
     name: str
@@ -70,35 +70,38 @@ class Entry:
 
 
 class JsonlDataset:
-    """One record a line for all that is asked independently, and one for its conversation, or several for a long one.
+    """One record per line with its independent questions, and one per conversation, or several for a long one.
 
-    file: the JSON Lines. images: the folder that the images' paths start from, "" for that of the file. tasks: of
-    detection, refer, identify, caption, grounding, vqa, chat. exchanges: at most so many of a line's independent
-    questions, chosen by the number of the record. closed: every thing of every label of the file is marked in every
-    image, so that the other labels are absent there. context: of the model, in tokens: a longer conversation, by
-    estimate, becomes several records. orientation: what boxes and `size` belong to: "upright" the image turned upright
-    by EXIF, "stored" the image as it lies in the file, "auto" what `size` tells, else the stored one.
+    file: the JSON Lines. images: the folder that image paths are relative to, "" for the folder of `file`. tasks: of
+    detection, refer, identify, caption, grounding, vqa, chat. questions_per_image: at most so many independent
+    questions of a line, chosen by the number of the record. closed: every object of every label in the file is
+    annotated in every image, so labels without a box are absent there. context: of the model, in tokens; a
+    conversation that is longer, by estimate, is split into several records. orientation: the frame of boxes and
+    `size`: "upright", the image turned by its EXIF orientation; "stored", the image as it lies in the file; "auto",
+    whichever `size` matches, else stored.
     """
+
+    RENAMED: ClassVar[dict[str, str]] = {"exchanges": "questions_per_image"}
 
     def __init__(
         self,
         file: str,
         images: str = "",
         tasks: Iterable[str] = TASKS,
-        exchanges: int = 8,
+        questions_per_image: int = 8,
         closed: bool = False,
         context: int = CONTEXT,
         orientation: str = "upright",
     ):
         self.orientation = annotations.check_choice("orientation", orientation, ORIENTATIONS)
         self.problems = ProblemCounter()
-        self.tasks, self.most = box_questions.options_of(tasks, TASKS, exchanges)
+        self.tasks, self.questions_per_image = box_questions.options_of(tasks, TASKS, questions_per_image)
         self.name = Path(file).name
         measure = measured_in(image_folder(Path(file), images), self.orientation)
         entries = list(entries_of(Path(file), measure, self.problems, context))
         settle(entries, self.problems)
         self.labels = sorted({label for entry in entries for label in entry.boxes}) if closed else []
-        self.records: list[tuple[Entry, int | None]] = []  # and which part of the conversation it is
+        self.records: list[tuple[Entry, int | None]] = []  # with the index of the part of its conversation
         for entry in entries:
             if self._asked(entry, 0):
                 self.records.append((entry, None))
@@ -118,9 +121,11 @@ class JsonlDataset:
             and name not in entry.absent
         ]
         rng.shuffle(others)
-        others = others[: max(self.most // 2, self.most - len(entry.boxes))]
-        things = LabelledBoxes(entry.boxes, absent, frozenset(entry.incomplete))
-        return others + box_questions.box_questions(things, entry.size, marked, self.most - len(others), rng)
+        others = others[: max(self.questions_per_image // 2, self.questions_per_image - len(entry.boxes))]
+        labelled = LabelledBoxes(entry.boxes, absent, frozenset(entry.incomplete))
+        return others + box_questions.box_questions(
+            labelled, entry.size, marked, self.questions_per_image - len(others), rng
+        )
 
     def __len__(self) -> int:
         return len(self.records)
@@ -129,15 +134,18 @@ class JsonlDataset:
         entry, part = self.records[index]
         key = f"{self.name} line {entry.line}"
         if part is None:
-            said = self._asked(entry, index)
+            question_answers = self._asked(entry, index)
         else:
-            said = entry.talked[part]
+            question_answers = entry.talked[part]
             key += f" part {part + 1}" if len(entry.talked) > 1 else ""
         size = entry.size
         if entry.boxes:
             frame = frame_of(entry, self.orientation)
-            size, said = frame.size, [_turned(exchange, frame) for exchange in said]
-        return Sample(entry.image, size, tuple(said), key, side_by_side=part is None)
+            size, question_answers = (
+                frame.size,
+                [_turned(question_answer, frame) for question_answer in question_answers],
+            )
+        return Sample(entry.image, size, tuple(question_answers), key, side_by_side=part is None)
 
 
 def image_folder(file: Path, images: str) -> Path:
@@ -147,7 +155,7 @@ def image_folder(file: Path, images: str) -> Path:
 
 
 def frame_of(entry: Entry, orientation: str) -> UprightTransform:
-    """How the boxes of a line are turned upright. Raises UserError where the line's size is of the other frame."""
+    """How the boxes of a line are turned upright. Raises UserError where the stated size belongs to the other frame."""
     if not entry.sized and orientation == "upright":
         return UprightTransform(1, entry.size)
     try:
@@ -163,13 +171,13 @@ def frame_of(entry: Entry, orientation: str) -> UprightTransform:
         ) from None
 
 
-def _turned(exchange: QuestionAnswer, frame: UprightTransform) -> QuestionAnswer:
-    phrases = (replace(p, boxes=tuple(frame.box(box) for box in p.boxes)) for p in exchange.phrases)
-    return replace(exchange, phrases=tuple(phrases))
+def _turned(question_answer: QuestionAnswer, frame: UprightTransform) -> QuestionAnswer:
+    phrases = (replace(p, boxes=tuple(frame.box(box) for box in p.boxes)) for p in question_answer.phrases)
+    return replace(question_answer, phrases=tuple(phrases))
 
 
 def measured_in(folder: Path, orientation: str) -> Measure:
-    """Whether the image is there; its size from the line, else, where boxes need it, from the image's header."""
+    """A function that finds an image; its size is from the line or, where boxes need it, the image's header."""
 
     def measure(image: str, given: tuple[int, int] | None, needed: bool) -> tuple[Path, tuple[int, int]]:
         path = find_image(folder, image)
@@ -184,16 +192,16 @@ def measured_in(folder: Path, orientation: str) -> Measure:
 
 
 def entries_of(file: Path, measure: Measure, problems: ProblemCounter, context: int = CONTEXT) -> Iterator[Entry]:
-    """What the lines say; what is wrong is counted with its line, and only that part of a line left out."""
+    """The entries of the lines. A problem is counted with its line, and only that part of the line is left out."""
     seen: dict[str, int] = {}
-    spelled: dict[str, str] = {}  # a label without regard to capitals -> as the file has it first
+    spelled: dict[str, str] = {}  # case-folded label -> its first spelling in the file
     for number, row in read_json_lines(file):
         where = f"line {number + 1}"
         try:
             if isinstance(row, InvalidRecord):
                 raise row
             if not isinstance(row, dict):
-                raise InvalidRecord("a line that is no JSON object")
+                raise InvalidRecord("a line that is not a JSON object")
             name = str(row.get("id", where))
             if "id" in row and seen.setdefault(name, number) != number:
                 raise InvalidRecord("an 'id' that an earlier line has")
@@ -203,8 +211,8 @@ def entries_of(file: Path, measure: Measure, problems: ProblemCounter, context: 
 
 
 def settle(entries: Iterable[Entry], problems: ProblemCounter) -> None:
-    """What only the whole file tells: boxes of one label on several lines of an image belong together, and what has a
-    box on one line of an image is absent on none."""
+    """Combine lines of the same image: boxes of one label on several lines belong together, and a label that has a box
+    on one line is absent on none."""
     lines_of: dict[str, list[Entry]] = {}
     for entry in entries:
         if entry.image is not None:
@@ -224,20 +232,20 @@ def _settle_image(same: list[Entry], problems: ProblemCounter) -> None:
             known = every.setdefault(label, [])
             known += [box for box in boxes if box not in known]
     incomplete = set().union(*(entry.incomplete for entry in same))
-    if len({entry.size for entry in same if entry.boxes}) > 1:  # their pixels cannot be compared
+    if len({entry.size for entry in same if entry.boxes}) > 1:  # then their pixels cannot be compared
         problems.add("an image that two lines give different sizes", f"line {same[-1].line}", dropped=False)
         incomplete |= {label for label in every if sum(label in entry.boxes for entry in same) > 1}
     for entry in same:
         for label in entry.boxes.keys() - incomplete:
             if len(every[label]) > len(entry.boxes[label]):
-                kind = "boxes of one label on several lines of an image, taken together"
-                problems.add(kind, f"line {entry.line} {label!r}", dropped=False)
+                problem = "boxes of one label on several lines of an image, taken together"
+                problems.add(problem, f"line {entry.line} {label!r}", dropped=False)
                 entry.boxes[label] = every[label]
         entry.incomplete |= incomplete
         entry.elsewhere = every.keys() - entry.boxes.keys()
         for label in [name for name in entry.absent if name in entry.elsewhere or name in incomplete]:
-            kind = "a label that is absent on one line and has a box on another of the same image"
-            problems.add(kind, f"line {entry.line} {label!r}", unit=PARTS)
+            problem = "a label that is absent on one line and has a box on another of the same image"
+            problems.add(problem, f"line {entry.line} {label!r}", unit=PARTS)
             entry.absent.remove(label)
 
 
@@ -260,25 +268,27 @@ class _Line:
             entry.image, entry.size = measure(file_name_field(row, "image"), size, bool(boxes))
         elif any(row.get(key) for key in KEYS[3:-1]):
             raise InvalidRecord("boxes, a caption or questions without an image")
-        for place, box in enumerate(boxes):
-            self._told(f"box {place + 1}", self._box, box)
-        entry.absent = [words for name in self._list("absent") if (words := self._told("absent", self._label, name))]
+        for position, box in enumerate(boxes):
+            self._read_part(f"box {position + 1}", self._box, box)
+        entry.absent = [
+            words for name in self._list("absent") if (words := self._read_part("absent", self._label, name))
+        ]
         if both := [label for label in entry.absent if label in entry.boxes]:
             self.problems.add("a label that is both absent and has a box", f"{self.where} {both[0]!r}", unit=PARTS)
             entry.absent = [label for label in entry.absent if label not in both]
         if "caption" in row:
-            self._told("caption", self._caption, row["caption"])
+            self._read_part("caption", self._caption, row["caption"])
         if "grounding" in row:
-            self._told("grounding", self._grounding, row["grounding"])
-        for place, question in enumerate(self._list("questions")):
-            self._told(f"question {place + 1}", self._question, question)
+            self._read_part("grounding", self._grounding, row["grounding"])
+        for position, question in enumerate(self._list("questions")):
+            self._read_part(f"question {position + 1}", self._question, question)
         if "conversation" in row:
-            self._told("conversation", self._conversation, row["conversation"])
+            self._read_part("conversation", self._conversation, row["conversation"])
         if not (entry.boxes or entry.absent or entry.asked or entry.talked):
             raise InvalidRecord("a line with nothing to learn from")
         return entry
 
-    def _told(self, part: str, read: Callable[[Any], Any], value: Any) -> Any:
+    def _read_part(self, part: str, read: Callable[[Any], Any], value: Any) -> Any:
         self.problems.saw(1, PARTS)
         try:
             return read(value)
@@ -300,7 +310,7 @@ class _Line:
     def _list(self, key: str) -> list:
         if key not in self.row:
             return []
-        return self._told("", lambda row: annotations.field(row, key, list), self.row) or []
+        return self._read_part("", lambda row: annotations.field(row, key, list), self.row) or []
 
     def _box(self, box: Any) -> None:
         label = self._label(annotations.field(box, "label", str))
@@ -322,32 +332,32 @@ class _Line:
             self.problems.add(OVER_EDGE, f"{self.where} {label!r}", dropped=False)
 
     def _label(self, given: Any) -> str:
-        """The label as the file spells it first, without what would break a list of labels or a phrase."""
+        """The label in its first spelling in the file, without characters that would break a phrase or a list."""
         label = label_field({"label": given}, "label")
         if label != " ".join(given.split()):
-            kind = "a label with a comma or brackets, read without them"
-            self.problems.add(kind, f"{self.where} {given!r}", dropped=False)
+            problem = "a label with a comma or brackets, read without them"
+            self.problems.add(problem, f"{self.where} {given!r}", dropped=False)
         first = self.spelled.setdefault(label.casefold(), label)
         if first != label:
-            kind = "a label that differs from an earlier one in capitals alone, read as that one"
-            self.problems.add(kind, f"{self.where} {label!r}, {first!r}", dropped=False)
+            problem = "a label that differs from an earlier one in capitals alone, read as that one"
+            self.problems.add(problem, f"{self.where} {label!r}, {first!r}", dropped=False)
         return first
 
     def _caption(self, given: Any) -> None:
         several = given if isinstance(given, list) else [given]
-        captions = [without_place(_words(caption, "caption"), may=False) for caption in several]
+        captions = [remove_image_mark(_words(caption, "caption"), may=False) for caption in several]
         if not captions:
             raise InvalidRecord("an empty 'caption'")
         self.entry.asked.append(QuestionAnswer("caption", references=tuple(captions)))
 
     def _grounding(self, given: Any) -> None:
-        text, phrases = self._places(_words(given, "grounding"), every=True)
+        text, phrases = self._phrases(_words(given, "grounding"), every=True)
         if not phrases:
             raise InvalidRecord("a 'grounding' without any {label}")
         self.entry.asked.append(QuestionAnswer("grounding", phrases, answer=text))
 
     def _question(self, given: Any) -> None:
-        question = without_place(annotations.text_field(given, "question"))
+        question = remove_image_mark(annotations.text_field(given, "question"))
         if not question:
             raise InvalidRecord("an empty 'question'")
         self._known(given, QUESTION_KEYS, "question")
@@ -364,25 +374,29 @@ class _Line:
             raise InvalidRecord("a 'conversation' of the wrong type")
         if not given:
             raise InvalidRecord("an empty conversation")
-        said = []
+        question_answers = []
         for turn in given:
-            asked = without_place(annotations.field(turn, "user", str), may=self.entry.image is not None and not said)
-            answered = without_place(annotations.field(turn, "assistant", str), may=False)
+            asked = remove_image_mark(
+                annotations.field(turn, "user", str), may=self.entry.image is not None and not question_answers
+            )
+            answered = remove_image_mark(annotations.field(turn, "assistant", str), may=False)
             self._known(turn, TURN_KEYS, "conversation")
             if not asked or not answered:
                 raise InvalidRecord("a turn without words")
-            text, phrases = self._places(answered, every=False)
-            said.append(QuestionAnswer("chat", phrases, asked, text, verbatim=not phrases))
-        self.entry.talked = split_conversation(said, self.context)
+            text, phrases = self._phrases(answered, every=False)
+            question_answers.append(QuestionAnswer("chat", phrases, asked, text, verbatim=not phrases))
+        self.entry.talked = split_conversation(question_answers, self.context)
         if len(self.entry.talked) > 1:
-            self.problems.add(IN_PARTS, f"{self.where} conversation of {len(said)} turns", dropped=False)
+            self.problems.add(
+                LONG_CONVERSATION, f"{self.where} conversation of {len(question_answers)} turns", dropped=False
+            )
 
-    def _places(self, text: str, every: bool) -> tuple[str, tuple[Phrase, ...]]:
-        """The text with `{}` for every `{label}`, and the phrases. every: other words in braces are a mistake; else
-        they are text, unless they are nearly a label."""
+    def _phrases(self, text: str, every: bool) -> tuple[str, tuple[Phrase, ...]]:
+        """The text with `{}` for every `{label}`, and the phrases. every: other words in braces are a problem; else
+        they are text, unless similar to a label."""
         boxes, phrases = self.entry.boxes, []
 
-        def place(match: re.Match) -> str:
+        def insert(match: re.Match) -> str:
             words = " ".join(match[1].split())
             label = self.spelled.get(" ".join(words.replace(",", " ").split()).casefold(), words)
             if label in boxes:
@@ -394,9 +408,9 @@ class _Line:
                 raise InvalidRecord(f"a {{label}} in a text that no box has{hint}")
             return match[0]
 
-        out = _NAMED.sub(place, text)
+        out = _NAMED.sub(insert, text)
         if phrases and out.count("{}") != len(phrases):
-            raise InvalidRecord("a text with {} beside a {label}")
+            raise InvalidRecord("a text with {} in addition to a {label}")
         return (out if phrases else text), tuple(phrases)
 
 

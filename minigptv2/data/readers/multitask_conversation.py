@@ -1,7 +1,7 @@
-"""MiniGPT-v2's multi-task conversations: dialogues that go from task to task. Card: datasets/multitask_conversation.md.
+"""MiniGPT-v2's multi-task conversations, which change from task to task. Card: datasets/multitask_conversation.md.
 
-The form is LLaVA's; task tags, phrase tags and boxes stand in the text, in hundredths of each side as the published
-coding cuts them, and stay as they are:
+The format is LLaVA's. Task tags, phrase tags and boxes are part of the text and are kept verbatim; the boxes are in
+hundredths of each side, rounded down as in the published code:
 
     [{"id": "000000111222", "conversations": [
         {"from": "human", "value": "<image>\\n[grounding] describe this image in detail"},
@@ -18,7 +18,7 @@ DOWNLOADS: dict[str, str] = {}  # the page leads to a shared folder
 
 
 class MultitaskConversation(Llava):
-    """One record a dialogue, verbatim. root: holds the JSON file. images: holds COCO's images, where not root.
+    """One record per dialogue, verbatim. root: holds the JSON file. images: holds COCO's images, where not root.
     context: as LLaVA's."""
 
     page, layout = PAGE, LAYOUT

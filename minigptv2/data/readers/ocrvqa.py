@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minigptv2.data.annotations import InvalidRecord, field, strings
+from minigptv2.data.annotations import NOT_ON_DISK, InvalidRecord, field, strings
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.dataset_files import Layout, names_in, require, require_records
 from minigptv2.data.json_files import iter_json_object
@@ -25,7 +25,7 @@ SUFFIXES = (".jpg", ".png", ".gif", ".jpeg")
 
 
 class OcrVqa:
-    """One record a question. root: holds `dataset.json` and `images/`, where a cover is `<number of the book>.jpg`,
+    """One record per question. root: holds `dataset.json` and `images/`, where a cover is `<number of the book>.jpg`,
     or has the suffix of its address."""
 
     def __init__(self, root: str, split: str = "train"):
@@ -42,22 +42,22 @@ class OcrVqa:
                     raise InvalidRecord("not as many answers as questions")
                 image = next((number + suffix for suffix in SUFFIXES if number + suffix in there), None)
                 if image is None:
-                    raise InvalidRecord("an image that is not on the disk")
+                    raise InvalidRecord(NOT_ON_DISK)
             except InvalidRecord as error:
                 self.problems.add(str(error), f"{self.name} book {number}")
                 continue
-            for place, (question, answer) in enumerate(zip(questions, answers)):
+            for position, (question, answer) in enumerate(zip(questions, answers)):
                 if question.strip() and answer.strip():
-                    self.rows.append((image, place, question.strip(), answer.strip()))
+                    self.rows.append((image, position, question.strip(), answer.strip()))
                 else:
-                    self.problems.add("an empty question or answer", f"{self.name} book {number} question {place}")
+                    self.problems.add("an empty question or answer", f"{self.name} book {number} question {position}")
         require_records(len(self.rows), file, self.problems)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        image, place, question, answer = self.rows[index]
-        exchange = QuestionAnswer("vqa", question=question, answer=answer)
-        key = f"{self.name} book {Path(image).stem} question {place}"
-        return Sample(Path(self.folder, image), (0, 0), (exchange,), key)
+        image, position, question, answer = self.rows[index]
+        question_answer = QuestionAnswer("vqa", question=question, answer=answer)
+        key = f"{self.name} book {Path(image).stem} question {position}"
+        return Sample(Path(self.folder, image), (0, 0), (question_answer,), key)

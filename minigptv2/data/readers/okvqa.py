@@ -1,4 +1,4 @@
-"""OK-VQA: questions about COCO images that need knowledge of the world, in the form of VQA. Card: datasets/okvqa.md.
+"""OK-VQA: questions about COCO images that need world knowledge, in VQA's format. Card: datasets/okvqa.md.
 
 {"image_id": 51606, "question": "What is the hairstyle of the blond called?", "question_id": 516065}
 {"image_id": 51606, "question_id": 516065, "answers": [{"answer": "pony tail", "raw_answer": "pony tail", ...}, ...]}
@@ -18,6 +18,6 @@ DOWNLOADS = {f"{_FILES}{name}.zip": "" for places in LAYOUT.values() for name in
 
 
 class OkVqa(VqaV2):
-    """One record a question. Its references are all ten answers as the official evaluation takes them."""
+    """One record per question. Its references are all ten answers as the official evaluation takes them."""
 
     page, layout = PAGE, LAYOUT

@@ -1,7 +1,7 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: expressions that each name one thing in a COCO image. Card: datasets/refcoco.md.
+"""RefCOCO, RefCOCO+ and RefCOCOg: expressions that each refer to one object in a COCO image. Card: datasets/refcoco.md.
 
-Two forms are read. The original one, `refs(unc).p` with `instances.json`, is a pickle; it is read without running what
-is in it. The flat one, `refcoco_val.json`, is a list with a row for each expression:
+Two formats are read. The original one, `refs(unc).p` with `instances.json`, is a pickle; no code in it is run. The flat
+one, `refcoco_val.json`, is a list with a row for each expression:
 
     {"img_id": "COCO_train2014_000000580957_4", "sents": "white pot upper right corner",
      "bbox": [468.3, 0.91, 171.7, 116.12], "height": 428, "width": 640}      bbox: x, y, width, height in pixels
@@ -14,7 +14,7 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from minigptv2.boxes import Box
 from minigptv2.bundled import document
@@ -28,12 +28,16 @@ from minigptv2.files import is_dir, is_file
 from minigptv2.sample import Phrase, QuestionAnswer, Sample
 
 PAGE = "https://github.com/lichengunc/refer"
-BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # name -> who made the split, where it is not said
-NAMES = tuple(BY)
+DEFAULT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # data set -> author of its usual split
+NAMES = tuple(DEFAULT_BY)
 _UNC, _UMD = ("train", "val", "testA", "testB"), ("train", "val", "test")
-PARTS = {f"{name} {split}": (name, split) for name, by in BY.items() for split in (_UNC if by == "unc" else _UMD)}
-LAYOUT: Layout = {  # the original form needs both files, the flat one its own
-    part: tuple((f"{name}/{file}", file, f"{name}_{split}.json") for file in (f"refs({BY[name]}).p", "instances.json"))
+PARTS = {
+    f"{name} {split}": (name, split) for name, by in DEFAULT_BY.items() for split in (_UNC if by == "unc" else _UMD)
+}
+LAYOUT: Layout = {  # the original format needs both files, the flat one only its own
+    part: tuple(
+        (f"{name}/{file}", file, f"{name}_{split}.json") for file in (f"refs({DEFAULT_BY[name]}).p", "instances.json")
+    )
     for part, (name, split) in PARTS.items()
 }
 COUNTS = {
@@ -47,7 +51,7 @@ COUNTS = {
     "refcocog test": 9602,
 }
 DOWNLOADS: dict[str, str] = {}  # the page names zip files of another server, not checked
-OPTIONS = {part: {"name": name, "split": split} for part, (name, split) in PARTS.items()}
+OPTIONS = {part: {"dataset": name, "split": split} for part, (name, split) in PARTS.items()}
 _IMAGE = re.compile(r"COCO_(?:train|val)2014_(\d{12})(?:_\d+)?")
 # what the unpickler raises on damaged data
 _CORRUPT = (
@@ -67,8 +71,8 @@ _CORRUPT = (
 
 
 class Row(NamedTuple):
-    """One expression. number: its row, from 0, among all of its file and split, those left out included. reference:
-    the `img_id` of the flat form, by which the published evaluation names answers; "" where nothing says it."""
+    """One expression. number: its index among all rows of its file and split, with those that are left out. reference:
+    the `img_id` of the flat format, the key of an answer in the published evaluation; "" where unknown."""
 
     number: int
     image: Path
@@ -79,32 +83,35 @@ class Row(NamedTuple):
 
 
 class RefCoco:
-    """One sample an expression, in the order of the file.
+    """One sample per expression, in the order of the file.
 
-    root: the folder with `refcoco_val.json`, or with `refs(unc).p` and `instances.json`, there or in a folder of the
-    set's name. by: who made the split of the original form, "unc", "umd" or "google"; "" takes umd for RefCOCOg and
-    unc for the others. images: the folder of the images, "" for `root`. task: "refer" asks for the box of the
-    words, "identify" for the words of the box. excluded: row number and reason of every row that was left out.
+    root: the folder with `refcoco_val.json`, or with `refs(unc).p` and `instances.json`, directly or in a folder named
+    as the data set. dataset: "refcoco", "refcoco+" or "refcocog". by: who made the split of the original format, "unc",
+    "umd" or "google"; "" is umd for RefCOCOg and unc for the others. images: the folder of the images, "" for `root`.
+    task: "refer", from words to a box, or "identify", from a box to words. excluded: row number and reason of every
+    row that was left out.
     """
+
+    RENAMED: ClassVar[dict[str, str]] = {"name": "dataset"}
 
     def __init__(
         self,
         root: str,
-        name: str = "refcoco",
+        dataset: str = "refcoco",
         split: str = "train",
         task: str = "refer",
         images: str = "",
         by: str = "",
     ):
-        self.name, self.split = check_choice("name", name, NAMES), split
+        self.dataset, self.split = check_choice("dataset", dataset, NAMES), split
         self.task = check_choice("task", task, ("refer", "identify"))
         self.problems = ProblemCounter()
         self.excluded: list[tuple[int, str]] = []
-        by = by or BY[name]
-        original = [f for f in (Path(root, name, f"refs({by}).p"), Path(root, f"refs({by}).p")) if is_file(f)]
-        flat = Path(root, f"{name}_{split}.json")
+        by = by or DEFAULT_BY[dataset]
+        original = [f for f in (Path(root, dataset, f"refs({by}).p"), Path(root, f"refs({by}).p")) if is_file(f)]
+        flat = Path(root, f"{dataset}_{split}.json")
         if not original and not is_file(flat):
-            raise _nothing_there(Path(root), name, split, by)
+            raise _nothing_there(Path(root), dataset, split, by)
         coco = CocoImages(images or root)
         self.file = original[0] if original else flat
         rows = self._original(coco) if original else self._flat(coco)
@@ -115,8 +122,8 @@ class RefCoco:
 
     def __getitem__(self, index: int) -> Sample:
         row = self.records[index]
-        exchange = QuestionAnswer(self.task, (Phrase(row.words, (row.box,)),))
-        return Sample(row.image, row.size, (exchange,), f"{self.name} {self.split} row {row.number}")
+        question_answer = QuestionAnswer(self.task, (Phrase(row.words, (row.box,)),))
+        return Sample(row.image, row.size, (question_answer,), f"{self.dataset} {self.split} row {row.number}")
 
     @property
     def rows(self) -> list[int]:
@@ -124,18 +131,18 @@ class RefCoco:
         return [row.number for row in self.records]
 
     def missing_images(self) -> list[Path]:
-        """Where images are expected that are not on the disk now; their rows are not left out."""
+        """Expected paths of images that are not on the disk. Their rows are kept."""
         return missing(row.image for row in self.records)
 
     def _flat(self, images: CocoImages) -> Iterator[Row | None]:
         rows = read_json(self.file)
         if not isinstance(rows, list):
-            raise corrupt_file_error(self.file, "it is no list of rows")
+            raise corrupt_file_error(self.file, "it is not a list of rows")
         for number, row in enumerate(rows):
             try:
                 named = _IMAGE.fullmatch(field(row, "img_id", str).removesuffix(".jpg"))
                 if named is None:
-                    raise InvalidRecord("an 'img_id' that names no image of COCO")
+                    raise InvalidRecord("an 'img_id' that is not one of COCO")
                 size = size_field(row)
                 box = parse_box(field(row, "bbox", list), size)
                 words, reference = phrase_field(row, "sents"), named[0]
@@ -147,7 +154,7 @@ class RefCoco:
         """A row for each sentence of each reference of the split, in the order of the file."""
         references = read_pickle(self.file)
         if not isinstance(references, list):
-            raise corrupt_file_error(self.file, "it is no list of references")
+            raise corrupt_file_error(self.file, "it is not a list of references")
         sizes, boxes = _instances(self.file.with_name("instances.json"))
         splits = sorted({str(r.get("split")) for r in references if isinstance(r, dict)})
         if self.split not in splits:
@@ -157,9 +164,9 @@ class RefCoco:
                 "Choose one of them, or another `by`.",
             )
         number, seen = 0, set()
-        for place, reference in enumerate(references):
+        for position, reference in enumerate(references):
             if not isinstance(reference, dict) or "split" not in reference:
-                self.problems.add("a reference without a split", f"{self.file.name} reference {place}")
+                self.problems.add("a reference without a split", f"{self.file.name} reference {position}")
                 continue
             if reference["split"] != self.split:
                 continue
@@ -171,22 +178,22 @@ class RefCoco:
                 sentences = field(reference, "sentences", list)
                 if not sentences:
                     raise InvalidRecord("a reference without sentences")
-                image, thing = field(reference, "image_id", int), field(reference, "ann_id", int)
+                image, annotation = field(reference, "image_id", int), field(reference, "ann_id", int)
                 if image not in sizes:
                     raise InvalidRecord("an 'image_id' that instances.json lacks")
-                if thing not in boxes:
+                if annotation not in boxes:
                     raise InvalidRecord("an 'ann_id' that instances.json lacks")
                 size = size_field(sizes[image])
-                box = parse_box(field(boxes[thing], "bbox", list), size)
-                if boxes[thing].get("image_id") != image:
+                box = parse_box(field(boxes[annotation], "bbox", list), size)
+                if boxes[annotation].get("image_id") != image:
                     raise InvalidRecord("a box of another image")
             except InvalidRecord as error:
                 sentences = reference.get("sentences")
                 if not isinstance(sentences, list) or not sentences:
-                    self.problems.add(str(error), f"{self.file.name} reference {place}")
+                    self.problems.add(str(error), f"{self.file.name} reference {position}")
                     continue
                 for _ in sentences:
-                    self._leave_out(number, str(error), f"{self.file.name} reference {place}")
+                    self._leave_out(number, str(error), f"{self.file.name} reference {position}")
                     number += 1
                 continue
             path, name = images.find(image), reference.get("file_name")
@@ -195,19 +202,19 @@ class RefCoco:
                 try:
                     yield Row(number, path, size, phrase_field(sentence, "sent"), box, name)
                 except InvalidRecord as error:
-                    self._leave_out(number, str(error), f"{self.file.name} reference {place}")
+                    self._leave_out(number, str(error), f"{self.file.name} reference {position}")
                 number += 1
 
-    def _leave_out(self, number: int, kind: str, where: str) -> None:
-        self.problems.add(kind, where)
-        self.excluded.append((number, kind))
+    def _leave_out(self, number: int, problem: str, where: str) -> None:
+        self.problems.add(problem, where)
+        self.excluded.append((number, problem))
 
 
 def _instances(file: Path) -> tuple[dict[int, dict], dict[int, dict]]:
-    """COCO's instances.json as images and annotations by their numbers."""
+    """The images and the annotations of COCO's instances.json, each by its id."""
     found = read_json(file)
     try:
-        return tuple({i["id"]: i for i in found[kind] if isinstance(i, dict)} for kind in ("images", "annotations"))
+        return tuple({i["id"]: i for i in found[name] if isinstance(i, dict)} for name in ("images", "annotations"))
     except (TypeError, KeyError) as error:
         raise corrupt_file_error(file, f"no lists 'images' and 'annotations' of objects with 'id' ({error})") from error
 
@@ -215,7 +222,7 @@ def _instances(file: Path) -> tuple[dict[int, dict], dict[int, dict]]:
 def _nothing_there(root: Path, name: str, split: str, by: str) -> UserError:
     if not is_dir(root):
         return UserError(
-            f"{root} is no folder.",
+            f"{root} is not a folder.",
             "`root` is the folder of the annotation.",
             f"See {document('datasets/refcoco.md', PAGE)} for its layout.",
         )
@@ -242,9 +249,9 @@ class _Refused(Exception):
 
 
 def read_pickle(path: Path) -> Any:
-    """What a pickle of plain data holds, of any protocol, Python 2's included; no code in it is run.
+    """The content of a pickle of plain data, of any protocol and of Python 2 too; no code in it is run.
 
-    Raises UserError where it asks for anything but plain containers, text and numbers, and where it is damaged.
+    Raises UserError where it holds anything but plain containers, text and numbers, or is damaged.
     """
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""TextCaps: captions that say what is written in the image. Card: datasets/textcaps.md.
+"""TextCaps: captions that read the text in the image. Card: datasets/textcaps.md.
 
 {"data": [{"image_id": "4be9f385ac8a883e", "image_width": 1024, "caption_id": 4, "caption_str": "The billboard ...",
            "reference_strs": ["A billboard ...", ...], "set_name": "train", ...}, ...]}       one row a caption
@@ -29,7 +29,7 @@ DOWNLOADS = {f"{_FILES}/data/textcaps/{LAYOUT[split][0]}": "" for split in LAYOU
 
 
 class TextCaps:
-    """train gives one record a caption; val one record an image, with all captions as references; test no captions.
+    """train has one record per caption; val one per image, with all captions as references; test has no captions.
 
     root: holds the JSON files, `train_images/` (of train and val) and `test_images/`.
     """
@@ -39,12 +39,12 @@ class TextCaps:
         file, self.folder = require(root, LAYOUT, split, PAGE)
         self.name, there = file.name, names_in(self.folder)
         captions: dict[str, list[str]] = {}  # image -> its captions
-        for place, row in enumerate(rows_of(file, "data")):
+        for position, row in enumerate(rows_of(file, "data")):
             try:
                 image = image_in(self.folder, there, f"{file_name_field(row, 'image_id')}.jpg")
                 caption = text_field(row, "caption_str") if split != "test" else ""
             except InvalidRecord as error:
-                self.problems.add(str(error), f"{self.name} row {place}")
+                self.problems.add(str(error), f"{self.name} row {position}")
                 continue
             captions.setdefault(image, []).extend([caption] if caption else [])
         self.records = records_of(captions, apart=split == "train")
@@ -55,5 +55,5 @@ class TextCaps:
 
     def __getitem__(self, index: int) -> Sample:
         image, captions = self.records[index]
-        exchange = QuestionAnswer("caption", references=captions)
-        return Sample(Path(self.folder, image), (0, 0), (exchange,), f"{self.name} image {Path(image).stem}")
+        question_answer = QuestionAnswer("caption", references=captions)
+        return Sample(Path(self.folder, image), (0, 0), (question_answer,), f"{self.name} image {Path(image).stem}")

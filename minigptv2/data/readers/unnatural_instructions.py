@@ -1,4 +1,4 @@
-"""Unnatural Instructions: text alone, instructions and answers that a language model wrote. Card:
+"""Unnatural Instructions: instructions and answers written by a language model, without images. Card:
 datasets/unnatural_instructions.md.
 
     {"instruction": "You are given ...", "instances": [{"instruction_with_input": "You are given ... Tom ...",
@@ -32,7 +32,7 @@ NO_CONSTRAINT = ("", "none", "none.")
 
 
 class UnnaturalInstructions:
-    """One record an instance, without an image, every word as it was written.
+    """One record per instance, without an image, verbatim.
 
     root: holds `core_data.jsonl` or `full_data.jsonl` (whose reformulations are records, too), or, as split
     "filtered", the list that MiniGPT-v2 was trained on.
@@ -54,7 +54,7 @@ class UnnaturalInstructions:
 
     def _add(self, number: int, instance: Any) -> None:
         try:
-            self.records.append((number, *_said(instance)))
+            self.records.append((number, *_instruction_and_answer(instance)))
         except InvalidRecord as error:
             self.problems.add(str(error), f"{self.name} row {number}")
 
@@ -63,20 +63,20 @@ class UnnaturalInstructions:
 
     def __getitem__(self, index: int) -> Sample:
         number, instruction, answer = self.records[index]
-        exchange = QuestionAnswer("chat", question=instruction, answer=answer, verbatim=True)
-        return Sample(None, (0, 0), (exchange,), f"{self.name} row {number}")
+        question_answer = QuestionAnswer("chat", question=instruction, answer=answer, verbatim=True)
+        return Sample(None, (0, 0), (question_answer,), f"{self.name} row {number}")
 
 
 def _instances(row: Any) -> list:
-    """Those of a row, and the reformulations. Raises InvalidRecord."""
+    """The instances of a row and its reformulations. Raises InvalidRecord."""
     if isinstance(row, InvalidRecord):
         raise row
     more = row.get("reformulations") if isinstance(row, dict) else None
     return field(row, "instances", list) + (more if isinstance(more, list) else [])
 
 
-def _said(instance: Any) -> tuple[str, str]:
-    """Instruction, followed by the constraints where there are any, and answer."""
+def _instruction_and_answer(instance: Any) -> tuple[str, str]:
+    """The instruction, with its constraints, if any, and the answer."""
     instruction, answer = field(instance, "instruction_with_input", str).strip(), field(instance, "output", str).strip()
     constraints = instance.get("constraints")
     if isinstance(constraints, str) and constraints.strip().lower() not in NO_CONSTRAINT:

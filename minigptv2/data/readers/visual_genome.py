@@ -1,4 +1,4 @@
-"""Visual Genome's regions: boxes that people described in a few words. Card: datasets/visual_genome.md.
+"""Visual Genome's regions: boxes with short descriptions by people. Card: datasets/visual_genome.md.
 
 region_descriptions.json is one list of images; sizes and addresses are in image_data.json:
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from array import array
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -29,35 +30,37 @@ PAGE = "https://homes.cs.washington.edu/~ranjay/visualgenome/"
 FOLDERS = ("VG_100K", "VG_100K_2", "")
 REGIONS, IMAGES = "region_descriptions.json", "image_data.json"
 LAYOUT: Layout = {"regions": (REGIONS, IMAGES)}
-COUNTS: dict[str, int] = {}  # published as 5.4 million, not to the last one
-DOWNLOADS: dict[str, str] = {}  # the page leads to them; its addresses were not checked
-OPTIONS = {"regions": {"below_area": 0, "images": ""}}
+COUNTS: dict[str, int] = {}  # published only as 5.4 million
+DOWNLOADS: dict[str, str] = {}  # linked from the page; its addresses were not checked
+OPTIONS = {"regions": {"max_area": 0, "images": ""}}
 
 
 class VisualGenome:
-    """One sample a region, in the order of the file.
+    """One sample per region, in the order of the file.
 
     root: the folder of the two JSON files. task: "refer" asks for the box of the words, "identify" for the words of
-    the box. images: the folder with `VG_100K` and `VG_100K_2`, "" for `root`. below_area: only regions with fewer
-    square pixels are taken, as OFA and MiniGPT-v2 did; 0 takes all. too_large: how many regions this left out.
+    the box. images: the folder with `VG_100K` and `VG_100K_2`, "" for `root`. max_area: only regions below
+    this area, in square pixels, are used, as OFA and MiniGPT-v2 did; 0: all. too_large: number of regions left out so.
 
-    The 5.4 million regions are kept in arrays: 36 bytes of numbers each, and the words.
+    The 5.4 million regions are held in arrays: 36 bytes of numbers each, and their words.
     """
 
-    def __init__(self, root: str, task: str = "refer", images: str = "", below_area: int = 16384):
+    RENAMED: ClassVar[dict[str, str]] = {"below_area": "max_area"}
+
+    def __init__(self, root: str, task: str = "refer", images: str = "", max_area: int = 16384):
         self.task = check_choice("task", task, ("refer", "identify"))
         self.problems, self.too_large = ProblemCounter(), 0
         files = Path(root, REGIONS), Path(root, IMAGES)
         for file in files:
             if not is_file(file):
                 raise UserError(
-                    f"{file} is not there.",
+                    f"{file} is missing.",
                     f"The regions need {REGIONS} and {IMAGES}.",
                     f"See {document('datasets/visual_genome.md', PAGE)} for the layout.",
                 )
         self.images = Path(images or root)
         self._read_images(files[1])
-        self._read_regions(files[0], below_area)
+        self._read_regions(files[0], max_area)
 
     def __len__(self) -> int:
         return len(self._image)
@@ -66,22 +69,22 @@ class VisualGenome:
         index = range(len(self))[index]
         words = self._words[self._ends[index] : self._ends[index + 1]].decode()
         size, path = self._images[self._image[index]]
-        exchange = QuestionAnswer(self.task, (Phrase(words, (Box(*map(float, self._boxes[index])),)),))
-        return Sample(Path(path), size, (exchange,), f"visual_genome region {self._region[index]}")
+        question_answer = QuestionAnswer(self.task, (Phrase(words, (Box(*map(float, self._boxes[index])),)),))
+        return Sample(Path(path), size, (question_answer,), f"visual_genome region {self._region[index]}")
 
     def missing_images(self) -> list[Path]:
-        """Where images are expected that are not on the disk now; their regions are not left out."""
+        """Expected paths of images that are not on the disk. Their regions are kept."""
         return missing(Path(self._images[number][1]) for number in np.unique(self._image))
 
     def _read_images(self, file: Path) -> None:
-        """Fills _images, (size, path) of each, and _number, the place of an image_id among them."""
+        """Fills _images, (size, path) of each image, and _number, from image_id to its index in _images."""
         rows = read_json(file)
         if not isinstance(rows, list):
-            raise corrupt_file_error(file, "it is no list of images")
+            raise corrupt_file_error(file, "it is not a list of images")
         listed = [(f, names_in(self.images / f)) for f in FOLDERS if is_dir(self.images / f)]
         self._images: list[tuple[tuple[int, int], str]] = []
         self._number: dict[int, int] = {}
-        for place, row in enumerate(rows):
+        for position, row in enumerate(rows):
             try:
                 number, size = field(row, "image_id", int), size_field(row)
                 name = f"{number}.jpg"
@@ -89,14 +92,14 @@ class VisualGenome:
                 self._number[number] = len(self._images)
                 self._images.append((size, os.path.join(self.images, folder, name)))
             except InvalidRecord as error:
-                self.problems.add(str(error), f"{file.name} image {place}")
+                self.problems.add(str(error), f"{file.name} image {position}")
 
-    def _read_regions(self, file: Path, below_area: int) -> None:
+    def _read_regions(self, file: Path, max_area: int) -> None:
         boxes, image, region, ends, words = array("f"), array("i"), array("q"), array("q", [0]), bytearray()
-        for place, item in enumerate(iter_json_list(file)):
+        for position, item in enumerate(iter_json_list(file)):
             regions = item.get("regions") if isinstance(item, dict) else None
             if not isinstance(regions, list):
-                self.problems.add("an image without a list 'regions'", f"{file.name} image {place}")
+                self.problems.add("an image without a list 'regions'", f"{file.name} image {position}")
                 continue
             for row in regions:
                 try:
@@ -108,18 +111,18 @@ class VisualGenome:
                     box, phrase = parse_box(xywh, self._images[at][0]), phrase_field(row, "phrase")
                     if not abs(identity) < 1 << 63:
                         raise InvalidRecord("a 'region_id' of more than 64 bits")
-                    spoken = phrase.encode(errors="replace")  # half of a surrogate pair is no text
+                    encoded = phrase.encode(errors="replace")  # half of a surrogate pair cannot be encoded
                 except InvalidRecord as error:
                     where = row.get("region_id", "?") if isinstance(row, dict) else "?"
-                    self.problems.add(str(error), f"{file.name} image {place} region {where}")
+                    self.problems.add(str(error), f"{file.name} image {position} region {where}")
                     continue
-                if below_area and xywh[2] * xywh[3] >= below_area:
+                if max_area and xywh[2] * xywh[3] >= max_area:
                     self.too_large += 1
                     continue
                 boxes.extend(box.xyxy)
                 image.append(at)
                 region.append(identity)
-                words += spoken
+                words += encoded
                 ends.append(len(words))
         self._boxes = np.frombuffer(boxes, np.float32).reshape(-1, 4)  # [regions, 4] xyxy, pixels
         self._image, self._region = np.frombuffer(image, np.int32), np.frombuffer(region, np.int64)

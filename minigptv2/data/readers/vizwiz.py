@@ -33,7 +33,7 @@ DOWNLOADS = {f"{_FILES}/vqa_data/Annotations.zip": ""} | {f"{_FILES}/images/{spl
 
 
 class VizWiz:
-    """One record a question. Its references are the ten answers; the test split has none.
+    """One record per question. Its references are the ten answers; the test split has none.
 
     root: holds `train.json`, ... and the folders `train/`, ... of the images.
     """
@@ -59,21 +59,21 @@ class VizWiz:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        place, image, question, answers = self.rows[index]
-        exchange = QuestionAnswer("vqa", question=question, references=answers)
-        return Sample(Path(self.folder, image), (0, 0), (exchange,), f"{self.name} row {place}")
+        position, image, question, answers = self.rows[index]
+        question_answer = QuestionAnswer("vqa", question=question, references=answers)
+        return Sample(Path(self.folder, image), (0, 0), (question_answer,), f"{self.name} row {position}")
 
 
 def read_rows(file: Path, answered: bool = True) -> Iterator[Row]:
-    """Each question of a file, as `Row` says; key and image are the image's name. answered: whether it has answers."""
+    """Each question of a file as a `Row`; key and image are the image's name. answered: whether it has answers."""
     content = read_json(file)
     if not isinstance(content, list):
-        raise corrupt_file_error(file, "it is no list of questions")
-    for place, row in enumerate(content):
+        raise corrupt_file_error(file, "it is not a list of questions")
+    for position, row in enumerate(content):
         try:
             name, words = file_name_field(row, "image"), text_field(row, "question")
             answers = answers_of(row) if answered else ()
         except InvalidRecord as error:
-            yield Row(place, problem=str(error))
+            yield Row(position, problem=str(error))
             continue
-        yield Row(place, name, name, words, answers, answer_type=optional_text(row, "answer_type"))
+        yield Row(position, name, name, words, answers, answer_type=optional_text(row, "answer_type"))

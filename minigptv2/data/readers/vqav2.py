@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minigptv2.data.annotations import (
+    NOT_ON_DISK,
     InvalidRecord,
     Row,
     answers_of,
@@ -47,9 +48,9 @@ NO_ANSWER = "a question without an answer"
 
 
 class VqaV2:
-    """One record a question. Its references are all ten answers, the most common first; test splits have none.
+    """One record per question. Its references are all ten answers, the most common first; test splits have none.
 
-    root: holds the JSON files. images: holds COCO's images, where that is not root.
+    root: holds the JSON files. images: the folder of COCO's images, "" for root.
     """
 
     page, layout = PAGE, LAYOUT
@@ -65,7 +66,7 @@ class VqaV2:
             if not problem and len(files) > 1 and not answers:
                 problem = NO_ANSWER
             if not problem and row.image not in self.images:
-                problem = "an image that is not on the disk"
+                problem = NOT_ON_DISK
             if problem:
                 self.problems.add(problem, f"{self.name} row {row.number}")
             else:
@@ -77,16 +78,18 @@ class VqaV2:
 
     def __getitem__(self, index: int) -> Sample:
         image, number, words, answers = self.rows[index]
-        exchange = QuestionAnswer("vqa", question=words, references=answers)
-        return Sample(self.images.find(image), (0, 0), (exchange,), f"{self.name} question {number}")
+        question_answer = QuestionAnswer("vqa", question=words, references=answers)
+        return Sample(self.images.find(image), (0, 0), (question_answer,), f"{self.name} question {number}")
 
 
 def read_rows(questions: Path, annotations: Path | None, problems: ProblemCounter) -> Iterator[Row]:
-    """Each question with its answers; without a file of annotations, without them. problems: counts annotations that
-    cannot be read, whose questions have no answer then."""
+    """Each question as a `Row`, with answers where a file of annotations is given.
+
+    problems: counts annotations that cannot be read; their questions have no answer.
+    """
     answers = {} if annotations is None else _answers(annotations, problems)
     seen: set[int] = set()
-    for place, row in enumerate(rows_of(questions, "questions")):
+    for position, row in enumerate(rows_of(questions, "questions")):
         try:
             number, image = field(row, "question_id", int), field(row, "image_id", int)
             words = text_field(row, "question")
@@ -95,21 +98,21 @@ def read_rows(questions: Path, annotations: Path | None, problems: ProblemCounte
             if annotations is not None and number not in answers:
                 raise InvalidRecord(NO_ANSWER)
         except InvalidRecord as error:
-            yield Row(place, problem=str(error))
+            yield Row(position, problem=str(error))
             continue
-        given, kind = answers.get(number, ((), ""))
-        yield Row(place, str(number), image, words, given, answer_type=kind)
+        texts, answer_type = answers.get(number, ((), ""))
+        yield Row(position, str(number), image, words, texts, answer_type=answer_type)
 
 
 def _answers(file: Path, problems: ProblemCounter) -> dict[int, tuple[tuple[str, ...], str]]:
-    """Number of the question -> its answers and their kind."""
+    """question_id -> its answers and their type."""
     found: dict[int, tuple[tuple[str, ...], str]] = {}
-    for place, row in enumerate(rows_of(file, "annotations")):
+    for position, row in enumerate(rows_of(file, "annotations")):
         try:
             number = field(row, "question_id", int)
             if number in found:
                 raise InvalidRecord("a second annotation of the same 'question_id'")
             found[number] = answers_of(row), optional_text(row, "answer_type")
         except InvalidRecord as error:
-            problems.add(f"an annotation with {error}", f"{file.name} row {place}", dropped=False)
+            problems.add(f"an annotation with {error}", f"{file.name} row {position}", dropped=False)
     return found

@@ -1,6 +1,6 @@
-"""VSR: statements on how two things in a COCO image lie to each other, true or false. Card: datasets/vsr.md.
+"""VSR: true or false statements about the spatial relation of two objects in a COCO image. Card: datasets/vsr.md.
 
-JSON Lines, one record a statement:
+JSON Lines, one statement per line:
 
     {"image": "000000372029.jpg", "caption": "The dog is on the surfboard.", "label": 1, "relation": "on", ...}
 """
@@ -8,6 +8,7 @@ JSON Lines, one record a statement:
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from minigptv2.bundled import document
 from minigptv2.data.annotations import InvalidRecord, check_choice, field, text_field
@@ -21,11 +22,11 @@ from minigptv2.sample import QuestionAnswer, Sample
 from minigptv2.tasks import STATEMENT
 
 PAGE = "https://github.com/cambridgeltl/visual-spatial-reasoning"
-KINDS, SPLITS = ("random", "zeroshot"), ("train", "dev", "test")
-PLACES = ("splits/", "data/splits/", "")  # of the folders random/ and zeroshot/, below the root
-PARTS = {f"{kind} {split}": (kind, split) for kind in KINDS for split in SPLITS}
+VARIANTS, SPLITS = ("random", "zeroshot"), ("train", "dev", "test")
+FOLDERS = ("splits/", "data/splits/", "")  # of the folders random/ and zeroshot/, below the root
+PARTS = {f"{variant} {split}": (variant, split) for variant in VARIANTS for split in SPLITS}
 LAYOUT: Layout = {
-    part: (tuple(f"{place}{kind}/{split}.jsonl" for place in PLACES),) for part, (kind, split) in PARTS.items()
+    part: (tuple(f"{folder}{variant}/{split}.jsonl" for folder in FOLDERS),) for part, (variant, split) in PARTS.items()
 }
 COUNTS = {
     "random train": 7680,
@@ -35,29 +36,31 @@ COUNTS = {
     "zeroshot dev": 340,
     "zeroshot test": 1222,
 }
-DOWNLOADS: dict[str, str] = {}  # the files lie in the page's repository, below data/splits
-OPTIONS = {part: {"kind": kind, "split": split} for part, (kind, split) in PARTS.items()}
+DOWNLOADS: dict[str, str] = {}  # the files are in the page's repository, in data/splits
+OPTIONS = {part: {"variant": variant, "split": split} for part, (variant, split) in PARTS.items()}
 
 
 class VSR:
-    """One sample a statement, answered "true" or "false".
+    """One sample per statement, answered "true" or "false".
 
-    root: the folder with `splits/zeroshot/test.jsonl`, or with `zeroshot/test.jsonl`. kind: "zeroshot" or "random",
-    by how it was split. split: "train", "dev" or "test". images: the folder of the images, "" for `root`.
+    root: the folder with `splits/zeroshot/test.jsonl`, or with `zeroshot/test.jsonl`. variant: "zeroshot" or "random",
+    the way the data was split. split: "train", "dev" or "test". images: the folder of the images, "" for `root`.
     records: line number from 0, image, statement, whether it is true, relation. excluded: line number and reason
     of every line that was left out.
     """
 
-    def __init__(self, root: str, kind: str = "zeroshot", split: str = "test", images: str = ""):
-        self.kind = check_choice("kind", kind, KINDS)
+    RENAMED: ClassVar[dict[str, str]] = {"kind": "variant"}
+
+    def __init__(self, root: str, variant: str = "zeroshot", split: str = "test", images: str = ""):
+        self.variant = check_choice("variant", variant, VARIANTS)
         self.split = check_choice("split", split, SPLITS)
         self.problems = ProblemCounter()
         self.excluded: list[tuple[int, str]] = []
-        files = [Path(root, name) for name in LAYOUT[f"{kind} {split}"][0]]
+        files = [Path(root, name) for name in LAYOUT[f"{variant} {split}"][0]]
         self.file = next((f for f in files if is_file(f)), None)
         if self.file is None:
             raise UserError(
-                f"{root} holds no {kind}/{split}.jsonl.",
+                f"{root} holds no {variant}/{split}.jsonl.",
                 f"Looked for {', '.join(map(str, files))}.",
                 f"See {document('datasets/vsr.md', PAGE)} for the layout.",
             )
@@ -69,7 +72,7 @@ class VSR:
                     raise row
                 name = Path(field(row, "image", str)).stem
                 if not (name.isascii() and name.isdigit() and len(name) <= 12):
-                    raise InvalidRecord("an 'image' that is no number of COCO")
+                    raise InvalidRecord("an 'image' that is not a COCO number")
                 label = field(row, "label", int)
                 if label not in (0, 1):
                     raise InvalidRecord("a 'label' other than 0 and 1")
@@ -84,9 +87,11 @@ class VSR:
 
     def __getitem__(self, index: int) -> Sample:
         number, image, statement, true, _ = self.records[index]
-        exchange = QuestionAnswer("vqa", question=STATEMENT.format(statement), answer="true" if true else "false")
-        return Sample(image, (0, 0), (exchange,), f"vsr {self.kind} {self.split} line {number}")
+        question_answer = QuestionAnswer(
+            "vqa", question=STATEMENT.format(statement), answer="true" if true else "false"
+        )
+        return Sample(image, (0, 0), (question_answer,), f"vsr {self.variant} {self.split} line {number}")
 
     def missing_images(self) -> list[Path]:
-        """Where images are expected that are not on the disk now; their statements are not left out."""
+        """Expected paths of images that are not on the disk. Their statements are kept."""
         return missing(record[1] for record in self.records)

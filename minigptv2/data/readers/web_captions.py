@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import ClassVar
 
 from minigptv2.data.annotations import InvalidRecord, Unwanted, text_field
 from minigptv2.data.dataset import ProblemCounter
@@ -23,42 +24,44 @@ PAGE = {
     "sbu": "https://www.cs.rice.edu/~vo9/sbucaptions/",
 }
 LAYOUT: Layout = LAYOUT_OF_SHARDS
-COUNTS: dict[str, int] = {}  # nobody gets all images of the lists
-DOWNLOADS: dict[str, str] = {}  # lists of addresses, each to be asked for
+COUNTS: dict[str, int] = {}  # many images of the lists are gone
+DOWNLOADS: dict[str, str] = {}  # lists of addresses, to be downloaded one by one
 OPTIONS = OPTIONS_OF_SHARDS
 
 
 class WebCaptions:
-    """One sample an image with its caption.
+    """One sample per image with its caption.
 
     shards: tar or parquet files, as `data.shards.Shards` takes them, with index, images and image. caption: the
-    JSON field or column with it; "" takes the .txt and, where there is none, the field "caption". words: the least
-    and the most words of a caption. without: a regular expression; captions in which it is found are left out.
-    least: smallest value of JSON fields, such as {similarity: 0.3}. What these leave out is counted in `problems`.
+    JSON field or column of the caption; "" is the .txt and, without one, the field "caption". words: minimum and
+    maximum number of words of a caption. exclude: a regular expression; captions that contain a match are left out.
+    min_values: minimum of JSON fields, such as {similarity: 0.3}. Records left out by these are counted in `problems`.
     """
+
+    RENAMED: ClassVar[dict[str, str]] = {"picture": "image", "without": "exclude", "least": "min_values"}
 
     def __init__(
         self,
         shards: str | list[str],
         caption: str = "",
         words: tuple[int, int] = (1, 200),
-        without: str = "",
-        least: dict[str, float] | None = None,
+        exclude: str = "",
+        min_values: dict[str, float] | None = None,
         index: str = "",
         images: str = "",
         image: str = "",
     ):
-        self.caption, self.least = caption, dict(least or {})
+        self.caption, self.min_values = caption, dict(min_values or {})
         try:
-            self.least_words, self.most_words = (int(n) for n in words)
-            self.without = re.compile(without) if without else None
+            self.min_words, self.max_words = (int(n) for n in words)
+            self.exclude = re.compile(exclude) if exclude else None
         except (TypeError, ValueError, re.error) as error:
             raise UserError(
                 f"The filter of captions cannot be understood: {error}.",
-                "words is [least, most]; without is a regular expression of Python.",
+                "words is [min, max]; exclude is a regular expression of Python.",
                 "Correct it.",
             ) from error
-        purpose = f"captions-{caption}-{self.least_words}-{self.most_words}-{without}-{sorted(self.least.items())}"
+        purpose = f"captions-{caption}-{self.min_words}-{self.max_words}-{exclude}-{sorted(self.min_values.items())}"
         self.shards = Shards(shards, self._judge, purpose, index, images, image)
         self.problems: ProblemCounter = self.shards.problems
 
@@ -68,10 +71,10 @@ class WebCaptions:
     def __getitem__(self, index: int) -> Sample:
         record = self.shards[index]
         try:
-            exchange = QuestionAnswer("caption", answer=self._caption(record))
+            question_answer = QuestionAnswer("caption", answer=self._caption(record))
         except InvalidRecord as error:
             raise changed(record.key, error) from error
-        return Sample(record.image, (0, 0), (exchange,), record.key)
+        return Sample(record.image, (0, 0), (question_answer,), record.key)
 
     def _caption(self, record: Record) -> str:
         """Words with single spaces between them. Raises InvalidRecord."""
@@ -82,16 +85,16 @@ class WebCaptions:
     def _judge(self, record: Record) -> Iterable[str]:
         caption = self._caption(record)
         count = len(caption.split())
-        if count < self.least_words:
-            raise Unwanted(f"a caption of fewer than {self.least_words} words")
-        if count > self.most_words:
-            raise Unwanted(f"a caption of more than {self.most_words} words")
-        if self.without and self.without.search(caption):
-            raise Unwanted("a caption that `without` leaves out")
-        for name, least in self.least.items():
+        if count < self.min_words:
+            raise Unwanted(f"a caption of fewer than {self.min_words} words")
+        if count > self.max_words:
+            raise Unwanted(f"a caption of more than {self.max_words} words")
+        if self.exclude and self.exclude.search(caption):
+            raise Unwanted("a caption that `exclude` leaves out")
+        for name, minimum in self.min_values.items():
             value = record.fields.get(name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise InvalidRecord(f"no number {name!r}")
-            if not value >= least:
-                raise Unwanted(f"{name!r} under {least}")
+            if not value >= minimum:
+                raise Unwanted(f"{name!r} under {minimum}")
         return ()

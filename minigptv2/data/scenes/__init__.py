@@ -1,1 +1,1 @@
-"""The drawn world: scenes from a seed, and questions about them."""
+"""Generated scenes from a seed, and questions about them."""

@@ -1,65 +1,42 @@
-"""What can be asked about a generated scene, and the right answers: every task, as meaning.
+"""Questions about a generated scene and their correct answers, for every task, as meaning.
 
 Nothing here is a prompt: `tasks.render` words the instruction and puts the boxes into the answer.
 """
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from minigptv2.boxes import Box
-from minigptv2.data.scenes.objects import KINDS
-from minigptv2.data.scenes.world import COLORS, Scene, Thing
+from minigptv2.data.scenes.objects import OBJECT_CLASSES
+from minigptv2.data.scenes.vocabulary import (
+    ABSENT_NOUNS,
+    CANONICAL_RELATIONS,
+    MARGIN,
+    NUMBERS,
+    PHRASINGS,
+    RELATIONS,
+    article,
+    plural,
+)
+from minigptv2.data.scenes.world import COLORS, Scene, SceneObject
 from minigptv2.sample import Phrase, QuestionAnswer
 from minigptv2.tasks import ABSENT, STATEMENT, instruction_text
 
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
-ABSENT_NOUNS = (
-    "dog bird horse cow sheep elephant zebra giraffe lion mouse rabbit duck chair table bed lamp phone book clock door "
-    "window key spoon knife fork plate bottle apple banana pear cake bread pizza bicycle train bus truck plane ship "
-    "rocket robot hat shoe shirt bag ring crown drum guitar piano bridge tower castle mountain river snowman butterfly "
-    "spider snake frog turtle whale shark ghost arrow cross flag pencil scissors camera"
-).split()
-MARGIN = 0.08  # of the image's side: what lies closer together is neither left nor right of the other
-
-RELATIONS: dict[str, tuple[str, Callable[[Box, Box, float], bool]]] = {
-    # name: (its opposite, whether a is so to b, with a margin in pixels)
-    "left of": ("right of", lambda a, b, m: a.center[0] < b.center[0] - m),
-    "right of": ("left of", lambda a, b, m: a.center[0] > b.center[0] + m),
-    "above": ("below", lambda a, b, m: a.center[1] < b.center[1] - m),
-    "below": ("above", lambda a, b, m: a.center[1] > b.center[1] + m),
-    "bigger than": ("smaller than", lambda a, b, m: a.area > 1.5 * b.area),
-    "smaller than": ("bigger than", lambda a, b, m: b.area > 1.5 * a.area),
-}
-CANONICAL_RELATIONS = ("left of", "above", "bigger than")
-PHRASINGS = {
-    "left of": ("left of", "to the left of", "on the left of"),
-    "right of": ("right of", "to the right of", "on the right of"),
-    "above": ("above", "higher than", "over"),
-    "below": ("below", "under", "lower than"),
-    "bigger than": ("bigger than", "larger than"),
-    "smaller than": ("smaller than",),
-}
-
-
-def plural(kind: str) -> str:
-    return {"fish": "fish", "person": "people", "box": "boxes"}.get(kind, kind + "s")
-
-
-def article(words: str) -> str:
-    return ("an " if words[0] in "aeiou" else "a ") + words
-
 
 class QuestionWriter:
-    """The questions about one scene; every method gives one exchange, or None where the scene does not offer one."""
+    """Writes questions about one scene; `rng` makes every choice.
+
+    Each task is a method that returns one question with its answer, or None where the scene does not allow it.
+    """
 
     def __init__(self, scene: Scene, rng: random.Random):
         self.rng = rng
         self.side = scene.side
-        self.things = sorted(scene.things, key=lambda t: (t.box.center[0], t.box.center[1]))
-        self.names = Counter(t.name for t in self.things)
-        self.kinds = Counter(t.kind for t in self.things)
-        self.colors = Counter(t.color for t in self.things)
+        self.objects = sorted(scene.objects, key=lambda o: (o.box.center[0], o.box.center[1]))
+        self.names = Counter(o.name for o in self.objects)
+        self.classes = Counter(o.class_name for o in self.objects)
+        self.colors = Counter(o.color for o in self.objects)
 
     # ---- the tasks ----
 
@@ -69,30 +46,31 @@ class QuestionWriter:
         return QuestionAnswer("caption", answer=_listed([g.text for g in groups], start) + ".")
 
     def grounding(self) -> QuestionAnswer:
-        """Every thing in a phrase of its own, from left to right."""
-        phrases = [Phrase(article(t.name), (t.box,)) for t in self.things]
+        """Every object in its own phrase, from left to right."""
+        phrases = [Phrase(article(o.name), (o.box,)) for o in self.objects]
         return QuestionAnswer("grounding", tuple(phrases), answer=_listed(["{}"] * len(phrases)) + ".")
 
     def refer(self) -> QuestionAnswer:
         if self.rng.random() < 0.25:
             absent = self.absent()
             return QuestionAnswer("refer", (Phrase(absent),), self._worded(absent))
-        words, thing = self._description()
-        return QuestionAnswer("refer", (Phrase(words, (thing.box,)),))
+        words, obj = self._description()
+        return QuestionAnswer("refer", (Phrase(words, (obj.box,)),))
 
-    def seek(self) -> QuestionAnswer | None:
-        """Refer by the kind alone: colours, which are learned long before kinds, do not help."""
-        alone = [t for t in self.things if self.kinds[t.kind] == 1]
+    def refer_to_class(self) -> QuestionAnswer | None:
+        """Refer by the class alone, so that colours, which are learned much earlier than classes, do not help."""
+        alone = [o for o in self.objects if self.classes[o.class_name] == 1]
         if not alone:
             return None
-        thing = self.rng.choice(alone)
-        return QuestionAnswer("refer", (Phrase(self._worded(thing.kind), (thing.box,)),))
+        obj = self.rng.choice(alone)
+        return QuestionAnswer("refer", (Phrase(self._worded(obj.class_name), (obj.box,)),))
 
-    def near_miss(self) -> QuestionAnswer:
-        """Refer to what is nearly there: a kind that is not, alone or in a colour that is, or a colour and a kind that
-        are, but not in one thing. What `seek` teaches, without this, is that a kind is always found."""
-        others = [k for k in KINDS if k not in self.kinds]
-        crossed = [f"{c} {k}" for c in self.colors for k in self.kinds if f"{c} {k}" not in self.names]
+    def refer_to_absent(self) -> QuestionAnswer:
+        """A referring expression with no match: an absent class, or a class and a colour that occur only separately.
+
+        Without these the model learns that every expression has a box."""
+        others = [k for k in OBJECT_CLASSES if k not in self.classes]
+        crossed = [f"{c} {k}" for c in self.colors for k in self.classes if f"{c} {k}" not in self.names]
         if crossed and self.rng.random() < 0.4:
             words = self.rng.choice(crossed)
         else:
@@ -102,13 +80,13 @@ class QuestionWriter:
         return QuestionAnswer("refer", (Phrase(words),), self._worded(words))
 
     def identify(self) -> QuestionAnswer:
-        thing = self.rng.choice(self.things)
-        box = thing.box
+        obj = self.rng.choice(self.objects)
+        box = obj.box
         if self.rng.random() < 0.4:
             wobble = [self.rng.uniform(-0.06, 0.06) for _ in range(4)]
             w, h = box.x2 - box.x1, box.y2 - box.y1
             box = Box(box.x1 + wobble[0] * w, box.y1 + wobble[1] * h, box.x2 + wobble[2] * w, box.y2 + wobble[3] * h)
-        return QuestionAnswer("identify", (Phrase(thing.name, (box,)),))
+        return QuestionAnswer("identify", (Phrase(obj.name, (box,)),))
 
     def detection(self) -> QuestionAnswer:
         if self.rng.random() < 0.2:
@@ -124,8 +102,8 @@ class QuestionWriter:
             if self.rng.random() < 0.15:
                 word = self.absent()
             else:
-                thing = self.rng.choice(self.things)
-                word = self.rng.choice((thing.name, thing.name, thing.kind))
+                obj = self.rng.choice(self.objects)
+                word = self.rng.choice((obj.name, obj.name, obj.class_name))
             if word not in words:
                 words.append(word)
         return QuestionAnswer("detection", tuple(Phrase(w, self._boxes(w)) for w in words))
@@ -135,37 +113,38 @@ class QuestionWriter:
         return found and self._stated(*found)
 
     def one_way(self) -> QuestionAnswer | None:
-        """A statement that something is left of, above or bigger than something else, never the other way round. So
-        the place of one of the things makes true or false likelier, which is where learning can begin: of any
-        statement it says nothing."""
+        """A statement with one of the relations left of, above and bigger than, never their opposites.
+
+        The position of one object alone then makes one answer more likely, so learning can begin there; in
+        `statement` it tells nothing."""
         found = self._relation()
         if found is None:
             return None
-        a, said, b, true = found
-        if said not in CANONICAL_RELATIONS:
-            said, true = RELATIONS[said][0], not true
-        return self._stated(a, said, b, true)
+        a, claimed, b, holds = found
+        if claimed not in CANONICAL_RELATIONS:
+            claimed, holds = RELATIONS[claimed][0], not holds
+        return self._stated(a, claimed, b, holds)
 
-    def _stated(self, a: str, relation: str, b: str, true: bool) -> QuestionAnswer:
+    def _stated(self, a: str, relation: str, b: str, holds: bool) -> QuestionAnswer:
         words = f"The {a} is {self.rng.choice(PHRASINGS[relation])} the {b}."
-        return QuestionAnswer("vqa", question=STATEMENT.format(words), answer="true" if true else "false")
+        return QuestionAnswer("vqa", question=STATEMENT.format(words), answer="true" if holds else "false")
 
     def comparison(self) -> QuestionAnswer | None:
-        """Which of two opposites holds: as `one_way`, a question to begin with."""
+        """Which of two opposite relations holds; easier to learn than `statement`, as `one_way` is."""
         found = self._relation()
         if found is None:
             return None
-        a, said, b, true = found
-        opposite = RELATIONS[said][0]
-        both = self.rng.sample((said, opposite), 2)
-        answer = (said if true else opposite).split()[0]
+        a, claimed, b, holds = found
+        opposite = RELATIONS[claimed][0]
+        both = self.rng.sample((claimed, opposite), 2)
+        answer = (claimed if holds else opposite).split()[0]
         return QuestionAnswer("vqa", question=f"is the {a} {both[0]} or {both[1]} the {b}?", answer=answer)
 
     def vqa(self) -> QuestionAnswer | None:
-        kind = self.rng.choice(
+        ask = self.rng.choice(
             (
                 self._what_color,
-                self._which_thing,
+                self._which_object,
                 self._how_many,
                 self._is_there,
                 self._is_so,
@@ -173,16 +152,16 @@ class QuestionWriter:
                 self._beside,
             )
         )
-        found = kind()
+        found = ask()
         return found and QuestionAnswer("vqa", question=found[0], answer=found[1])
 
     def chat(self) -> QuestionAnswer | None:
-        kind = self.rng.choice(
+        ask = self.rng.choice(
             (
                 self._where,
                 self._where,
                 self._what_color,
-                self._which_thing,
+                self._which_object,
                 self._how_many,
                 self._is_there,
                 self._extreme,
@@ -192,37 +171,37 @@ class QuestionWriter:
                 self._about_me,
             )
         )
-        found = kind()
+        found = ask()
         if found is None:
             return None
         question, answer, *phrases = found
         return QuestionAnswer("chat", tuple(phrases), question, answer)
 
     def dialogue(self) -> list[QuestionAnswer]:
-        """Three to six turns about a thing and its neighbours in which later questions lean on earlier answers."""
-        unique = [t for t in self.things if self.names[t.name] == 1]
+        """Three to six turns about an object and its neighbours, whose later questions refer to earlier turns."""
+        unique = [o for o in self.objects if self.names[o.name] == 1]
         if not unique:
             return []
-        thing = self.rng.choice(unique)
-        turns = [QuestionAnswer("chat", (), f"is there {article(thing.name)}?", "yes")]
+        obj = self.rng.choice(unique)
+        turns = [QuestionAnswer("chat", (), f"is there {article(obj.name)}?", "yes")]
         follow = [
             (
                 self.rng.choice(("where is it?", "where?", "show me where it is")),
                 "{}",
-                Phrase(thing.name, (thing.box,)),
+                Phrase(obj.name, (obj.box,)),
             ),
-            (self.rng.choice(("what color is it?", "which color does it have?")), thing.color),
-            (self.rng.choice(("what is it?", "what kind of thing is it?")), article(thing.kind)),
+            (self.rng.choice(("what color is it?", "which color does it have?")), obj.color),
+            (self.rng.choice(("what is it?", "what kind of thing is it?")), article(obj.class_name)),
         ]
-        aside = []  # what speaks of another thing comes last: after it, "it" would be that thing
-        others = [t for t in unique if t is not thing]
+        aside = []  # turns about another object come last: after them, "it" would mean that object
+        others = [o for o in unique if o is not obj]
         if others:
             other = self.rng.choice(others)
             for relation in self.rng.sample(list(RELATIONS), 2):
-                true = self._holds(relation, thing, other)
-                if true is not None:
+                holds = self._holds(relation, obj, other)
+                if holds is not None:
                     asked = f"is it {self.rng.choice(PHRASINGS[relation])} the {other.name}?"
-                    follow.append((asked, "yes" if true else "no"))
+                    follow.append((asked, "yes" if holds else "no"))
             aside.append((f"and where is the {other.name}?", "{}", Phrase(other.name, (other.box,))))
             aside.append((f"and is there {article(self.absent())}?", "no"))
         self.rng.shuffle(follow)
@@ -235,34 +214,40 @@ class QuestionWriter:
     # ---- vqa and conversation: (question, answer, *phrases) or None ----
 
     def _what_color(self):
-        kinds = [k for k, n in self.kinds.items() if n == 1]
-        if not kinds:
+        classes = [k for k, n in self.classes.items() if n == 1]
+        if not classes:
             return None
-        kind = self.rng.choice(kinds)
-        color = next(t.color for t in self.things if t.kind == kind)
+        class_name = self.rng.choice(classes)
+        color = next(o.color for o in self.objects if o.class_name == class_name)
         return self.rng.choice(
-            (f"what color is the {kind}?", f"which color does the {kind} have?", f"what colour is the {kind}?")
+            (
+                f"what color is the {class_name}?",
+                f"which color does the {class_name} have?",
+                f"what colour is the {class_name}?",
+            )
         ), color
 
-    def _which_thing(self):
+    def _which_object(self):
         colors = [c for c, n in self.colors.items() if n == 1]
         if not colors:
             return None
         color = self.rng.choice(colors)
-        kind = next(t.kind for t in self.things if t.color == color)
-        return self.rng.choice((f"what is {color}?", f"what is the {color} thing?", f"which thing is {color}?")), kind
+        class_name = next(o.class_name for o in self.objects if o.color == color)
+        return self.rng.choice(
+            (f"what is {color}?", f"what is the {color} thing?", f"which thing is {color}?")
+        ), class_name
 
     def _how_many(self):
         if self.rng.random() < 0.25:
             question = self.rng.choice(("how many things are there?", "how many objects do you see?"))
-            return question, NUMBERS[len(self.things)]
+            return question, NUMBERS[len(self.objects)]
         if self.rng.random() < 0.2:
-            kind, color = self.rng.choice(list(KINDS)), ""
+            class_name, color = self.rng.choice(list(OBJECT_CLASSES)), ""
         else:
-            thing = self.rng.choice(self.things)
-            kind, color = thing.kind, (thing.color + " ") if self.rng.random() < 0.4 else ""
-        count = sum(t.kind == kind and (not color or t.color == color.strip()) for t in self.things)
-        many = color + plural(kind)
+            obj = self.rng.choice(self.objects)
+            class_name, color = obj.class_name, (obj.color + " ") if self.rng.random() < 0.4 else ""
+        count = sum(o.class_name == class_name and (not color or o.color == color.strip()) for o in self.objects)
+        many = color + plural(class_name)
         return self.rng.choice(
             (f"how many {many} are there?", f"how many {many} do you see?", f"count the {many}.")
         ), NUMBERS[count]
@@ -270,7 +255,7 @@ class QuestionWriter:
     def _is_there(self):
         there = self.rng.random() < 0.5
         words = (
-            self.rng.choice((self.rng.choice(self.things).name, self.rng.choice(self.things).kind))
+            self.rng.choice((self.rng.choice(self.objects).name, self.rng.choice(self.objects).class_name))
             if there
             else self.absent()
         )
@@ -287,45 +272,45 @@ class QuestionWriter:
         found = self._relation()
         if found is None:
             return None
-        a, relation, b, true = found
-        return f"is the {a} {self.rng.choice(PHRASINGS[relation])} the {b}?", "yes" if true else "no"
+        a, relation, b, holds = found
+        return f"is the {a} {self.rng.choice(PHRASINGS[relation])} the {b}?", "yes" if holds else "no"
 
     def _extreme(self):
-        """The outermost, biggest or smallest thing, where it is so by a margin."""
+        """The outermost, biggest or smallest object, where it is so by a margin."""
         margin = MARGIN * self.side
         measures = {
-            ("on the left", "furthest to the left", "the leftmost thing"): lambda t: -t.box.center[0],
-            ("on the right", "furthest to the right", "the rightmost thing"): lambda t: t.box.center[0],
-            ("at the top", "the highest thing"): lambda t: -t.box.center[1],
-            ("at the bottom", "the lowest thing"): lambda t: t.box.center[1],
-            ("the biggest thing", "the largest object"): lambda t: self.side * t.box.area / (self.side**2 / 4),
-            ("the smallest thing",): lambda t: -self.side * t.box.area / (self.side**2 / 4),
+            ("on the left", "furthest to the left", "the leftmost thing"): lambda o: -o.box.center[0],
+            ("on the right", "furthest to the right", "the rightmost thing"): lambda o: o.box.center[0],
+            ("at the top", "the highest thing"): lambda o: -o.box.center[1],
+            ("at the bottom", "the lowest thing"): lambda o: o.box.center[1],
+            ("the biggest thing", "the largest object"): lambda o: self.side * o.box.area / (self.side**2 / 4),
+            ("the smallest thing",): lambda o: -self.side * o.box.area / (self.side**2 / 4),
         }
         words, measure = self.rng.choice(list(measures.items()))
-        ranked = sorted(self.things, key=measure, reverse=True)
+        ranked = sorted(self.objects, key=measure, reverse=True)
         if len(ranked) > 1 and measure(ranked[0]) - measure(ranked[1]) < margin / 2:
             return None
         return f"what is {self.rng.choice(words)}?", article(ranked[0].name)
 
     def _beside(self):
-        unique = [t for t in self.things if self.names[t.name] == 1]
+        unique = [o for o in self.objects if self.names[o.name] == 1]
         if not unique:
             return None
         anchor, relation = self.rng.choice(unique), self.rng.choice(("left of", "right of", "above", "below"))
-        sides = [self._holds(relation, t, anchor) for t in self.things if t is not anchor]
+        sides = [self._holds(relation, o, anchor) for o in self.objects if o is not anchor]
         if None in sides or sum(sides) > 1:
             return None
-        others = [t for t in self.things if t is not anchor]
-        answer = next((article(t.name) for t, so in zip(others, sides) if so), "nothing")
+        others = [o for o in self.objects if o is not anchor]
+        answer = next((article(o.name) for o, so in zip(others, sides) if so), "nothing")
         return f"what is {self.rng.choice(PHRASINGS[relation])} the {anchor.name}?", answer
 
     def _where(self):
         if self.rng.random() < 0.2:
             words = self.absent()
             return self._asked_where(words), ABSENT.format(words)
-        words, thing = self._description()
+        words, obj = self._description()
         bare = words.removeprefix("the ").removeprefix("a ").removeprefix("an ")
-        return self._asked_where(bare), "{}", Phrase(bare, (thing.box,))
+        return self._asked_where(bare), "{}", Phrase(bare, (obj.box,))
 
     def _asked_where(self, words: str) -> str:
         return self.rng.choice(
@@ -345,9 +330,9 @@ class QuestionWriter:
         ), caption
 
     def _name_it(self):
-        if len(self.things) != 1:
+        if len(self.objects) != 1:
             return None
-        return self.rng.choice(("what is this?", "what is it?", "name it")), article(self.things[0].name)
+        return self.rng.choice(("what is this?", "what is it?", "name it")), article(self.objects[0].name)
 
     def _about_me(self):
         return self.rng.choice(
@@ -364,91 +349,98 @@ class QuestionWriter:
     # ---- what the scene holds ----
 
     def _boxes(self, words: str) -> tuple[Box, ...]:
-        """All things that "red ball" or "ball" names, from left to right."""
-        return tuple(t.box for t in self.things if words in (t.name, t.kind))
+        """The boxes of all objects called "red ball" or "ball", from left to right."""
+        return tuple(o.box for o in self.objects if words in (o.name, o.class_name))
 
     def _groups(self, plain: bool = False) -> list[Phrase]:
         """Every name in the scene with its boxes, from left to right: "a red ball", "two cats"; plain: "red ball"."""
         groups: dict[str, list[Box]] = {}
-        for thing in self.things:
-            groups.setdefault(thing.name, []).append(thing.box)
+        for obj in self.objects:
+            groups.setdefault(obj.name, []).append(obj.box)
         return [Phrase(name if plain else _counted(name, len(boxes)), tuple(boxes)) for name, boxes in groups.items()]
 
     def absent(self) -> str:
-        """A name that nothing in the scene has: another colour of a kind that is there, another kind, or a stranger."""
+        """A name that no object has: a class that is there in another colour, another class, or one of ABSENT_NOUNS."""
         chance = self.rng.random()
         if chance < 0.12:
             word = self.rng.choice(ABSENT_NOUNS)
             return word if self.rng.random() < 0.5 else f"{self.rng.choice(list(COLORS))} {word}"
         if chance < 0.35:
-            return self.rng.choice([k for k in KINDS if k not in self.kinds])
-        kind = self.rng.choice(self.things).kind if chance < 0.7 else self.rng.choice(list(KINDS))
-        return self.rng.choice([f"{c} {kind}" for c in COLORS if f"{c} {kind}" not in self.names])
+            return self.rng.choice([k for k in OBJECT_CLASSES if k not in self.classes])
+        class_name = self.rng.choice(self.objects).class_name if chance < 0.7 else self.rng.choice(list(OBJECT_CLASSES))
+        return self.rng.choice([f"{c} {class_name}" for c in COLORS if f"{c} {class_name}" not in self.names])
 
     def _worded(self, words: str) -> str:
         return self.rng.choice((words, words, f"the {words}", article(words)))
 
-    def _description(self) -> tuple[str, Thing]:
-        """Words that fit one thing alone: colour and kind, the kind, its size, its place or a relation."""
+    def _description(self) -> tuple[str, SceneObject]:
+        """Words that fit exactly one object: colour and class, the class, its size, position or a relation."""
         for _ in range(12):
-            thing = self.rng.choice(self.things)
-            ways = (self._by_name, self._by_name, self._by_kind, self._by_size, self._by_place, self._by_relation)
-            words = self.rng.choice(ways)(thing)
+            obj = self.rng.choice(self.objects)
+            describers = (
+                self._by_name,
+                self._by_name,
+                self._by_class,
+                self._by_size,
+                self._by_place,
+                self._by_relation,
+            )
+            words = self.rng.choice(describers)(obj)
             if words:
-                return (words if words.startswith("the ") else self._worded(words)), thing
-        thing = max(self.things, key=lambda t: t.box.area)
-        return f"the biggest {thing.kind}", thing
+                return (words if words.startswith("the ") else self._worded(words)), obj
+        obj = max(self.objects, key=lambda o: o.box.area)
+        return f"the biggest {obj.class_name}", obj
 
-    def _by_name(self, thing: Thing) -> str | None:
-        return thing.name if self.names[thing.name] == 1 else None
+    def _by_name(self, obj: SceneObject) -> str | None:
+        return obj.name if self.names[obj.name] == 1 else None
 
-    def _by_kind(self, thing: Thing) -> str | None:
-        if self.kinds[thing.kind] == 1:
-            return thing.kind
-        return f"{thing.color} thing" if self.colors[thing.color] == 1 else None
+    def _by_class(self, obj: SceneObject) -> str | None:
+        if self.classes[obj.class_name] == 1:
+            return obj.class_name
+        return f"{obj.color} thing" if self.colors[obj.color] == 1 else None
 
-    def _noun(self, thing: Thing) -> tuple[str, list[Thing]]:
-        """A noun for the thing, and the other things that it names too."""
-        noun = self.rng.choice((thing.name, thing.name, thing.kind))
-        return noun, [t for t in self.things if noun in (t.name, t.kind) and t is not thing]
+    def _noun(self, obj: SceneObject) -> tuple[str, list[SceneObject]]:
+        """A noun for the object, and the other objects that it fits too."""
+        noun = self.rng.choice((obj.name, obj.name, obj.class_name))
+        return noun, [o for o in self.objects if noun in (o.name, o.class_name) and o is not obj]
 
-    def _by_size(self, thing: Thing) -> str | None:
-        noun, rivals = self._noun(thing)
-        if rivals and all(RELATIONS["bigger than"][1](thing.box, t.box, 0) for t in rivals):
+    def _by_size(self, obj: SceneObject) -> str | None:
+        noun, rivals = self._noun(obj)
+        if rivals and all(RELATIONS["bigger than"][1](obj.box, o.box, 0) for o in rivals):
             return "the " + self.rng.choice(("big ", "large ", "bigger ", "biggest ")) + noun
-        if rivals and all(RELATIONS["smaller than"][1](thing.box, t.box, 0) for t in rivals):
+        if rivals and all(RELATIONS["smaller than"][1](obj.box, o.box, 0) for o in rivals):
             return "the " + self.rng.choice(("small ", "little ", "smaller ", "smallest ")) + noun
         return None
 
-    def _by_place(self, thing: Thing) -> str | None:
-        noun, rivals = self._noun(thing)
+    def _by_place(self, obj: SceneObject) -> str | None:
+        noun, rivals = self._noun(obj)
         if not rivals:
             return None
-        places = {
+        phrasings = {
             "left of": ("the left {}", "the leftmost {}", "the {} on the left"),
             "right of": ("the right {}", "the rightmost {}", "the {} on the right"),
             "above": ("the upper {}", "the {} at the top", "the highest {}"),
             "below": ("the lower {}", "the {} at the bottom", "the lowest {}"),
         }
-        fitting = [w for r, w in places.items() if all(self._holds(r, thing, t) for t in rivals)]
+        fitting = [w for r, w in phrasings.items() if all(self._holds(r, obj, o) for o in rivals)]
         return self.rng.choice(self.rng.choice(fitting)).format(noun) if fitting else None
 
-    def _by_relation(self, thing: Thing) -> str | None:
-        anchors = [t for t in self.things if self.names[t.name] == 1 and t is not thing]
+    def _by_relation(self, obj: SceneObject) -> str | None:
+        anchors = [o for o in self.objects if self.names[o.name] == 1 and o is not obj]
         if not anchors:
             return None
-        anchor, (noun, rivals) = self.rng.choice(anchors), self._noun(thing)
-        if anchor in rivals and noun == anchor.kind:
+        anchor, (noun, rivals) = self.rng.choice(anchors), self._noun(obj)
+        if anchor in rivals and noun == anchor.class_name:
             return None
         relation = self.rng.choice(("left of", "right of", "above", "below"))
-        if not self._holds(relation, thing, anchor):
+        if not self._holds(relation, obj, anchor):
             return None
-        if any(self._holds(relation, t, anchor) is not False for t in rivals if t is not anchor):
+        if any(self._holds(relation, o, anchor) is not False for o in rivals if o is not anchor):
             return None
         return f"the {noun} {self.rng.choice(PHRASINGS[relation])} the {anchor.name}"
 
-    def _holds(self, relation: str, a: Thing, b: Thing) -> bool | None:
-        """Whether a is so to b; None where it is too close to call."""
+    def _holds(self, relation: str, a: SceneObject, b: SceneObject) -> bool | None:
+        """Whether the relation holds from a to b; None where it is too close to call."""
         opposite, holds = RELATIONS[relation]
         margin = MARGIN * self.side
         if holds(a.box, b.box, margin):
@@ -456,26 +448,28 @@ class QuestionWriter:
         return False if RELATIONS[opposite][1](a.box, b.box, margin) else None
 
     def _relation(self) -> tuple[str, str, str, bool] | None:
-        """Two things named without doubt, and a relation that clearly holds or clearly does not; half are true."""
-        unique = [t for t in self.things if self.names[t.name] == 1]
+        """(name of a, relation, name of b, whether it holds), of two unambiguously named objects; half of them hold."""
+        unique = [o for o in self.objects if self.names[o.name] == 1]
         if len(unique) < 2:
             return None
         a, b = self.rng.sample(unique, 2)
-        true = self.rng.random() < 0.5
+        holds = self.rng.random() < 0.5
         holding = [r for r in RELATIONS if self._holds(r, a, b)]
         if not holding:
             return None
         relation = self.rng.choice(holding)
-        said = relation if true else RELATIONS[relation][0]  # its opposite is clearly false
-        words = [t.kind if self.kinds[t.kind] == 1 and self.rng.random() < 0.3 else t.name for t in (a, b)]
-        return words[0], said, words[1], true
+        claimed = relation if holds else RELATIONS[relation][0]  # its opposite is clearly false
+        words = [
+            o.class_name if self.classes[o.class_name] == 1 and self.rng.random() < 0.3 else o.name for o in (a, b)
+        ]
+        return words[0], claimed, words[1], holds
 
 
 def _counted(name: str, count: int) -> str:
     if count == 1:
         return article(name)
-    color, kind = name.split()
-    return f"{NUMBERS[count]} {color} {plural(kind)}"
+    color, class_name = name.split()
+    return f"{NUMBERS[count]} {color} {plural(class_name)}"
 
 
 def _listed(words: Sequence[str], start: str = "") -> str:
@@ -484,15 +478,15 @@ def _listed(words: Sequence[str], start: str = "") -> str:
 
 
 def scene_questions(scene: Scene, weights: dict[str, float], count: int, rng: random.Random) -> list[QuestionAnswer]:
-    """`count` independent exchanges about the scene, tasks drawn by weight; no question twice.
+    """Up to `count` independent questions about the scene, each once; their tasks are drawn by weight.
 
-    weights: of the methods of Talk: caption, grounding, refer, seek, near_miss, identify, detection, statement,
-    one_way, comparison, vqa, chat.
+    weights: of the methods of QuestionWriter: caption, grounding, refer, refer_to_class, refer_to_absent, identify,
+    detection, statement, one_way, comparison, vqa, chat.
     """
-    talk, out = QuestionWriter(scene, rng), {}
-    names, shares = list(weights), list(weights.values())
+    writer, out = QuestionWriter(scene, rng), {}
+    names, probabilities = list(weights), list(weights.values())
     for _ in range(4 * count):
-        exchange = getattr(talk, rng.choices(names, shares)[0])()
+        exchange = getattr(writer, rng.choices(names, probabilities)[0])()
         if exchange is not None:
             out.setdefault(instruction_text(exchange, (scene.side, scene.side), "round", None), exchange)
         if len(out) == count:
@@ -501,11 +495,11 @@ def scene_questions(scene: Scene, weights: dict[str, float], count: int, rng: ra
 
 
 def entities(scene: Scene) -> tuple[Phrase, ...]:
-    """Every name of what is in the scene, in the singular and the plural, with all boxes that it stands for."""
+    """Every name of the objects of the scene, in the singular and the plural, with all boxes that it stands for."""
     found: dict[str, list[Box]] = {}
-    for thing in scene.things:
-        for words in (thing.kind, plural(thing.kind), thing.name, f"{thing.color} {plural(thing.kind)}"):
+    for obj in scene.objects:
+        for words in (obj.class_name, plural(obj.class_name), obj.name, f"{obj.color} {plural(obj.class_name)}"):
             boxes = found.setdefault(words, [])
-            if thing.box not in boxes:
-                boxes.append(thing.box)
+            if obj.box not in boxes:
+                boxes.append(obj.box)
     return tuple(Phrase(words, tuple(boxes)) for words, boxes in found.items())

@@ -1,8 +1,8 @@
-"""The generated world: images of coloured things on varied grounds, with complete annotation, from a seed.
+"""The generated world: images of coloured objects on varied backgrounds, with complete annotation, from a seed.
 
-Source: drawn by this project; no image files, no licence to mind. A record is a `Scene`: an RGB image, its things
-(kind, colour, visible box in pixels, size as a share of the side) and a map of which thing is seen at each pixel.
-The same seed gives the same image on every machine with the same Pillow and NumPy.
+Drawn by this project: no image files and no licence. A record is a `Scene`: an RGB image, its objects (class, colour,
+box of the visible part in pixels) and a map of the object that is visible at each pixel. The same seed gives the same
+image on every machine with the same versions of Pillow and NumPy.
 """
 
 import io
@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from minigptv2.boxes import Box
-from minigptv2.data.scenes.objects import KINDS
+from minigptv2.data.scenes.objects import OBJECT_CLASSES
 from minigptv2.data.scenes.objects.sketch import STYLES, paint
 
-# name: ranges of hue (degrees, may pass 360), saturation and value, from which a thing's colour is drawn
+# name: ranges of hue (degrees, may pass 360), saturation and value, from which an object's colour is drawn
 COLORS: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
     "red": ((348, 371), (0.68, 1.0), (0.62, 1.0)),
     "green": ((85, 160), (0.40, 1.0), (0.32, 0.90)),
@@ -28,31 +28,33 @@ COLORS: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, f
     "pink": ((318, 352), (0.25, 0.60), (0.90, 1.0)),
     "brown": ((14, 32), (0.50, 0.85), (0.28, 0.56)),
 }
+IMAGE_SIZE = 448  # pixels, width and height
+DEFAULT_SEED = 11  # of the scenes of training and, with the first numbers, of its validation
 SMALLEST, LARGEST = 0.06, 0.50  # of the image's side
-CROWD = 16  # things in a crowded image
-ROOM = {3: LARGEST, 6: 0.36, 8: 0.28, CROWD: 0.16}  # how large a thing may be where there are at most so many
+CROWD = 16  # objects in a crowded image
+ROOM = {3: LARGEST, 6: 0.36, 8: 0.28, CROWD: 0.16}  # number of objects -> the largest size, of the side
 TILT = {"star": 180, "ball": 180, "triangle": 180, "flower": 40, "box": 25, "kite": 60, "umbrella": 50, "fish": 40}
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One drawn object. box: what is visible of it, XYXY pixels of the scene's image."""
+class SceneObject:
+    """One drawn object. box: of its visible part, XYXY in pixels of the scene's image."""
 
-    kind: str
+    class_name: str
     color: str
     box: Box
 
     @property
     def name(self) -> str:
-        return f"{self.color} {self.kind}"
+        return f"{self.color} {self.class_name}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """image: RGB, side x side pixels. things: in drawing order. seen: [side, side] uint8, 0 for the ground, i + 1 where
-    thing i is on top. A scene whose features are cached is kept without its image and map."""
+    """objects: in drawing order. image: RGB, side x side pixels. seen: [side, side] uint8, 0 for the background, i + 1
+    where object i is visible. A scene whose features are cached has neither image nor map."""
 
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     side: int
     image: Image.Image | None = None
     seen: np.ndarray | None = None
@@ -60,50 +62,50 @@ class Scene:
 
 def draw_scene(
     seed: int | tuple[int, ...],
-    size: int = 448,
-    most: int = 8,
+    size: int = IMAGE_SIZE,
+    max_objects: int = 8,
     zoom: float = 1.0,
     crowded: bool = False,
-    repeats: float = 0.0,
+    repeat_prob: float = 0.0,
 ) -> Scene:
     """Draw the scene of this seed.
 
-    size: width and height of the image in pixels. most: at most this many things (1 to 8). zoom: makes the things
-    larger, as a part cut out of an image would. crowded: 16 small things instead, to learn small things by. repeats:
-    how likely (0 to 1) a thing after the first has the kind and colour of an earlier one, to learn "all instances" by.
+    size: width and height of the image in pixels. max_objects: 1 to 8. zoom: factor on the size of the objects, as in a
+    crop of a larger image. crowded: 16 small objects instead. repeat_prob: probability (0 to 1) that an object after
+    the first has the class and colour of an earlier one, so that several instances are frequent.
     """
     rng = np.random.default_rng(seed)
     ground = _ground(rng, size)
     canvas = Image.fromarray(ground)
     seen = Image.new("L", (size, size), 0)
-    # an image of another shape is squashed to a square before the model sees it: the things look so, too
+    # the model gets other images resized to a square, which distorts their objects: these are distorted alike
     aspect = 1.0 if rng.random() < 0.5 else float(np.exp(rng.uniform(-0.5, 0.5)))
-    count = CROWD if crowded else int(rng.integers(1, most + 1))
-    family = [str(v) for v in rng.choice(list(KINDS), 3)] if rng.random() < 0.4 else list(KINDS)
+    count = CROWD if crowded else int(rng.integers(1, max_objects + 1))
+    family = [str(v) for v in rng.choice(list(OBJECT_CLASSES), 3)] if rng.random() < 0.4 else list(OBJECT_CLASSES)
     palette = [str(v) for v in rng.choice(list(COLORS), 3)] if rng.random() < 0.3 else list(COLORS)
     one_style = str(rng.choice(STYLES)) if rng.random() < 0.3 else None
     named: list[tuple[str, str]] = []
     taken: list[tuple[int, int, int, int]] = []
     for _ in range(count):
-        kind, color = str(rng.choice(family)), str(rng.choice(palette))
-        if repeats and named and rng.random() < repeats:
-            kind, color = named[int(rng.integers(len(named)))]
-        largest = min(0.9, zoom * next(share for things, share in ROOM.items() if count <= things))
+        class_name, color = str(rng.choice(family)), str(rng.choice(palette))
+        if repeat_prob and named and rng.random() < repeat_prob:
+            class_name, color = named[int(rng.integers(len(named)))]
+        largest = min(0.9, zoom * next(fraction for limit, fraction in ROOM.items() if count <= limit))
         side = size * float(np.exp(rng.uniform(np.log(zoom * SMALLEST * 1.08), np.log(largest * 0.98))))
         rgb = _contrasting(rng, color, ground)
-        sprite = _sprite(rng, kind, rgb, int(side), one_style, aspect)
+        sprite = _sprite(rng, class_name, rgb, int(side), one_style, aspect)
         place = _place(rng, sprite.size, size, taken)
         if place is None:
             continue
         alpha = sprite.getchannel("A")
         canvas.paste(sprite, place, alpha)
         seen.paste(len(named) + 1, place, alpha.point(lambda a: 255 * (a > 100)))
-        named.append((kind, color))
+        named.append((class_name, color))
         taken.append((*place, place[0] + sprite.width, place[1] + sprite.height))
     seen_array = np.asarray(seen)
     boxes = [_visible_box(seen_array, i + 1, place) for i, place in enumerate(taken)]
-    things = tuple(Thing(kind, color, box) for (kind, color), box in zip(named, boxes))
-    return Scene(things, size, _worn(rng, canvas), seen_array)
+    objects = tuple(SceneObject(class_name, color, box) for (class_name, color), box in zip(named, boxes))
+    return Scene(objects, size, _worn(rng, canvas), seen_array)
 
 
 def _visible_box(seen: np.ndarray, index: int, within: tuple[int, int, int, int]) -> Box:
@@ -122,17 +124,17 @@ def _hsv(
 
 
 def _contrasting(rng, color: str, ground: np.ndarray) -> tuple[int, int, int]:
-    """A shade of the colour that stands out from the ground's mean, the best of a few tries."""
+    """A shade of the colour that differs from the mean of the background, the best of a few tries."""
     mean = ground[::16, ::16].reshape(-1, 3).mean(0)
     shades = [_hsv(rng, *COLORS[color]) for _ in range(4)]
     return next((s for s in shades if np.abs(mean - s).sum() > 150), max(shades, key=lambda s: np.abs(mean - s).sum()))
 
 
-def _sprite(rng, kind: str, rgb, side: int, style: str | None, aspect: float) -> Image.Image:
-    limit = TILT.get(kind, 20)
+def _sprite(rng, class_name: str, rgb, side: int, style: str | None, aspect: float) -> Image.Image:
+    limit = TILT.get(class_name, 20)
     tilt = float(rng.uniform(-limit, limit)) if rng.random() < 0.6 else 0.0
     own = float(np.exp(rng.normal(0, 0.12)))
-    sprite = paint(KINDS[kind](rng), rgb, side, style or str(rng.choice(STYLES)), rng, tilt, (own, 1.0))
+    sprite = paint(OBJECT_CLASSES[class_name](rng), rgb, side, style or str(rng.choice(STYLES)), rng, tilt, (own, 1.0))
     if rng.random() < 0.5:
         sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if aspect != 1.0:
@@ -142,7 +144,7 @@ def _sprite(rng, kind: str, rgb, side: int, style: str | None, aspect: float) ->
 
 
 def _place(rng, sprite: tuple[int, int], size: int, taken) -> tuple[int, int] | None:
-    """Where to put a sprite so that it hides at most a part of each earlier thing; None when there is no room."""
+    """Left and top of a position where the sprite hides little of each earlier object; None where there is no room."""
     width, height = sprite
     for attempt in range(24):
         x = int(rng.integers(0, max(1, size - width)))
@@ -154,7 +156,7 @@ def _place(rng, sprite: tuple[int, int], size: int, taken) -> tuple[int, int] | 
 
 
 def _hidden(a, b) -> float:
-    """The intersection of two boxes as a share of the smaller one."""
+    """The intersection of two boxes as a fraction of the smaller one."""
     across = min(a[2], b[2]) - max(a[0], b[0])
     down = min(a[3], b[3]) - max(a[1], b[1])
     if across <= 0 or down <= 0:
@@ -162,16 +164,16 @@ def _hidden(a, b) -> float:
     return across * down / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
 
 
-# ---- grounds: [H, W, 3] uint8 ----
+# ---- backgrounds: [H, W, 3] uint8 ----
 
 
 def _ground_color(rng) -> np.ndarray:
-    kind = rng.random()
-    if kind < 0.25:
+    chance = rng.random()
+    if chance < 0.25:
         return np.array([255, 255, 255.0]) if rng.random() < 0.7 else np.full(3, rng.uniform(225, 255))
-    if kind < 0.65:
+    if chance < 0.65:
         return np.array(_hsv(rng, (0, 360), (0.03, 0.35), (0.75, 1.0)), float)
-    if kind < 0.88:
+    if chance < 0.88:
         return np.array(_hsv(rng, (0, 360), (0.1, 0.7), (0.35, 0.85)), float)
     return np.array(_hsv(rng, (0, 360), (0.0, 0.6), (0.05, 0.3)), float)
 
@@ -231,7 +233,7 @@ def _tiles(rng, size: int) -> np.ndarray:
 
 
 def _worn(rng, image: Image.Image) -> Image.Image:
-    """Small noise, softness and JPEG artefacts, each in a part of the images."""
+    """Slight noise, blur and JPEG artefacts, each in some of the images."""
     size = image.size
     if rng.random() < 0.2:
         low = int(size[0] * rng.uniform(0.4, 0.8))

@@ -15,8 +15,8 @@ from minigptv2.data.annotations import InvalidRecord, check_choice
 from minigptv2.data.coco_json import CocoFile, CocoImage, Id
 from minigptv2.data.dataset_files import Layout
 from minigptv2.data.orientation import UprightTransform, upright_transform
+from minigptv2.data.readers.coco_detection import PAGE
 from minigptv2.errors import UserError
-from minigptv2.eval import metrics
 from minigptv2.eval.benchmark import (
     Prediction,
     Published,
@@ -27,10 +27,10 @@ from minigptv2.eval.benchmark import (
     annotation_files,
 )
 from minigptv2.eval.benchmarks.refcoco import answer_boxes
+from minigptv2.eval.metrics.boxes import DetectionCounts, coco_average_precision, match_boxes
 from minigptv2.sample import Phrase, QuestionAnswer
 from minigptv2.tasks import instruction_text
 
-PAGE = "https://cocodataset.org/#download"
 LAYOUT: Layout = {
     split: ((f"annotations/instances_{split}.json", f"instances_{split}.json"),)
     for split in ("val2017", "train2017", "val2014", "train2014")
@@ -142,8 +142,8 @@ class CocoDetectionBenchmark:
                 )
             truth = tuple(_box(t["bbox"], self.kinds[t["category_id"]]) for t in item.truth[1])
             single = [place for place, thing in enumerate(item.truth[1]) if not thing.get("iscrowd")]
-            met = dict(zip(single, metrics.match_boxes(named, [truth[place] for place in single], 0.5)))
-            counts = metrics.DetectionCounts(sum(met.values()), len(single), len(named))
+            met = dict(zip(single, match_boxes(named, [truth[place] for place in single])))
+            counts = DetectionCounts(sum(met.values()), len(single), len(named))
             right = 0.0 if prediction.finish_reason == "missing" else counts.f1
             cases.append(
                 ScoredAnswer(
@@ -171,7 +171,7 @@ class CocoDetectionBenchmark:
         }
         for row in found:
             row |= {"image_id": number[row["image_id"]], "category_id": category[row["category_id"]]}
-        precision = metrics.coco_average_precision(truth, found)
+        precision = coco_average_precision(truth, found)
         image = {i.index: number[i.truth[0]] for i in items}
         corpus = {name: _figure(precision, image, name) for name in ("AP", "AP50", "AP75")}
         return Scored(len(items), frozenset(invalid), {}, corpus, cases, {"boxes of no known kind": strange}, JUDGED)

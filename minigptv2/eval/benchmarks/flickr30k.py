@@ -16,9 +16,9 @@ from minigptv2.api import MAX_NEW_TOKENS
 from minigptv2.boxes import Box
 from minigptv2.data.annotations import check_choice
 from minigptv2.data.readers.flickr30k import Flickr30k as Reader
-from minigptv2.eval import metrics
 from minigptv2.eval.benchmark import Prediction, Published, Question, Scored, ScoredAnswer, ScoringRules
 from minigptv2.eval.benchmarks.refcoco import answer_boxes
+from minigptv2.eval.metrics.boxes import IOU_THRESHOLD, iou, is_hit
 from minigptv2.sample import Phrase, QuestionAnswer
 from minigptv2.tasks import instruction_text
 
@@ -115,7 +115,7 @@ class Flickr30kBenchmark:
 
 
 def _met(given: Sequence[Box], wanted: Sequence[Box], rules: ScoringRules) -> bool:
-    return any(metrics.is_hit(metrics.overlap(g, w, rules.scoring), 0.5, rules.scoring) for g in given for w in wanted)
+    return any(is_hit(iou(g, w, rules.plus_one), IOU_THRESHOLD, rules.scoring) for g in given for w in wanted)
 
 
 def _words(text: str) -> set[str]:

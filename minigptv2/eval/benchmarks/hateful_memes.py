@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from minigptv2.data.readers.hateful_memes import CHOICES, LAYOUT, PAGE, read_rows
-from minigptv2.eval import metrics
 from minigptv2.eval.benchmark import (
     Prediction,
     Question,
@@ -24,6 +23,7 @@ from minigptv2.eval.benchmark import (
     strip_special_tokens,
 )
 from minigptv2.eval.benchmarks.short_answer import ShortAnswerBenchmark
+from minigptv2.eval.metrics.vqa import auc
 from minigptv2.tasks import EVALUATION
 
 _WORD = re.compile(rf"\b({'|'.join(CHOICES)})\b")
@@ -57,7 +57,7 @@ class HatefulMemesBenchmark(ShortAnswerBenchmark):
         shares = {i.index: _share(predictions[i.index], labels[i.index]) for i in items}
 
         def area(indexes: Sequence[int]) -> float:
-            return metrics.auc([shares[i] for i in indexes], [labels[i] for i in indexes])
+            return auc([shares[i] for i in indexes], [labels[i] for i in indexes])
 
         if len(set(labels.values())) == 2:
             scored.corpus["AUC"] = area

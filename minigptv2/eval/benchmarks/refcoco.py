@@ -10,12 +10,13 @@ from dataclasses import replace
 
 from minigptv2.boxes import Box, BoxRounding, parse, without_markup
 from minigptv2.data.readers.refcoco import RefCoco
-from minigptv2.eval import metrics
 from minigptv2.eval.benchmark import Prediction, Published, Question, Scored, ScoredAnswer, ScoringRules, minigpt_v2
+from minigptv2.eval.metrics.boxes import IOU_THRESHOLD, iou, is_hit
+from minigptv2.eval.metrics.captions import CIDER_FRACTION, caption_scores, cider_fraction
 from minigptv2.sample import Phrase, QuestionAnswer
 from minigptv2.tasks import EVALUATION, instruction_text
 
-THRESHOLDS = (0.5, 0.75, 0.9)
+THRESHOLDS = (IOU_THRESHOLD, 0.75, 0.9)
 _PAPER = "arXiv 2310.09478, version not recorded"
 # acc@0.5 of data set and split, in per cent: the model after stage 2, and after stage 3
 _ACCURACY = {
@@ -69,9 +70,9 @@ class RefCocoBoxBenchmark:
             boxes, _ = answer_boxes(prediction, item, rules)
             if not boxes and prediction.finish_reason != "missing":
                 invalid.add(item.index)
-            overlap = metrics.iou(boxes[0], item.truth, rules.scoring == "compat") if boxes else 0.0
+            overlap = iou(boxes[0], item.truth, rules.plus_one) if boxes else 0.0
             for threshold, name in names.items():
-                scored.outcomes[name][item.index] = float(metrics.is_hit(overlap, threshold, rules.scoring))
+                scored.outcomes[name][item.index] = float(is_hit(overlap, threshold, rules.scoring))
             scored.outcomes["mean IoU"][item.index] = overlap
             scored.cases.append(
                 ScoredAnswer(
@@ -133,7 +134,7 @@ class RefCocoTextBenchmark:
         said = {i.index: without_markup(predictions[i.index].text) for i in items}
         invalid = {i.index for i in items if not said[i.index] and predictions[i.index].finish_reason != "missing"}
         references = {i.index: list(i.truth[1]) for i in items}
-        outcomes, corpus = metrics.caption_scores(said, references, ("CIDEr", "METEOR"))
+        outcomes, corpus = caption_scores(said, references, ("CIDEr", "METEOR"))
         cases = [
             ScoredAnswer(
                 i.index,
@@ -143,12 +144,12 @@ class RefCocoTextBenchmark:
                 "; ".join(i.truth[1]),
                 (i.truth[0],),
                 (),
-                metrics.as_share(outcomes["CIDEr"][i.index]),
+                cider_fraction(outcomes["CIDEr"][i.index]),
                 i.size,
             )
             for i in items
         ]
-        return Scored(len(items), frozenset(invalid), outcomes, corpus, cases, score_description=metrics.CIDER_SHARE)
+        return Scored(len(items), frozenset(invalid), outcomes, corpus, cases, score_description=CIDER_FRACTION)
 
 
 def files_of(reader: RefCoco):

@@ -14,17 +14,16 @@ from minigptv2.api import MAX_NEW_TOKENS
 from minigptv2.boxes import BoxRounding, parse
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.scenes.questions import QuestionWriter
-from minigptv2.data.scenes.world import Scene, draw_scene
+from minigptv2.data.scenes.world import IMAGE_SIZE, Scene, draw_scene
 from minigptv2.errors import UserError
-from minigptv2.eval import metrics
 from minigptv2.eval.benchmark import Prediction, Published, Question, Scored, ScoredAnswer, ScoringRules
-from minigptv2.eval.metrics import DetectionCounts
+from minigptv2.eval.metrics.boxes import IOU_THRESHOLD, DetectionCounts, iou, is_hit, match_boxes
 from minigptv2.sample import Phrase, QuestionAnswer
 from minigptv2.tasks import ABSENT, answer_text, instruction_text
 
 FIRST_HELD_OUT = 900_000_001  # the first number of every held-out seed; training seeds are small numbers
 TOGETHER = 48  # scenes whose wordings one generator chooses: part of what the questions are
-REFER = {0.5: "refer acc@0.5", 0.75: "refer acc@0.75"}
+REFER = {IOU_THRESHOLD: "refer acc@0.5", 0.75: "refer acc@0.75"}
 # F1 over all boxes
 COUNTED = {
     "detection": "detection F1@0.5, all instances",
@@ -32,7 +31,7 @@ COUNTED = {
 }
 # outcomes by kind of question, in the order of the table
 FIGURES = {
-    "refer": REFER[0.5],
+    "refer": REFER[IOU_THRESHOLD],
     "refer, closer": REFER[0.75],
     "identify": "identify, kind and colour right",
     "statement": "spatial statements",
@@ -46,7 +45,7 @@ JUDGED = "one box at IoU 0.5; of lists of boxes F1 at IoU 0.5; of words the whol
 def held_out(seed: int, number: int, size: int) -> Scene:
     """The held-out scene of this number; numbers whose scene came out empty are drawn again."""
     attempt = 0
-    while not (scene := draw_scene((FIRST_HELD_OUT, seed, number, attempt), size)).things:
+    while not (scene := draw_scene((FIRST_HELD_OUT, seed, number, attempt), size)).objects:
         attempt += 1
     return scene
 
@@ -77,7 +76,7 @@ class ScenesBenchmark:
 
     max_new_tokens = MAX_NEW_TOKENS
 
-    def __init__(self, count: int = 1000, seed: int = 1, size: int = 448, coding: BoxRounding = "round"):
+    def __init__(self, count: int = 1000, seed: int = 1, size: int = IMAGE_SIZE, coding: BoxRounding = "round"):
         if count < 1:
             raise UserError(f"count is {count}.", "It is a number of images, 1 or more.", "Try count=100.")
         self.count, self.seed, self.size, self.coding = count, seed, size, coding
@@ -116,14 +115,14 @@ class ScenesBenchmark:
                 invalid.add(item.index)
             right, met = None, []
             if kind in counts:
-                met = metrics.match_boxes(found.boxes, wanted, 0.5)
+                met = match_boxes(found.boxes, wanted)
                 counts[kind][item.index] = DetectionCounts(sum(met), len(wanted), len(found.boxes))
                 right = counts[kind][item.index].f1
             elif kind == "refer":
-                overlap = metrics.overlap(found.boxes[0], wanted[0], rules.scoring) if found.boxes else 0.0
+                overlap = iou(found.boxes[0], wanted[0], rules.plus_one) if found.boxes else 0.0
                 for threshold, name in REFER.items():
-                    scored.outcomes[name][item.index] = float(metrics.is_hit(overlap, threshold, rules.scoring))
-                right = scored.outcomes[REFER[0.5]][item.index]
+                    scored.outcomes[name][item.index] = float(is_hit(overlap, threshold, rules.scoring))
+                right = scored.outcomes[REFER[IOU_THRESHOLD]][item.index]
             else:
                 if kind == "absent":
                     refused = prediction.text.startswith(ABSENT.split("{}")[0])

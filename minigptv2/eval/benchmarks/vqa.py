@@ -8,9 +8,9 @@ from __future__ import annotations
 from minigptv2.data.coco_images import CocoImages
 from minigptv2.data.readers import okvqa, vizwiz, vqav2
 from minigptv2.errors import UserError
-from minigptv2.eval import metrics
 from minigptv2.eval.benchmark import Question, ScoringRules, annotation_files, image_folder, image_path, minigpt_v2
 from minigptv2.eval.benchmarks.short_answer import ShortAnswerBenchmark
+from minigptv2.eval.metrics.vqa import vqa_accuracy
 from minigptv2.tasks import EVALUATION
 
 _PAPER = "arXiv 2310.09478v1"
@@ -20,7 +20,7 @@ class _TenAnswers(ShortAnswerBenchmark):
     """truth: (all answers, the kind of answer or "")."""
 
     def score_answer(self, item: Question, answer: str, rules: ScoringRules) -> dict[str, float]:
-        return self._by_kind(item, metrics.vqa_accuracy(answer, item.truth[0], rules.scoring))
+        return self._by_kind(item, vqa_accuracy(answer, item.truth[0], rules.scoring))
 
     def wrong(self, item: Question) -> dict[str, float]:
         return self._by_kind(item, 0.0)

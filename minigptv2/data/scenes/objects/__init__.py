@@ -1,4 +1,4 @@
-"""The kinds of thing that the generated world holds: a name and how it is drawn, one file each."""
+"""The object classes of the generated world: a name and how it is drawn, one file each."""
 
 from minigptv2.data.scenes.objects.ball import ball
 from minigptv2.data.scenes.objects.balloon import balloon
@@ -21,7 +21,7 @@ from minigptv2.data.scenes.objects.tree import tree
 from minigptv2.data.scenes.objects.triangle import triangle
 from minigptv2.data.scenes.objects.umbrella import umbrella
 
-KINDS = {
+OBJECT_CLASSES = {
     "balloon": balloon,
     "ball": ball,
     "box": box,

@@ -11,8 +11,8 @@ WOODS = ((130, 85, 45), (100, 65, 40), (180, 130, 80), (90, 90, 95))
 
 def boat(rng: np.random.Generator) -> list[Part]:
     """Drawn with the bow to the right, in half of the cases mirrored."""
-    kinds = (_sailing, _yacht, _rowing, _steamer, _motor, _paper)
-    parts = kinds[rng.choice(6, p=(0.25, 0.2, 0.15, 0.15, 0.15, 0.1))](rng)
+    variants = (_sailing, _yacht, _rowing, _steamer, _motor, _paper)
+    parts = variants[rng.choice(6, p=(0.25, 0.2, 0.15, 0.15, 0.15, 0.1))](rng)
     if rng.random() < 0.5:
         return parts
     return [replace(part, points=mirrored(part.points)) for part in parts]

@@ -1,8 +1,8 @@
 """A sketch is a list of parts; painting one gives an RGBA sprite.
 
-A kind (balloon, house, ...) is a function `rng -> list[Part]`: pure geometry in the square [-1, 1] x [-1, 1], x to the
-right and y **down**. What colour, which style, how large and how tilted is decided here, once for all kinds, so that
-every kind comes in every style and a new kind needs no knowledge of Pillow.
+A class (balloon, house, ...) is a function `rng -> list[Part]`: pure geometry in the square [-1, 1] x [-1, 1], x to the
+right and y **down**. Colour, style, size and tilt are applied here, once for all classes: every class comes in every
+style, and a new class needs no knowledge of Pillow.
 """
 
 from dataclasses import dataclass, replace
