@@ -129,7 +129,7 @@ def test_an_image_listed_twice_is_one(tmp_path):
 def test_file_names_are_kept_to_the_character(tmp_path, name):
     file = written(tmp_path, coco(tmp_path, (name,)))
     assert Path(CocoDetection(file)[0].image) == tmp_path / name
-    (item,) = open_benchmark("coco_detection", {"root": str(tmp_path), "instances": "ann.json"}).items()
+    (item,) = open_benchmark("coco_detection", {"root": str(tmp_path), "annotations": "ann.json"}).items()
     assert Path(item.image) == tmp_path / name
 
 
@@ -142,7 +142,7 @@ def test_backslashes_and_the_other_form_of_unicode(tmp_path):
 def test_evaluation_shows_what_file_name_says(tmp_path):
     names = ("000000000002.jpg", "000000000001.jpg")
     written(tmp_path, coco(tmp_path, names))
-    items = open_benchmark("coco_detection", {"root": str(tmp_path), "instances": "ann.json"}).items()
+    items = open_benchmark("coco_detection", {"root": str(tmp_path), "annotations": "ann.json"}).items()
     assert [(i.truth[0], Path(i.image).name) for i in items] == [(1, names[0]), (2, names[1])]
 
 
@@ -159,9 +159,9 @@ def test_results_of_other_programs_are_in_the_frame_of_the_file(tmp_path, given)
     file, out = tmp_path / "results.json", tmp_path / "back.json"
     rows = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.5} for a in content["annotations"]]
     file.write_text(json.dumps(rows))
-    options = [f"root={tmp_path}", "instances=ann.json", f"output={tmp_path / 'o'}"]
+    options = [f"root={tmp_path}", "annotations=ann.json", f"output={tmp_path / 'o'}"]
     config = Path(__file__).parents[1] / "eval_configs" / "detection.yaml"
-    (report,) = runner.run(config, options, rescore=str(file), export_coco=str(out))
+    (report,) = runner.run(config, options, predictions=str(file), export_coco=str(out))
     assert report.figures["AP"].value == 1
     assert json.loads(out.read_text()) == rows
 
@@ -175,7 +175,7 @@ def test_training_and_evaluation_turn_boxes_alike(tmp_path, given, box):
     sample = CocoDetection(file)[0]
     assert sample.size == (100, 200)
     assert {b for e in sample.question_answers for p in e.phrases for b in p.boxes} == {box}
-    (item,) = open_benchmark("coco_detection", {"root": str(tmp_path), "instances": "ann.json"}).items()
+    (item,) = open_benchmark("coco_detection", {"root": str(tmp_path), "annotations": "ann.json"}).items()
     assert item.size == (100, 200)
     assert item.truth.things[0]["bbox"] == [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]
     assert check(file).code == 0

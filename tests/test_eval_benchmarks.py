@@ -161,7 +161,7 @@ def test_pope_counts_yes(tmp_path):
     figures, found = scored("pope", {"root": tmp_path}, ["Yes, there is", "no", "yes", "No.", "perhaps"])
     assert found.invalid == {4} and figures["accuracy"] == 0.4
     assert figures["precision"] == pytest.approx(1 / 3) and figures["recall"] == 0.5
-    assert figures["F1"] == pytest.approx(0.4) and figures["share of yes"] == 0.4
+    assert figures["F1"] == pytest.approx(0.4) and figures["yes ratio"] == 0.4
     figures, found = scored("pope", {"root": tmp_path}, ["a dog", "no", "yes", "No.", "there is not"], COMPAT)
     assert not found.invalid and figures["accuracy"] == 0.6
 
@@ -184,7 +184,7 @@ def instances(tmp_path) -> dict:
     ]
     kinds = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 19, "name": "traffic light"}]
     write(tmp_path / "instances.json", {"images": images, "annotations": things, "categories": kinds})
-    return {"root": tmp_path, "instances": "instances.json"}
+    return {"root": tmp_path, "annotations": "instances.json"}
 
 
 CAT = "<p>cat</p> {<10><10><50><50>}"
@@ -204,7 +204,7 @@ def test_detection_is_average_precision_with_the_scores_of_the_boxes(instances):
         figures = benchmark.score(items, given, ScoringRules()).figures([0, 1])
         assert figures["AP50"] == pytest.approx((1 + wanted) / 2)  # recall 0 to .5 is 51 of 101 points
     _, found = scored("coco_detection", instances, [CAT + " {<9", "<p>unicorn</p> {<1><2><3><4>}"])
-    assert found.invalid == {0} and found.counts == {"boxes of no known kind": 1}
+    assert found.invalid == {0} and found.counts == {"boxes of no known category": 1}
 
 
 def test_an_image_of_detection_is_judged_by_f1_and_each_box_by_itself(instances):
@@ -222,7 +222,7 @@ def test_detection_asks_for_what_is_there_or_for_all_and_counts_what_is_wrong(in
     benchmark = open_benchmark("coco_detection", {k: str(v) for k, v in instances.items()})
     assert [i.instruction for i in benchmark.items()] == ["[detection] cat", "[detection] dog"]
     assert set(benchmark.excluded) == {2, 3} and sum(benchmark.problems.counts.values()) == 6
-    every = open_benchmark("coco_detection", {k: str(v) for k, v in instances.items()} | {"ask": "all"})
+    every = open_benchmark("coco_detection", {k: str(v) for k, v in instances.items()} | {"categories": "all"})
     assert [i.instruction for i in every.items()] == ["[detection] cat, dog, traffic light"] * 2
 
 
@@ -386,7 +386,7 @@ def test_every_row_of_a_real_detection_file_scored_with_its_own_boxes():
             x, y, w, h = thing["bbox"]
             box = format_box(Box(x, y, x + w, y + h), *item.size)
             if not thing["iscrowd"]:
-                kinds.setdefault(benchmark.kinds[thing["category_id"]], []).append(box)
+                kinds.setdefault(benchmark.names[thing["category_id"]], []).append(box)
         texts.append(" ".join(f"<p>{k}</p> " + "<delim>".join(b) for k, b in kinds.items()))
     figures, _ = scored("coco_detection", options, texts)
     assert figures["AP50"] == pytest.approx(0.9873987, abs=1e-6) and figures["AP"] == pytest.approx(0.8621558, abs=1e-6)

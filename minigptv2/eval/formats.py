@@ -30,7 +30,7 @@ from minigptv2.data.dataset import ProblemCounter
 from minigptv2.errors import UserError
 from minigptv2.eval import results
 from minigptv2.eval.benchmark import Prediction, Question, ScoredAnswer
-from minigptv2.eval.predictions import read_text, told_where_it_cannot_be_written
+from minigptv2.eval.predictions import read_text, writing_to
 from minigptv2.files import atomic_write
 from minigptv2.tasks import EVALUATION
 
@@ -72,14 +72,14 @@ def require(form: Form, benchmark: str, what: str) -> None:
         raise UserError(
             f"{what} {NAMES[form]}, and the benchmark is {benchmark!r}.",
             f"Only {' and '.join(f'{benchmark} has {NAMES[form]}' for form, benchmark in HOLDS.items())}.",
-            "Every run keeps its answers in answers.jsonl, and --rescore takes such a file for any benchmark.",
+            "Every run keeps its answers in answers.jsonl, and --predictions takes such a file for any benchmark.",
         )
 
 
 def require_writable(file: str) -> None:
     """Raises UserError where a file of this name cannot be written, before any question is asked."""
     folder = Path(file).parent
-    with told_where_it_cannot_be_written(Path(file), "Give another file."):
+    with writing_to(Path(file), "Give another file."):
         if Path(file).is_dir():
             raise OSError(EISDIR, os.strerror(EISDIR))
         folder.mkdir(parents=True, exist_ok=True)
@@ -361,7 +361,7 @@ def _not_a(file: str | Path, wanted: str, found: str) -> UserError:
 
 
 def _write(file: Path, text: str) -> None:
-    with told_where_it_cannot_be_written(file, "Give another file."):
+    with writing_to(file, "Give another file."):
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as new:
             new.write_text(text, encoding="utf-8", errors="replace")

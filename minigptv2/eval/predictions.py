@@ -22,7 +22,6 @@ from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import Benchmark, Prediction, Question
 from minigptv2.files import atomic_write, refuse_device
 
-LOCK = ".lock"  # a file in the output's folder, held by the run that writes there
 _ENDINGS = ("stop", "length")
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _LARGE = 1 << 26  # bytes of a file over which its fingerprint is taken of samples
@@ -87,7 +86,7 @@ class PredictionsFile:
         if not self.path.exists() or not self.path.stat().st_size:
             self._replace([json.dumps({"run": self.head})])
             return
-        with told_where_it_cannot_be_written(self.path):
+        with writing_to(self.path):
             text = self.path.read_bytes().decode("utf-8", errors="replace")
         *whole, rest = text.split("\n")
         if not whole:  # killed within its first line
@@ -98,7 +97,7 @@ class PredictionsFile:
             raise UserError(
                 f"{self.path} holds no answers of this program.",
                 "Its first line does not name a run.",
-                "Give another output=, or score the file as it is with --rescore.",
+                "Give another output=, or score the file as it is with --predictions.",
             )
         differing = [what for key, what in SAME_RUN.items() if head.get(key) != self.head.get(key)]
         if differing:
@@ -127,28 +126,26 @@ class PredictionsFile:
 
         Where the disk is full, it raises UserError; what was answered before stays, for a run to go on with.
         """
-        with told_where_it_cannot_be_written(self.path):
+        with writing_to(self.path):
             file = self.path.open("ab", buffering=0)
         with file:
 
             def append(predictions: Iterable[Prediction]) -> None:
                 lines = "".join(json.dumps(_json(p)) + "\n" for p in predictions).encode()
                 advice = "Make room, and give the same command again: it goes on after the answers that are there."
-                with told_where_it_cannot_be_written(self.path, advice), _locked(file):
+                with writing_to(self.path, advice), _locked(file):
                     while lines:
                         lines = lines[file.write(lines) :]
 
             yield append
 
     def _replace(self, lines: list[str]) -> None:
-        with told_where_it_cannot_be_written(self.path), atomic_write(self.path) as new:
+        with writing_to(self.path), atomic_write(self.path) as new:
             new.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def told_where_it_cannot_be_written(
-    path: Path, advice: str = "Give another output=, a folder that you may write to."
-) -> Iterator[None]:
+def writing_to(path: Path, advice: str = "Give another output=, a folder that you may write to.") -> Iterator[None]:
     """What the system says against writing at this path, as a UserError."""
     try:
         yield
@@ -156,32 +153,6 @@ def told_where_it_cannot_be_written(
         raise UserError(
             f"{path} cannot be written.", f"The system says: {getattr(error, 'strerror', None) or error}.", advice
         ) from error
-
-
-@contextmanager
-def one_run(folder: Path) -> Iterator[None]:
-    """Make the folder, and let no other run write its answers and reports there meanwhile.
-
-    Raises UserError where it cannot be made or written, and where another run is at work in it.
-    """
-    with told_where_it_cannot_be_written(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("ab")
-    with file:
-        if os.name != "nt":
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"Another evaluation is writing to {folder}.",
-                    "Two runs at once would mix their answers.",
-                    "Wait until it ends, or give another output=.",
-                ) from None
-            except OSError:
-                pass  # a file system without locks
-        yield
 
 
 def read_text(path: Path) -> str:

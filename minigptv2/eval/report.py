@@ -35,7 +35,7 @@ _SCORING = {
     "strict": "strict: IoU of continuous boxes, right at or above the threshold",
     "compat": "compat: boxes a pixel larger, right above the threshold, as the published code",
 }
-_DECODE = {"floor": "floor: box numbers as they are", "center": "center: box numbers plus half a hundredth"}
+_BOX_ROUNDING = {"floor": "floor: box numbers as they are", "center": "center: box numbers plus half a hundredth"}
 
 
 def write(folder: str | Path, reports: Sequence[BenchmarkReport]) -> None:
@@ -182,7 +182,7 @@ def _settings(report: BenchmarkReport) -> str:
         **report.settings,
         "model": report.model,
         "scoring": _SCORING.get(report.rules.scoring, report.rules.scoring),
-        "decode": _DECODE.get(report.rules.decode, report.rules.decode),
+        "box rounding": _BOX_ROUNDING.get(report.rules.box_rounding, report.rules.box_rounding),
     }
     if report.seconds:
         rows["time"] = f"{report.seconds:,.0f} s, {report.answers_per_second:.2f} answers per second"
