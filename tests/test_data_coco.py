@@ -177,7 +177,7 @@ def test_training_and_evaluation_turn_boxes_alike(tmp_path, given, box):
     assert {b for e in sample.question_answers for p in e.phrases for b in p.boxes} == {box}
     (item,) = open_benchmark("coco_detection", {"root": str(tmp_path), "annotations": "ann.json"}).items()
     assert item.size == (100, 200)
-    assert item.truth.things[0]["bbox"] == [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]
+    assert item.truth.objects[0]["bbox"] == [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]
     assert check(file).code == 0
     wrong = check(file, orientation="upright" if given == (200, 100) else "stored")
     assert any("`orientation` says" in kind for kind in wrong.problems.counts)

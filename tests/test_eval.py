@@ -648,7 +648,7 @@ def test_a_list_or_a_last_line_without_line_end_is_an_answers_file(tmp_path, fla
         ('{"a": 1}', "line 1 is not an answer"),
         ("words", "line 1 is not an answer"),
         ('{"COCO_train2014_000000000009_1": ["x"]}', "answers none"),
-        ('[{"index": 0, "text": "a"}', "no whole JSON list"),
+        ('[{"index": 0, "text": "a"}', "not a complete JSON list"),
         ('{"COCO_train2014_000000000001_1": [7]}', "a list of texts"),
         ('[{"answer": "a"}]', "holds 1 answers that do not name their question"),
         ('[{"question_id": 3, "answer": "a"}, {"question_id": 4}]', "row 1 is not an answer"),
