@@ -420,12 +420,12 @@ _EVAL = """\
 Measure a model, as a config says: a table, and answers.jsonl, report.json and report.html in its output.
 
   minigptv2 eval refcoco images=data/coco
-  minigptv2 eval refcoco --rescore answers.jsonl    answers of any source, without a model
+  minigptv2 eval refcoco --predictions answers.jsonl    answers of any source, without a model
 
-An image that is not on disk ends the run before it begins. One that turns out to be damaged does not: its questions
-count as wrong, the table names it, and the exit code is 1. With --allow-missing both kinds are left out and counted.
-A run that was stopped goes on with the same command; --rescore also takes the files of the published evaluation,
-COCO results, and JSON lists that name questions as their set does.
+A missing image is an error at the start. A damaged image is not: its questions count as wrong, the table names it, and
+the exit code is 1. With --allow-missing, both are left out and counted. A run that was stopped resumes with the same
+command. --predictions also takes the files of the published evaluation, COCO results, and JSON lists that name
+questions as their data set does.
 """
 
 
@@ -443,7 +443,7 @@ def _eval_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--base", metavar="FOLDER", help="of a model that holds only what was trained: the model it was trained from"
     )
-    parser.add_argument("--rescore", metavar="FILE", help="score these answers instead of asking a model")
+    parser.add_argument("--predictions", "--rescore", metavar="FILE", help="score these answers; no model is opened")
     parser.add_argument("--export-coco", metavar="FILE", help="write the boxes as COCO results (coco_detection)")
     parser.add_argument("--export-lmms", metavar="FILE", help="write the boxes with lmms-lab's columns (refcoco)")
     parser.add_argument(
@@ -473,16 +473,9 @@ def _train(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> int:
     from minigptv2.eval.runner import run
 
-    reports = run(
-        args.config,
-        args.overrides,
-        args.smoke,
-        args.rescore,
-        args.allow_missing,
-        args.export_coco,
-        args.export_lmms,
-        args.base,
-    )
+    keys = ("base", "predictions", "export_coco", "export_lmms", "allow_missing")  # of runner.EvalConfig
+    options = {key: value for key in keys if (value := getattr(args, key))}
+    reports = run(args.config, args.overrides, args.smoke, **options)
     return 1 if any(report.failed for report in reports) else 0
 
 

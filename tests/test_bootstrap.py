@@ -67,7 +67,7 @@ def test_items_of_an_image_are_drawn_together_and_as_often_as_drawn():
     assert {chosen.count(0) for chosen in seen} == {0, 1, 2}
 
 
-def test_draws_without_a_figure_are_left_out_and_too_many_leave_none():
+def test_draws_without_a_value_are_skipped_and_too_many_give_no_interval():
     def sometimes(chosen):
         if 0 in chosen:
             raise UserError("only one class", "", "")

@@ -129,7 +129,7 @@ def test_image_listed_twice_is_one_record(tmp_path):
 def test_file_names_are_kept_exactly(tmp_path, name):
     file = written(tmp_path, coco(tmp_path, (name,)))
     assert Path(CocoDetection(file)[0].image) == tmp_path / name
-    (item,) = open_benchmark("coco_detection", {"root": str(tmp_path), "instances": "ann.json"}).items()
+    (item,) = open_benchmark("coco_detection", {"root": str(tmp_path), "annotations": "ann.json"}).items()
     assert Path(item.image) == tmp_path / name
 
 
@@ -142,7 +142,7 @@ def test_backslashes_and_unicode_forms_of_file_names(tmp_path):
 def test_evaluation_uses_the_image_of_file_name(tmp_path):
     names = ("000000000002.jpg", "000000000001.jpg")
     written(tmp_path, coco(tmp_path, names))
-    items = open_benchmark("coco_detection", {"root": str(tmp_path), "instances": "ann.json"}).items()
+    items = open_benchmark("coco_detection", {"root": str(tmp_path), "annotations": "ann.json"}).items()
     assert [(i.truth[0], Path(i.image).name) for i in items] == [(1, names[0]), (2, names[1])]
 
 
@@ -159,9 +159,9 @@ def test_external_results_are_in_the_frame_of_the_file(tmp_path, given):
     file, out = tmp_path / "results.json", tmp_path / "back.json"
     rows = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.5} for a in content["annotations"]]
     file.write_text(json.dumps(rows))
-    options = [f"root={tmp_path}", "instances=ann.json", f"output={tmp_path / 'o'}"]
+    options = [f"root={tmp_path}", "annotations=ann.json", f"output={tmp_path / 'o'}"]
     config = Path(__file__).parents[1] / "eval_configs" / "detection.yaml"
-    (report,) = runner.run(config, options, rescore=str(file), export_coco=str(out))
+    (report,) = runner.run(config, options, predictions=str(file), export_coco=str(out))
     assert report.figures["AP"].value == 1
     assert json.loads(out.read_text()) == rows
 
@@ -175,9 +175,9 @@ def test_training_and_evaluation_rotate_boxes_alike(tmp_path, given, box):
     sample = CocoDetection(file)[0]
     assert sample.size == (100, 200)
     assert {b for e in sample.question_answers for p in e.phrases for b in p.boxes} == {box}
-    (item,) = open_benchmark("coco_detection", {"root": str(tmp_path), "instances": "ann.json"}).items()
+    (item,) = open_benchmark("coco_detection", {"root": str(tmp_path), "annotations": "ann.json"}).items()
     assert item.size == (100, 200)
-    assert item.truth.things[0]["bbox"] == [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]
+    assert item.truth.objects[0]["bbox"] == [box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1]
     assert check(file).code == 0
     wrong = check(file, orientation="upright" if given == (200, 100) else "stored")
     assert any("`orientation` says" in kind for kind in wrong.problems.counts)

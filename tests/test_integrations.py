@@ -11,7 +11,7 @@ from minigptv2.eval import formats
 from minigptv2.eval.benchmark import Question, ScoredAnswer
 from minigptv2.integrations import lmms_eval as kit
 from minigptv2.integrations.lmms_eval import MiniGPTv2ForLmms
-from minigptv2.integrations.questions import Asker, cut, wording_of
+from minigptv2.integrations.questions import QuestionAsker, truncate, wording_of
 from minigptv2.integrations.vlmeval import MiniGPTv2ForVLMEvalKit, register
 
 # ---- questions ----
@@ -26,8 +26,8 @@ def test_prompts_by_name_or_wording():
 
 
 def test_an_answer_ends_at_the_first_of_the_given_strings():
-    assert cut("yes.\n\nUser: no", ["\n\n", "User:"]) == "yes."
-    assert cut("a b", "b") == "a " and cut("a", None) == cut("a", ["", "x"]) == "a"
+    assert truncate("yes.\n\nUser: no", ["\n\n", "User:"]) == "yes."
+    assert truncate("a b", "b") == "a " and truncate("a", None) == truncate("a", ["", "x"]) == "a"
 
 
 @pytest.mark.parametrize(
@@ -35,15 +35,17 @@ def test_an_answer_ends_at_the_first_of_the_given_strings():
 )
 def test_bad_options_are_named(options):
     with pytest.raises(UserError, match=str(next(iter(options.values())))):
-        Asker(model=object(), **options)
+        QuestionAsker(model=object(), **options)
 
 
 def test_several_images_are_refused_or_the_first_is_taken():
     with pytest.raises(UserError, match="about 2 images"):
-        Asker(model=object()).question("x", ["a.png", "b.png"])
-    image, text = Asker(model=object(), several="first", prompt="chat").question("<image>\n what?", ["a.png", "b.png"])
+        QuestionAsker(model=object()).question("x", ["a.png", "b.png"])
+    image, text = QuestionAsker(model=object(), several="first", prompt="chat").question(
+        "<image>\n what?", ["a.png", "b.png"]
+    )
     assert (image, text) == ("a.png", "what?")
-    assert Asker(model=object()).question("x", [])[0] is None
+    assert QuestionAsker(model=object()).question("x", [])[0] is None
 
 
 # ---- lmms-eval ----
@@ -96,7 +98,7 @@ def test_lmms_eval_gets_the_answers_of_the_model_in_order(asked, tiny_model, ima
     assert asked.generate_until([generation(2, until=stop)]) == [alone[2].split(stop)[0]]
 
 
-def test_sampling_is_said_to_be_ignored_once(asked, caplog):
+def test_sampling_is_ignored_with_one_warning(asked, caplog):
     first = asked.generate_until([generation(0, do_sample=True), generation(0, temperature=0.7)])
     assert first[0] == first[1] and caplog.text.count("greedily") == 1
 
@@ -113,7 +115,7 @@ def test_lmms_eval_gets_losses_of_continuations(asked, tiny_model, image):
     assert unconditional[0][0] > 0
 
 
-def test_what_the_model_says_itself_is_greedy():
+def test_loglikelihood_says_whether_greedy_decoding_gives_the_answer():
     class Says:
         """Gives every answer the log-probability -1 a letter, and says "two" to everything."""
 
@@ -130,7 +132,7 @@ def test_what_the_model_says_itself_is_greedy():
     assert model.loglikelihood(requests) == [(1.0, True), (1.0, False)]
 
 
-def test_rounds_go_on_until_the_task_says_stop(asked):
+def test_rounds_continue_until_the_task_stops(asked):
     seen = []
 
     def to_text(doc, previous_output, round_idx, previous_round_info):
@@ -152,9 +154,9 @@ def test_rounds_go_on_until_the_task_says_stop(asked):
     assert seen[1][0][0] == first
 
 
-def test_a_process_of_several_takes_its_own_gpu(monkeypatch):
+def test_each_process_uses_its_own_gpu(monkeypatch):
     taken = []
-    monkeypatch.setattr(kit, "Asker", lambda device=None, **_: taken.append(device))
+    monkeypatch.setattr(kit, "QuestionAsker", lambda device=None, **_: taken.append(device))
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "3")
     MiniGPTv2ForLmms()
@@ -162,14 +164,14 @@ def test_a_process_of_several_takes_its_own_gpu(monkeypatch):
     assert taken == ["cuda:3", "cpu"]
 
 
-def test_the_class_has_what_the_kits_evaluator_calls():
+def test_the_class_has_the_methods_that_lmms_eval_calls():
     """The abstract methods of lmms 0.7, the flag its registry reads, and the device its gathering needs."""
     for name in ("generate_until", "loglikelihood", "generate_until_multi_round"):
         assert callable(getattr(MiniGPTv2ForLmms, name))
     assert MiniGPTv2ForLmms.is_simple is True and isinstance(MiniGPTv2ForLmms.device, property)
 
 
-def test_the_class_is_one_of_the_kits_models():
+def test_the_class_is_in_the_registry_of_lmms_eval():
     pytest.importorskip("lmms_eval.api.model")
     from lmms_eval.api.model import lmms
     from lmms_eval.models.registry_v2 import ModelRegistryV2
@@ -296,7 +298,7 @@ def test_lines_of_another_program_find_their_questions(tmp_path):
     assert back == {0: whole, 1: (Box(320, 200, 640, 400),), 2: whole, 3: (), 4: ()}
     assert list(problems.lines()) == [
         "2 x a line that fits no question: line 3, line 4",
-        "1 x a predicted box that is none: line 5",
+        "1 x a predicted box that is not a box: line 5",
     ]
 
 
@@ -313,13 +315,13 @@ def test_boxes_go_to_coco_results_and_back(tmp_path):
         309: (Box(0, 0, 5, 5, "zebra", 1.0), Box(11.25, 20, 99.5, 200.125, "zebra", 0.75))
     }
     rows, problems = formats.coco_results([case(3, "a thing", (0, 0, 1, 1), (Box(0, 0, 1, 1, "unicorn"),))], {"cat": 1})
-    assert rows == [] and list(problems.lines()) == ["1 x a phrase that is no category: case 3 'unicorn'"]
+    assert rows == [] and list(problems.lines()) == ["1 x a phrase that is not a category: case 3 'unicorn'"]
 
 
 @pytest.mark.parametrize(
     "text", ["{}", "[1]", '[{"image_id": 1}]', "no json", '[{"image_id": 1, "score": 1, "bbox": [0, 0, -1, 1]}]']
 )
-def test_what_is_no_results_file_is_named(tmp_path, text):
+def test_invalid_results_files_raise_user_error(tmp_path, text):
     file = tmp_path / "bad.json"
     file.write_text(text)
     with pytest.raises(UserError, match="bad.json"):
@@ -333,14 +335,14 @@ NUMBERS = [(IMAGE, 309), ("000000000042.png", 42), ("img7_5.jpg", 5), ("x.jpg", 
 
 
 @pytest.mark.parametrize(("name", "number"), NUMBERS)
-def test_image_numbers(name, number):
+def test_number_of_a_coco_image_by_file_name(name, number):
     assert formats.image_number(name) == number
 
 
 # ---- the room that a question leaves ----
 
 
-def test_an_answer_gets_the_room_that_is_left_and_the_log_says_so_once(asked, tiny_model, image, caplog):
+def test_answer_length_is_limited_by_the_context_with_one_warning(asked, tiny_model, image, caplog):
     room = asked.asker.room(image, wording_of("vqa").format(DOCS[0]["question"]))
     assert 8 < room < tiny_model.config.language.max_position_embeddings
     short, *long = asked.generate_until(
@@ -360,7 +362,7 @@ def test_an_answer_gets_the_room_that_is_left_and_the_log_says_so_once(asked, ti
 
 
 @pytest.mark.slow
-def test_the_other_ways_of_asking_leave_room_too(asked, tiny_model, image):
+def test_other_requests_are_limited_by_the_context_too(asked, tiny_model, image):
     vlm = MiniGPTv2ForVLMEvalKit(model=tiny_model, max_new_tokens=4096, prompt="chat")
     message = [{"type": "image", "value": str(image)}, {"type": "text", "value": "what is this?"}]
     room = vlm.asker.room(image, "what is this?")

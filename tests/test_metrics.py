@@ -288,7 +288,7 @@ def _tokenized():
     return given, {i: [next(words) for _ in REFERENCES[i]] for i in PREDICTED}
 
 
-def test_words_are_cut_as_in_the_penn_treebank():
+def test_captions_are_tokenized_as_in_the_penn_treebank():
     """As COCO's evaluation does: brackets stay, since its list of marks has them in upper case."""
     texts = ["A man's dog (black)  isn't\n here -- \u00e9t\u00e9!", "", "1,000 U.S. t-shirts\u2028end"]
     assert caption_metrics.ptb_tokens(texts, find_java()) == [

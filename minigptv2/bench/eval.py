@@ -1,7 +1,7 @@
-"""`minigptv2 bench eval`: expressions a second as the evaluation asks them, against the plain way on the same weights.
+"""`minigptv2 bench eval`: expressions per second of the evaluation, and of a plain baseline with the same weights.
 
-The plain way: every row has its own image, encoded for it, ten rows a batch, and transformers' `generate` writes
-until the last row has ended. Images are drawn; how many expressions each has follows RefCOCO's own distribution.
+The baseline encodes the image again for every row, has ten rows in a batch, and runs transformers' `generate` until the
+last row has ended. Images are drawn; the number of expressions per image follows RefCOCO's distribution.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import partial
 from minigptv2.eval.benchmark import Prediction, Question
 from minigptv2.eval.inference import run_inference
 
-# RefCOCO val: how many of its 1,500 images have so many expressions
+# RefCOCO val: number of expressions of an image -> how many of the 1,500 images have it
 EXPRESSIONS = {
     2: 41,
     3: 53,
@@ -41,43 +41,43 @@ EXPRESSIONS = {
     26: 1,
     27: 1,
 }
-PLAIN_BATCH, BATCH, MAX_NEW_TOKENS = 10, 64, 50
+PLAIN_BATCH_SIZE, BATCH_SIZE, MAX_NEW_TOKENS = 10, 64, 50
 
 
 def run(
     model: str | None, device: str | None, dtype: str | None, images: int, base: str | None = None
 ) -> dict[str, float]:
-    """Measure and print both; expressions a second by way, and the share of equal answers."""
+    """Measure and print both. Returns expressions per second ("plain", "ours") and the fraction of "equal" answers."""
     from minigptv2.api import MiniGPTv2
 
     opened = MiniGPTv2.from_pretrained(model, device, dtype, base=base)
     items = questions(images, opened.config.vision.image_size)
-    kept: list[Prediction] = []
-    few = items[: 2 * PLAIN_BATCH]  # what is slow the first time only
+    predictions: list[Prediction] = []
+    few = items[: 2 * PLAIN_BATCH_SIZE]  # warm-up
     plain(opened, few)
-    run_inference(opened, few, BATCH, MAX_NEW_TOKENS, lambda answers: None)
-    began = time.perf_counter()
-    slow = plain(opened, items)
-    between = time.perf_counter()
-    run_inference(opened, items, BATCH, MAX_NEW_TOKENS, kept.extend)
-    ended = time.perf_counter()
-    answers = {p.index: p.text for p in kept}
+    run_inference(opened, few, BATCH_SIZE, MAX_NEW_TOKENS, lambda answers: None)
+    start = time.perf_counter()
+    plain_texts = plain(opened, items)
+    middle = time.perf_counter()
+    run_inference(opened, items, BATCH_SIZE, MAX_NEW_TOKENS, predictions.extend)
+    end = time.perf_counter()
+    answers = {p.index: p.text for p in predictions}
     rates = {
-        "plain": len(items) / (between - began),
-        "ours": len(items) / (ended - between),
-        "equal": sum(answers[i.index].strip() == text.strip() for i, text in zip(items, slow)) / len(items),
+        "plain": len(items) / (middle - start),
+        "ours": len(items) / (end - middle),
+        "equal": sum(answers[i.index].strip() == text.strip() for i, text in zip(items, plain_texts)) / len(items),
     }
     print(f"{len(items)} expressions about {images} images, {opened.device}, {opened.dtype}")
-    print(f"plain way, batch {PLAIN_BATCH}:  {rates['plain']:.1f} expressions/s")
+    print(f"plain baseline, batch {PLAIN_BATCH_SIZE}:  {rates['plain']:.1f} expressions/s")
     print(
-        f"minigptv2 eval, batch {BATCH}: {rates['ours']:.1f} expressions/s, {rates['ours'] / rates['plain']:.2f} times"
+        f"minigptv2 eval, batch {BATCH_SIZE}: {rates['ours']:.1f} expressions/s, {rates['ours'] / rates['plain']:.2f} x"
     )
     print(f"equal answers: {rates['equal']:.3f}")
     return rates
 
 
 def questions(images: int, size: int, seed: int = 1) -> list[Question]:
-    """Expressions about drawn images, as many an image as RefCOCO's have."""
+    """Expressions about drawn images, as many for an image as in RefCOCO."""
     from minigptv2.data.scenes.questions import QuestionWriter
     from minigptv2.eval.benchmarks.scenes import held_out
     from minigptv2.tasks import instruction_text
@@ -86,9 +86,9 @@ def questions(images: int, size: int, seed: int = 1) -> list[Question]:
     for number in range(images):
         (count,) = rng.choices(list(EXPRESSIONS), list(EXPRESSIONS.values()))
         scene = held_out(seed, number, size)
-        talk = QuestionWriter(scene, rng)
+        writer = QuestionWriter(scene, rng)
         for _ in range(count):
-            text = instruction_text(talk.refer(), (size, size), "round", rng)
+            text = instruction_text(writer.refer(), (size, size), "round", rng)
             out.append(Question(len(out), partial(_same, scene.image), (size, size), text, f"scene {number}"))
     return out
 
@@ -98,7 +98,7 @@ def _same(image):
 
 
 def plain(model, items: list[Question]) -> list[str]:
-    """The answers, the plain way."""
+    """The answers of the plain baseline."""
     import numpy as np
     import torch
 
@@ -107,13 +107,13 @@ def plain(model, items: list[Question]) -> list[str]:
     from minigptv2.sample import ImagePiece, Turn
 
     out, side, tokenizer, decoder = [], model.config.vision.image_size, model.tokenizer, model.network.decoder
-    ours = decoder.config._attn_implementation
-    decoder.config._attn_implementation = "sdpa"  # transformers makes masks for its own attention alone
-    for start in range(0, len(items), PLAIN_BATCH):
-        mine = items[start : start + PLAIN_BATCH]
-        images = [item.image() for item in mine]
+    attention = decoder.config._attn_implementation
+    decoder.config._attn_implementation = "sdpa"  # transformers makes masks only for its own attention
+    for start in range(0, len(items), PLAIN_BATCH_SIZE):
+        chunk = items[start : start + PLAIN_BATCH_SIZE]
+        images = [item.image() for item in chunk]
         rows = [
-            model.encoder.encode([Turn("user", (ImagePiece(i), item.instruction))]) for i, item in zip(images, mine)
+            model.encoder.encode([Turn("user", (ImagePiece(i), item.instruction))]) for i, item in zip(images, chunk)
         ]
         batch = collate(rows, left=True).to(model.device)
         with torch.inference_mode():
@@ -128,5 +128,5 @@ def plain(model, items: list[Question]) -> list[str]:
                 pad_token_id=tokenizer.eos,
             )
         out += [tokenizer.decode(ids) for ids in written.tolist()]
-    decoder.config._attn_implementation = ours
+    decoder.config._attn_implementation = attention
     return out

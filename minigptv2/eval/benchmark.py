@@ -1,12 +1,12 @@
-"""What a benchmark is to the rest of the program: items to ask, and a score of the answers.
+"""What a benchmark is to the rest of the program: questions to ask, and a score of the answers.
 
-`BENCHMARKS` names every one; `open_benchmark` builds it from the options of a config. The runner asks, keeps and reads
-answers; a benchmark never touches the model, so answers of any source can be scored. Pure Python, nothing heavy.
+`BENCHMARKS` names every one; `open_benchmark` builds it from the options of a config. The runner asks the questions,
+stores and reads answers; a benchmark never touches the model, so answers of any source can be scored. Pure Python.
 
-    items = benchmark.items()                            rows of the annotation file, in its order
-    scored = benchmark.score(items, predictions, rules)  one prediction for every item, given or missing
+    items = benchmark.items()                            questions, in the order of the annotation file
+    scored = benchmark.score(items, predictions, rules)  one prediction for each question, if only a missing one
     figures of scored: the mean of each of `outcomes`, and each of `corpus` over all indexes
-    intervals: both again over images drawn with repetition, `Question.image` being the unit
+    intervals: both again over images drawn with repetition; `Question.image_key` is the unit
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
-from minigptv2.boxes import Box
+from minigptv2.boxes import Box, BoxRounding
 from minigptv2.data.annotations import MissingImage, find_image
 from minigptv2.data.dataset import ProblemCounter, resolve_class
 from minigptv2.data.dataset_files import Layout, Place, find
@@ -26,7 +26,6 @@ from minigptv2.files import is_dir, is_file
 from minigptv2.renames import rename_old_keys
 
 Scoring = Literal["strict", "compat"]
-Decode = Literal["floor", "center"]
 SCORINGS: tuple[Scoring, ...] = get_args(Scoring)
 
 BENCHMARKS: dict[str, str] = {
@@ -50,54 +49,58 @@ BENCHMARKS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Question:
-    """One question. index: the row of the annotation file, from 0; unique, and the key of its answer.
-
-    image: what `images.open_image` takes (a path is not opened before it is asked), None for text alone. size: width
-    and height of the image in pixels, (0, 0) where no box needs it. instruction: the final text put to the model.
-    image: which image this is, equal for all items about it: they share its encoding and are drawn together by the
-    bootstrap. truth: what is right, in the benchmark's own form: a Box, a label, references. candidates: answers to be
-    ranked by their log-probability; empty where the model writes freely. words: what is asked for, for a plot's title.
-    key: what result files of other programs call it, such as its question_id or its image's name; several items may
-    share it; "" where the set gives its questions no name.
-    """
+    """One question, by its row in the annotation file."""
 
     index: int
+    """The row of the annotation file, from 0: unique, and the key of its answer."""
     image: Any
+    """What `images.open_image` takes (a path is opened when it is asked), or a function that gives it; None for text
+    alone."""
     size: tuple[int, int]
+    """Width and height of the image in pixels; (0, 0) if no box needs it."""
     instruction: str
+    """The final text that the model gets."""
     image_key: str
+    """Equal for all questions about one image: it is encoded once for them, and the bootstrap draws them together."""
     truth: Any = None
+    """The expected answer, in the benchmark's own form: a Box, a label, references."""
     candidates: tuple[str, ...] = ()
+    """Answers to rank by log-probability; empty if the model writes freely."""
     words: str = ""
+    """The expression or question alone, for a person."""
     key: str = ""
+    """The question's name in result files of other programs, such as its question_id; several questions may share it.
+    "" if the data set has no names."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer. text: raw, as generated; of a ranked item the best candidate. ended: "stop", "length", or "missing"
-    where there is no answer to this item (text is then empty, and it counts as wrong).
-
-    scores: 0..1, of the text's well-formed boxes in order; empty where nobody computed them. logprobs: of each
-    candidate, length-normalised as `asking.rank` says; empty where nothing was ranked. boxes: XYXY pixels, of an answer
-    that another program gave as boxes and not as text: scored as they are, whatever the decode; None: read the text.
-    """
+    """One answer."""
 
     index: int
+    """Of the question."""
     text: str
+    """Raw, as generated; of ranked candidates the best one."""
     finish_reason: Literal["stop", "length", "missing"] = "stop"
+    """"missing": there is no answer; the text is empty, and it counts as wrong."""
     scores: tuple[float, ...] = ()
+    """0..1, of the text's well-formed boxes in order; empty if nobody computed them."""
     logprobs: tuple[float, ...] = ()
+    """Of each candidate, the mean over its tokens, see `inference.rank`; empty if nothing was ranked."""
     boxes: tuple[Box, ...] | None = None
+    """XYXY in pixels, of another program that gave boxes and not text: scored as they are. None: read the text."""
 
 
 @dataclass(frozen=True)
 class ScoringRules:
-    """scoring: "strict" is IoU of continuous boxes, a hit at >= the threshold; "compat" adds one pixel to every side
-    and takes > the threshold, as the published evaluation does. decode: how box numbers become pixels: "floor" reads
-    them as they are (the published code, and models of the "round" coding), "center" adds half a hundredth."""
+    """How answers are scored."""
 
     scoring: Scoring = "strict"
-    decode: Decode = "floor"
+    """strict: IoU of continuous boxes, a hit at IoU >= the threshold. compat: as the published evaluation, with one
+    pixel added to each side, and a hit at IoU > the threshold."""
+    box_rounding: BoxRounding = "floor"
+    """How box numbers become pixels. floor: as they are (the published code, and models that write "round"). center:
+    plus half a hundredth."""
 
     @property
     def plus_one(self) -> bool:
@@ -107,68 +110,66 @@ class ScoringRules:
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """One item for a person to look at. truth and boxes: XYXY pixels of the upright image; boxes are the answer's.
-
-    score: 0..1, the outcome of the benchmark's first metric or what `Scored.score_description` names, None where there
-    is none. box_found: of each box of truth, whether the answer found it or its phrase at IoU 0.5, None where that does
-    not matter; empty where `score` says it. expected: the right answer in words, "" where it is boxes alone. size:
-    width and height of the image, (0, 0) where nobody knows it."""
+    """One answer with its score, for a person to look at. Boxes are XYXY, in pixels of the upright image."""
 
     index: int
     image: Any
     words: str
     answer: str
     expected: str = ""
+    """The expected answer in words; "" if it consists of boxes alone."""
     truth: tuple[Box, ...] = ()
+    """The expected boxes, or the box in question."""
     boxes: tuple[Box, ...] = ()
+    """The boxes of the answer."""
     score: float | None = None
+    """0..1: the benchmark's first metric, or what `Scored.score_description` names; None if there is none."""
     size: tuple[int, int] = (0, 0)
+    """Width and height of the image in pixels; (0, 0) if unknown."""
     box_found: tuple[bool | None, ...] = ()
+    """For each box of `truth`, whether the answer found it at IoU 0.5; None for a box that does not count. Empty if
+    `score` says it."""
 
 
 @dataclass
 class Scored:
-    """What `Benchmark.score` found.
-
-    outcomes: metric -> index -> value; the figure is their mean (a metric may cover some items only, such as
-    "accuracy, yes/no"). corpus: metric -> function of indexes, the figure of these items as a corpus; an index may
-    stand there several times, for the bootstrap, and counts as often; None where the figure does not exist.
-    invalid: indexes of malformed answers, counted as wrong, never left out; missing answers are not among them.
-    cases: one an item, same order as the items. counts: whole numbers to show beside the figures. score_description:
-    what `score` of the cases is, in words; empty: the first metric."""
+    """The result of `Benchmark.score`."""
 
     total: int
+    """Questions, with missing answers."""
     invalid: frozenset[int] = frozenset()
+    """Indexes of malformed answers. They count as wrong. Missing answers are not among them."""
     outcomes: dict[str, dict[int, float]] = field(default_factory=dict)
+    """metric -> index -> value. The figure is the mean; a metric may cover some questions only."""
     corpus: dict[str, Callable[[Sequence[int]], float | None]] = field(default_factory=dict)
+    """metric -> function of indexes that gives the figure of these questions as a corpus. A repeated index counts
+    again, for the bootstrap. None: the figure does not exist for them."""
     cases: list[ScoredAnswer] = field(default_factory=list)
+    """One for each question, in their order."""
     counts: dict[str, int] = field(default_factory=dict)
+    """Further whole numbers to show."""
     score_description: str = ""
+    """Name of the score of each answer; "" for the first metric."""
 
     def figures(self, indexes: Sequence[int]) -> dict[str, float]:
         """Every metric: means of the outcomes, then the corpus functions over these indexes (all of them)."""
         means = {name: sum(by.values()) / len(by) for name, by in self.outcomes.items() if by}
-        whole = {name: function(indexes) for name, function in self.corpus.items()}
-        return means | {name: value for name, value in whole.items() if value is not None}
+        corpus = {name: function(indexes) for name, function in self.corpus.items()}
+        return means | {name: value for name, value in corpus.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Published:
-    """A figure from a paper, in our unit (shares are 0..1). source: "arXiv 2310.09478v1"; it names the version."""
+    """A figure from a paper, in our unit (0..1). source: the paper and its version, "arXiv 2310.09478v1"."""
 
     model: str
     value: float
     source: str
 
 
-def minigpt_v2(stage_2: float, chat: float, source: str) -> tuple[Published, ...]:
-    """The paper's two lines, in per cent: the model after stage 2, and after stage 3."""
-    return Published("MiniGPT-v2", stage_2 / 100, source), Published("MiniGPT-v2-chat", chat / 100, source)
-
-
 @dataclass(frozen=True)
 class Figure:
-    """One line of a report. low, high: 95 % confidence, bootstrap over images; None where it was not computed."""
+    """The value of a metric. low, high: its 95 % interval, by bootstrap over images; None if not computed."""
 
     value: float
     low: float | None = None
@@ -178,28 +179,30 @@ class Figure:
 
 @dataclass
 class BenchmarkReport:
-    """What the runner hands to report.json and report.html, one for each benchmark that was run.
-
-    name: "refcoco testA". settings: the benchmark's options that change what is measured (dataset, split, limit).
-    model: its folder, "bundled", or the answers file of a rescoring. answered: how, in words: prompt wrapper, batch, or
-    "rescored". absent: images that are not on disk, with --allow-missing. judged: as in `Scored`. problems: lines
-    about rows left out, and what of the answers could not be read or written in another program's format. failed: lines
-    about questions that could not be asked, as their image cannot be opened, say, and count as wrong.
-    """
+    """What the runner writes to report.json and report.html; one for each benchmark of a run."""
 
     name: str
+    """With what distinguishes it: "refcoco testA"."""
     benchmark: str
+    """The key in `BENCHMARKS`."""
     settings: dict[str, Any]
+    """Options that change what is measured, such as limit."""
     model: str
+    """Its folder, "bundled", or the file of answers that was scored."""
     rules: ScoringRules
     figures: dict[str, Figure]
     total: int
     invalid: int
     missing: int = 0
+    """Questions without an answer, which count as wrong."""
     absent: int = 0
+    """Images that are not on disk, with --allow-missing; their questions are left out."""
     counts: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    """Lines about rows left out, and about answers that could not be read, or written in another format."""
     failed: list[str] = field(default_factory=list)
+    """Lines about questions that could not be asked, for example since their image cannot be opened. They count as
+    wrong."""
     seconds: float = 0.0
     answers_per_second: float = 0.0
     score_description: str = ""
@@ -209,11 +212,12 @@ class BenchmarkReport:
 class Benchmark(Protocol):
     """A class whose constructor takes keyword options (`root`, `dataset`, `split`, ...), as a reader's does.
 
-    name: short, with what distinguishes it: "refcoco testA". files: the annotation files, whose bytes say which data
-    this is. problems: rows left out, as in `data.dataset.ProblemCounter`; excluded: their numbers, and why. published:
-    metric -> figures of papers.
-    max_new_tokens: the longest answer asked for. A benchmark whose figures another package computes names it in
-    `needs`, as `metrics.require` takes it.
+    name: short, with what distinguishes it: "refcoco testA". files: the annotation files; their bytes identify the
+    data. problems: rows left out, see `data.dataset.ProblemCounter`. excluded: row number -> why it was left out.
+    published: metric -> figures of papers. max_new_tokens: length limit of an answer.
+
+    Optional: needs, the packages that its metrics need, as `metrics.packages.require` takes them; category_names, of a
+    benchmark that has COCO categories, `id` -> name; RENAMED, old option -> present option.
     """
 
     name: str
@@ -230,41 +234,42 @@ class Benchmark(Protocol):
     ) -> Scored: ...
 
 
-def open_benchmark(name: str, options: dict[str, Any], beside: Sequence[str] = ()) -> Benchmark:
-    """The benchmark of this name with its options; UserError with the nearest known name or option.
+def open_benchmark(name: str, options: dict[str, Any], common: Sequence[str] = ()) -> Benchmark:
+    """The benchmark of this name with its options. Raises UserError with the nearest known name or option.
 
-    beside: keys that a config may hold too, for the suggestion.
+    common: keys of a config that are not options, for the suggestion.
     """
-    kind, known = _kind(name), options_of(name)
-    options = rename_old_keys(options, getattr(kind, "RENAMED", {}), f"options of {name}")
+    benchmark, known = benchmark_class(name), options_of(name)
+    options = rename_old_keys(options, getattr(benchmark, "RENAMED", {}), f"options of {name}")
     for option in options:
         if option not in known:
-            allowed = f"Its options: {', '.join([*known, *beside])}."
-            told = f"The benchmark {name!r} has no option {option!r}."
-            raise unknown(told, option, [*known, *beside], "Remove it.", allowed)
+            allowed = f"Its options: {', '.join([*known, *common])}."
+            message = f"The benchmark {name!r} has no option {option!r}."
+            raise unknown(message, option, [*known, *common], "Remove it.", allowed)
         if not isinstance(options[option], (str, int)):
             raise UserError(f"{option} is {options[option]!r}.", "It must be a text or a whole number.", "Correct it.")
         default = known[option]
         if isinstance(options[option], str) != isinstance(default, str) and default is not None:
-            wanted = "a text" if isinstance(default, str) else "a whole number"
-            raise UserError(f"{option} is {options[option]!r}.", f"It must be {wanted}.", "Correct it, or quote it.")
-    lacking = [option for option, default in known.items() if default is None and option not in options]
-    if lacking:
+            expected = "a text" if isinstance(default, str) else "a whole number"
+            raise UserError(f"{option} is {options[option]!r}.", f"It must be {expected}.", "Correct it, or quote it.")
+    missing = [option for option, default in known.items() if default is None and option not in options]
+    if missing:
         raise UserError(
-            f"The benchmark {name!r} was given no {lacking[0]}.",
+            f"The benchmark {name!r} was given no {missing[0]}.",
             f"Its options: {', '.join(known)}.",
-            f"Add {lacking[0]}=... to the command.",
+            f"Add {missing[0]}=... to the command.",
         )
-    return kind(**options)
+    return benchmark(**options)
 
 
 def options_of(name: str) -> dict[str, Any]:
-    """The options of a benchmark and what each is by default; None where it must be given."""
-    empty = inspect.Parameter.empty
-    return {n: None if p.default is empty else p.default for n, p in inspect.signature(_kind(name)).parameters.items()}
+    """The options of a benchmark with their defaults; None for an option that must be given."""
+    empty, parameters = inspect.Parameter.empty, inspect.signature(benchmark_class(name)).parameters
+    return {n: None if p.default is empty else p.default for n, p in parameters.items()}
 
 
-def _kind(name: str) -> Callable[..., Benchmark]:
+def benchmark_class(name: str) -> Callable[..., Benchmark]:
+    """The class of this name: of `BENCHMARKS`, or my_package.module:Class. Raises UserError."""
     return resolve_class("benchmark", name, BENCHMARKS, "minigptv2 eval --help lists recipes.")
 
 
@@ -275,17 +280,17 @@ def check_scoring(scoring: str) -> str:
 
 
 def strip_special_tokens(text: str) -> str:
-    """Without the unknown-token mark, which the published evaluation takes out too, and without outer space."""
+    """Without the unknown token, which the published evaluation removes too, and without outer space."""
     return text.replace("<unk>", "").strip()
 
 
-def annotation_files(root: str, layout: Layout, split: str, page: str, given: Sequence[str] = ()) -> list[Path]:
-    """The annotation files of a split below root, without its folders of images; or those that are given by name.
+def annotation_files(root: str, layout: Layout, split: str, page: str, names: Sequence[str] = ()) -> list[Path]:
+    """The annotation files of a split below root, without its image folders; or the files of these names, if given.
 
-    Raises UserError that names what is not there.
+    Raises UserError that names the missing files.
     """
-    if any(given):
-        paths = [Path(root, name) for name in given if name]
+    if any(names):
+        paths = [Path(root, name) for name in names if name]
         for path in paths:
             if not is_file(path):
                 raise UserError(f"{path} does not exist.", "It was named as an annotation file.", "Check its name.")
@@ -293,23 +298,22 @@ def annotation_files(root: str, layout: Layout, split: str, page: str, given: Se
     if split not in layout:
         raise UserError(f"The split is {split!r}.", f"Known: {', '.join(layout)}.", "Choose one of them.")
     places = [place for place in layout[split] if not _is_folder(place)]
-    lost = [place for place in places if find(root, place) is None]
-    if lost:
-        names = ", ".join(place if isinstance(place, str) else " or ".join(place) for place in lost)
-        raise UserError(f"{root} has no {names}.", f"The split {split!r} needs it.", f"Get it from {page}.")
+    missing = [place for place in places if find(root, place) is None]
+    if missing:
+        listed = ", ".join(place if isinstance(place, str) else " or ".join(place) for place in missing)
+        raise UserError(f"{root} has no {listed}.", f"The split {split!r} needs it.", f"Get it from {page}.")
     return [path for place in places if (path := find(root, place)) is not None]
 
 
 def image_folder(root: str, images: str, *names: str) -> Path:
-    """The folder of images: `images` where it is given, else the first of these names below root, else root."""
+    """The image folder: `images` if given, else the first of these names that exists below root, else root."""
     if images:
         return Path(images)
     return next((Path(root, n) for n in names if is_dir(Path(root, n))), Path(root))
 
 
 def image_path(folder: Path, name: str) -> Path:
-    """Where the image of this name lies below the folder, or is expected. Raises InvalidRecord for what can be no
-    path."""
+    """The path of this image below the folder, even if it is missing. Raises InvalidRecord if it cannot be a path."""
     try:
         return find_image(folder, name)
     except MissingImage:

@@ -1,13 +1,13 @@
-"""How sure a figure is: 95 % bootstrap intervals over images.
+"""95 % confidence intervals by bootstrap over images.
 
-Questions about one image are answered alike well, so images are drawn, not questions: as many as there are, with
-repetition, each with all its questions. The interval is from the 2.5th to the 97.5th percentile of the figure over the
-draws. Bradley Efron and Robert Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+Answers about one image are correlated, so images are drawn, not questions: as many as there are, with replacement, each
+with all its questions. The interval is from the 2.5th to the 97.5th percentile of the metric over the draws.
+Bradley Efron and Robert Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
 
-Means (accuracy, CIDEr, ROUGE-L) are drawn `resamples` times, as sums of images: quick at any size. Figures that are
-no means (BLEU, METEOR, F1, AUC, COCO's AP) call their function for every draw; they are drawn `corpus_resamples` times.
-AP is matched once (`metrics.AveragePrecision`), and only its precision curve is made anew.
-CIDEr keeps the word weights of the whole set.
+Means (accuracy, CIDEr, ROUGE-L) are drawn `resamples` times, as sums over images, which is quick at any size. Metrics
+of a whole set (BLEU, METEOR, F1, AUC, COCO's AP) are computed for every draw, `corpus_resamples` times. For AP, boxes
+are matched once (`metrics.boxes.AveragePrecision`); only the precision curve is computed again. CIDEr keeps the word
+weights of the whole set.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """metric -> (low, high), for every outcome and corpus figure of `scored`. The same seed gives the same numbers.
 
-    `Question.image` is the unit. A metric of fewer than two images has no interval and is left out.
+    Images are told apart by `Question.image_key`. A metric over fewer than two images has no interval and is omitted.
     """
     image_of = {item.index: item.image_key for item in items}
     out = {}
     for name, values in scored.outcomes.items():
-        found = mean_interval(values, image_of, resamples, seed)
-        if found is not None:
-            out[name] = found
+        interval = mean_interval(values, image_of, resamples, seed)
+        if interval is not None:
+            out[name] = interval
     for name, function in scored.corpus.items():
-        found = corpus_interval(function, image_of, corpus_resamples, seed)
-        if found is not None:
-            out[name] = found
+        interval = corpus_interval(function, image_of, corpus_resamples, seed)
+        if interval is not None:
+            out[name] = interval
     return out
 
 
 def mean_interval(
     values: Mapping[int, float], image_of: Mapping[int, str], resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval | None:
-    """The interval of the mean of values, each of an item; None for fewer than two images."""
+    """The interval of the mean of values, by index; None for fewer than two images. image_of: index -> image key."""
     import numpy as np
 
-    places: dict[str, int] = {}
-    clusters = [places.setdefault(image_of[i], len(places)) for i in values]
-    count = len(places)
+    numbers: dict[str, int] = {}  # image key -> its number
+    clusters = [numbers.setdefault(image_of[i], len(numbers)) for i in values]
+    count = len(numbers)
     if count < 2:
         return None
     sums = np.bincount(clusters, weights=np.fromiter(values.values(), float), minlength=count)  # [images]
@@ -79,10 +79,10 @@ def corpus_interval(
     resamples: int = CORPUS_RESAMPLES,
     seed: int = 0,
 ) -> Interval | None:
-    """The interval of a figure of a whole set: `function` gets the items of the drawn images.
+    """The interval of a metric of a whole set: `function` gets the indexes of the questions about the drawn images.
 
-    A draw where the figure does not exist (None or not a number, such as AUC of one class) is left out; None where that
-    is so for more than half of them, and for fewer than two images.
+    A draw for which the metric does not exist (None or NaN, such as AUC with one class) is left out. None if this
+    happens for half of the draws or more, and for fewer than two images.
     """
     import numpy as np
 
@@ -105,7 +105,7 @@ def _figure(function: Callable[[Sequence[int]], float | None], items: list[int])
 
     try:
         return function(items)
-    except UserError:  # a figure that says it does not exist for these items
+    except UserError:  # the metric does not exist for these questions
         return None
 
 

@@ -1,4 +1,4 @@
-"""Answers to and from other programs: COCO's results, and JSON Lines with the columns of lmms-lab's RefCOCO sets.
+"""Formats of other programs, read and written: COCO results, and JSON Lines with the columns of lmms-lab's RefCOCO.
 
 COCO results (cocodataset.org, "results format"):
     [{"image_id": 42, "category_id": 18, "bbox": [x, y, width, height], "score": 0.236}, ...]
@@ -6,9 +6,9 @@ JSON Lines (lmms-lab/RefCOCO, RefCOCOplus, RefCOCOg; the set has question_id, im
 bbox, iscrowd, file_name), one line a question, with two columns of ours:
     {"question_id": "7", "question": "...", "answer": ["left zebra"], "bbox": [x, y, width, height],
      "file_name": "COCO_train2014_000000000309_2.jpg", "pred": "raw text", "pred_bbox": [x, y, width, height] or null}
-Read back, `pred_bbox` is in pixels; without it, `pred` may be four numbers x1, y1, x2, y2 in 0..1, as lmms-eval's own
-referring tasks log it. Boxes keep their exact values: nothing passes through the hundredths of our box text.
-Answers in words are read in the forms of `results`.
+`pred_bbox` is in pixels. Without it, `pred` may be four numbers x1, y1, x2, y2 in 0..1, as lmms-eval's referring tasks
+log it. Boxes keep their exact values; they are not rounded to the hundredths of our box text. Formats of answers in
+words: `results`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from minigptv2.data.json_files import iter_json_list, iter_json_object
 from minigptv2.errors import UserError
 from minigptv2.eval import results
 from minigptv2.eval.benchmark import Prediction, Question, ScoredAnswer
-from minigptv2.eval.predictions import read_text, told_where_it_cannot_be_written
+from minigptv2.eval.predictions import read_text, writing_to
 from minigptv2.files import atomic_write
 from minigptv2.tasks import EVALUATION
 
 _COCO_NUMBER = re.compile(r"(\d{12})")
 _ANY_NUMBER = re.compile(r"(\d{1,18})")
 Form = Literal["coco", "lmms", "pictures", "rows", "lines"]
-# form -> the benchmark whose answers it can say; "rows", one list, and "lines", one row a line, can say any
+# format -> the only benchmark it is for; "rows", one list, and "lines", one row per line, are for any
 HOLDS: dict[Form, str] = {"coco": "coco_detection", "lmms": "refcoco", "pictures": "refcoco"}
 NAMES: dict[Form, str] = {
     "coco": "COCO results",
@@ -47,11 +47,11 @@ NAMES: dict[Form, str] = {
 
 
 def form_of(file: str | Path) -> Form | None:
-    """Which form a file has, by how it begins; None where it is another program's in none of them, as our own."""
-    begin = read_text(Path(file)).lstrip()[:1]
+    """The format of a file, recognised by its beginning; None for our own, and for all others."""
+    start = read_text(Path(file)).lstrip()[:1]
     try:
-        first = next(iter_json_list(Path(file)), None) if begin == "[" else None
-        if begin == "[":
+        first = next(iter_json_list(Path(file)), None) if start == "[" else None
+        if start == "[":
             boxes = isinstance(first, dict) and "bbox" in first
             return "coco" if boxes else "rows" if results.is_row(first) else None
         with Path(file).open(encoding="utf-8-sig") as opened:
@@ -60,26 +60,26 @@ def form_of(file: str | Path) -> Form | None:
             return "lmms"
         if results.is_row(row):
             return "lines"
-        _, value = next(iter_json_object(Path(file)), ("", None)) if begin == "{" else ("", None)
+        _, value = next(iter_json_object(Path(file)), ("", None)) if start == "{" else ("", None)
         return "pictures" if isinstance(value, list) else None
-    except UserError:  # no JSON: told by line where it is read
+    except UserError:  # not JSON: reported with its line when it is read
         return None
 
 
 def require(form: Form, benchmark: str, what: str) -> None:
-    """Raises UserError where answers to this benchmark cannot be said in this form. what: "a.json holds", say."""
+    """Raises UserError if this format is not for this benchmark. what: begins the message, such as "a.json holds"."""
     if benchmark != HOLDS.get(form, benchmark):
         raise UserError(
             f"{what} {NAMES[form]}, and the benchmark is {benchmark!r}.",
             f"Only {' and '.join(f'{benchmark} has {NAMES[form]}' for form, benchmark in HOLDS.items())}.",
-            "Every run keeps its answers in answers.jsonl, and --rescore takes such a file for any benchmark.",
+            "Every run keeps its answers in answers.jsonl, and --predictions reads such a file for any benchmark.",
         )
 
 
 def require_writable(file: str) -> None:
-    """Raises UserError where a file of this name cannot be written, before any question is asked."""
+    """Raises UserError if this file cannot be written, before any question is asked."""
     folder = Path(file).parent
-    with told_where_it_cannot_be_written(Path(file), "Give another file."):
+    with writing_to(Path(file), "Give another file."):
         if Path(file).is_dir():
             raise OSError(EISDIR, os.strerror(EISDIR))
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def write(
     categories: Mapping[str, Id],
     items: Sequence[Question] = (),
 ) -> ProblemCounter:
-    """Write the boxes of these cases. categories, items: see `coco_results`."""
+    """Write the boxes of these answers. categories, items: see `coco_results`. Returns what could not be written."""
     if form == "coco":
         return write_coco_results(file, cases, categories, items)
     return write_refcoco_lines(file, cases, EVALUATION["refcoco"])
@@ -108,11 +108,11 @@ def read(
     categories: Mapping[Id, str],
     excluded: Collection[int] = (),
 ) -> tuple[dict[int, Prediction], dict[str, int], ProblemCounter]:
-    """Answers by index; counts to show beside the figures; what fits no question.
+    """Answers by index; counts for the report; and what belongs to no question.
 
-    items: all of the benchmark; asked: those that this run scores. categories: of COCO results, which list detections
-    alone, so that an asked image without one counts as answered with no box. excluded: rows of the annotation file
-    that the benchmark left out.
+    items: all questions of the benchmark. asked: those that this run scores. categories: `id` -> name, for COCO
+    results. These list detections only, so an image without one counts as answered with no box. excluded: rows of the
+    annotation file that the benchmark left out.
     """
     counts: dict[str, int] = {}
     if form in ("pictures", "rows", "lines"):
@@ -132,19 +132,19 @@ def read(
     else:
         boxes, problems = read_refcoco_lines(file, items)
     if form == "coco" and boxes:
-        without = [item.index for item in asked if item.index not in boxes]
-        boxes, counts = boxes | dict.fromkeys(without, ()), {"images without a detection": len(without)}
+        empty = [item.index for item in asked if item.index not in boxes]
+        boxes, counts = boxes | dict.fromkeys(empty, ()), {"images without a detection": len(empty)}
     return {index: Prediction(index, "", boxes=found) for index, found in boxes.items()}, counts, problems
 
 
 def coco_results(
     cases: Iterable[ScoredAnswer], categories: Mapping[str, Id] | None = None, items: Sequence[Question] = ()
 ) -> tuple[list[dict], ProblemCounter]:
-    """Every box of the answers as COCO detections, and what could not be said in this format.
+    """All boxes of the answers as COCO detections, and what has no place in this format.
 
-    categories: phrase -> category id; a box takes that of its phrase, else that of the case's words. None: all are 1.
-    items: of the benchmark coco_detection, which know the `id` of each image and the frame of its file's boxes; the id
-    of other images is the number in their file's name. A box without a score gets 1.
+    categories: phrase -> category id; a box has that of its phrase, else that of the question's words. None: all are 1.
+    items: questions of the benchmark coco_detection, which know the `id` of each image and how its boxes were turned
+    upright; the id of other images is the number in their file name. A box without a score gets 1.
     """
     rows, problems = [], ProblemCounter()
     truths = {item.index: item.truth for item in items}
@@ -154,12 +154,12 @@ def coco_results(
         for box in case.boxes:
             category = 1
             if categories is not None:
-                found = (categories.get(box.phrase), categories.get(case.words))
-                category = found[0] if found[0] is not None else found[1]
+                category = categories.get(box.phrase)
+                category = categories.get(case.words) if category is None else category
             if number is None:
-                problems.add("an image whose name holds no number", f"case {case.index}")
+                problems.add("an image whose name has no number", f"case {case.index}")
             elif category is None:
-                problems.add("a phrase that is no category", f"case {case.index} {box.phrase!r}")
+                problems.add("a phrase that is not a category", f"case {case.index} {box.phrase!r}")
             else:
                 box = box if truth is None else truth.frame.back(box)
                 rows.append(
@@ -174,9 +174,9 @@ def coco_results(
 
 
 def read_coco_results(file: str | Path, categories: Mapping[Id, str] | None = None) -> dict[Id, tuple[Box, ...]]:
-    """image id -> boxes with phrase (the category's name) and score, the most certain first.
+    """image id -> boxes with phrase (the category's name) and score, highest score first.
 
-    Raises UserError for a file that is not of this format, with the row.
+    Raises UserError, with the row, for a file that does not have this format.
     """
     return coco_detections(file, categories)[0]
 
@@ -184,7 +184,7 @@ def read_coco_results(file: str | Path, categories: Mapping[Id, str] | None = No
 def coco_detections(
     file: str | Path, categories: Mapping[Id, str] | None = None, images: Container[Id] | None = None
 ) -> tuple[dict[Id, tuple[Box, ...]], ProblemCounter]:
-    """As `read_coco_results`, and what was left out: detections of no such category, or in none of these images."""
+    """As `read_coco_results`, and what was left out: detections of unknown categories, or in other images."""
     rows = _load(file, json.loads)
     if not isinstance(rows, list):
         raise _not_a(file, "a list of detections", "It is not a list.")
@@ -213,18 +213,18 @@ def write_coco_results(
     categories: Mapping[str, Id] | None = None,
     items: Sequence[Question] = (),
 ) -> ProblemCounter:
-    """Write what `coco_results` gives; returns its problems."""
+    """Write the result of `coco_results`; returns its problems."""
     rows, problems = coco_results(cases, categories, items)
     _write(Path(file), json.dumps(rows) + "\n")
     return problems
 
 
 def write_refcoco_lines(file: str | Path, cases: Iterable[ScoredAnswer], question: str = "") -> ProblemCounter:
-    """Write one line a case that has one true box. question: the wording that was put, with {} for the expression."""
+    """Write one line for each answer with one expected box. question: the wording, with {} for the expression."""
     lines, problems = [], ProblemCounter()
     for case in cases:
         if len(case.truth) != 1:
-            problems.add("a case without exactly one true box", f"case {case.index}")
+            problems.add("an answer without exactly one expected box", f"case {case.index}")
             continue
         lines.append(
             json.dumps(
@@ -247,10 +247,10 @@ def write_refcoco_lines(file: str | Path, cases: Iterable[ScoredAnswer], questio
 def read_refcoco_lines(
     file: str | Path, items: Sequence[Question]
 ) -> tuple[dict[int, tuple[Box, ...]], ProblemCounter]:
-    """index of an item -> the boxes predicted for it, and the lines that fit no item.
+    """index -> the predicted boxes, and the lines that belong to no question.
 
-    A line belongs to the item of its question_id where that item has the same expression, else to an item of the same
-    image and expression, each item once. A line with no box gives an empty answer; an item with no line is absent.
+    A line belongs to the question of its question_id if that has the same image and expression, else to a question
+    with the same image and expression that has no line yet. A line without a box is an answer without a box.
     """
     by_index = {item.index: item for item in items}
     by_words: dict[tuple, list[Question]] = defaultdict(list)
@@ -273,14 +273,14 @@ def read_refcoco_lines(
                 continue
             box = _predicted(row, item)
             if box is None and row.get("pred_bbox") is not None:
-                problems.add("a predicted box that is none", f"line {number}")
+                problems.add("a predicted box that is not a box", f"line {number}")
             out[item.index] = () if box is None else (box,)
     return out, problems
 
 
 def _item_of(row: dict, words: str, by_index: Mapping, by_words: Mapping, taken: Mapping) -> Question | None:
-    place = str(row.get("question_id", ""))
-    named = by_index.get(int(place)) if place.isdecimal() and len(place) < 19 else None
+    number = str(row.get("question_id", ""))
+    named = by_index.get(int(number)) if number.isdecimal() and len(number) < 19 else None
     image = image_number(row["file_name"])
     candidates = by_words.get((image, words), [])
     if named in candidates and named.index not in taken:
@@ -292,15 +292,15 @@ def _predicted(row: dict, item: Question) -> Box | None:
     if row.get("pred_bbox") is not None:
         corners = _pixels(row["pred_bbox"])
         return Box(*corners) if corners else None
-    shares = _numbers(row.get("pred"))
-    if shares is None or min(item.size) <= 0 or not all(0 <= v <= 1 for v in shares):
+    fractions = _numbers(row.get("pred"))
+    if fractions is None or min(item.size) <= 0 or not all(0 <= v <= 1 for v in fractions):
         return None
-    x1, y1, x2, y2 = (v * side for v, side in zip(shares, item.size * 2))
+    x1, y1, x2, y2 = (v * side for v, side in zip(fractions, item.size * 2))
     return Box(x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
 def image_number(image: Any) -> int | None:
-    """The number of a COCO image in its file's name: its twelve digits, else its last number; None without one."""
+    """The number of a COCO image by its file name: the twelve digits, else the last number; None without one."""
     name = Path(str(image)).stem if isinstance(image, (str, Path)) else ""
     found = _COCO_NUMBER.search(name) or next(iter(reversed(list(_ANY_NUMBER.finditer(name)))), None)
     return int(found[1]) if found else None
@@ -315,7 +315,7 @@ def _xywh(box: Box) -> list[float]:
 
 
 def _pixels(xywh: Any) -> tuple[float, float, float, float] | None:
-    """XYXY of [x, y, width, height]; None where that is no box."""
+    """XYXY of [x, y, width, height]; None if it is not a box."""
     numbers = _numbers(xywh)
     if numbers is None or numbers[2] < 0 or numbers[3] < 0:
         return None
@@ -327,7 +327,7 @@ def _numbers(value: Any) -> list[float] | None:
     if not isinstance(value, (list, tuple)) or len(value) != 4:
         return None
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e9 for v in value):
-        return None  # a number that is none is not smaller either
+        return None  # also NaN, which compares False
     return [float(v) for v in value]
 
 
@@ -336,7 +336,7 @@ def _plain(expression: str) -> str:
 
 
 def _json(line: str) -> Any:
-    """What the line holds; the line itself where it is no JSON."""
+    """The content of the line; the line itself if it is not JSON."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
@@ -344,7 +344,7 @@ def _json(line: str) -> Any:
 
 
 def _objects(text: str) -> list[Any]:
-    """What each line holds; empty lines hold nothing."""
+    """The content of each line that is not empty."""
     return [_json(line) for line in text.split("\n") if line.strip()]
 
 
@@ -353,15 +353,15 @@ def _load(file: str | Path, read) -> Any:
     try:
         return read(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read: {error}.", "It must be JSON.", "Write it anew.") from None
+        raise UserError(f"{file} cannot be read: {error}.", "It must be JSON.", "Write it again.") from None
 
 
-def _not_a(file: str | Path, wanted: str, found: str) -> UserError:
-    return UserError(f"{file} is not {wanted}.", found, "See minigptv2/eval/formats.py for the format.")
+def _not_a(file: str | Path, expected: str, found: str) -> UserError:
+    return UserError(f"{file} is not {expected}.", found, "See minigptv2/eval/formats.py for the format.")
 
 
 def _write(file: Path, text: str) -> None:
-    with told_where_it_cannot_be_written(file, "Give another file."):
+    with writing_to(file, "Give another file."):
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as new:
             new.write_text(text, encoding="utf-8", errors="replace")

@@ -1,7 +1,7 @@
-"""Where a model is right and where it is not: accuracy by box size, box position and length of the expression, as SVG.
+"""Plots of the mean score by box size, box position and length of the expression, as SVG for report.html.
 
-The drawings are text for report.html: they take their colours from its style sheet, so that they follow light and dark.
-Every plot has a title, named axes and its numbers as a table.
+Colours come from the style sheet of the report, so that they follow its light or dark mode. Every plot has a title,
+named axes, and its numbers as a table.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 4, 12, 56  # margins of the bars
 
 @dataclass(frozen=True)
 class Bin:
-    """Cases of one kind: what they share, how many there are and their mean outcome, 0..1, with its 95 % interval."""
+    """Answers of one bin: their number, and their mean score, 0..1, with its 95 % interval."""
 
     label: str
     count: int
@@ -33,38 +33,38 @@ class Bin:
 
 
 def plots(cases: Sequence[ScoredAnswer]) -> Iterator[str]:
-    """The plots that these cases allow, as HTML. Those without an outcome of their own are left out."""
-    judged = [c for c in cases if c.score is not None]
-    boxed = [one for c in judged for one in _boxes(c)]
+    """The plots that these answers allow, as HTML. Answers without a score are left out."""
+    scored = [c for c in cases if c.score is not None]
+    boxed = [one for c in scored for one in _boxes(c)]
     if boxed:
         name = "Side of a square of the object's area, pixels"
         yield _bars("By box size", name, by_size(boxed))
         placed = [c for c in boxed if min(c.size) > 0]
         if placed:
             yield _grid("By box position", "Where the middle of the object lies", by_position(placed))
-    worded = [c for c in judged if c.words.strip()]
-    if len({c.words for c in worded}) > 1:  # captions are all asked for with the same words
+    worded = [c for c in scored if c.words.strip()]
+    if len({c.words for c in worded}) > 1:  # all captions are asked for with the same words
         yield _bars("By length", "Words of the expression or question", by_length(worded))
 
 
 def _boxes(case: ScoredAnswer) -> list[ScoredAnswer]:
-    """One case for each of its boxes that has an outcome of its own."""
+    """One entry for each box with a score of its own."""
     if case.box_found:
         pairs = zip(case.truth, case.box_found, strict=True)
-        return [replace(case, truth=(box,), score=float(met)) for box, met in pairs if met is not None]
+        return [replace(case, truth=(box,), score=float(found)) for box, found in pairs if found is not None]
     return [case] if len(case.truth) == 1 else []
 
 
 def by_size(cases: Sequence[ScoredAnswer]) -> list[Bin]:
-    return _binned([(math.sqrt(c.truth[0].area), c.score) for c in cases], _SIDES, whole=False)
+    return _binned([(math.sqrt(c.truth[0].area), c.score) for c in cases], _SIDES, integers=False)
 
 
 def by_length(cases: Sequence[ScoredAnswer]) -> list[Bin]:
-    return _binned([(len(c.words.split()), c.score) for c in cases], _WORDS, whole=True)
+    return _binned([(len(c.words.split()), c.score) for c in cases], _WORDS, integers=True)
 
 
 def by_position(cases: Sequence[ScoredAnswer]) -> list[Bin]:
-    """Nine of them, row by row from the top left."""
+    """Nine bins, row by row from the top left."""
     cells: dict[tuple[int, int], list[float]] = {}
     for c in cases:
         x, y = c.truth[0].center
@@ -77,29 +77,29 @@ def by_position(cases: Sequence[ScoredAnswer]) -> list[Bin]:
     ]
 
 
-def _binned(values: Sequence[tuple[float, float]], ends: Sequence[int], whole: bool) -> list[Bin]:
-    """Sizes lie in [start, end), whole numbers in start..end with the end."""
+def _binned(values: Sequence[tuple[float, float]], ends: Sequence[int], integers: bool) -> list[Bin]:
+    """integers: bins include their upper end. Otherwise they are half-open, [start, end)."""
     inside: list[list[float]] = [[] for _ in (*ends, 0)]
-    for value, right in values:
-        inside[sum(value > e if whole else value >= e for e in ends)].append(right)
+    for value, score in values:
+        inside[sum(value > e if integers else value >= e for e in ends)].append(score)
     starts = (0, *ends)
     labels = []
     for start, end in zip(starts, ends):
-        first = start + 1 if whole else start
-        labels.append(f"{end}" if whole and first == end else f"{first}\u2013{end}")
-    labels.append(f"{ends[-1] + 1}+" if whole else f"{ends[-1]}+")
-    return [_bin(label, rights) for label, rights in zip(labels, inside, strict=True)]
+        first = start + 1 if integers else start
+        labels.append(f"{end}" if integers and first == end else f"{first}\u2013{end}")
+    labels.append(f"{ends[-1] + 1}+" if integers else f"{ends[-1]}+")
+    return [_bin(label, scores) for label, scores in zip(labels, inside, strict=True)]
 
 
-def _bin(label: str, rights: Sequence[float]) -> Bin:
-    if not rights:
+def _bin(label: str, scores: Sequence[float]) -> Bin:
+    if not scores:
         return Bin(label, 0, 0.0, 0.0, 0.0)
-    mean = sum(rights) / len(rights)
-    return Bin(label, len(rights), mean, *wilson(mean, len(rights)))
+    mean = sum(scores) / len(scores)
+    return Bin(label, len(scores), mean, *wilson(mean, len(scores)))
 
 
 def wilson(mean: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share of `count` independent cases. Edwin Wilson, JASA 22 (1927), p. 209."""
+    """95 % interval of a proportion of `count` independent cases. Edwin Wilson, JASA 22 (1927), p. 209."""
     z = 1.959964
     middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
@@ -109,8 +109,8 @@ def wilson(mean: float, count: int) -> tuple[float, float]:
 def _bars(title: str, axis: str, bins: Sequence[Bin]) -> str:
     high, wide = _HEIGHT - _TOP - _BOTTOM, (_WIDTH - _LEFT - _RIGHT) / len(bins)
 
-    def y(share: float) -> float:
-        return round(_TOP + high * (1 - share), 1)
+    def y(fraction: float) -> float:
+        return round(_TOP + high * (1 - fraction), 1)
 
     parts = []
     for tick in range(0, 101, 25):
@@ -137,9 +137,9 @@ def _bars(title: str, axis: str, bins: Sequence[Bin]) -> str:
     )
     parts.append(
         f'<text class="axis" transform="translate(14 {_TOP + high / 2}) rotate(-90)" text-anchor="middle">'
-        "Right, %</text>"
+        "Score, %</text>"
     )
-    return _plot(title, f"{axis}: share of right answers", parts, bins)
+    return _plot(title, f"{axis}: mean score", parts, bins)
 
 
 def _grid(title: str, axis: str, bins: Sequence[Bin]) -> str:
@@ -149,13 +149,13 @@ def _grid(title: str, axis: str, bins: Sequence[Bin]) -> str:
         row, column = divmod(n, 3)
         x, y = left + column * (side + gap) * stretch, _TOP + row * (side + gap)
         width = side * stretch
-        share = f"{100 * b.mean:.1f}" if b.count else "\u2013"
+        percent = f"{100 * b.mean:.1f}" if b.count else "\u2013"
         parts.append(
             f'<rect class="cell" x="{x:.1f}" y="{y}" width="{width:.1f}" height="{side}" rx="3" '
             f'fill-opacity="{0.08 + 0.5 * b.mean if b.count else 0.04:.2f}"/>'
         )
         parts.append(
-            f'<text class="value" x="{x + width / 2:.1f}" y="{y + side / 2 + 1}" text-anchor="middle">{share}</text>'
+            f'<text class="value" x="{x + width / 2:.1f}" y="{y + side / 2 + 1}" text-anchor="middle">{percent}</text>'
         )
         parts.append(
             f'<text class="count" x="{x + width / 2:.1f}" y="{y + side / 2 + 17}" text-anchor="middle">'
@@ -171,9 +171,9 @@ def _grid(title: str, axis: str, bins: Sequence[Bin]) -> str:
                 f"{_THIRDS[1][column]}</text>"
             )
     parts.append(
-        f'<text class="axis" x="{_WIDTH / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(axis)}; right, %</text>'
+        f'<text class="axis" x="{_WIDTH / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(axis)}; score, %</text>'
     )
-    return _plot(title, f"{axis}: share of right answers", parts, bins)
+    return _plot(title, f"{axis}: mean score", parts, bins)
 
 
 def _plot(title: str, description: str, parts: Sequence[str], bins: Sequence[Bin]) -> str:
@@ -191,6 +191,6 @@ def _plot(title: str, description: str, parts: Sequence[str], bins: Sequence[Bin
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(description)}">'
         f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{''.join(parts)}</svg>"
         f'<details><summary>Numbers</summary><table><thead><tr><th scope="col">bin</th><th scope="col">cases</th>'
-        f'<th scope="col">right, %</th><th scope="col">95 %</th></tr></thead><tbody>{rows}</tbody></table></details>'
+        f'<th scope="col">score, %</th><th scope="col">95 %</th></tr></thead><tbody>{rows}</tbody></table></details>'
         "</figure>"
     )

@@ -1,11 +1,11 @@
-"""The file of answers, JSON Lines: written as they come, continued after a kill, scored again from any source.
+"""The predictions file, JSON Lines: answers are appended as they come; a stopped run resumes; any source is scored.
 
     {"run": {"benchmark": "refcoco testA", "data": "5f..", "questions": "0a..", "model": "c3..", ...}}
     {"index": 0, "text": "{<12><30><55><80>}", "ended": "stop", "scores": [0.81]}
 
-Our own files begin with what was asked of whom, so that two runs are never mixed. A file of another source needs no
-first line, and of each row only `index` and `text`; its rows may also be one JSON list. `exchange` reads the forms of
-other programs.
+The first line of our own files says which model was asked which questions, so that two runs are never mixed. A file of
+another source needs no such line, and only `index` and `text` in each row; its rows may also be one JSON list. The
+formats of other programs: `formats`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import Benchmark, Prediction, Question
 from minigptv2.files import atomic_write, refuse_device
 
-LOCK = ".lock"  # a file in the output's folder, held by the run that writes there
 _ENDINGS = ("stop", "length")
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_LARGE = 1 << 26  # bytes of a file over which its fingerprint is taken of samples
+_LARGE = 1 << 26  # bytes; the fingerprint of a larger file is of samples
 _SAMPLES, _SAMPLE = 64, 1 << 18
-_FORM = 'A row is {"index": row of the annotation file from 0, "text": "the raw answer"}, one a line.'
-# keys of the first line that must agree before answers are continued, and what differs where they do not
+_ROW_FORM = 'A row is {"index": row of the annotation file from 0, "text": "the raw answer"}, one a line.'
+# keys of the first line that must be equal before a run resumes -> what differs if they are not
 SAME_RUN = {
     "benchmark": "benchmark",
     "data": "annotation file",
@@ -36,11 +35,11 @@ SAME_RUN = {
     "model": "model",
     "answering": "number format or longest answer",
 }
-SAME_DATA = ("benchmark", "data")  # that must agree before answers are scored again
+SAME_DATA = ("benchmark", "data")  # the keys that must be equal before answers are scored
 
 
 def fingerprint(files: Sequence[Path]) -> str:
-    """16 hexadecimal digits that say which files these are: of their bytes; of large ones, of size and samples."""
+    """16 hexadecimal digits that identify these files: a hash of their bytes; for large files of size and samples."""
     digest = hashlib.sha256()
     for path in files:
         size = path.stat().st_size
@@ -56,63 +55,63 @@ def fingerprint(files: Sequence[Path]) -> str:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Of all files of a model's folder that decide its answers."""
-    kinds = ("*.json", "*.safetensors", "*.model")
-    return fingerprint(sorted({f for kind in kinds for f in folder.rglob(kind) if f.is_file()}))
+    """The fingerprint of all files of a model folder that determine its answers."""
+    patterns = ("*.json", "*.safetensors", "*.model")
+    return fingerprint(sorted({f for pattern in patterns for f in folder.rglob(pattern) if f.is_file()}))
 
 
 def run_header(benchmark: Benchmark, items: Sequence[Question]) -> dict[str, str]:
-    """What the first line says of the questions. items: all of them, whatever the limit of the run."""
-    asked = hashlib.sha256()
+    """What the first line says about the questions. items: all of them, whatever the limit of the run."""
+    digest = hashlib.sha256()
     for i in items:
-        asked.update(json.dumps([i.index, i.instruction, i.candidates]).encode())
+        digest.update(json.dumps([i.index, i.instruction, i.candidates]).encode())
     return {
         "benchmark": benchmark.name,
         "data": fingerprint(benchmark.files),
-        "questions": asked.hexdigest()[:16],
+        "questions": digest.hexdigest()[:16],
     }
 
 
 class PredictionsFile:
-    """Answers of one run, appended one line at a time by one process or several. head: the first line's content."""
+    """The answers of one run, appended line by line by one process or several. head: the content of the first line."""
 
     def __init__(self, path: Path, head: dict[str, Any]):
         self.path, self.head = path, head
 
     def prepare(self) -> None:
-        """Make the file, or make it fit to be continued: a last line that was cut by a kill is dropped.
+        """Create the file, or repair it so that the run can resume: a last line that was cut off is dropped.
 
-        To be called by one process before any reads or appends. Raises UserError where the file is of another run.
+        One process calls this before any process reads or appends. Raises UserError if the file is of another run.
         """
         if not self.path.exists() or not self.path.stat().st_size:
             self._replace([json.dumps({"run": self.head})])
             return
-        with told_where_it_cannot_be_written(self.path):
+        with writing_to(self.path):
             text = self.path.read_bytes().decode("utf-8", errors="replace")
-        *whole, rest = text.split("\n")
-        if not whole:  # killed within its first line
+        *lines, rest = text.split("\n")
+        if not lines:  # stopped within its first line
             self._replace([json.dumps({"run": self.head})])
             return
-        head = _object(whole[0]).get("run")
+        head = _object(lines[0]).get("run")
         if not isinstance(head, dict):
             raise UserError(
                 f"{self.path} holds no answers of this program.",
                 "Its first line does not name a run.",
-                "Give another output=, or score the file as it is with --rescore.",
+                "Give another output=, or score the file as it is with --predictions.",
             )
         differing = [what for key, what in SAME_RUN.items() if head.get(key) != self.head.get(key)]
         if differing:
             raise UserError(
-                f"{self.path} holds answers of another run; what differs: {', '.join(differing)}.",
-                f"It was begun for {head.get('benchmark')!r}, model {head.get('title')!r}; two runs are never mixed.",
+                f"{self.path} holds answers of another run; these differ: {', '.join(differing)}.",
+                f"It was written for {head.get('benchmark')!r}, model {head.get('title')!r}; two runs are never mixed.",
                 "Give another output=, or delete that file.",
             )
-        good = [line for line in whole[1:] if _row(line) is not None]
-        if rest or len(good) < len(whole) - 1:
-            self._replace([whole[0], *good])
+        good = [line for line in lines[1:] if _row(line) is not None]
+        if rest or len(good) < len(lines) - 1:
+            self._replace([lines[0], *good])
 
     def read(self) -> dict[int, Prediction]:
-        """The answers so far, by index; of an index that stands there twice (two runs at once) the first."""
+        """The answers so far, by index; the first one of an index that occurs twice."""
         out: dict[int, Prediction] = {}
         with self.path.open(encoding="utf-8") as file:
             for line in file:
@@ -123,33 +122,31 @@ class PredictionsFile:
 
     @contextmanager
     def appending(self):
-        """A function that appends answers. Each line is written whole, also beside other processes.
+        """Gives a function that appends answers. Lines of several processes never mix.
 
-        Where the disk is full, it raises UserError; what was answered before stays, for a run to go on with.
+        The function raises UserError if the disk is full. Earlier answers stay, so that the run can resume.
         """
-        with told_where_it_cannot_be_written(self.path):
+        with writing_to(self.path):
             file = self.path.open("ab", buffering=0)
         with file:
 
             def append(predictions: Iterable[Prediction]) -> None:
                 lines = "".join(json.dumps(_json(p)) + "\n" for p in predictions).encode()
-                advice = "Make room, and give the same command again: it goes on after the answers that are there."
-                with told_where_it_cannot_be_written(self.path, advice), _locked(file):
+                advice = "Make room, and give the same command again: it resumes after the answers that are there."
+                with writing_to(self.path, advice), _locked(file):
                     while lines:
                         lines = lines[file.write(lines) :]
 
             yield append
 
     def _replace(self, lines: list[str]) -> None:
-        with told_where_it_cannot_be_written(self.path), atomic_write(self.path) as new:
+        with writing_to(self.path), atomic_write(self.path) as new:
             new.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def told_where_it_cannot_be_written(
-    path: Path, advice: str = "Give another output=, a folder that you may write to."
-) -> Iterator[None]:
-    """What the system says against writing at this path, as a UserError."""
+def writing_to(path: Path, advice: str = "Give another output=, a folder that you may write to.") -> Iterator[None]:
+    """Turns an error of the system in the block, which writes to this path, into a UserError with this advice."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -158,34 +155,8 @@ def told_where_it_cannot_be_written(
         ) from error
 
 
-@contextmanager
-def one_run(folder: Path) -> Iterator[None]:
-    """Make the folder, and let no other run write its answers and reports there meanwhile.
-
-    Raises UserError where it cannot be made or written, and where another run is at work in it.
-    """
-    with told_where_it_cannot_be_written(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("ab")
-    with file:
-        if os.name != "nt":
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"Another evaluation is writing to {folder}.",
-                    "Two runs at once would mix their answers.",
-                    "Wait until it ends, or give another output=.",
-                ) from None
-            except OSError:
-                pass  # a file system without locks
-        yield
-
-
 def read_text(path: Path) -> str:
-    """A file of answers as text. Raises UserError where it cannot be read, is not UTF-8, or holds nothing."""
+    """A file of answers as text. Raises UserError if it cannot be read, is not UTF-8, or is empty."""
     advice = "Give a file of answers in UTF-8."
     refuse_device(path)
     try:
@@ -205,29 +176,29 @@ def read_text(path: Path) -> str:
 def load_external_predictions(
     path: Path, known: set[int], excluded: Iterable[int], head: dict[str, Any]
 ) -> tuple[dict[int, Prediction], dict[str, int], dict[str, Any]]:
-    """The answers of a file to score again; what was set aside, counted by kind; and the file's own first line.
+    """The answers of a file to score; counts of what was skipped, by type; and the run of the file's first line.
 
-    known: the rows that are asked. excluded: rows of the annotation file that the benchmark left out: answers to them
-    are counted. A last line that was cut while a run wrote it is counted, too. Raises UserError for a row that is none,
-    an index that is unknown or stands there twice, and a file whose first line names another benchmark or annotation
-    file.
+    known: the rows that are asked. excluded: rows of the annotation file that the benchmark left out; answers to them
+    are skipped and counted, as is a last line that was cut off. head: of the benchmark, see `run_header`. Raises
+    UserError for a row that is not an answer, an index that is unknown or occurs twice, and a file whose first line
+    names another benchmark or annotation file.
     """
-    excluded, out, aside = set(excluded), {}, {}
+    excluded, out, skipped = set(excluded), {}, {}
     lines = _lines(path)
     unknown: list[tuple[int, int]] = []
-    first: dict[int, int] = {}
-    told: dict[str, Any] = {}
+    line_of: dict[int, int] = {}
+    file_head: dict[str, Any] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         if number == 1 and isinstance(run := _object(line).get("run"), dict):
-            told = run
+            file_head = run
             _check_same_data(path, run, head)
             continue
         row = _row(line)
         if row is None:
-            if number == len(lines) and (told or first) and not _is_json(line):  # cut while it was written
-                aside["half-written last line"] = 1
+            if number == len(lines) and (file_head or line_of) and not _is_json(line):  # cut off
+                skipped["half-written last line"] = 1
                 continue
             if isinstance(_object(line).get("run"), dict):
                 raise UserError(
@@ -235,18 +206,20 @@ def load_external_predictions(
                     "A file holds the answers of one run.",
                     "Give each run its own file.",
                 )
-            raise UserError(f"{path} line {number} is no answer: {line[:60]!r}.", _FORM, "Correct or remove that line.")
-        if row.index in first:
             raise UserError(
-                f"{path} line {number} answers row {row.index}, as line {first[row.index]} does.",
+                f"{path} line {number} is not an answer: {line[:60]!r}.", _ROW_FORM, "Correct or remove that line."
+            )
+        if row.index in line_of:
+            raise UserError(
+                f"{path} line {number} answers row {row.index}, as line {line_of[row.index]} does.",
                 "Each row of the annotation file has one answer.",
                 "Remove one of the two.",
             )
-        first[row.index] = number
+        line_of[row.index] = number
         if row.index in known:
             out[row.index] = row
         elif row.index in excluded:
-            aside["answers to rows left out"] = aside.get("answers to rows left out", 0) + 1
+            skipped["answers to rows left out"] = skipped.get("answers to rows left out", 0) + 1
         else:
             unknown.append((number, row.index))
     if unknown:
@@ -257,25 +230,27 @@ def load_external_predictions(
             f"It asks {len(known)} rows, from {min(known, default=0)} to {max(known, default=0)}.",
             "Count rows of the annotation file from 0, and name the data set and split that were answered.",
         )
-    return out, aside, told
+    return out, skipped, file_head
 
 
 def _lines(path: Path) -> list[str]:
-    """The rows of a file, a line each; those of one JSON list, too."""
+    """The rows of a file, one line each; also of a file that is one JSON list."""
     text = read_text(path)
     if not text.lstrip().startswith("["):
         return text.split("\n")
     try:
         return [json.dumps(row) for row in json.loads(text)] + [""]
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no whole JSON list: {error}.", _FORM, "Correct it, or write it anew.") from None
+        raise UserError(
+            f"{path} is not a complete JSON list: {error}.", _ROW_FORM, "Correct it, or write it anew."
+        ) from None
 
 
 def _check_same_data(path: Path, run: dict[str, Any], head: dict[str, Any]) -> None:
     differing = [SAME_RUN[key] for key in SAME_DATA if run.get(key) != head[key]]
     if differing:
         raise UserError(
-            f"{path} holds answers to other questions; what differs: {', '.join(differing)}.",
+            f"{path} holds answers to other questions; these differ: {', '.join(differing)}.",
             f"It is of {run.get('benchmark')!r}, {run.get('data')}; this is {head['benchmark']!r}, {head['data']}.",
             "Name the data set and split that were answered, and their annotation file as it was.",
         )
@@ -298,7 +273,7 @@ def _is_json(line: str) -> bool:
 
 
 def _row(line: str) -> Prediction | None:
-    """The answer on this line, None where it is none."""
+    """The answer on this line; None if there is none."""
     row = _object(line)
     index, text, ended = row.get("index"), row.get("text"), row.get("ended", "stop")
     numbers = [row.get(name, ()) for name in ("scores", "logprobs")]
@@ -319,7 +294,8 @@ def _json(prediction: Prediction) -> dict:
 
 @contextmanager
 def _locked(file):
-    """Nobody else appends meanwhile, where the system has such locks."""
+    """Keeps other processes of the run from appending, on systems with such locks. `files.file_lock` is not used here:
+    the run itself holds it, and it waits in steps of a second."""
     if os.name == "nt":
         yield
         return

@@ -1,8 +1,8 @@
-"""report.json and report.html: the figures of a run with their intervals, and cases for a person to look at.
+"""report.json and report.html: the metrics of a run with their intervals, and answers for a person to look at.
 
-report.html is one file that needs no server and loads nothing: images are JPEG data inside it, plots are SVG, and a
-policy in its head forbids everything else. It follows the reader's light or dark setting and fits a phone.
-Figures are shown times 100, as papers print them; report.json has them as they are.
+report.html is one file that needs no server and loads nothing: images are embedded as JPEG, plots are SVG, and a
+content security policy forbids everything else. It follows the light or dark mode, and fits a phone. It shows metrics
+times 100, as papers do; report.json has them unscaled.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from typing import Any
 from minigptv2.boxes import Box
 from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import BenchmarkReport, Figure, ScoredAnswer
-from minigptv2.eval.metrics.boxes import iou
+from minigptv2.eval.metrics.boxes import IOU_THRESHOLD, iou
 from minigptv2.eval.plots import plots
 from minigptv2.files import atomic_write
 
 WORST, RANDOM = 50, 20
-_MOST_BYTES = 7_000_000  # of all images, as they stand in the file; the whole stays under 8 MB
-_SIDES = (448, 384, 320, 256, 192, 128, 96, 64)  # longest side of an image, the first that fits
+_MAX_BYTES = 7_000_000  # of all images as embedded; the file stays under 8 MB
+_SIDES = (448, 384, 320, 256, 192, 128, 96, 64)  # longest side of an image in pixels; the first that fits is taken
 _QUALITY = 72
-_TALLEST = 18  # rem, of an image on the page
-_MOST_LETTERS = 400  # of a question or an answer
+_MAX_HEIGHT = 18  # rem, of an image on the page
+_MAX_CHARS = 400  # of a question or an answer
 
 _SCORING = {
-    "strict": "strict: IoU of continuous boxes, right at or above the threshold",
-    "compat": "compat: boxes a pixel larger, right above the threshold, as the published code",
+    "strict": "strict: IoU of continuous boxes, a hit at or above the threshold",
+    "compat": "compat: boxes one pixel larger, a hit above the threshold, as the published code",
 }
-_DECODE = {"floor": "floor: box numbers as they are", "center": "center: box numbers plus half a hundredth"}
+_BOX_ROUNDING = {"floor": "floor: box numbers as they are", "center": "center: box numbers plus half a hundredth"}
 
 
 def write(folder: str | Path, reports: Sequence[BenchmarkReport]) -> None:
-    """Write report.json and report.html of one run into the folder; earlier ones are replaced whole."""
+    """Write report.json and report.html into the folder; each replaces an earlier one atomically."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (
@@ -51,7 +51,7 @@ def write(folder: str | Path, reports: Sequence[BenchmarkReport]) -> None:
 
 
 def to_dict(reports: Sequence[BenchmarkReport]) -> dict[str, Any]:
-    """What report.json holds: everything but the cases, and the numbers of those that report.html shows."""
+    """The content of report.json: everything but the answers, and the indexes of those that report.html shows."""
     out = []
     for report in reports:
         row = {k: v for k, v in vars(report).items() if k not in ("cases", "figures", "rules")}
@@ -61,21 +61,21 @@ def to_dict(reports: Sequence[BenchmarkReport]) -> dict[str, Any]:
     return {"reports": out}
 
 
-def worst_cases(report: BenchmarkReport, most: int = WORST) -> list[ScoredAnswer]:
-    """The cases with the lowest outcome, then the lowest IoU; those that are wholly right are not among them."""
+def worst_cases(report: BenchmarkReport, count: int = WORST) -> list[ScoredAnswer]:
+    """The answers with the lowest score, then the lowest IoU. Answers with score 1 are not among them."""
     wrong = [c for c in report.cases if c.score is not None and c.score < 1]
-    return sorted(wrong, key=lambda c: (c.score, case_iou(c, report) or 0.0, c.index))[:most]
+    return sorted(wrong, key=lambda c: (c.score, case_iou(c, report) or 0.0, c.index))[:count]
 
 
-def random_cases(report: BenchmarkReport, most: int = RANDOM, seed: int = 0) -> list[ScoredAnswer]:
-    """Cases drawn evenly, in their order; the same ones each time."""
-    drawn = random.Random(seed).sample(range(len(report.cases)), min(most, len(report.cases)))
+def random_cases(report: BenchmarkReport, count: int = RANDOM, seed: int = 0) -> list[ScoredAnswer]:
+    """Answers drawn uniformly, in their order; the same ones each time."""
+    drawn = random.Random(seed).sample(range(len(report.cases)), min(count, len(report.cases)))
     return [report.cases[n] for n in sorted(drawn)]
 
 
 def case_iou(case: ScoredAnswer, report: BenchmarkReport) -> float | None:
-    """The IoU that was scored, where one box is right: with the answer's first box, 0 without one. None where words
-    were asked for: the box is then what the question is about."""
+    """The IoU of the answer's first box with the expected one, as it was scored; 0 without a box. None if more than one
+    box, or none, is expected, and if words are (the box is then part of the question)."""
     if len(case.truth) != 1 or (case.expected and not case.boxes):
         return None
     return iou(case.boxes[0], case.truth[0], report.rules.plus_one) if case.boxes else 0.0
@@ -85,10 +85,10 @@ def case_iou(case: ScoredAnswer, report: BenchmarkReport) -> float | None:
 
 
 def page(reports: Sequence[BenchmarkReport]) -> str:
-    """The whole of report.html."""
+    """The content of report.html."""
     shown = [(report, worst_cases(report), random_cases(report)) for report in reports]
     count = sum(len(worst) + len(others) for _, worst, others in shown)
-    images = _Images(_MOST_BYTES // max(1, count))
+    images = _Images(_MAX_BYTES // max(1, count))
     sections = "".join(_section(n, *each, images) for n, each in enumerate(shown))
     title = reports[0].name if len(reports) == 1 else f"{len(reports)} benchmarks"
     links = "".join(f'<li><a href="#b{n}">{_text(r.name)}</a></li>' for n, r in enumerate(reports))
@@ -114,18 +114,25 @@ def _section(
     parts = [f'<section id="b{number}"><h2>{_text(report.name)}</h2>', _figures(report), _settings(report)]
     drawings = "".join(plots(report.cases))
     if drawings:
-        judged = report.score_description or next(iter(report.figures), "the first metric")
-        boxes = " Of several boxes each: found at IoU 0.5." if any(c.box_found for c in report.cases) else ""
-        parts.append(
-            f'<h3>Where it is right</h3><div class="note">Right: {_text(judged)}.{boxes} '
-            f'Whiskers: 95 %, each answer taken as independent.</div><div class="plots">{drawings}</div>'
+        description = report.score_description or next(iter(report.figures), "the first metric")
+        boxes = (
+            f" With several boxes, each counts: found at IoU {IOU_THRESHOLD}."
+            if any(c.box_found for c in report.cases)
+            else ""
         )
-    for heading, cases in ((f"The {len(worst)} worst cases", worst), (f"{len(others)} cases drawn at random", others)):
+        parts.append(
+            f'<h3>Scores by size, position and length</h3><div class="note">Score: {_text(description)}.{boxes} '
+            f'Whiskers: 95 %, with answers taken as independent.</div><div class="plots">{drawings}</div>'
+        )
+    for heading, cases in (
+        (f"The {len(worst)} worst answers", worst),
+        (f"{len(others)} answers drawn at random", others),
+    ):
         if cases:
             cards = "".join(_card(case, report, images) for case in cases)
             parts.append(f'<h3>{heading}</h3>{_legend(cases)}<div class="cases">{cards}</div>')
     if not worst and any(c.score is not None for c in report.cases):
-        parts.append('<div class="note">No case is wrong.</div>')
+        parts.append('<div class="note">No answer is wrong.</div>')
     return "".join([*parts, "</section>"])
 
 
@@ -149,7 +156,7 @@ def _figures(report: BenchmarkReport) -> str:
     )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Figures"><table class="figures"><caption>'
-        "Figures times 100. Interval: 95 %, bootstrap over images. InvalidRecord and missing answers count as wrong."
+        "Values times 100. Interval: 95 %, bootstrap over images. Malformed and missing answers count as wrong."
         "</caption><thead>"
         '<tr><th scope="col">metric</th><th scope="col" class="number">value</th><th scope="col" class="number">'
         '95 %</th><th scope="col"><span class="hidden">as a line</span></th><th scope="col">published</th></tr></thead>'
@@ -158,12 +165,12 @@ def _figures(report: BenchmarkReport) -> str:
 
 
 def _range(figure: Figure) -> str:
-    """The value as a dot on a line from 0 to 100, its interval as a bar, published values as strokes."""
+    """The value as a dot on a line from 0 to 100, its interval as a bar, published values as ticks."""
     if not 0 <= figure.value <= 1:
         return ""
 
-    def x(share: float) -> float:
-        return round(4 + 152 * min(1.0, max(0.0, share)), 1)
+    def x(fraction: float) -> float:
+        return round(4 + 152 * min(1.0, max(0.0, fraction)), 1)
 
     parts = ['<line class="grid" x1="4" x2="156" y1="9" y2="9"/>']
     if figure.low is not None:
@@ -182,16 +189,16 @@ def _settings(report: BenchmarkReport) -> str:
         **report.settings,
         "model": report.model,
         "scoring": _SCORING.get(report.rules.scoring, report.rules.scoring),
-        "decode": _DECODE.get(report.rules.decode, report.rules.decode),
+        "box rounding": _BOX_ROUNDING.get(report.rules.box_rounding, report.rules.box_rounding),
     }
     if report.seconds:
         rows["time"] = f"{report.seconds:,.0f} s, {report.answers_per_second:.2f} answers per second"
     inner = "".join(f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in rows.items())
-    told = ""
+    notes = ""
     for heading, lines in (("Counted as wrong", report.failed), ("Rows left out", report.problems)):
         listed = "".join(f"<li>{_text(line)}</li>" for line in lines)
-        told += f'<div class="problems"><strong>{heading}</strong><ul>{listed}</ul></div>' if listed else ""
-    return f'<details class="settings" open><summary>Settings</summary><dl>{inner}</dl></details>{told}'
+        notes += f'<div class="problems"><strong>{heading}</strong><ul>{listed}</ul></div>' if listed else ""
+    return f'<details class="settings" open><summary>Settings</summary><dl>{inner}</dl></details>{notes}'
 
 
 def _legend(cases: Sequence[ScoredAnswer]) -> str:
@@ -212,7 +219,7 @@ def _card(case: ScoredAnswer, report: BenchmarkReport, images: _Images) -> str:
     facts = [] if iou is None else [f"IoU {iou:.2f}"]
     if case.score is not None:
         mark, word = (
-            ("good", "right") if case.score >= 1 else ("bad", "wrong") if case.score <= 0 else ("some", "partly")
+            ("good", "correct") if case.score >= 1 else ("bad", "wrong") if case.score <= 0 else ("some", "partly")
         )
         facts.append(f'<span class="{mark}">{word}{f" {case.score:.2f}" if mark == "some" else ""}</span>')
     rows = [("asked", case.words), ("truth", case.expected), ("answer", case.answer)]
@@ -230,13 +237,13 @@ def _card(case: ScoredAnswer, report: BenchmarkReport, images: _Images) -> str:
 
 
 class _Images:
-    """Makes the images of cases, each within `budget` bytes as it stands in the file."""
+    """Embeds images, each in at most `budget` bytes."""
 
     def __init__(self, budget: int):
         self.budget = budget
 
     def html(self, case: ScoredAnswer) -> str:
-        """The image with the boxes over it; words in its place where it cannot be opened."""
+        """The image with its boxes; text instead if it cannot be opened."""
         from minigptv2.images import open_image
 
         alt = escape(_short(f"case {case.index}: {case.words}"), quote=True)
@@ -249,7 +256,7 @@ class _Images:
         data = base64.b64encode(self._jpeg(image)).decode("ascii")
         width, height = image.size
         return (
-            f'<div class="frame" style="width:min(100%,{_TALLEST * width / height:.2f}rem)">'
+            f'<div class="frame" style="width:min(100%,{_MAX_HEIGHT * width / height:.2f}rem)">'
             f'<img alt="{alt}" width="{width}" height="{height}" src="data:image/jpeg;base64,{data}">'
             f'<svg class="boxes" viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">'
             f"{_rectangles(case.truth, 'truth')}{_rectangles(case.boxes, 'answer')}</svg></div>"
@@ -269,11 +276,11 @@ class _Images:
 def _rectangles(boxes: Sequence[Box], kind: str) -> str:
     parts = []
     for box in boxes:
-        place = (
+        position = (
             f'x="{box.x1:.1f}" y="{box.y1:.1f}" width="{max(0.0, box.x2 - box.x1):.1f}" '
             f'height="{max(0.0, box.y2 - box.y1):.1f}"'
         )
-        parts.append(f'<rect class="halo" {place}/><rect class="{kind}" {place}/>')
+        parts.append(f'<rect class="halo" {position}/><rect class="{kind}" {position}/>')
     return "".join(parts)
 
 
@@ -282,9 +289,9 @@ def _hundred(value: float | None) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}\u2026"
+    return text if len(text) <= _MAX_CHARS else f"{text[:_MAX_CHARS]}\u2026"
 
 
 def _text(value: Any) -> str:
-    """As HTML: markup is shown, not obeyed; characters without a shape are left out."""
+    """Escaped for HTML; unprintable characters become spaces."""
     return escape("".join(c if c.isprintable() or c == "\n" else " " for c in str(value)), quote=True)

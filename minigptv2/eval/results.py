@@ -1,4 +1,4 @@
-"""Answers as other programs list them: each is found by the question that its row names, or by its place.
+"""Result files of other programs: each answer is found by the question that its row names, or by its row number.
 
     {"COCO_train2014_000000580957_4": ["{<10><10><40><60>}", ...], ...}    referring, the published evaluation
     [{"question_id": 2, "answer": "yes"}, ...]                             VQA v2, OK-VQA: published and official
@@ -7,7 +7,7 @@
     [{"image_id": 42, "caption": "a dog"}, ...]                            captions, official
     [{"pred": "yes", "gt": "no"}, ...], [{"answer": "no"}, ...]            the published evaluation, row by row
 
-Rows may also stand one a line. The published evaluation: eval_scripts/ of github.com/Vision-CAIR/MiniGPT-4.
+The rows may also be JSON Lines. The published evaluation: eval_scripts/ of github.com/Vision-CAIR/MiniGPT-4.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from minigptv2.data.dataset import ProblemCounter
 from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import Question
 
-_NAMES = ("question_id", "questionId", "image_id", "image")  # of the question, the first that is there
+_NAMES = ("question_id", "questionId", "image_id", "image")  # keys that name the question, in order of preference
 _ANSWERS = ("text", "answer", "prediction", "pred", "caption")
 _NOT_ASKED = "an answer to no question of the set"
 
 
 def is_row(row: Any) -> bool:
-    """Whether this is one answer in one of these forms."""
+    """Whether this is an answer in one of these formats."""
     return isinstance(row, dict) and "index" not in row and any(key in row for key in _ANSWERS)
 
 
 def of_rows(
     file: Path, rows: Sequence[Any], items: Sequence[Question], excluded: Collection[int]
 ) -> tuple[dict[int, str], ProblemCounter]:
-    """The text by the index of its item, and what fits no item.
+    """index -> text, and what belongs to no question.
 
-    items: all of the benchmark; excluded: rows of its annotation file that it left out. Raises UserError for a row that
-    is no answer, and for rows without a name of their question that are not as many as the annotation file has, or that
-    name other right answers than it does.
+    items: all questions of the benchmark. excluded: rows of the annotation file that it left out. Raises UserError for
+    a row that is not an answer. Rows that do not name their question must be as many as those of the annotation file,
+    and give the same expected answers ("gt").
     """
     named = [_name(row) for row in rows if is_row(row)]
     if len(named) < len(rows):
         number = next(n for n, row in enumerate(rows) if not is_row(row))
         raise _no_answer(file, number, rows[number])
     if not any(named):
-        return _by_place(file, rows, items, excluded)
+        return _by_row(file, rows, items, excluded)
     if not any(item.key for item in items):
         raise UserError(
             f"{file} names its questions ({', '.join(key for key in _NAMES if key in rows[0])}).",
@@ -70,13 +70,13 @@ def _by_name(file: Path, rows: Sequence[dict], named: Sequence[str], items: Sequ
     return out, problems
 
 
-def _by_place(file: Path, rows: Sequence[dict], items: Sequence[Question], excluded: Collection[int]):
+def _by_row(file: Path, rows: Sequence[dict], items: Sequence[Question], excluded: Collection[int]):
     by_index = {item.index: item for item in items}
     count = 1 + max([*by_index, *excluded], default=-1)
     if len(rows) != count:
         raise UserError(
             f"{file} holds {len(rows)} answers that do not name their question.",
-            f"The annotation file has {count} rows, and such answers go by their place.",
+            f"The annotation file has {count} rows, and such answers are matched by row.",
             'Name the data set and split that were answered, or give each answer its row as "index".',
         )
     out: dict[int, str] = {}
@@ -88,7 +88,7 @@ def _by_place(file: Path, rows: Sequence[dict], items: Sequence[Question], exclu
             continue
         if "gt" in row and isinstance(item.truth, str) and not _same(row["gt"], item):
             raise UserError(
-                f"{file} row {number} says that {row['gt']!r} is right.",
+                f"{file} row {number} says that {row['gt']!r} is correct.",
                 f"In the annotation file it is {item.truth!r}.",
                 "Give the annotation file that was answered.",
             )
@@ -99,10 +99,11 @@ def _by_place(file: Path, rows: Sequence[dict], items: Sequence[Question], exclu
 def of_images(
     file: Path, answers: Mapping[str, Any], items: Sequence[Question]
 ) -> tuple[dict[int, str], ProblemCounter]:
-    """As `of_rows`, of the answers by `img_id`, in the order of its expressions.
+    """As `of_rows`, for answers by `img_id`, in the order of its expressions.
 
-    The published evaluation leaves malformed answers out of its lists, so that of fewer answers than expressions nobody
-    knows which are whose: as its figures do, they count for the first ones where all expressions have the same box.
+    The published evaluation leaves malformed answers out of its lists. With fewer answers than expressions, it is
+    unknown which belong together. If all expressions have the same box, the answers count for the first ones, as in the
+    published figures; otherwise none counts.
     """
     by_key: dict[str, list[Question]] = defaultdict(list)
     for item in items:
@@ -115,7 +116,7 @@ def of_images(
             raise UserError(
                 f"{file}: the answers of {key[:80]!r} are {str(texts)[:80]}.",
                 "They must be a list of texts.",
-                "Write the file anew.",
+                "Write the file again.",
             )
         asked = by_key.get(key, [])
         if not asked:
@@ -125,7 +126,7 @@ def of_images(
             problems.add("fewer answers than expressions, whose boxes differ: none counts", key[:80])
             continue
         for _ in texts[len(asked) :]:
-            problems.add("an answer more than the image has expressions", key[:80])
+            problems.add("more answers than the image has expressions", key[:80])
         out |= {item.index: text for item, text in zip(asked, texts)}
     return out, problems
 
@@ -149,14 +150,14 @@ def _same(given: Any, item: Question) -> bool:
 
 
 def _choice(value: Any, item: Question) -> str:
-    """The choice of this number, "" where that is none."""
-    good = isinstance(value, int) and 0 <= value < len(item.candidates)
-    return item.candidates[value] if good else ""
+    """The candidate of this number; "" if there is none."""
+    valid = isinstance(value, int) and 0 <= value < len(item.candidates)
+    return item.candidates[value] if valid else ""
 
 
 def _no_answer(file: Path, number: int, row: Any) -> UserError:
     return UserError(
-        f"{file} row {number} is no answer: {str(row)[:80]}.",
+        f"{file} row {number} is not an answer: {str(row)[:80]}.",
         f"A row names its question ({', '.join(_NAMES)}, or index), and its answer ({', '.join(_ANSWERS)}).",
         "Correct or remove it.",
     )

@@ -1,7 +1,6 @@
-"""Benchmark: COCO captions, every image with its five. CIDEr, BLEU, ROUGE-L.
+"""Benchmark: COCO captions, five references for each image. CIDEr, BLEU, ROUGE-L.
 
-A row is an image: of an official file, a place in its list `images` (without that list, in the order in which the
-captions name the images first); of Karpathy's, a place among the images of the split. From 0.
+A row is an image, numbered as `data.readers.coco_caption.read_rows` says.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ METRICS = ("CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L")
 
 
 class CocoCaptionBenchmark:
-    """root: holds the captions as the card of the data set says; images: COCO's images, where they are not in root.
-    Where the file's list `images` has file names, they say which image it is, not its number. captions: the name of the
-    file of captions below root, where it has another. instruction: asked of every image.
+    """root: holds the captions as the data set's card says. images: COCO's images, if not in root. captions: the
+    name of the file of captions below root, if not the official one; it has the official form. instruction: asked of
+    every image.
     """
 
     max_new_tokens = 60
@@ -55,7 +54,6 @@ class CocoCaptionBenchmark:
         self.published: Mapping[str, tuple[Published, ...]] = {}
         folder, coco = Path(images or root), CocoImages(images or root)
         self.rows: list[tuple[Row, Path]] = []
-        # a file that is given by name is of the official form
         for row in read_rows(self.file, split if not captions else "", self.problems):
             try:
                 if row.problem:
@@ -73,18 +71,18 @@ class CocoCaptionBenchmark:
         ]
 
     def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
-        said = {
+        texts = {
             i.index: " ".join(without_markup(strip_special_tokens(predictions[i.index].text)).split()) for i in items
         }
-        invalid = {i.index for i in items if not said[i.index] and predictions[i.index].finish_reason != "missing"}
+        invalid = {i.index for i in items if not texts[i.index] and predictions[i.index].finish_reason != "missing"}
         references = {i.index: list(i.truth) for i in items}
-        outcomes, corpus = caption_scores(said, references, METRICS)
+        outcomes, corpus = caption_scores(texts, references, METRICS)
         cases = [
             ScoredAnswer(
                 i.index,
                 i.image,
                 self.instruction,
-                said[i.index],
+                texts[i.index],
                 "; ".join(i.truth),
                 score=cider_fraction(outcomes["CIDEr"][i.index]),
             )

@@ -1,14 +1,14 @@
-"""Benchmark: COCO detection, average precision by pycocotools. A row is a place in the list `images`, from 0.
+"""Benchmark: COCO detection, average precision by pycocotools. A row is an index in the list `images`, from 0.
 
-One question an image names the kinds of thing sought; a box belongs to the kind that its phrase names. The scores that
-average precision sorts by are the probabilities of the boxes' numbers; answers without them count 1 each.
+Each image has one question, which names categories; a box belongs to the category that its phrase names. Its score is
+the probability of its numbers; without one it is 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from minigptv2.boxes import Box
 from minigptv2.data.annotations import InvalidRecord, check_choice
@@ -35,27 +35,30 @@ LAYOUT: Layout = {
     split: ((f"annotations/instances_{split}.json", f"instances_{split}.json"),)
     for split in ("val2017", "train2017", "val2014", "train2014")
 }
-ASK = ("present", "all")
-JUDGED = "F1 at IoU 0.5 of an image's boxes, crowds aside"
+CATEGORIES = ("present", "all")
+DESCRIPTION = "F1 at IoU 0.5 of an image's boxes, without crowds"
 
 
 class Truth(NamedTuple):
-    """number: the image's `id`. things: its annotations as pycocotools takes them, boxes on the upright image. frame:
-    how boxes in the file's own frame, as those of other programs, are turned upright."""
+    """The annotations of an image."""
 
     number: Id
-    things: tuple[dict[str, Any], ...]
+    """The image's `id`."""
+    objects: tuple[dict[str, Any], ...]
+    """As pycocotools takes them; boxes on the upright image."""
     frame: UprightTransform
+    """Turns boxes of the file, and those of other programs, upright."""
 
 
 class CocoDetectionBenchmark:
-    """root: holds `annotations/instances_<split>.json`; images: the images, where they are not in root.
+    """root: holds `annotations/instances_<split>.json`. images: the image folder, if not in root.
 
-    instances: the name of the file below root, where it has another. ask: "present" names the kinds that the image
-    holds (all where it holds none), which tells the model something; "all" names every kind of the file. orientation:
-    as of the reader that training uses, `data.coco_detection`, which finds the images in the same way, too.
+    annotations: the name of the file below root, if not the official one. categories: "present" asks for the categories
+    that the image has (for all, if it has none), which is a hint for the model; "all" asks for every category of the
+    file. orientation: as in `data.readers.coco_detection`, which also finds the images in the same way.
     """
 
+    RENAMED: ClassVar[dict[str, str]] = {"ask": "categories", "instances": "annotations"}
     max_new_tokens = 512
     needs = ("pycocotools",)
 
@@ -64,27 +67,28 @@ class CocoDetectionBenchmark:
         root: str,
         split: str = "val2017",
         images: str = "",
-        instances: str = "",
-        ask: str = "present",
+        annotations: str = "",
+        categories: str = "present",
         orientation: str = "auto",
     ):
-        self.ask, self.orientation = check_choice("ask", ask, ASK), orientation
-        (self.file,) = annotation_files(root, LAYOUT, split, PAGE, (instances,))
+        self.asked = check_choice("categories", categories, CATEGORIES)
+        self.orientation = orientation
+        (self.file,) = annotation_files(root, LAYOUT, split, PAGE, (annotations,))
         self.files = (self.file,)
-        self.name = f"coco_detection {instances.removesuffix('.json') or split}, kinds asked: {ask}"
+        self.name = f"coco_detection {annotations.removesuffix('.json') or split}, kinds asked: {categories}"
         self.published: Mapping[str, tuple[Published, ...]] = {}
         self.coco = CocoFile(self.file, images, orientation, root, required=False)
         self.problems, self.excluded = self.coco.problems, self.coco.excluded
-        self.categories = self.coco.labels  # every `id` of the file; two may have one label
-        self.kinds = {number: label for label, number in self.coco.category_of.items() if label not in self.coco.roots}
+        self.category_names = self.coco.labels  # every `id` of the file; two may have one label
+        self.names = {number: label for label, number in self.coco.category_of.items() if label not in self.coco.roots}
 
     def frame(self, image: CocoImage) -> UprightTransform:
-        """How boxes of this image are turned upright; as they are where the image is not on the disk, or damaged."""
+        """How boxes of this image are turned upright; unchanged if the image is not on disk, or damaged."""
         if image.lost:
             return UprightTransform(1, image.size)
         try:
             frame = upright_transform(image.path, image.size, image.given, self.orientation)
-        except (InvalidRecord, UserError):  # damage is told when the image is opened; `data check` tells of sizes
+        except (InvalidRecord, UserError):  # reported when the image is opened, and by `data check`
             return UprightTransform(1, image.size)
         if frame.problem:
             self.problems.add(frame.problem, image.name, dropped=False)
@@ -93,10 +97,10 @@ class CocoDetectionBenchmark:
     def items(self) -> list[Question]:
         out, count = [], 0
         for image in self.coco.images:
-            frame, things = self.frame(image), []
+            frame, objects = self.frame(image), []
             for thing in image.things:
                 count += 1
-                things.append(
+                objects.append(
                     {
                         "id": count,
                         "image_id": image.number,
@@ -106,45 +110,47 @@ class CocoDetectionBenchmark:
                         "iscrowd": int(thing.crowd),
                     }
                 )
-            asked = {t["category_id"] for t in things} if self.ask == "present" and things else self.kinds
-            exchange = QuestionAnswer("detection", tuple(Phrase(name) for k, name in self.kinds.items() if k in asked))
-            text, truth = instruction_text(exchange, (0, 0), "floor", None), Truth(image.number, tuple(things), frame)
+            present = {t["category_id"] for t in objects}
+            asked = present if self.asked == "present" and present else self.names
+            phrases = tuple(Phrase(name) for number, name in self.names.items() if number in asked)
+            text = instruction_text(QuestionAnswer("detection", phrases), (0, 0), "floor", None)
+            truth = Truth(image.number, tuple(objects), frame)
             out.append(Question(image.place, image.path, frame.size, text, str(image.path), truth, words=text))
         return out
 
     def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
-        number_of = {name.casefold(): number for number, name in self.kinds.items()}
-        found, invalid, cases, strange = [], set(), [], 0
-        category = _in_order(self.kinds)
+        number_of = {name.casefold(): number for number, name in self.names.items()}
+        detections, invalid, cases, num_unknown = [], set(), [], 0
+        category = _in_order(self.names)
         for item in items:
             prediction = predictions[item.index]
             boxes, malformed = answer_boxes(prediction, item, rules)
-            wordless = prediction.boxes is None and not prediction.text.strip()
-            if prediction.finish_reason != "missing" and (malformed or wordless):
+            empty = prediction.boxes is None and not prediction.text.strip()
+            if prediction.finish_reason != "missing" and (malformed or empty):
                 invalid.add(item.index)
             asked = {t["category_id"] for t in item.truth[1]}
             only = next(iter(asked)) if len(asked) == 1 else None
-            named = list(boxes)  # with the names of the kinds that they are counted as
-            for place, box in enumerate(boxes):
-                kind = number_of.get(box.phrase.strip().casefold()) if box.phrase else only
-                if kind is None:
-                    strange += 1
+            named = list(boxes)  # with the names of the categories that they count for
+            for n, box in enumerate(boxes):
+                number = number_of.get(box.phrase.strip().casefold()) if box.phrase else only
+                if number is None:
+                    num_unknown += 1
                     continue
-                named[place] = replace(box, phrase=self.kinds[kind])
+                named[n] = replace(box, phrase=self.names[number])
                 x1, y1, x2, y2 = box.xyxy
-                found.append(
+                detections.append(
                     {
                         "image_id": item.truth[0],
-                        "category_id": kind,
+                        "category_id": number,
                         "bbox": [x1, y1, x2 - x1, y2 - y1],
                         "score": 1.0 if box.score is None else box.score,
                     }
                 )
-            truth = tuple(_box(t["bbox"], self.kinds[t["category_id"]]) for t in item.truth[1])
-            single = [place for place, thing in enumerate(item.truth[1]) if not thing.get("iscrowd")]
-            met = dict(zip(single, match_boxes(named, [truth[place] for place in single])))
-            counts = DetectionCounts(sum(met.values()), len(single), len(named))
-            right = 0.0 if prediction.finish_reason == "missing" else counts.f1
+            truth = tuple(_box(t["bbox"], self.names[t["category_id"]]) for t in item.truth[1])
+            no_crowds = [n for n, annotation in enumerate(item.truth[1]) if not annotation.get("iscrowd")]
+            found = dict(zip(no_crowds, match_boxes(named, [truth[n] for n in no_crowds])))
+            counts = DetectionCounts(sum(found.values()), len(no_crowds), len(named))
+            score = 0.0 if prediction.finish_reason == "missing" else counts.f1
             cases.append(
                 ScoredAnswer(
                     item.index,
@@ -154,31 +160,33 @@ class CocoDetectionBenchmark:
                     "",
                     truth,
                     tuple(named),
-                    right,
+                    score,
                     item.size,
-                    tuple(met.get(place) for place in range(len(truth))),
+                    tuple(found.get(n) for n in range(len(truth))),
                 )
             )
-        number = _in_order(i.truth[0] for i in items)
-        truth = {
-            "images": [{"id": number[i.truth[0]], "width": i.size[0], "height": i.size[1]} for i in items],
+        image_number = _in_order(i.truth[0] for i in items)
+        ground_truth = {
+            "images": [{"id": image_number[i.truth[0]], "width": i.size[0], "height": i.size[1]} for i in items],
             "annotations": [
-                {**t, "image_id": number[i.truth[0]], "category_id": category[t["category_id"]]}
+                {**t, "image_id": image_number[i.truth[0]], "category_id": category[t["category_id"]]}
                 for i in items
                 for t in i.truth[1]
             ],
-            "categories": [{"id": category[kind], "name": name} for kind, name in self.kinds.items()],
+            "categories": [{"id": category[number], "name": name} for number, name in self.names.items()],
         }
-        for row in found:
-            row |= {"image_id": number[row["image_id"]], "category_id": category[row["category_id"]]}
-        precision = coco_average_precision(truth, found)
-        image = {i.index: number[i.truth[0]] for i in items}
+        for row in detections:
+            row |= {"image_id": image_number[row["image_id"]], "category_id": category[row["category_id"]]}
+        precision = coco_average_precision(ground_truth, detections)
+        image = {i.index: image_number[i.truth[0]] for i in items}
         corpus = {name: _figure(precision, image, name) for name in ("AP", "AP50", "AP75")}
-        return Scored(len(items), frozenset(invalid), {}, corpus, cases, {"boxes of no known kind": strange}, JUDGED)
+        return Scored(
+            len(items), frozenset(invalid), {}, corpus, cases, {"boxes of no known category": num_unknown}, DESCRIPTION
+        )
 
 
 def _in_order(ids: Iterable[Id]) -> dict[Id, int]:
-    """Each id as a whole number from 1, in their order: pycocotools sorts them, and cannot sort text beside numbers."""
+    """id -> a whole number from 1, in the order of the ids. pycocotools cannot sort ids of text and numbers."""
     return {number: n for n, number in enumerate(sorted(ids, key=lambda i: (isinstance(i, str), i)), 1)}
 
 

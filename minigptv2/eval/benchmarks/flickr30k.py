@@ -1,9 +1,12 @@
-"""Benchmark: Flickr30k Entities. How many annotated phrases get their box.
+"""Benchmark: Flickr30k Entities. How many annotated phrases are found with their box.
 
-Two questions are asked of it. task "grounding": the model writes a grounded caption of the image; the figures are the
-share of the image's annotated phrases, of all its captions, of which a box was found, and of which that box also
-carries a word of the phrase. task "phrases": a caption is given and its phrases are to be found; the figure is the
-share whose first box is right (recall@1). A row is an image of the split, or a caption, in the reader's order, from 0.
+Bryan Plummer et al., arXiv 1505.04870, section 5. There are two tasks, with different metrics:
+
+    grounding   The model writes a grounded caption of the image. Recall of the annotated phrases of all its captions:
+                a box of the phrase is found; it is found, and its name has a word of the phrase.
+    phrases     The model gets a caption and finds its phrases. Recall@1: the first box of the phrase is a hit.
+
+A row is an image of the split (grounding) or a caption (phrases), in the reader's order, from 0.
 """
 
 from __future__ import annotations
@@ -22,13 +25,13 @@ from minigptv2.eval.metrics.boxes import IOU_THRESHOLD, iou, is_hit
 from minigptv2.sample import Phrase, QuestionAnswer
 from minigptv2.tasks import instruction_text
 
-TASKS = {"grounding": "phrase_to_boxes", "phrases": "caption_to_phrases"}  # and the reader's task that gives the truth
+TASKS = {"grounding": "phrase_to_boxes", "phrases": "caption_to_phrases"}  # task -> the reader's task with the truth
 _WORD = re.compile(r"\w+")
-_SMALL_WORDS = set("a an the of in on at with and or to his her their its one two some other is are".split())
+_STOP_WORDS = set("a an the of in on at with and or to his her their its one two some other is are".split())
 
 
 class Flickr30kBenchmark:
-    """root, split, images: as `data.flickr30k.Flickr30k` has them."""
+    """root, split, images: as in `data.readers.flickr30k.Flickr30k`. task: "grounding" or "phrases"."""
 
     max_new_tokens = MAX_NEW_TOKENS
 
@@ -46,7 +49,7 @@ class Flickr30kBenchmark:
         self.published: Mapping[str, tuple[Published, ...]] = {}
 
     def items(self) -> list[Question]:
-        """truth: the phrases to be found, each with its boxes."""
+        """truth: the phrases to find, each with its boxes."""
         samples = [self.reader[i] for i in range(len(self.reader))]
         if self.task == "phrases":
             return [
@@ -71,7 +74,7 @@ class Flickr30kBenchmark:
         ]
 
     def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
-        found: dict[str, dict[int, tuple[int, int]]] = {}  # metric -> index -> phrases found, phrases there
+        found: dict[str, dict[int, tuple[int, int]]] = {}  # metric -> index -> phrases found, phrases in all
         invalid, cases = set(), []
         for item in items:
             prediction = predictions[item.index]
@@ -83,7 +86,7 @@ class Flickr30kBenchmark:
                 found.setdefault(metric, {})[item.index] = sum(phrases), len(phrases)
             first = next(iter(each.values()))
             truth = tuple(Box(*b.xyxy, p.text) for p in item.truth for b in p.boxes)
-            met = tuple(right for p, right in zip(item.truth, first) for _ in p.boxes)
+            box_found = tuple(hit for p, hit in zip(item.truth, first) for _ in p.boxes)
             cases.append(
                 ScoredAnswer(
                     item.index,
@@ -95,36 +98,37 @@ class Flickr30kBenchmark:
                     boxes,
                     sum(first) / len(first),
                     item.size,
-                    met,
+                    box_found,
                 )
             )
-        corpus = {metric: _share(by) for metric, by in found.items()}
+        corpus = {metric: _recall(by) for metric, by in found.items()}
         return Scored(len(items), frozenset(invalid), {}, corpus, cases, {"phrases": sum(len(i.truth) for i in items)})
 
     def _found(self, phrases: Sequence[Phrase], boxes: Sequence[Box], rules: ScoringRules) -> dict[str, list[bool]]:
-        """Of each phrase, whether it counts as found, by metric."""
+        """metric -> for each phrase, whether it counts as found."""
         if self.task == "phrases":
-            given: dict[str, list[Box]] = {}
+            by_phrase: dict[str, list[Box]] = {}
             for box in boxes:
-                given.setdefault(box.phrase.strip().lower(), []).append(box)
-            right = [_met(given.get(p.text.strip().lower(), [])[:1], p.boxes, rules) for p in phrases]
-            return {"phrase recall@1, IoU 0.5": right}
-        bare = [_met(boxes, p.boxes, rules) for p in phrases]
-        named = [_met([b for b in boxes if _words(b.phrase) & _words(p.text)], p.boxes, rules) for p in phrases]
-        return {"phrase recall, IoU 0.5": bare, "phrase recall with a word of it, IoU 0.5": named}
+                by_phrase.setdefault(box.phrase.strip().lower(), []).append(box)
+            found = [_any_hit(by_phrase.get(p.text.strip().lower(), [])[:1], p.boxes, rules) for p in phrases]
+            return {"phrase recall@1, IoU 0.5": found}
+        found = [_any_hit(boxes, p.boxes, rules) for p in phrases]
+        named = [_any_hit([b for b in boxes if _words(b.phrase) & _words(p.text)], p.boxes, rules) for p in phrases]
+        return {"phrase recall, IoU 0.5": found, "phrase recall with a word of it, IoU 0.5": named}
 
 
-def _met(given: Sequence[Box], wanted: Sequence[Box], rules: ScoringRules) -> bool:
-    return any(is_hit(iou(g, w, rules.plus_one), IOU_THRESHOLD, rules.scoring) for g in given for w in wanted)
+def _any_hit(predicted: Sequence[Box], expected: Sequence[Box], rules: ScoringRules) -> bool:
+    pairs = ((p, e) for p in predicted for e in expected)
+    return any(is_hit(iou(p, e, rules.plus_one), IOU_THRESHOLD, rules.scoring) for p, e in pairs)
 
 
 def _words(text: str) -> set[str]:
-    return set(_WORD.findall(text.lower())) - _SMALL_WORDS
+    return set(_WORD.findall(text.lower())) - _STOP_WORDS
 
 
-def _share(counts: Mapping[int, tuple[int, int]]) -> Callable[[Sequence[int]], float | None]:
-    def share(indexes: Sequence[int]) -> float | None:
-        there = sum(counts[i][1] for i in indexes)
-        return sum(counts[i][0] for i in indexes) / there if there else None
+def _recall(counts: Mapping[int, tuple[int, int]]) -> Callable[[Sequence[int]], float | None]:
+    def recall(indexes: Sequence[int]) -> float | None:
+        total = sum(counts[i][1] for i in indexes)
+        return sum(counts[i][0] for i in indexes) / total if total else None
 
-    return share
+    return recall

@@ -1,4 +1,4 @@
-"""Benchmark: IconQA with choices in words. The choices are ranked by log-probability, as `asking.rank` says.
+"""Benchmark: IconQA with choices in words. The choices are ranked by log-probability, see `inference.rank`.
 
 A row is a question folder, in the order of their numbers, from 0.
 """
@@ -10,8 +10,9 @@ from pathlib import Path
 
 from minigptv2.data.dataset_files import require
 from minigptv2.data.readers.iconqa import LAYOUT, PAGE, read_rows
-from minigptv2.eval.benchmark import Question, ScoringRules, minigpt_v2
+from minigptv2.eval.benchmark import Question, ScoringRules
 from minigptv2.eval.benchmarks.short_answer import ShortAnswerBenchmark
+from minigptv2.eval.published_results import published_results
 from minigptv2.files import is_file
 from minigptv2.tasks import EVALUATION
 
@@ -24,26 +25,27 @@ class IconQaBenchmark(ShortAnswerBenchmark):
         rows = list(read_rows(folder))
         files = (folder / row.key / "data.json" for row in rows)
         super().__init__(f"iconqa {split}", (file for file in files if is_file(file)))
-        if split == "val":
-            self.published = {"accuracy": minigpt_v2(47.7, 49.4, "arXiv 2310.09478v1")}
+        self.published = published_results(self.name)
         for row, image in self.usable(rows, lambda row: folder / str(row.image), lambda row: f"{split} {row.key}"):
-            asked = EVALUATION["iconqa"].replace("{}", row.question)
-            same = _same_image(image)
+            instruction = EVALUATION["iconqa"].replace("{}", row.question)
+            image_key = _hash_of(image)
             self.rows.append(
-                Question(row.number, image, (0, 0), asked, same, row.answers[0], row.choices, words=row.question)
+                Question(
+                    row.number, image, (0, 0), instruction, image_key, row.answers[0], row.choices, words=row.question
+                )
             )
 
     def score_answer(self, item: Question, answer: str, rules: ScoringRules) -> dict[str, float] | None:
-        """The right choice; words that are none of the choices are malformed."""
-        said = answer.lower()
-        if said not in [c.strip().lower() for c in item.candidates]:
+        """Whether it is the correct choice; text that is not one of the choices is malformed."""
+        answer = answer.lower()
+        if answer not in [c.strip().lower() for c in item.candidates]:
             return None
-        return {"accuracy": float(said == item.truth.strip().lower())}
+        return {"accuracy": float(answer == item.truth.strip().lower())}
 
 
-def _same_image(image: Path) -> str:
-    """The same for files that hold the same image, so that the bootstrap draws their questions together."""
+def _hash_of(image: Path) -> str:
+    """Equal for files with the same content, so that the bootstrap draws their questions together."""
     try:
         return hashlib.sha256(image.read_bytes()).hexdigest()[:16]
-    except OSError:  # told where it is asked about
+    except OSError:  # reported when the question is asked
         return str(image.parent)

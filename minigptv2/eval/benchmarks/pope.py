@@ -1,4 +1,4 @@
-"""Benchmark: POPE, whether things are seen that are not there. Li et al., arXiv 2305.10355.
+"""Benchmark: POPE, object hallucination. Yifan Li et al., arXiv 2305.10355.
 
 A row is a line of `coco_pope_<split>.json`, from 0:
 
@@ -27,7 +27,7 @@ _NO = {"no", "not"}
 
 
 class PopeBenchmark(ShortAnswerBenchmark):
-    """root: holds `coco_pope_<split>.json`, or `coco/` does. images: COCO's images, where they are not in root."""
+    """root: holds `coco_pope_<split>.json`, or `coco/` does. images: COCO's images, if not in root."""
 
     def __init__(self, root: str, split: str = "adversarial", images: str = ""):
         check_choice("split", split, SPLITS)
@@ -46,8 +46,8 @@ class PopeBenchmark(ShortAnswerBenchmark):
                 if isinstance(row, InvalidRecord):
                     raise row
                 name, words, label = text_field(row, "image"), text_field(row, "text"), text_field(row, "label").lower()
-                found = _NUMBER.search(name)
-                if found is None:
+                number_in_name = _NUMBER.search(name)
+                if number_in_name is None:
                     raise InvalidRecord("an 'image' that names no image of COCO")
                 if label not in ("yes", "no"):
                     raise InvalidRecord("a 'label' other than yes and no")
@@ -56,53 +56,51 @@ class PopeBenchmark(ShortAnswerBenchmark):
             except InvalidRecord as error:
                 self.leave_out(number, error, f"{file.name} line {number + 1}")
                 continue
-            path = coco.find(int(found[1]))
-            asked = EVALUATION["pope"].replace("{}", words)
+            path = coco.find(int(number_in_name[1]))
+            instruction = EVALUATION["pope"].replace("{}", words)
             key = str(row["question_id"])
-            self.rows.append(Question(number, path, (0, 0), asked, str(path), label, words=words, key=key))
+            self.rows.append(Question(number, path, (0, 0), instruction, str(path), label, words=words, key=key))
 
     def score_answer(self, item: Question, answer: str, rules: ScoringRules) -> dict[str, float] | None:
-        said = _said(answer, rules)
-        return None if said is None else {"accuracy": float(said == item.truth)}
+        predicted = _yes_or_no(answer, rules)
+        return None if predicted is None else {"accuracy": float(predicted == item.truth)}
 
     def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
-        """Precision, recall and F1 are those of "yes". A malformed or missing answer is the wrong one."""
+        """Precision, recall and F1 are of "yes". A malformed or missing answer counts as the wrong one."""
         scored = super().score(items, predictions, rules)
         label = {i.index: i.truth == "yes" for i in items}
-        said = {
-            i.index: label[i.index] == bool(scored.outcomes["accuracy"][i.index]) for i in items
-        }  # right: what is true; wrong, malformed or missing: the other
+        # a correct answer is the label; a wrong, malformed or missing one is its opposite
+        predicted = {i.index: label[i.index] == bool(scored.outcomes["accuracy"][i.index]) for i in items}
 
-        def share(of: Sequence[bool]) -> float:
-            return sum(of) / len(of) if of else 0.0
+        def fraction(values: Sequence[bool]) -> float:
+            return sum(values) / len(values) if values else 0.0
 
         def precision(indexes: Sequence[int]) -> float:
-            return share([label[i] for i in indexes if said[i]])
+            return fraction([label[i] for i in indexes if predicted[i]])
 
         def recall(indexes: Sequence[int]) -> float:
-            return share([said[i] for i in indexes if label[i]])
+            return fraction([predicted[i] for i in indexes if label[i]])
 
         def f1(indexes: Sequence[int]) -> float:
             p, r = precision(indexes), recall(indexes)
             return 2 * p * r / (p + r) if p + r else 0.0
 
-        answered = {
-            i.index: _said(strip_special_tokens(predictions[i.index].text), rules) == "yes" for i in items
-        }  # of malformed ones: no
+        texts = {i.index: strip_special_tokens(predictions[i.index].text) for i in items}
+        said_yes = {index: _yes_or_no(text, rules) == "yes" for index, text in texts.items()}  # malformed: no
         scored.corpus = {
             "precision": precision,
             "recall": recall,
             "F1": f1,
-            "share of yes": lambda indexes: share([answered[i] for i in indexes]),
+            "yes ratio": lambda indexes: fraction([said_yes[i] for i in indexes]),
         }
         return scored
 
 
-def _said(answer: str, rules: ScoringRules) -> str | None:
-    """strict: the one of yes and no that stands first. compat, as the official code: no where the first sentence holds
-    "no" or "not", else yes."""
+def _yes_or_no(answer: str, rules: ScoringRules) -> str | None:
+    """strict: the first "yes" or "no" of the answer. compat, as the official code: "no" if the first sentence holds
+    "no" or "not", else "yes"."""
     if rules.scoring == "strict":
-        found = _WORD.search(answer.lower())
-        return found[1] if found else None
+        word = _WORD.search(answer.lower())
+        return word[1] if word else None
     words = answer.split(".")[0].replace(",", "").lower().split()
     return "no" if _NO & set(words) else "yes"

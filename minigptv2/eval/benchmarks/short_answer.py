@@ -1,4 +1,4 @@
-"""What benchmarks of short answers share: cleaning, counting, and the account of rows that were left out."""
+"""The base class of benchmarks with short answers: it counts rows left out, and scores answer by answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from minigptv2.eval.benchmark import (
 
 
 class ShortAnswerBenchmark(ABC):
-    """A benchmark whose answers are judged one by one; a subclass fills `rows` and says how to `judge`."""
+    """A benchmark whose answers are scored one by one. A subclass fills `rows` and defines `score_answer`."""
 
     max_new_tokens = 20
 
@@ -30,24 +30,27 @@ class ShortAnswerBenchmark(ABC):
         self.published: Mapping[str, tuple[Published, ...]] = {}
         self.rows: list[Question] = []
 
-    def leave_out(self, number: int, kind: object, where: str) -> None:
+    def leave_out(self, number: int, reason: object, where: str) -> None:
         """Count a row that cannot be asked. number: from 0."""
-        self.problems.add(str(kind), where)
-        self.excluded[number] = str(kind)
+        self.problems.add(str(reason), where)
+        self.excluded[number] = str(reason)
 
     def usable(
         self, rows: Iterable[Row], images: Callable[[Row], Path], where: Callable[[Row], str] | None = None
     ) -> Iterator[tuple[Row, Path]]:
-        """The rows that can be asked, each with its image's path; the others are counted. images: may raise
-        InvalidRecord. where: the place of a row in words, else its number in the first file."""
+        """The rows that can be asked, each with its image's path; the others are counted.
+
+        images: gives the path of a row's image; may raise InvalidRecord. where: names a row, for messages; default: its
+        number in the first file.
+        """
         for row in rows:
             try:
                 if row.problem:
                     raise InvalidRecord(row.problem)
                 path = images(row)
             except InvalidRecord as error:
-                place = where(row) if where else f"{self.files[0].name} row {row.number}"
-                self.leave_out(row.number, error, place)
+                named = where(row) if where else f"{self.files[0].name} row {row.number}"
+                self.leave_out(row.number, error, named)
                 continue
             yield row, path
 
@@ -56,14 +59,14 @@ class ShortAnswerBenchmark(ABC):
 
     @abstractmethod
     def score_answer(self, item: Question, answer: str, rules: ScoringRules) -> dict[str, float] | None:
-        """The outcome of a cleaned answer by metric, the main one first; None where it is malformed."""
+        """metric -> value for an answer without special tokens, the main metric first; None if it is malformed."""
 
     def expected(self, item: Question) -> str:
-        """The right answer in words, for a person."""
+        """The expected answer in words, for a person."""
         return str(item.truth)
 
     def wrong(self, item: Question) -> dict[str, float]:
-        """The outcomes of no answer."""
+        """metric -> value for a malformed or missing answer."""
         return {"accuracy": 0.0}
 
     def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
