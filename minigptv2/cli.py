@@ -338,7 +338,7 @@ def _convert(args: argparse.Namespace) -> None:
         vision={k: v for k, v in vision.items() if v},
         image_size=args.image_size,
         lora_alpha=args.lora_alpha,
-        box_coding=args.boxes,
+        box_rounding=args.boxes,
     )
     print(report, file=sys.stderr)
     print(f"done: {args.out}")

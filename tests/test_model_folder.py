@@ -88,7 +88,7 @@ BAD = {
     "other sizes": (_config(language__hidden_size=64), "does not fit its config.*has shape"),
     "more layers": (_config(language__num_hidden_layers=3), "is missing"),
     "fewer layers": (_config(language__num_hidden_layers=1), "is unknown"),
-    "other vocabulary": (_config(language__vocab_size=50), "the model 50"),
+    "other vocabulary": (_config(language__vocab_size=50), "vocab_size 50"),
     "cut weights": (_cut("model.safetensors"), "model.safetensors cannot be read"),
     "empty weights": (_bytes("model.safetensors", b""), "model.safetensors cannot be read"),
     "cut adapter": (_cut("adapter/adapter_model.safetensors"), "cannot be read"),

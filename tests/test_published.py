@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from minigptv2 import MiniGPTv2, UserError, cli
 from minigptv2.commands.info import activations, count, memory_to_answer, memory_to_train
 from minigptv2.encode import Tokenizer, attention_mask
-from minigptv2.model import published
+from minigptv2.model import published, published_config
 from minigptv2.model.grounding_vlm import attention_bias
 from minigptv2.model.load_report import UnfitError
 from minigptv2.model.published import convert, fit, load_published
@@ -336,11 +336,11 @@ UNFIT = {
     "MiniGPT-4": (_checkpoint(Q_FORMER), "a checkpoint of MiniGPT-4, whose llama_proj takes the 768"),
     "another tower": (
         _checkpoint(CHECKPOINT | {"llama_proj.weight": torch.zeros(made.HIDDEN, 700)}),
-        "no multiple of the EVA file's",
+        "not a multiple of the EVA file's",
     ),
     "no LoRA": (_checkpoint(_without(CHECKPOINT, "lora")), "the projection alone: it has no LoRA"),
     "one LoRA tensor less": (_checkpoint(_without(CHECKPOINT, LORA)), f"{LORA} is missing"),
-    "no projection": (_checkpoint(_without(CHECKPOINT, "llama_proj")), "no checkpoint of MiniGPT-v2"),
+    "no projection": (_checkpoint(_without(CHECKPOINT, "llama_proj")), "not a checkpoint of MiniGPT-v2"),
     "another Llama": (_checkpoint(OTHER_LLAMA), "made for width 40, the folder's is 32"),
     "more layers": (_checkpoint(made.random_tensors(made.checkpoint_shapes(layers=3), 5)), "another Llama"),
     "two ranks": (_checkpoint(CHECKPOINT | {LORA: torch.zeros(made.HIDDEN, 8)}), "several ranks"),
@@ -375,7 +375,7 @@ REFUSED = {
     "no tower": (_eva(LLAMA), "has no pos_embed of 3 dimensions.*eva_vit_g.pth"),
     "positions of no square": (
         _eva(EVA | {"pos_embed": torch.zeros(1, 16, made.WIDTH)}),
-        "16 places, which are no square and one",
+        "16 places, not a square plus one",
     ),
     "a gap between blocks": (
         _eva(EVA | {"blocks.999999999.norm1.bias": torch.ones(made.WIDTH)}),
@@ -532,7 +532,7 @@ def test_doubts_that_only_a_name_raises_are_notes(files):
         files.rewrite_llama(name.split("/")[0], _name_or_path=name)
         notes = files.load()[2].notes
         assert any(doubt in note and name in note for note in notes), notes
-    assert published._judge(Path("c"), {}, published.LLAMA_2_7B) == []
+    assert published_config._refuse_other_llamas(Path("c"), {}, published_config.LLAMA_2_7B) == []
 
 
 # ---- the published size ----
@@ -540,7 +540,7 @@ def test_doubts_that_only_a_name_raises_are_notes(files):
 
 def test_the_published_names_and_shapes_make_the_published_model():
     """Shapes only: every name is known, none is missing, and the parameters are as many as published."""
-    fitted = fit(*(_Shapes(name, shapes) for name, shapes in made.full_size()), published.LLAMA_2_7B)
+    fitted = fit(*(_Shapes(name, shapes) for name, shapes in made.full_size()), published_config.LLAMA_2_7B)
     model, (eva, checkpoint, llama) = fitted.model, fitted.report.sources
     assert (eva.required, eva.found, len(eva.ignored)) == (4 + 39 * 13, 4 + 39 * 13, 13 + 4)
     assert (checkpoint.required, checkpoint.found, len(checkpoint.ignored)) == (130, 130, 32)
@@ -557,8 +557,8 @@ def test_the_published_names_and_shapes_make_the_published_model():
     for sizes in (memory_to_answer(model.config, counts), memory_to_train(model.config, counts)):
         assert all(f" {size / 1e9:.2f} GB |" in told for size in sizes.values())
     assert f" {activations(model.config, 512) / 1e9:.2f} GB " in told
-    taken = {place for part in fitted.parts for place in part.places.values()}
-    assert model.state_dict().keys() - taken == {"vision.ln_vision.weight", "vision.ln_vision.bias"}
+    filled = {target for part in fitted.parts for target in part.targets.values()}
+    assert model.state_dict().keys() - filled == {"vision.ln_vision.weight", "vision.ln_vision.bias"}
 
 
 class _Shapes:
@@ -575,7 +575,7 @@ PEAK = """
 import sys
 from pathlib import Path
 import torch
-from minigptv2.model.checkpoint import load_folder
+from minigptv2.model.model_folder import load_folder
 from minigptv2.model.published import load_published
 
 def status(name):

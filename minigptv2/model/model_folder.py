@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from minigptv2.config import ModelConfig, from_dict
+from minigptv2.config import LanguageConfig, ModelConfig, from_dict
 from minigptv2.encode import HFTokenizer, Tokenizer
 from minigptv2.errors import UserError
-from minigptv2.files import TMP_SUFFIX, is_file, to_path
+from minigptv2.files import TMP_SUFFIX, is_file, refuse_device, to_path
 from minigptv2.model.grounding_vlm import GroundingVLM
 from minigptv2.model.language import load_pretrained_lm
 from minigptv2.model.load_report import LoadReport
@@ -244,7 +244,7 @@ def load_folder(
     weights, whole = _open_weights(folder), _base_of(folder, config, base)
     if whole is not None:
         weights = overlay(weights, _open_weights(whole))
-    tokenizer = _open_tokenizer(folder, config)
+    tokenizer = open_tokenizer(folder, config.language)
     lora, config.lora = config.lora, type(config.lora)()
     model = _without_weights(folder, config)
     _fill(model, weights, dtype)
@@ -398,21 +398,29 @@ def _fill_adapter(model: GroundingVLM, folder: Path) -> None:
     peft.set_peft_model_state_dict(model.language, found)
 
 
-def _open_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | HFTokenizer:
+def open_tokenizer(folder: Path, config: LanguageConfig) -> Tokenizer | HFTokenizer:
+    """The tokenizer of a model folder, or of a Llama folder: tokenizer.model, or else transformers' files in language/.
+
+    Raises UserError if it cannot be read or has another vocabulary than the language model.
+    """
     file = folder / TOKENIZER
+    refuse_device(file)
     try:
-        tokenizer = Tokenizer.load(file) if file.is_file() else HFTokenizer(folder / LANGUAGE)
+        hf = (folder / LANGUAGE).is_dir() and not file.exists()
+        tokenizer = HFTokenizer(folder / LANGUAGE) if hf else Tokenizer.load(file)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
-            f"{file} cannot be read: {error}",
-            "It must be a SentencePiece model with <s> and </s>.",
-            "Copy it again.",
+            f"{folder / LANGUAGE if hf else file} cannot be read: {error}",
+            "It must be a tokenizer with a token for the end of a text; tokenizer.model is a SentencePiece model.",
+            "Copy the whole folder again.",
         ) from None
-    named = bool(config.language.name)  # whose table of tokens may be filled up to a round number
-    if tokenizer.size > config.language.vocab_size or (tokenizer.size != config.language.vocab_size and not named):
+    padded = bool(config.name) and tokenizer.size < config.vocab_size  # many families round their vocabulary up
+    if tokenizer.size != config.vocab_size and not padded:
         raise UserError(
-            f"{file} has {tokenizer.size} pieces, the model {config.language.vocab_size}.",
-            "They must be equal.",
-            "Use the tokenizer that was saved with the model.",
+            f"{folder / LANGUAGE if hf else file} has {tokenizer.size} pieces, its config.json says vocab_size "
+            f"{config.vocab_size}.",
+            "They must be equal. Likely cause: the tokenizer of another model, or a language model with added tokens, "
+            "such as a Vicuna.",
+            "Use the tokenizer that belongs to these weights.",
         )
     return tokenizer
