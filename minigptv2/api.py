@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from minigptv2.boxes import Box, BoxRounding, parse
 from minigptv2.bundled import BUNDLED, model_folder
+from minigptv2.devices import choose_device, choose_dtype
 from minigptv2.errors import UserError
 from minigptv2.files import shorten, to_path
 from minigptv2.images import Original, is_tensor, normalize, open_image, open_original, resize_square
@@ -613,38 +614,13 @@ def _text(given: Any, name: str, advice: str) -> str:
 
 def _place(device, dtype, quantize: str | None) -> tuple[torch.device, torch.dtype]:
     """Where and in which numbers to compute; UserError where this machine cannot, or cannot quantise so."""
-    device = _device(device)
-    dtype = _dtype(dtype, device)
+    device = choose_device(device)
+    dtype = choose_dtype(dtype, device)
     if quantize is not None:
         from minigptv2.model.quantize import check_quantization
 
         check_quantization(quantize, device, dtype)
     return device, dtype
-
-
-def _device(name: str | torch.device | None) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-        return device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"The device {name!r} cannot be used.", f"torch says: {str(error).splitlines()[0]}", 'Try device="cpu".'
-        ) from None
-
-
-def _dtype(dtype, device) -> torch.dtype:
-    import torch
-
-    if dtype is None:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    found = allowed.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in allowed.values():
-        raise UserError(f"dtype is {dtype!r}.", f"It must be one of {', '.join(allowed)}.", 'Try dtype="float32".')
-    return found
 
 
 def _geometric_mean(chances: Sequence[float]) -> float:

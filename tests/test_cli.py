@@ -11,11 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+from qwen_files import write_qwen
 
 import minigptv2
-from minigptv2 import api, cli
+from minigptv2 import api, cli, renames
 from minigptv2.boxes import Box
+from minigptv2.commands import batch_chat, interactive_chat
 from minigptv2.commands import chat as chat_command
+from minigptv2.commands import show as show_command
+from minigptv2.commands.printing import escape_control_chars
 from minigptv2.sample import Answer
 
 ROOT = Path(minigptv2.__file__).parents[1]
@@ -148,8 +152,8 @@ def test_version(capsys):
         (["chta", "a.png"], "Did you mean minigptv2 chat?"),
         (["xyz"], "minigptv2 --help"),
         (["chat", "a.png", "hi", "--modle", "x"], "Did you mean --model?"),
-        (["chat", "a.png", "hi", "--max-new-tokens", "0"], "no whole number of 1 or more"),
-        (["chat", "a.png", "hi", "--batch-size", "many"], "no whole number of 1 or more"),
+        (["chat", "a.png", "hi", "--max-new-tokens", "0"], "not a whole number of 1 or more"),
+        (["chat", "a.png", "hi", "--batch-size", "many"], "not a whole number of 1 or more"),
         (["--verison"], "Did you mean --version?"),
         (["train"], "required: CONFIG"),
         (["show", "scens"], "Did you mean scenes?"),
@@ -201,7 +205,7 @@ def test_an_interrupt(chat, image, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(chat_command.BatchChat, "ask", interrupted)
+    monkeypatch.setattr(batch_chat.BatchChat, "ask", interrupted)
     assert chat(image, "hi") == (130, "", "")
 
 
@@ -377,7 +381,7 @@ def test_an_interrupt_in_a_conversation(chat, image, monkeypatch):
         yield "hello"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(chat_command, "_lines", interrupted)
+    monkeypatch.setattr(interactive_chat, "_lines", interrupted)
     code, out, err = chat(image)
     assert code == 130 and out
     assert len(err.splitlines()) <= 2, "what the conversation began with, and that the answer was cut"
@@ -400,7 +404,7 @@ def test_an_answer_and_its_table(chat, image, grounded):
 def test_an_answer_without_boxes_has_no_table(chat, image, tiny_model):
     code, out, _ = chat(image, "hello")
     text = tiny_model.chat(image, "hello", 6).text
-    assert (code, out) == (0, chat_command.escape_control_chars(text) + "\n")
+    assert (code, out) == (0, escape_control_chars(text) + "\n")
 
 
 def test_json(chat, image, grounded):
@@ -469,7 +473,7 @@ def test_the_last_word_is_the_instruction(image, tmp_path, monkeypatch):
 def test_words_without_an_image(chat):
     refused(chat(), "No image was given")
     refused(chat("-i", "hello"), "No image was given")
-    refused(chat("[refer] red balloon"), "only the words '[refer] red balloon'")
+    refused(chat("[refer] red balloon"), "only the text '[refer] red balloon'")
 
 
 # ---- bad input ----
@@ -585,7 +589,7 @@ def test_model_folders_that_do_not_fit(capsys, tmp_path, image, tiny_folder, fil
 def test_places_that_cannot_be_saved_to(chat, folder, tmp_path, grounded):
     a, b = folder / "a.png", folder / "b.png"
     (tmp_path / "file").touch()
-    refused(chat(a, "hi", "--save", tmp_path / "out.jpg"), "is no .png", "out.png")
+    refused(chat(a, "hi", "--save", tmp_path / "out.jpg"), "is not a .png", "out.png")
     refused(chat(a, "hi", "--save", a), "would be overwritten")
     refused(chat(a, "hi", "--save", folder), "would be overwritten")
     refused(chat(a, b, "hi", "--save", "/dev/null"), "Give a folder's name")
@@ -634,20 +638,20 @@ def test_images_of_one_name_are_saved_apart(chat, folder, image, tmp_path, groun
 
 def test_no_two_are_saved_under_one_name(tmp_path):
     names = ["a-2.jpg", "a.jpg", "a.png", "A.gif", "gr\u00fcn.png", "gru\u0308n.jpg", "x" * 250 + ".jpg"]
-    sources = [chat_command.ImageSource(name, name) for name in names]
-    targets = chat_command.save_paths(str(tmp_path), sources, True)
+    sources = [batch_chat.ImageSource(name, name) for name in names]
+    targets = batch_chat.save_paths(str(tmp_path), sources, True)
     assert [t.name for t in targets[:4]] == ["a-2.png", "a.png", "a-3.png", "A-4.png"]
-    assert len({chat_command._one_name(t) for t in targets}) == len(names)
+    assert len({batch_chat._folded_name(t) for t in targets}) == len(names)
     assert len(targets[-1].name) < 210
 
 
 def test_targets_look_at_each_name_once(tmp_path, monkeypatch):
     looked = []
-    real = chat_command._identity
-    monkeypatch.setattr(chat_command, "_identity", lambda file: looked.append(file) or real(file))
+    real = batch_chat._identity
+    monkeypatch.setattr(batch_chat, "_identity", lambda file: looked.append(file) or real(file))
     monkeypatch.setattr(Path, "resolve", lambda *_: pytest.fail("a name was resolved"))
-    sources = [chat_command.ImageSource(f"{n // 2}.{n % 2}", "") for n in range(1000)]
-    assert len(set(chat_command.save_paths(str(tmp_path), sources, True))) == 1000
+    sources = [batch_chat.ImageSource(f"{n // 2}.{n % 2}", "") for n in range(1000)]
+    assert len(set(batch_chat.save_paths(str(tmp_path), sources, True))) == 1000
     assert len(looked) == 2000
 
 
@@ -657,8 +661,10 @@ def test_answers_come_before_the_other_images_are_opened(chat, folder, monkeypat
     opened, real = [], images.open_image
     monkeypatch.setattr(images, "open_image", lambda source, *more: opened.append(source) or real(source, *more))
     at_first = []
-    give = chat_command.BatchChat._give
-    monkeypatch.setattr(chat_command.BatchChat, "_give", lambda *given: at_first.append(len(opened)) or give(*given))
+    give = batch_chat.BatchChat._print_answer
+    monkeypatch.setattr(
+        batch_chat.BatchChat, "_print_answer", lambda *given: at_first.append(len(opened)) or give(*given)
+    )
     assert chat(folder, "hi", "--batch-size", 1)[0] == 1
     assert at_first[0] == 1 and len(opened) == 7
 
@@ -667,7 +673,7 @@ def test_an_image_that_was_there_is_kept(chat, image, tmp_path, grounded):
     out = tmp_path / "out.png"
     out.write_bytes(b"another")
     code, _, err = chat(image, "hi", "--save", out)
-    assert (code, err) == (0, f"saved {tmp_path / 'out-2.png'}; out.png was there and is kept\n")
+    assert (code, err) == (0, f"saved {tmp_path / 'out-2.png'}; out.png already existed and was not replaced\n")
     assert out.read_bytes() == b"another"
     assert chat(image, "hi", "--save", out)[0] == 0, "the same result again is no other image"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out-2.png", "out.png"]
@@ -770,7 +776,7 @@ def test_a_conversation(chat, image, tmp_path, tiny_model, monkeypatch):
         ("again?", 0),
         ("hello", 0),
     ]
-    assert chat_command.escape_control_chars(tiny_model.chat(image, "what is this?", 6).text) in out
+    assert escape_control_chars(tiny_model.chat(image, "what is this?", 6).text) in out
     assert err.startswith(tiny_model.config.knows)
     assert Image.open(tmp_path / "drawn.png").size == (50, 80)
     expected = [
@@ -783,7 +789,7 @@ def test_a_conversation(chat, image, tmp_path, tiny_model, monkeypatch):
         "Did you mean /task?",
         "error: missing.png does not exist.",
         f"image: {other}, 50 x 80",
-        "is no .png",
+        "is not a .png",
         "would be overwritten",
         "No path was given",
     ]
@@ -810,7 +816,7 @@ def test_a_conversation_in_json(chat, image):
 
 
 def test_show_scenes(capsys, tmp_path, tiny_folder):
-    words = ["show", "scenes", "-n", "2", "--seed", "7", "--out", str(tmp_path), "--model", str(tiny_folder)]
+    words = ["show", "scenes", "-n", "2", "--start", "7", "--out", str(tmp_path), "--model", str(tiny_folder)]
     assert cli.main(words) == 0
     out = capsys.readouterr().out
     files = [line.removeprefix("image: ") for line in out.splitlines() if line.startswith("image: ")]
@@ -827,5 +833,61 @@ def test_show_scenes(capsys, tmp_path, tiny_folder):
 
 
 def test_show_without_a_model(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(api, "BUNDLED", tmp_path)
+    monkeypatch.setattr(show_command, "BUNDLED", tmp_path)
     refused((cli.main(["show", "scenes"]), *capsys.readouterr()), "has no config.json")
+
+
+def test_show_reads_a_folder_with_a_tokenizer_of_transformers(capsys, tmp_path):
+    from minigptv2.config import LoraConfig, ModelConfig, VisionConfig
+    from minigptv2.encode import HFTokenizer
+    from minigptv2.model.grounding_vlm import GroundingVLM
+    from minigptv2.model.language import load_pretrained_lm
+    from minigptv2.model.model_folder import save_folder
+
+    qwen = write_qwen(tmp_path / "qwen")
+    language, sizes = load_pretrained_lm(qwen)
+    vision = VisionConfig("vit_tiny_patch16_224", {"depth": 1}, image_size=64)
+    model = GroundingVLM(ModelConfig(vision, sizes, LoraConfig()), language)
+    save_folder(model, HFTokenizer(qwen), tmp_path / "model")
+    words = ["show", "scenes", "-n", "1", "--out", str(tmp_path), "--model", str(tmp_path / "model")]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "(image x 4)" in out and "<|im_end|>»" in out
+
+
+# ---- old names of options ----
+
+
+@pytest.mark.parametrize(
+    ("line", "present"),
+    [
+        ("show scenes --seed=7", {"--start": 7}),
+        (
+            "data check x --most=3 --sheet=s.png --quick",
+            {"--max-images": 3, "--contact-sheet": "s.png", "--skip-images": True},
+        ),
+        (
+            "convert x --eva=x --llama=x --out=x --boxes=floor --prompt=training",
+            {"--box-rounding": "floor", "--prompt-template": "training"},
+        ),
+        ("bench eval --pictures=5", {"--images": 5}),
+    ],
+)
+def test_old_option_names_are_accepted_with_a_note(line, present, capsys, monkeypatch):
+    monkeypatch.setattr(renames, "_told", set())
+    name, *words = line.split()
+    parser = cli.Parser(name, "")
+    cli.COMMANDS[name].add_arguments(parser)
+    args = vars(parser.parse_intermixed_args(words))
+    assert {option: args[option[2:].replace("-", "_")] for option in present} == present
+    old = [word.partition("=")[0] for word in words][-len(present) :]
+    notes = [f"note: {before} is now called {now}." for before, now in zip(old, present, strict=True)]
+    assert capsys.readouterr().err.splitlines() == notes
+    shown = parser.format_help().replace("[", " ").split()
+    assert not set(old) & set(shown) and set(present) < set(shown)
+
+
+def test_values_of_old_option_names_are_checked(capsys):
+    refused((cli.main(["show", "scenes", "--seed", "-1"]), *capsys.readouterr()), "not a whole number of 0 or more")
+    words = ["convert", "x", "--eva", "x", "--llama", "x", "--out", "x", "--boxes", "round"]
+    refused((cli.main(words), *capsys.readouterr()), "invalid choice")

@@ -17,11 +17,12 @@ What Python and the GPU's libraries take for themselves comes on top: about 1 GB
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigptv2.api import BUNDLED
-from minigptv2.bundled import model_folder
+from minigptv2.bundled import BUNDLED, model_folder
+from minigptv2.commands.options import MODEL_HELP
 from minigptv2.config import ModelConfig
 
 ROW = 256  # text tokens
@@ -42,6 +43,14 @@ class ParameterCounts:
     @property
     def total(self) -> int:
         return sum(getattr(self, part) for part in PARTS)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", nargs="?", metavar="FOLDER", help=MODEL_HELP)
+
+
+def run(args: argparse.Namespace) -> None:
+    print(info(args.folder))
 
 
 def info(folder: str | Path | None = None) -> str:
