@@ -61,11 +61,13 @@ class MiniGPTv2:
         from minigptv2.model.meta_init import cast
 
         self.device, self.dtype = _place(device, dtype, quantize)
-        self.quantize, self.parameters = quantize, sum(p.numel() for p in network.parameters())
+        self.parameters = sum(p.numel() for p in network.parameters())
         if quantize is not None:
-            from minigptv2.model.quantize import quantize_language
+            from minigptv2.model.quantize import present_name, quantize_language
 
+            quantize = present_name(quantize)
             quantize_language(network.decoder, quantize, self.device, self.dtype)
+        self.quantize = quantize
         self.network = cast(network.eval(), self.dtype).to(self.device)
         self.tokenizer, self.config = tokenizer, network.config
         context = self.config.language.max_position_embeddings
@@ -90,10 +92,10 @@ class MiniGPTv2:
         """Open a model folder, or the bundled small model where none, or "bundled", is named.
 
         device: "cpu", "cuda", ...; default: a GPU where there is one. dtype: "float32", "bfloat16", "float16"; default:
-        float32 on a CPU, bfloat16 on a GPU. quantize: "8bit" or "4bit" (a GPU, with bitsandbytes) or "int8" (a CPU)
-        keep the language model's layers so; see `model/quantize.py`. base: for a folder that holds only what was
-        trained, the whole model folder that it was trained from. Raises UserError where the folder is no whole,
-        fitting model, and where this machine cannot quantise so.
+        float32 on a CPU, bfloat16 on a GPU. quantize: "bnb-int8" or "bnb-nf4" (a GPU, with bitsandbytes), or
+        "dynamic-int8" (a CPU), for the language model's layers; see `model/quantize.py`. base: for a folder that holds
+        only what was trained, the full model folder that it was trained from. Raises UserError if the folder is not a
+        complete, fitting model, or if this machine cannot quantise so.
         """
         from minigptv2.model.model_folder import load_folder
 

@@ -536,9 +536,9 @@ def test_bad_instructions_are_told_before_the_model_is_opened(chat, image, monke
         (["--dtype", "float8"], "It must be one of float32, bfloat16, float16"),
         (["--device", "gpu"], "cannot be used"),
         (["--model", "nowhere"], "has no config.json"),
-        (["--quantize", "3bit"], "It must be one of 8bit, 4bit, int8"),
-        (["--quantize", "4bit"], "4bit needs a CUDA GPU and bitsandbytes"),
-        (["--quantize", "int8", "--dtype", "bfloat16"], "int8 needs a CPU and float32"),
+        (["--quantize", "3bit"], "It must be one of bnb-int8, bnb-nf4, dynamic-int8"),
+        (["--quantize", "bnb-nf4"], "bnb-nf4 needs a CUDA GPU and bitsandbytes"),
+        (["--quantize", "dynamic-int8", "--dtype", "bfloat16"], "dynamic-int8 needs a CPU and float32"),
         (["--max-new-tokens", "5000"], "context is 512 tokens"),
     ],
 )
@@ -548,7 +548,7 @@ def test_bad_options(capsys, image, tiny_folder, words, expected):
 
 
 def test_a_quantised_model_answers(capsys, image, tiny_folder):
-    given = ["--model", str(tiny_folder), "--device", "cpu", "--quantize", "int8", "--max-new-tokens", "6"]
+    given = ["--model", str(tiny_folder), "--device", "cpu", "--quantize", "dynamic-int8", "--max-new-tokens", "6"]
     assert cli.main(["chat", str(image), "hello", "--json", *given]) == 0
     assert json.loads(capsys.readouterr().out)["text"]
 
@@ -568,7 +568,7 @@ def _cut(name):
         ("model.safetensors", _cut("projector.weight"), "projector.weight has shape"),
         ("model.safetensors", None, "cannot be read"),
         ("adapter/adapter_model.safetensors", dict.popitem, "adapter does not fit"),
-        ("config.json", None, "config.json is no JSON"),
+        ("config.json", None, "config.json is not JSON"),
         ("tokenizer.model", None, "tokenizer.model cannot be read"),
     ],
 )

@@ -59,10 +59,10 @@ BAD = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
     "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "has no tokenizer.model"),
     "no adapter": (lambda f: shutil.rmtree(f / "adapter"), "has no adapter_model.safetensors"),
-    "config not UTF-8": (_bytes("config.json", b'{"knows": "\xff\xfe"}'), "config.json is no JSON"),
-    "config no JSON": (_bytes("config.json", b"{"), "config.json is no JSON"),
-    "config too deep": (_bytes("config.json", b"[" * 100_000), "config.json is no JSON"),
-    "endless number": (_bytes("config.json", b'{"merge": ' + b"9" * 5000 + b"}"), "config.json is no JSON"),
+    "config not UTF-8": (_bytes("config.json", b'{"knows": "\xff\xfe"}'), "config.json is not JSON"),
+    "config no JSON": (_bytes("config.json", b"{"), "config.json is not JSON"),
+    "config too deep": (_bytes("config.json", b"[" * 100_000), "config.json is not JSON"),
+    "endless number": (_bytes("config.json", b'{"merge": ' + b"9" * 5000 + b"}"), "config.json is not JSON"),
     "config a list": (_bytes("config.json", b"[]"), "config.json is .*mapping"),
     "unknown key": (_config(language__hiden_size=3), "Did you mean hidden_size"),
     "unknown prompt": (_config(prompt="alpaca"), "prompt is 'alpaca'.*'llama2'"),
@@ -283,7 +283,7 @@ def test_saving_replaces_a_model_and_nothing_else(folder, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/mine.txt").write_text("mine")
     for place in ("notes", "notes/mine.txt"):
-        with pytest.raises(UserError, match="is no model folder"):
+        with pytest.raises(UserError, match="is not a model folder"):
             save_folder(model, tokenizer, tmp_path / place)
     with pytest.raises(UserError, match="cannot be written"):
         save_folder(model, tokenizer, tmp_path / "notes/mine.txt/model")

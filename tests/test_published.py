@@ -523,7 +523,7 @@ def test_a_folder_that_is_no_model_is_refused_before_anything_is_read(files, tmp
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/mine.txt").write_text("mine")
     monkeypatch.setattr(published, "load_published", lambda *_, **__: pytest.fail("it was read"))
-    with pytest.raises(UserError, match="is no model folder"):
+    with pytest.raises(UserError, match="is not a model folder"):
         convert(*files.paths, tmp_path / "notes")
 
 

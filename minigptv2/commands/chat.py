@@ -55,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU, bfloat16 on a GPU)")
     parser.add_argument(
-        "--quantize", metavar="HOW", help="language model in few bits: int8 on a CPU, 8bit or 4bit on a GPU"
+        "--quantize",
+        metavar="HOW",
+        help="bits of the language model: dynamic-int8 on a CPU, bnb-int8 or bnb-nf4 on a GPU",
     )
     parser.add_argument("--max-new-tokens", type=number, metavar="N", help="maximum length of an answer")
     parser.add_argument(

@@ -12,12 +12,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from minigptv2.boxes import BoxRounding
 from minigptv2.config import LanguageConfig, LoraConfig, ModelConfig, from_dict
+from minigptv2.devices import Dtype
 from minigptv2.encode import HFTokenizer, Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.files import is_file
@@ -173,7 +174,7 @@ def convert(
     llama: Path,
     out: Path,
     merge: bool = False,
-    dtype: torch.dtype | Literal["float16", "bfloat16", "float32"] = "float16",
+    dtype: torch.dtype | Dtype = "float16",
     **options: Any,
 ) -> LoadReport:
     """Convert the published files to one model folder, written atomically, with the report in it as report.json.
