@@ -15,6 +15,7 @@ from minigptv2.devices import choose_device, choose_dtype
 from minigptv2.errors import UserError
 from minigptv2.files import shorten, to_path
 from minigptv2.images import Original, is_tensor, normalize, open_image, open_original, resize_square
+from minigptv2.model import published_config
 from minigptv2.sample import Answer, QuestionAnswer, Sample, TokenLogprob, Turn
 from minigptv2.tasks import TASKS, question_of, render
 
@@ -110,14 +111,14 @@ class MiniGPTv2:
         checkpoint: str | Path,
         eva: str | Path,
         llama: str | Path,
-        prompt: str = "published",
+        prompt: str = published_config.PROMPT,
         vision: dict[str, int] | None = None,
         device: str | None = None,
         dtype: torch.dtype | str | None = None,
         quantize: str | None = None,
-        image_size: int = 448,
-        lora_alpha: int = 16,
-        box_coding: BoxRounding = "center",
+        image_size: int = published_config.IMAGE_SIZE,
+        lora_alpha: int = published_config.LORA_ALPHA,
+        box_coding: BoxRounding = published_config.BOX_ROUNDING,
     ) -> MiniGPTv2:
         """Open the published files as they are: a checkpoint's .pth, eva_vit_g.pth, a LLaMA-2-7b-chat folder.
 

@@ -1,4 +1,4 @@
-"""The command line, through `main` and through `python -m minigptv2`: what it prints, writes and refuses."""
+"""The command line, through `main` and through `python -m minigptv2`: output, files, exit codes and errors."""
 
 import io
 import json
@@ -79,7 +79,7 @@ def grounded(monkeypatch, tiny_model):
 
 @pytest.fixture
 def folder(tmp_path, image):
-    """Three good images, and four that are none."""
+    """Three good images, and four files that are not images."""
     place = tmp_path / "pictures"
     place.mkdir()
     for name in ("a.png", "b.png", "c d.png"):
@@ -135,13 +135,13 @@ print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
 
 def test_help_names_every_command(capsys):
     assert cli.main(["--help"]) == 0
-    told = capsys.readouterr().out
-    assert all(f"  {name} " in told for name in cli.COMMANDS)
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in cli.COMMANDS)
     assert cli.main([]) == 2
-    assert capsys.readouterr().err == told
+    assert capsys.readouterr().err == shown
 
 
-def test_version(capsys):
+def test_version_option_prints_the_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"minigptv2 {minigptv2.__version__}\n"
 
@@ -159,12 +159,12 @@ def test_version(capsys):
         (["show", "scens"], "Did you mean scenes?"),
     ],
 )
-def test_bad_usage(capsys, words, advice):
+def test_bad_usage_raises_with_advice(capsys, words, advice):
     refused((cli.main(words), *capsys.readouterr()), advice)
 
 
 @pytest.mark.slow
-def test_the_program_shows_our_output_alone(tiny_folder, image, tmp_path):
+def test_libraries_print_nothing(tiny_folder, image, tmp_path):
     done = program(
         "chat",
         image,
@@ -183,7 +183,7 @@ def test_the_program_shows_our_output_alone(tiny_folder, image, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_program_converses_through_a_pipe(tiny_folder, image):
+def test_conversation_through_a_pipe(tiny_folder, image):
     done = program(
         "chat", image, "--model", tiny_folder, "--max-new-tokens", 3, stdin="hello\n[nope] \xff\n".encode("latin-1")
     )
@@ -193,7 +193,7 @@ def test_the_program_converses_through_a_pipe(tiny_folder, image):
     assert b"Traceback" not in done.stderr
 
 
-def test_a_reader_that_went_away():
+def test_broken_pipe_exit_code():
     read, write = os.pipe()
     os.close(read)
     done = program("--help", capture_output=False, stdout=write, stderr=subprocess.PIPE)
@@ -201,7 +201,7 @@ def test_a_reader_that_went_away():
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_an_interrupt(chat, image, monkeypatch):
+def test_keyboard_interrupt_exit_code(chat, image, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -213,7 +213,7 @@ def test_an_interrupt(chat, image, monkeypatch):
     ("command", "home", "more"),
     [("train", "minigptv2.train.loop", ()), ("eval", "minigptv2.eval.runner", (None, False, None, None, None))],
 )
-def test_recipes_are_handed_on(command, home, more, monkeypatch):
+def test_train_and_eval_pass_their_arguments_on(command, home, more, monkeypatch):
     calls = []
     monkeypatch.setitem(sys.modules, home, SimpleNamespace(run=lambda *given: calls.append(given) or []))
     parent = home.rpartition(".")[0]
@@ -223,7 +223,7 @@ def test_recipes_are_handed_on(command, home, more, monkeypatch):
     assert calls == [("x.yaml", ["a.b=1", "c=2"], True, *more), ("x.yaml", [], False, *more)]
 
 
-def test_a_run_that_sigterm_stopped_has_an_exit_code_of_its_own(monkeypatch, capsys):
+def test_sigterm_exit_code_of_training(monkeypatch, capsys):
     from minigptv2.train import loop
 
     monkeypatch.setattr(loop, "run", lambda *_: None)
@@ -265,14 +265,14 @@ def test_standard_streams_that_are_closed(tiny_folder, closed, code):
         refused((code, "", done.stderr), "Standard output is closed")
 
 
-def test_standard_output_that_is_none(monkeypatch, capsys):
+def test_standard_output_that_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", None)
     assert cli.main(["--version"]) == 2
     assert "Standard output is closed" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_terminal_that_knows_no_umlauts(tiny_folder, image, tmp_path):
+def test_ascii_terminal_gets_escapes(tiny_folder, image, tmp_path):
     name = tmp_path / "grün\udcff.png"
     shutil.copy(image, name)
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "LANG": "C"}
@@ -328,7 +328,7 @@ ODD = {
         "bench eval --model ODD",
     ],
 )
-def test_paths_that_are_none(capsys, image, monkeypatch, tmp_path, line, odd):
+def test_impossible_paths_raise_user_error(capsys, image, monkeypatch, tmp_path, line, odd):
     monkeypatch.chdir(tmp_path)
     words = [word.replace("ODD", odd).replace("IMAGE", str(image)) for word in line.split()]
     monkeypatch.setattr(api.MiniGPTv2, "from_pretrained", _from_pretrained_of(line))
@@ -355,7 +355,7 @@ def test_paths_that_are_none(capsys, image, monkeypatch, tmp_path, line, odd):
         "info DEV",
     ],
 )
-def test_a_device_is_not_read_without_end(capsys, tmp_path, monkeypatch, line):
+def test_device_files_raise_user_error(capsys, tmp_path, monkeypatch, line):
     monkeypatch.chdir(tmp_path)
     code = cli.main(line.replace("DEV", "/dev/zero").split())
     refused((code, *capsys.readouterr()))
@@ -366,7 +366,7 @@ def _from_pretrained_of(line: str):
     return real if "--model" in line else lambda *_: pytest.fail("the model was opened")
 
 
-def test_an_error_of_the_system_has_three_lines(monkeypatch, capsys):
+def test_os_error_is_printed_in_three_lines(monkeypatch, capsys):
     from minigptv2.train import loop
 
     def run(*_):
@@ -407,13 +407,13 @@ def test_an_answer_without_boxes_has_no_table(chat, image, tiny_model):
     assert (code, out) == (0, escape_control_chars(text) + "\n")
 
 
-def test_json(chat, image, grounded):
+def test_json_option_prints_one_object_per_answer(chat, image, grounded):
     code, out, _ = chat("--json", image, "[refer] red ball")
-    told = json.loads(out)
+    shown = json.loads(out)
     assert code == 0
-    assert told["picture"] == str(image)
-    assert told["boxes"] == [{"phrase": "red\x1b ball", "xyxy": [64, 40, 576, 360], "score": 0.875}]
-    assert {"text", "task", "ended", "problems"} <= set(told)
+    assert shown["picture"] == str(image)
+    assert shown["boxes"] == [{"phrase": "red\x1b ball", "xyxy": [64, 40, 576, 360], "score": 0.875}]
+    assert {"text", "task", "ended", "problems"} <= set(shown)
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(1, (640, 400)), (6, (400, 640))])
@@ -479,7 +479,7 @@ def test_words_without_an_image(chat):
 # ---- bad input ----
 
 
-def test_images_that_are_none(chat, folder, tmp_path):
+def test_files_that_are_not_images_raise_user_error(chat, folder, tmp_path):
     (tmp_path / "none").mkdir()
     with_instruction = {
         "missing.png": "does not exist",
@@ -519,12 +519,12 @@ def test_identify_needs_a_possible_box(chat, image, words):
         ("a\udcffb", "is no character"),
     ],
 )
-def test_instructions_that_are_refused(chat, image, instruction, expected):
+def test_invalid_instructions_raise_user_error(chat, image, instruction, expected):
     refused(chat(image, instruction), expected)
     refused(chat(image, "-i", instruction), expected)
 
 
-def test_bad_instructions_are_told_before_the_model_is_opened(chat, image, monkeypatch):
+def test_input_is_checked_before_the_model_is_opened(chat, image, monkeypatch):
     monkeypatch.setattr(api.MiniGPTv2, "from_pretrained", lambda *_: pytest.fail("the model was opened"))
     for words in ([image, "[xyz] a"], ["missing.png", "hi"], ["missing.png"], [image, "hi", "--save", image]):
         refused(chat(*words))
@@ -542,7 +542,7 @@ def test_bad_instructions_are_told_before_the_model_is_opened(chat, image, monke
         (["--max-new-tokens", "5000"], "context is 512 tokens"),
     ],
 )
-def test_bad_options(capsys, image, tiny_folder, words, expected):
+def test_invalid_option_values_raise_user_error(capsys, image, tiny_folder, words, expected):
     given = ["--model", str(tiny_folder), "--device", "cpu", *words]
     refused((cli.main(["chat", str(image), "hi", *given]), *capsys.readouterr()), expected)
 
@@ -572,7 +572,7 @@ def _cut(name):
         ("tokenizer.model", None, "tokenizer.model cannot be read"),
     ],
 )
-def test_model_folders_that_do_not_fit(capsys, tmp_path, image, tiny_folder, file, change, expected):
+def test_damaged_model_folders_raise_user_error(capsys, tmp_path, image, tiny_folder, file, change, expected):
     from safetensors.torch import load_file, save_file
 
     broken = tmp_path / "broken"
@@ -586,7 +586,7 @@ def test_model_folders_that_do_not_fit(capsys, tmp_path, image, tiny_folder, fil
     refused((cli.main(["chat", str(image), "hi", "--model", str(broken)]), *capsys.readouterr()), expected)
 
 
-def test_places_that_cannot_be_saved_to(chat, folder, tmp_path, grounded):
+def test_unusable_save_paths_raise_user_error(chat, folder, tmp_path, grounded):
     a, b = folder / "a.png", folder / "b.png"
     (tmp_path / "file").touch()
     refused(chat(a, "hi", "--save", tmp_path / "out.jpg"), "is not a .png", "out.png")
@@ -617,26 +617,26 @@ def test_a_folder_is_answered_and_its_failures_counted(chat, folder, tmp_path, g
 def test_a_folder_as_json_lines(chat, folder):
     code, out, _ = chat(folder, folder / "missing.png", "hello", "--json")
     assert code == 1
-    told = [json.loads(line) for line in out.splitlines()]
-    assert [Path(t["picture"]).name for t in told] == ["a.png", "b.png", "c d.png"]
-    assert len({t["text"] for t in told}) == 1, "three copies of one image"
+    shown = [json.loads(line) for line in out.splitlines()]
+    assert [Path(t["picture"]).name for t in shown] == ["a.png", "b.png", "c d.png"]
+    assert len({t["text"] for t in shown}) == 1, "three copies of one image"
 
 
-def test_nothing_answered(chat, folder):
+def test_exit_code_is_2_if_no_image_is_answered(chat, folder):
     code, out, err = chat(folder / "cut.png", folder / "missing.png", "hello")
     assert (code, out) == (2, "")
     assert err.count("error: ") == 2
     assert err.endswith("0 answered, 2 failed\n")
 
 
-def test_images_of_one_name_are_saved_apart(chat, folder, image, tmp_path, grounded):
+def test_images_of_the_same_name_are_saved_to_different_files(chat, folder, image, tmp_path, grounded):
     (folder / "more").mkdir()
     shutil.copy(image, folder / "more" / "a.png")
     assert chat(folder / "a.png", folder / "more", "hi", "--save", tmp_path / "drawn")[0] == 0
     assert sorted(file.name for file in (tmp_path / "drawn").iterdir()) == ["a-2.png", "a.png"]
 
 
-def test_no_two_are_saved_under_one_name(tmp_path):
+def test_save_paths_differ_on_every_file_system(tmp_path):
     names = ["a-2.jpg", "a.jpg", "a.png", "A.gif", "gr\u00fcn.png", "gru\u0308n.jpg", "x" * 250 + ".jpg"]
     sources = [batch_chat.ImageSource(name, name) for name in names]
     targets = batch_chat.save_paths(str(tmp_path), sources, True)
@@ -645,7 +645,7 @@ def test_no_two_are_saved_under_one_name(tmp_path):
     assert len(targets[-1].name) < 210
 
 
-def test_targets_look_at_each_name_once(tmp_path, monkeypatch):
+def test_save_paths_check_each_name_once(tmp_path, monkeypatch):
     looked = []
     real = batch_chat._identity
     monkeypatch.setattr(batch_chat, "_identity", lambda file: looked.append(file) or real(file))
@@ -669,7 +669,7 @@ def test_answers_come_before_the_other_images_are_opened(chat, folder, monkeypat
     assert at_first[0] == 1 and len(opened) == 7
 
 
-def test_an_image_that_was_there_is_kept(chat, image, tmp_path, grounded):
+def test_existing_image_is_not_replaced(chat, image, tmp_path, grounded):
     out = tmp_path / "out.png"
     out.write_bytes(b"another")
     code, _, err = chat(image, "hi", "--save", out)
@@ -679,7 +679,7 @@ def test_an_image_that_was_there_is_kept(chat, image, tmp_path, grounded):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out-2.png", "out.png"]
 
 
-def test_a_full_disk_costs_no_answer_and_no_old_image(chat, folder, tmp_path, grounded, monkeypatch):
+def test_full_disk_loses_no_answer_and_no_old_image(chat, folder, tmp_path, grounded, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
     (out / "a.png").write_bytes(b"old")
@@ -699,7 +699,7 @@ def test_a_full_disk_costs_no_answer_and_no_old_image(chat, folder, tmp_path, gr
     assert (out / "a.png").read_bytes() == b"old"
 
 
-def test_a_folder_tells_what_is_passed_over(chat, folder, image):
+def test_skipped_files_of_a_folder_are_reported(chat, folder, image):
     for name in ("b.JFIF", "c.jpe"):
         Image.open(image).save(folder / name, "JPEG")
     (folder / "d.heic").touch()
@@ -714,8 +714,8 @@ def test_help_of_chat_lists_the_tags(capsys):
     from minigptv2.tasks import TASKS
 
     assert cli.main(["chat", "--help"]) == 0
-    told = capsys.readouterr().out
-    assert all(task.tag in told and task.help in told for task in TASKS.values())
+    shown = capsys.readouterr().out
+    assert all(task.tag in shown and task.help in shown for task in TASKS.values())
 
 
 @pytest.mark.parametrize(
@@ -725,14 +725,14 @@ def test_help_of_chat_lists_the_tags(capsys):
         ("https://x.org/a.jpg", "'https://x.org/a.jpg' is a web address"),
     ],
 )
-def test_the_path_is_shown_as_it_was_given(chat, name, expected):
+def test_errors_show_the_path_as_given(chat, name, expected):
     refused(chat(name, "hi"), expected)
 
 
 # ---- a conversation ----
 
 
-def test_a_conversation(chat, image, tmp_path, tiny_model, monkeypatch):
+def test_conversation_with_commands(chat, image, tmp_path, tiny_model, monkeypatch):
     asked = []
     real = api.Chat.stream
     monkeypatch.setattr(
@@ -806,7 +806,7 @@ def test_a_conversation_ends_with_its_input(chat, image):
     assert "There is no answer to draw yet" in err
 
 
-def test_a_conversation_in_json(chat, image):
+def test_conversation_with_json_output(chat, image):
     code, out, _ = chat(image, "--json", stdin="hello\n/help\nhello\n")
     assert code == 0
     assert [json.loads(line)["picture"] for line in out.splitlines()] == [str(image)] * 2
@@ -815,7 +815,7 @@ def test_a_conversation_in_json(chat, image):
 # ---- show ----
 
 
-def test_show_scenes(capsys, tmp_path, tiny_folder):
+def test_show_prints_tokens_and_draws_boxes(capsys, tmp_path, tiny_folder):
     words = ["show", "scenes", "-n", "2", "--start", "7", "--out", str(tmp_path), "--model", str(tiny_folder)]
     assert cli.main(words) == 0
     out = capsys.readouterr().out
@@ -832,7 +832,7 @@ def test_show_scenes(capsys, tmp_path, tiny_folder):
     assert colored.replace("\x1b[32m", "«").replace("\x1b[0m", "»") == out
 
 
-def test_show_without_a_model(capsys, tmp_path, monkeypatch):
+def test_show_without_a_model_raises_user_error(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(show_command, "BUNDLED", tmp_path)
     refused((cli.main(["show", "scenes"]), *capsys.readouterr()), "has no config.json")
 
