@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from minigptv2.commands.chat import escape_control_chars, print_error  # noqa: E402
+from minigptv2.commands.printing import escape_control_chars, print_error  # noqa: E402
 from minigptv2.data.annotations import check_choice  # noqa: E402
 from minigptv2.data.dataset import DATASETS, open_dataset  # noqa: E402
 from minigptv2.data.dataset_files import DatasetFiles, missing_paths, on_disk  # noqa: E402

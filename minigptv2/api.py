@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from minigptv2.boxes import Box, BoxRounding, parse
 from minigptv2.bundled import BUNDLED, model_folder
+from minigptv2.devices import choose_device, choose_dtype
 from minigptv2.errors import UserError
 from minigptv2.files import shorten, to_path
 from minigptv2.images import Original, is_tensor, normalize, open_image, open_original, resize_square
+from minigptv2.model import published_config
 from minigptv2.sample import Answer, QuestionAnswer, Sample, TokenLogprob, Turn
 from minigptv2.tasks import TASKS, question_of, render
 
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     )
     ImageInput: TypeAlias = str | os.PathLike[str] | _ImageData | LazyImage | "EncodedImage"
     DType: TypeAlias = torch.dtype | Literal["float32", "bfloat16", "float16"]
-    Quantization: TypeAlias = Literal["8bit", "4bit", "int8"]
+    Quantization: TypeAlias = Literal["bnb-int8", "bnb-nf4", "dynamic-int8"]
     OnError: TypeAlias = Literal["raise", "return"]
 
 MAX_NEW_TOKENS = 300
@@ -82,12 +84,13 @@ class MiniGPTv2:
         from minigptv2.model.meta_init import cast
 
         self.device, self.dtype = _device_and_dtype(device, dtype, quantize)
-        self.quantize: Quantization | None = quantize
         self.parameters: int = sum(p.numel() for p in network.parameters())
         if quantize is not None:
-            from minigptv2.model.quantize import quantize_language
+            from minigptv2.model.quantize import present_name, quantize_language
 
+            quantize = present_name(quantize)
             quantize_language(network.decoder, quantize, self.device, self.dtype)
+        self.quantize: Quantization | None = quantize
         self.network: GroundingVLM = cast(network.eval(), self.dtype).to(self.device)
         self.tokenizer, self.config = tokenizer, network.config
         context = self.config.language.max_position_embeddings
@@ -114,8 +117,8 @@ class MiniGPTv2:
         folder: as `save_pretrained` or training wrote it. None or "bundled": the small model of this package.
         device: "cpu", "cuda", "cuda:1", ...; default: a GPU where there is one.
         dtype: "float32", "bfloat16" or "float16"; default: float32 on a CPU, bfloat16 on a GPU.
-        quantize: "8bit" or "4bit" (on a GPU, needs bitsandbytes) or "int8" (on a CPU) quantises the linear layers of
-            the language model; see `model/quantize.py`.
+        quantize: "bnb-int8" or "bnb-nf4" (on a GPU, needs bitsandbytes) or "dynamic-int8" (on a CPU) quantises the
+            linear layers of the language model; see `model/quantize.py`.
         base: the full model folder that `folder` was fine-tuned from, where `folder` holds trained weights only.
 
         Raises UserError if a file is missing, damaged or does not fit the config, and if this machine does not support
@@ -134,14 +137,14 @@ class MiniGPTv2:
         checkpoint: str | os.PathLike[str],
         eva: str | os.PathLike[str],
         llama: str | os.PathLike[str],
-        prompt: str = "minigptv2-eval",
+        prompt: str = published_config.PROMPT,
         vision: dict[str, int] | None = None,
         device: str | torch.device | None = None,
         dtype: DType | None = None,
         quantize: Quantization | None = None,
-        image_size: int = 448,
-        lora_alpha: int = 16,
-        box_coding: BoxRounding = "center",
+        image_size: int = published_config.IMAGE_SIZE,
+        lora_alpha: int = published_config.LORA_ALPHA,
+        box_rounding: BoxRounding = published_config.BOX_ROUNDING,
     ) -> MiniGPTv2:
         """Open the published files as they are. `.report` says what became of each tensor; print it.
 
@@ -151,7 +154,7 @@ class MiniGPTv2:
         device, dtype, quantize: see `from_pretrained`.
         image_size: side in pixels of the square that images are resized to.
         lora_alpha: of the checkpoint's LoRA; the file does not hold it.
-        box_coding: "center", or "floor" to reproduce the boxes of the published code; see `boxes`.
+        box_rounding: "center", or "floor" to reproduce the boxes of the published code; see `boxes`.
 
         No code in a file is run. Raises UserError, with the likely cause, where something is missing or does not fit.
         """
@@ -167,7 +170,7 @@ class MiniGPTv2:
             image_size,
             lora_alpha,
             dtype,
-            box_coding,
+            box_rounding,
         )
         model = cls(network, tokenizer, device, dtype, quantize)
         model.report = report
@@ -745,38 +748,13 @@ def _text(given: Any, name: str, advice: str) -> str:
 
 def _device_and_dtype(device: Any, dtype: Any, quantize: Any) -> tuple[torch.device, torch.dtype]:
     """The device and dtype to compute with. Raises UserError where this machine does not support them or `quantize`."""
-    device = _device(device)
-    dtype = _dtype(dtype, device)
+    device = choose_device(device)
+    dtype = choose_dtype(dtype, device)
     if quantize is not None:
         from minigptv2.model.quantize import check_quantization
 
         check_quantization(quantize, device, dtype)
     return device, dtype
-
-
-def _device(name: str | torch.device | None) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-        return device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"The device {name!r} cannot be used.", f"torch says: {str(error).splitlines()[0]}", 'Try device="cpu".'
-        ) from None
-
-
-def _dtype(dtype: Any, device: torch.device) -> torch.dtype:
-    import torch
-
-    if dtype is None:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    for name, value in allowed.items():
-        if value == dtype or name == dtype:
-            return value
-    raise UserError(f"dtype is {dtype!r}.", f"It must be one of {', '.join(allowed)}.", 'Try dtype="float32".')
 
 
 def _geometric_mean(probabilities: Sequence[float]) -> float:

@@ -1,8 +1,8 @@
 """The command line: `minigptv2 chat | info | convert | show | data | train | eval | bench`.
 
-This file parses and tells errors; the work is elsewhere. Nothing heavy is imported before a command needs it. Exit
-codes: 0 all went well, 1 some images failed, 2 nothing was done because of bad input, 130 interrupted, 141 whoever
-read the output is gone, 143 SIGTERM stopped a training run.
+This file runs a command and prints its errors; each command is a module of `commands/`, and those of `train` and `eval`
+stand below. Nothing heavy is imported before a command needs it. Exit codes: 0 success, 1 some images failed, 2 bad
+input and nothing was done, 130 interrupted, 141 the reader of the output closed it, 143 SIGTERM stopped a training run.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from typing import Literal, NoReturn, TextIO
 
 from minigptv2 import __version__
 from minigptv2.bundled import config_folder, summaries
-from minigptv2.commands.chat import print_error, task_lines
+from minigptv2.commands import bench, chat, check_data, convert, info, show
+from minigptv2.commands.printing import print_error
 from minigptv2.errors import UserError, unknown
 
 _BAD_INPUT, _INTERRUPTED, _PIPE_CLOSED, _STOPPED = 2, 130, 141, 143
 _ADVICE = {
-    errno.ENOSPC: "Make room on the disk, or choose another place.",
+    errno.ENOSPC: "Free some disk space, or choose another path.",
     errno.EACCES: "Get the permission (chmod).",
-    errno.ENAMETOOLONG: "Give a path; it is no place for the content of a file.",
+    errno.ENAMETOOLONG: "Give a path, not the content of a file.",
 }
 _OFFLINE_AND_SILENT = {
     "HF_HUB_OFFLINE": "1",
@@ -39,7 +40,7 @@ _OFFLINE_AND_SILENT = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are a UserError, with the nearest option where one was mistyped."""
+    """An argparse parser that raises UserError, with the nearest option if one was mistyped."""
 
     def __init__(self, command: str, description: str):
         super().__init__(
@@ -50,16 +51,17 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        options = [o for action in self._actions for o in action.option_strings]
-        wrong = next((w for w in message.split() if w.startswith("-") and w not in options), "")
+        every = [o for action in self._actions for o in action.option_strings]
+        shown = [o for action in self._actions if action.help != argparse.SUPPRESS for o in action.option_strings]
+        wrong = next((w for w in message.split() if w.startswith("-") and w not in every), "")
         usage = " ".join(self.format_usage().split())
-        told = message[0].upper() + message[1:] + "."
-        raise unknown(told, wrong, options, f"Run {self.prog} --help.", usage[0].upper() + usage[1:])
+        given = message[0].upper() + message[1:] + "."
+        raise unknown(given, wrong, shown, f"Run {self.prog} --help.", usage[0].upper() + usage[1:])
 
 
 @dataclass(frozen=True)
 class Command:
-    """help: one line. add_arguments: to its parser. run: does it and gives the exit code."""
+    """help: one line. add_arguments: adds its options to a parser. run: returns the exit code, None for 0."""
 
     help: str
     add_arguments: Callable[[Parser], None]
@@ -68,7 +70,7 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code. Bad input ends in three lines on standard error, never in a traceback."""
+    """Run one command and return its exit code. Bad input gives three lines on standard error and no traceback."""
     stdout = sys.stdout
     try:
         try:
@@ -87,16 +89,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _PIPE_CLOSED
     except OSError as error:
-        print_error(_told(error))
+        print_error(_system_error(error))
         return _BAD_INPUT
     finally:
         sys.stdout = stdout or sys.stdout
         for stream in (sys.stdout, sys.stderr):
-            _settle(stream)
+            _flush(stream)
 
 
 class Output:
-    """Standard output. What it does not take is told as that, and is no error of some file."""
+    """Standard output. An error of writing to it is reported as such, not as an error of some file."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -105,12 +107,12 @@ class Output:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        return self._told(self.stream.write, text)
+        return self._try(self.stream.write, text)
 
     def flush(self) -> None:
-        self._told(self.stream.flush)
+        self._try(self.stream.flush)
 
-    def _told(self, action: Callable, *given: str) -> int | None:
+    def _try(self, action: Callable, *given: str) -> int | None:
         try:
             return action(*given)
         except BrokenPipeError:
@@ -119,39 +121,40 @@ class Output:
             raise UserError(
                 "Standard output cannot be written.",
                 f"The system says: {error.strerror or error}.",
-                "Make room, or send it to another place.",
+                "Free some disk space, or redirect it to another file.",
             ) from None
 
 
 def _prepare() -> None:
-    """Before any heavy import: no hub is asked, and a user sees our output alone."""
+    """Before any heavy import: libraries stay offline and silent, and the standard streams work."""
     for name, value in _OFFLINE_AND_SILENT.items():
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it wherever it is installed
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it if it is installed
     streams = ("stdin", "stdout", "stderr")
     closed = [name for name in streams if getattr(getattr(sys, name), "closed", getattr(sys, name) is None)]
-    for name in closed:  # in the order of their numbers, so that each takes its own
+    for name in closed:  # in the order of their file descriptors, so that each gets its own
         setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # any bytes in, any terminal out
             stream.reconfigure(errors="replace" if stream is sys.stdin else "backslashreplace")
     if "stdout" in closed:
-        raise UserError("Standard output is closed.", "Answers and results go there.", "Send it to a file: > out.txt.")
+        raise UserError(
+            "Standard output is closed.", "Answers and results are written there.", "Redirect it to a file: > out.txt."
+        )
 
 
-def _settle(stream: TextIO) -> None:
-    """Write what is buffered. What cannot be written goes nowhere, so that Python's own flush at the end has nothing to
-    complain about."""
+def _flush(stream: TextIO) -> None:
+    """Flush. If that fails, redirect the stream to nowhere, so that Python's own flush at exit does not fail."""
     try:
         stream.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _told(error: OSError) -> UserError:
-    """What the system refused, where the code that met it does not say it better."""
+def _system_error(error: OSError) -> UserError:
+    """An error of the operating system that no other code has explained."""
     given = f"{error.filename} cannot be used." if error.filename else "A file cannot be read or written."
     says = f"The system says: {error.strerror or str(error) or type(error).__name__}."
     return UserError(given, says, _ADVICE.get(error.errno, "Check the paths that were given."))
@@ -159,11 +162,11 @@ def _told(error: OSError) -> UserError:
 
 def _run(argv: list[str]) -> int:
     if argv and argv[0].startswith("--local_rank=") and "LOCAL_RANK" in os.environ:
-        argv = argv[1:]  # the deepspeed launcher says it twice
+        argv = argv[1:]  # the deepspeed launcher gives it as an option and as a variable
     for word in argv:
         if "\0" in word:
             raise UserError(
-                f"The argument {word!r} holds a NUL.", "No path and no text has one.", "Give it without the NUL."
+                f"The argument {word!r} contains a NUL character.", "No path and no text has one.", "Remove it."
             )
     if not argv or argv[0].startswith("-"):
         return _without_command(argv)
@@ -197,214 +200,14 @@ def _without_command(argv: list[str]) -> int:
     lines = "\n".join(f"  {name:<8} {command.help}" for name, command in COMMANDS.items())
     parser = Parser("", f"MiniGPT-v2: ask an image, get text and boxes.\n\ncommands:\n{lines}")
     parser.usage = "minigptv2 COMMAND ..."
-    parser.epilog = "minigptv2 COMMAND --help tells what a command takes."
+    parser.epilog = "minigptv2 COMMAND --help lists the options of a command."
     parser.add_argument("--version", action="version", version=f"minigptv2 {__version__}")
     parser.parse_args(argv)
     parser.print_help(sys.stderr)
     return 2
 
 
-def _whole_number(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.strip().lstrip("+").isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {least} or more")
-        return int(text)
-
-    return parse
-
-
-# ---- the commands ----
-
-_CHAT = """\
-Ask about images: the answer, then a table of its boxes in pixels of the upright image (x1 y1 x2 y2).
-
-  minigptv2 chat park.png "[refer] red balloon"        one image
-  minigptv2 chat a.png b.png holiday/ "[caption]"      several, and all images of a folder
-  minigptv2 chat - "what is this?" < park.png          an image from standard input
-  minigptv2 chat park.png                              a conversation about one image
-
-The last argument is the instruction, unless it is an existing file or folder, is "-", stands alone, or looks like a
-path (ends in a suffix such as .png or in /, or begins with / ./ ../ ~). With -i every argument is an image.
-
---save replaces no file: where the name is taken by something else, the image gets the next free one, as in park-2.png.
-
-An instruction may begin with a task tag:
-""" + "\n".join(task_lines())
-
-
-def _chat_arguments(parser: Parser) -> None:
-    number = _whole_number(1)
-    parser.add_argument(
-        "words", nargs="*", metavar="IMAGE... [INSTRUCTION]", help='files, folders or "-", then the instruction'
-    )
-    parser.add_argument("-i", "--instruction", metavar="TEXT", help="the instruction; all other arguments are images")
-    parser.add_argument("--save", metavar="OUT", help="write the image with its boxes: a .png, for several a folder")
-    parser.add_argument("--json", action="store_true", help="print one JSON object an image, one a line")
-    parser.add_argument("--model", metavar="FOLDER", help="a saved model (default: the small one that comes along)")
-    parser.add_argument("--base", metavar="FOLDER", help="of a model that holds only what was trained: the one before")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU)")
-    parser.add_argument(
-        "--quantize", metavar="HOW", help="language model in few bits: int8 on a CPU, 8bit or 4bit on a GPU"
-    )
-    parser.add_argument("--max-new-tokens", type=number, metavar="N", help="longest answer")
-    parser.add_argument(
-        "--batch-size",
-        type=number,
-        default=4,
-        metavar="N",
-        help="images answered at once; more needs more memory (default: %(default)s)",
-    )
-
-
-def _chat(args: argparse.Namespace) -> int:
-    from minigptv2.api import MAX_NEW_TOKENS, MiniGPTv2
-    from minigptv2.commands import chat as chat_command
-
-    def load() -> MiniGPTv2:
-        return MiniGPTv2.from_pretrained(args.model, args.device, args.dtype, args.quantize, args.base)
-
-    longest = args.max_new_tokens or MAX_NEW_TOKENS
-    images, instruction = chat_command.images_and_instruction(args.words, args.instruction)
-    if instruction is None:
-        return chat_command.converse(load, images, longest, args.json, args.save)
-    run = chat_command.BatchChat(load, instruction, longest, args.batch_size, args.json)
-    return run.ask(images, args.save)
-
-
-def _info_arguments(parser: Parser) -> None:
-    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="a saved model (default: the bundled one)")
-
-
-def _info(args: argparse.Namespace) -> None:
-    from minigptv2.commands.info import info
-
-    print(info(args.folder))
-
-
-_CONVERT = """\
-Write the published files as one model folder, which chat --model and from_pretrained open without them:
-
-  minigptv2 convert checkpoint.pth --eva eva_vit_g.pth --llama Llama-2-7b-chat-hf --out minigptv2-7b
-
-What became of every tensor is printed, and stored in the folder as report.json; nothing is written where one is missing
-or does not fit. docs/weights.md tells where the files are from.
-"""
-
-
-def _convert_arguments(parser: Parser) -> None:
-    number = _whole_number(1)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a MiniGPT-v2 checkpoint, .pth")
-    parser.add_argument("--eva", required=True, metavar="FILE", help="the vision tower, eva_vit_g.pth")
-    parser.add_argument("--llama", required=True, metavar="DIR", help="LLaMA-2-7b-chat in the layout of its hub")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="the model folder to write")
-    parser.add_argument("--merge", action="store_true", help="fold the LoRA into the language model's weights")
-    parser.add_argument(
-        "--prompt",
-        default="minigptv2-eval",
-        metavar="NAME",
-        help="published, as the published numbers, or training (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--boxes",
-        default="center",
-        choices=("center", "floor"),
-        help="how box numbers are read; floor: as published (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--dtype",
-        default="float16",
-        choices=("float16", "bfloat16", "float32"),
-        help="of the stored weights (default: %(default)s)",
-    )
-    parser.add_argument("--image-size", type=number, default=448, metavar="N", help="pixels (default: %(default)s)")
-    parser.add_argument("--vision-heads", type=number, metavar="N", help="of the tower (default: its width / 88)")
-    parser.add_argument("--vision-depth", type=number, metavar="N", help="blocks of the tower (default: 39 of 40)")
-    parser.add_argument("--lora-alpha", type=number, default=16, metavar="N", help="(default: %(default)s)")
-
-
-def _convert(args: argparse.Namespace) -> None:
-    from minigptv2.model.published import convert
-
-    vision = {"num_heads": args.vision_heads, "depth": args.vision_depth}
-    report = convert(
-        args.checkpoint,
-        args.eva,
-        args.llama,
-        args.out,
-        args.merge,
-        args.dtype,
-        prompt=args.prompt,
-        vision={k: v for k, v in vision.items() if v},
-        image_size=args.image_size,
-        lora_alpha=args.lora_alpha,
-        box_coding=args.boxes,
-    )
-    print(report, file=sys.stderr)
-    print(f"done: {args.out}")
-
-
-def _show_arguments(parser: Parser) -> None:
-    parser.add_argument("data", metavar="NAME", help="what to look at: scenes, or a data set such as vqav2")
-    parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help="of the data set: root=FOLDER split=val ...")
-    parser.add_argument("-n", type=_whole_number(1), default=3, metavar="N", help="how many (default: %(default)s)")
-    parser.add_argument(
-        "--seed",
-        type=_whole_number(0),
-        default=0,
-        help="of the first scene, or number of the first record (default: %(default)s)",
-    )
-    parser.add_argument("--out", default="output/show", metavar="FOLDER", help="for the images (default: %(default)s)")
-    parser.add_argument("--model", metavar="FOLDER", help="whose tokenizer and prompt (default: the bundled model)")
-    parser.add_argument("--color", action="store_true", help="colours although standard output is no terminal")
-
-
-def _show(args: argparse.Namespace) -> None:
-    from minigptv2.commands.show import show
-
-    show(args.data, args.n, args.seed, args.out, args.model, args.color or sys.stdout.isatty(), args.options)
-
-
-_DATA = """\
-Check a file of your own before you train on it: JSON Lines as docs/data.md says, or COCO's detection JSON.
-
-  minigptv2 data check yard.jsonl                      every line, every image: counts, and what is wrong
-  minigptv2 data check instances_train.json --images images/ --sheet out.png
-
-Exit codes: 0 no problems, 1 problems, 2 nothing of the file can be used.
-"""
-
-
-def _data_arguments(parser: Parser) -> None:
-    parser.add_argument("action", choices=["check"], help="what to do")
-    parser.add_argument("file", metavar="FILE", help="JSON Lines, or COCO's detection JSON")
-    parser.add_argument("--images", metavar="FOLDER", default="", help="of the images (default: that of the file)")
-    parser.add_argument("--sheet", metavar="OUT", help="write a PNG of images with their labelled boxes")
-    parser.add_argument(
-        "--most", type=_whole_number(1), default=16, metavar="N", help="images in the sheet (default: %(default)s)"
-    )
-    parser.add_argument("--quick", action="store_true", help="read the images' headers alone: damage is not seen")
-    parser.add_argument(
-        "--orientation",
-        choices=["auto", "stored", "upright"],
-        default="",
-        help="of COCO's JSON: whether boxes are of images as stored, or upright",
-    )
-
-
-def _data(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from minigptv2.commands.chat import escape_control_chars
-    from minigptv2.data.validate import check, write_sheet
-
-    report = check(args.file, args.images, args.quick, args.orientation)
-    for line in report.lines():
-        print(escape_control_chars(line))
-    if args.sheet and report.drawn:
-        sheet, shown = write_sheet(report, Path(args.sheet), args.most)
-        print(f"sheet: {escape_control_chars(str(sheet))}, {shown} images")
-    return report.code
+# ---- train and eval ----
 
 
 def _recipe_arguments(parser: Parser, command: Literal["train", "eval"]) -> None:
@@ -479,77 +282,25 @@ def _eval(args: argparse.Namespace) -> int:
     return 1 if any(report.failed for report in reports) else 0
 
 
-def _bench_arguments(parser: Parser) -> None:
-    parser.add_argument("what", choices=tuple(BENCHES), help="; ".join(f"{k}: {v.help}" for k, v in BENCHES.items()))
-    parser.add_argument("--model", metavar="FOLDER", help="a saved model (default: the small one that comes along)")
-    parser.add_argument("--base", metavar="FOLDER", help="of a model that holds only what was trained: the one before")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
-    parser.add_argument("--dtype", help="float32 or bfloat16; for eval also float16 (default: as they choose)")
-    parser.add_argument(
-        "--images",
-        type=_whole_number(1),
-        metavar="N",
-        help="how much is measured (default: 40 for eval, 24 for train)",
-    )
-
-
-def _bench(args: argparse.Namespace) -> None:
-    BENCHES[args.what].run(args)
-
-
-def _bench_eval(args: argparse.Namespace) -> None:
-    from minigptv2.bench.eval import run
-
-    run(args.model, args.device, args.dtype, args.images or 40, args.base)
-
-
-def _bench_train(args: argparse.Namespace) -> None:
-    from functools import partial
-
-    from minigptv2.bench.train import bench_cache, bench_data, bench_loop, bench_packing, dtype_of
-    from minigptv2.bundled import model_folder
-    from minigptv2.train.distributed import choose_device
-
-    device, dtype = str(choose_device(args.device or "")), dtype_of(args.dtype)
-    model, count = model_folder(args.model or "bundled"), args.images or 24
-    print("| ours against the plain way | samples/s | plain | ratio |\n|---|---|---|---|")
-    base = None if args.base is None else model_folder(args.base, "base")
-    steps = (partial(bench, device=device, dtype=dtype) for bench in (bench_cache, bench_packing, bench_loop))
-    for measure in (bench_data, *steps):
-        found = measure(model, count, base=base)
-        print(f"| {found.what} | {found.rate:.2f} | {found.plain:.2f} | {found.ratio:.3f} |", flush=True)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """One thing to measure. help: a few words. run: measures and prints."""
-
-    help: str
-    run: Callable[[argparse.Namespace], None]
-
-
-BENCHES: dict[str, Bench] = {
-    "train": Bench("what packing, the cache, the data pipeline and the loop gain or cost", _bench_train),
-    "eval": Bench("expressions a second, against the plain way", _bench_eval),
-}
-
 COMMANDS: dict[str, Command] = {
-    "chat": Command("ask about images, once or in a conversation", _chat_arguments, _chat, _CHAT),
+    "chat": Command("ask about images, once or in a conversation", chat.add_arguments, chat.run, chat.DESCRIPTION),
     "info": Command(
         "sizes of a model and the memory it needs",
-        _info_arguments,
-        _info,
-        "Sizes, parameters of each part, and memory to answer and to train: calculated, not measured.",
+        info.add_arguments,
+        info.run,
+        "Sizes, parameters of each part, and memory for inference and training: calculated, not measured.",
     ),
-    "convert": Command("make a model folder of the published weights", _convert_arguments, _convert, _CONVERT),
+    "convert": Command(
+        "convert the published weights to a model folder", convert.add_arguments, convert.run, convert.DESCRIPTION
+    ),
     "show": Command(
         "look at the data as the model sees it",
-        _show_arguments,
-        _show,
+        show.add_arguments,
+        show.run,
         "Print conversations and their tokens, supervised ones marked, and draw the annotated boxes.",
     ),
-    "data": Command("check data of your own", _data_arguments, _data, _DATA),
+    "data": Command("check your own data", check_data.add_arguments, check_data.run, check_data.DESCRIPTION),
     "train": Command("train a stage, as a config says", _train_arguments, _train),
     "eval": Command("measure a model, as a config says", _eval_arguments, _eval, _EVAL),
-    "bench": Command("measure how fast this machine is", _bench_arguments, _bench),
+    "bench": Command("measure how fast this machine is", bench.add_arguments, bench.run),
 }

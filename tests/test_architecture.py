@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "renames": {"errors"},
     "bundled": {"errors", "files", "renames"},
+    "devices": {"errors"},
     "boxes": {"errors"},
     "config": {"boxes", "conversation", "errors", "renames"},
     "drawing": {"boxes", "errors", "files"},
@@ -41,13 +42,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "web_image": {"errors", "files"},
     "encode": {"boxes", "conversation", "errors", "sample"},
     "data": {"boxes", "bundled", "drawing", "errors", "files", "images", "renames", "sample", "tasks"},
-    "model": {"boxes", "config", "encode", "errors", "files"},
+    "model": {"boxes", "config", "devices", "encode", "errors", "files", "renames"},
     "train": {
         "boxes",
         "bundled",
         "config",
         "conversation",
         "data",
+        "devices",
         "encode",
         "errors",
         "files",
@@ -56,13 +58,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "sample",
         "tasks",
     },
-    "api": {"boxes", "bundled", "config", "encode", "errors", "files", "images", "model", "sample", "tasks"},
+    "api": {"boxes", "bundled", "config", "devices", "encode", "errors", "files", "images", "model", "sample", "tasks"},
     "eval": {
         "api",
         "boxes",
         "bundled",
         "config",
         "data",
+        "devices",
         "encode",
         "errors",
         "files",
@@ -90,32 +93,41 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "commands": {
         "api",
+        "bench",
         "boxes",
         "bundled",
         "config",
         "data",
+        "devices",
         "drawing",
         "encode",
         "errors",
         "files",
         "images",
         "model",
+        "renames",
         "sample",
         "tasks",
+        "train",
     },
-    "cli": {"api", "bench", "bundled", "commands", "config", "data", "errors", "eval", "minigptv2", "model", "train"},
+    "cli": {"bundled", "commands", "config", "errors", "eval", "minigptv2", "train"},
     "__main__": {"cli"},
     "minigptv2": set(),
 }
-PURE = ("errors", "files", "renames", "bundled", "boxes", "config", "sample", "tasks", "conversation")
+PURE = ("errors", "files", "renames", "bundled", "devices", "boxes", "config", "sample", "tasks", "conversation")
 
 # what a string literal may hold in its home alone; `examples`: modules whose messages and help show it to a user
 HOMES = (
-    ("box text", r"\{\\?<", "boxes", ("tasks", "cli", "commands.chat", "api")),
+    ("box text", r"\{\\?<", "boxes", ("tasks", "api")),
     ("phrase tags and delimiter", r"<delim>|</?p>", "boxes", ()),
     ("turn wrapper", r"\[/?INST\]", "conversation", ()),
     ("image wrapper", r"</?Img>", "conversation", ()),
-    ("task tags", r"\[(vqa|caption|grounding|refer|identify|detection)\]", "tasks", ("cli", "commands.chat", "api")),
+    (
+        "task tags",
+        r"\[(vqa|caption|grounding|refer|identify|detection)\]",
+        "tasks",
+        ("commands.chat", "commands.interactive_chat", "api"),
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""The command line, through `main` and through `python -m minigptv2`: what it prints, writes and refuses."""
+"""The command line, through `main` and through `python -m minigptv2`: output, files, exit codes and errors."""
 
 import io
 import json
@@ -11,11 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+from qwen_files import write_qwen
 
 import minigptv2
-from minigptv2 import api, cli
+from minigptv2 import api, cli, renames
 from minigptv2.boxes import Box
+from minigptv2.commands import batch_chat, interactive_chat
 from minigptv2.commands import chat as chat_command
+from minigptv2.commands import show as show_command
+from minigptv2.commands.printing import escape_control_chars
 from minigptv2.sample import Answer
 
 ROOT = Path(minigptv2.__file__).parents[1]
@@ -75,7 +79,7 @@ def grounded(monkeypatch, tiny_model):
 
 @pytest.fixture
 def folder(tmp_path, image):
-    """Three good images, and four that are none."""
+    """Three good images, and four files that are not images."""
     place = tmp_path / "pictures"
     place.mkdir()
     for name in ("a.png", "b.png", "c d.png"):
@@ -131,13 +135,13 @@ print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
 
 def test_help_names_every_command(capsys):
     assert cli.main(["--help"]) == 0
-    told = capsys.readouterr().out
-    assert all(f"  {name} " in told for name in cli.COMMANDS)
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in cli.COMMANDS)
     assert cli.main([]) == 2
-    assert capsys.readouterr().err == told
+    assert capsys.readouterr().err == shown
 
 
-def test_version(capsys):
+def test_version_option_prints_the_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"minigptv2 {minigptv2.__version__}\n"
 
@@ -148,19 +152,19 @@ def test_version(capsys):
         (["chta", "a.png"], "Did you mean minigptv2 chat?"),
         (["xyz"], "minigptv2 --help"),
         (["chat", "a.png", "hi", "--modle", "x"], "Did you mean --model?"),
-        (["chat", "a.png", "hi", "--max-new-tokens", "0"], "no whole number of 1 or more"),
-        (["chat", "a.png", "hi", "--batch-size", "many"], "no whole number of 1 or more"),
+        (["chat", "a.png", "hi", "--max-new-tokens", "0"], "not a whole number of 1 or more"),
+        (["chat", "a.png", "hi", "--batch-size", "many"], "not a whole number of 1 or more"),
         (["--verison"], "Did you mean --version?"),
         (["train"], "required: CONFIG"),
         (["show", "scens"], "Did you mean scenes?"),
     ],
 )
-def test_bad_usage(capsys, words, advice):
+def test_bad_usage_raises_with_advice(capsys, words, advice):
     refused((cli.main(words), *capsys.readouterr()), advice)
 
 
 @pytest.mark.slow
-def test_the_program_shows_our_output_alone(tiny_folder, image, tmp_path):
+def test_libraries_print_nothing(tiny_folder, image, tmp_path):
     done = program(
         "chat",
         image,
@@ -179,7 +183,7 @@ def test_the_program_shows_our_output_alone(tiny_folder, image, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_program_converses_through_a_pipe(tiny_folder, image):
+def test_conversation_through_a_pipe(tiny_folder, image):
     done = program(
         "chat", image, "--model", tiny_folder, "--max-new-tokens", 3, stdin="hello\n[nope] \xff\n".encode("latin-1")
     )
@@ -189,7 +193,7 @@ def test_the_program_converses_through_a_pipe(tiny_folder, image):
     assert b"Traceback" not in done.stderr
 
 
-def test_a_reader_that_went_away():
+def test_broken_pipe_exit_code():
     read, write = os.pipe()
     os.close(read)
     done = program("--help", capture_output=False, stdout=write, stderr=subprocess.PIPE)
@@ -197,11 +201,11 @@ def test_a_reader_that_went_away():
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_an_interrupt(chat, image, monkeypatch):
+def test_keyboard_interrupt_exit_code(chat, image, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(chat_command.BatchChat, "ask", interrupted)
+    monkeypatch.setattr(batch_chat.BatchChat, "ask", interrupted)
     assert chat(image, "hi") == (130, "", "")
 
 
@@ -209,7 +213,7 @@ def test_an_interrupt(chat, image, monkeypatch):
     ("command", "home", "more"),
     [("train", "minigptv2.train.loop", ()), ("eval", "minigptv2.eval.runner", (None, False, None, None, None))],
 )
-def test_recipes_are_handed_on(command, home, more, monkeypatch):
+def test_train_and_eval_pass_their_arguments_on(command, home, more, monkeypatch):
     calls = []
     monkeypatch.setitem(sys.modules, home, SimpleNamespace(run=lambda *given: calls.append(given) or []))
     parent = home.rpartition(".")[0]
@@ -219,7 +223,7 @@ def test_recipes_are_handed_on(command, home, more, monkeypatch):
     assert calls == [("x.yaml", ["a.b=1", "c=2"], True, *more), ("x.yaml", [], False, *more)]
 
 
-def test_a_run_that_sigterm_stopped_has_an_exit_code_of_its_own(monkeypatch, capsys):
+def test_sigterm_exit_code_of_training(monkeypatch, capsys):
     from minigptv2.train import loop
 
     monkeypatch.setattr(loop, "run", lambda *_: None)
@@ -261,14 +265,14 @@ def test_standard_streams_that_are_closed(tiny_folder, closed, code):
         refused((code, "", done.stderr), "Standard output is closed")
 
 
-def test_standard_output_that_is_none(monkeypatch, capsys):
+def test_standard_output_that_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", None)
     assert cli.main(["--version"]) == 2
     assert "Standard output is closed" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_terminal_that_knows_no_umlauts(tiny_folder, image, tmp_path):
+def test_ascii_terminal_gets_escapes(tiny_folder, image, tmp_path):
     name = tmp_path / "grün\udcff.png"
     shutil.copy(image, name)
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "LANG": "C"}
@@ -324,7 +328,7 @@ ODD = {
         "bench eval --model ODD",
     ],
 )
-def test_paths_that_are_none(capsys, image, monkeypatch, tmp_path, line, odd):
+def test_impossible_paths_raise_user_error(capsys, image, monkeypatch, tmp_path, line, odd):
     monkeypatch.chdir(tmp_path)
     words = [word.replace("ODD", odd).replace("IMAGE", str(image)) for word in line.split()]
     monkeypatch.setattr(api.MiniGPTv2, "from_pretrained", _from_pretrained_of(line))
@@ -351,7 +355,7 @@ def test_paths_that_are_none(capsys, image, monkeypatch, tmp_path, line, odd):
         "info DEV",
     ],
 )
-def test_a_device_is_not_read_without_end(capsys, tmp_path, monkeypatch, line):
+def test_device_files_raise_user_error(capsys, tmp_path, monkeypatch, line):
     monkeypatch.chdir(tmp_path)
     code = cli.main(line.replace("DEV", "/dev/zero").split())
     refused((code, *capsys.readouterr()))
@@ -362,7 +366,7 @@ def _from_pretrained_of(line: str):
     return real if "--model" in line else lambda *_: pytest.fail("the model was opened")
 
 
-def test_an_error_of_the_system_has_three_lines(monkeypatch, capsys):
+def test_os_error_is_printed_in_three_lines(monkeypatch, capsys):
     from minigptv2.train import loop
 
     def run(*_):
@@ -377,7 +381,7 @@ def test_an_interrupt_in_a_conversation(chat, image, monkeypatch):
         yield "hello"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(chat_command, "_lines", interrupted)
+    monkeypatch.setattr(interactive_chat, "_lines", interrupted)
     code, out, err = chat(image)
     assert code == 130 and out
     assert len(err.splitlines()) <= 2, "what the conversation began with, and that the answer was cut"
@@ -400,16 +404,16 @@ def test_an_answer_and_its_table(chat, image, grounded):
 def test_an_answer_without_boxes_has_no_table(chat, image, tiny_model):
     code, out, _ = chat(image, "hello")
     text = tiny_model.chat(image, "hello", 6).text
-    assert (code, out) == (0, chat_command.escape_control_chars(text) + "\n")
+    assert (code, out) == (0, escape_control_chars(text) + "\n")
 
 
-def test_json(chat, image, grounded):
+def test_json_option_prints_one_object_per_answer(chat, image, grounded):
     code, out, _ = chat("--json", image, "[refer] red ball")
-    told = json.loads(out)
+    shown = json.loads(out)
     assert code == 0
-    assert told["picture"] == str(image)
-    assert told["boxes"] == [{"phrase": "red\x1b ball", "xyxy": [64, 40, 576, 360], "score": 0.875}]
-    assert {"text", "task", "ended", "problems"} <= set(told)
+    assert shown["picture"] == str(image)
+    assert shown["boxes"] == [{"phrase": "red\x1b ball", "xyxy": [64, 40, 576, 360], "score": 0.875}]
+    assert {"text", "task", "ended", "problems"} <= set(shown)
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(1, (640, 400)), (6, (400, 640))])
@@ -469,13 +473,13 @@ def test_the_last_word_is_the_instruction(image, tmp_path, monkeypatch):
 def test_words_without_an_image(chat):
     refused(chat(), "No image was given")
     refused(chat("-i", "hello"), "No image was given")
-    refused(chat("[refer] red balloon"), "only the words '[refer] red balloon'")
+    refused(chat("[refer] red balloon"), "only the text '[refer] red balloon'")
 
 
 # ---- bad input ----
 
 
-def test_images_that_are_none(chat, folder, tmp_path):
+def test_files_that_are_not_images_raise_user_error(chat, folder, tmp_path):
     (tmp_path / "none").mkdir()
     with_instruction = {
         "missing.png": "does not exist",
@@ -515,12 +519,12 @@ def test_identify_needs_a_possible_box(chat, image, words):
         ("a\udcffb", "is not a character"),
     ],
 )
-def test_instructions_that_are_refused(chat, image, instruction, expected):
+def test_invalid_instructions_raise_user_error(chat, image, instruction, expected):
     refused(chat(image, instruction), expected)
     refused(chat(image, "-i", instruction), expected)
 
 
-def test_bad_instructions_are_told_before_the_model_is_opened(chat, image, monkeypatch):
+def test_input_is_checked_before_the_model_is_opened(chat, image, monkeypatch):
     monkeypatch.setattr(api.MiniGPTv2, "from_pretrained", lambda *_: pytest.fail("the model was opened"))
     for words in ([image, "[xyz] a"], ["missing.png", "hi"], ["missing.png"], [image, "hi", "--save", image]):
         refused(chat(*words))
@@ -532,19 +536,19 @@ def test_bad_instructions_are_told_before_the_model_is_opened(chat, image, monke
         (["--dtype", "float8"], "It must be one of float32, bfloat16, float16"),
         (["--device", "gpu"], "cannot be used"),
         (["--model", "nowhere"], "has no config.json"),
-        (["--quantize", "3bit"], "It must be one of 8bit, 4bit, int8"),
-        (["--quantize", "4bit"], "4bit needs a CUDA GPU and bitsandbytes"),
-        (["--quantize", "int8", "--dtype", "bfloat16"], "int8 needs a CPU and float32"),
+        (["--quantize", "3bit"], "It must be one of bnb-int8, bnb-nf4, dynamic-int8"),
+        (["--quantize", "bnb-nf4"], "bnb-nf4 needs a CUDA GPU and bitsandbytes"),
+        (["--quantize", "dynamic-int8", "--dtype", "bfloat16"], "dynamic-int8 needs a CPU and float32"),
         (["--max-new-tokens", "5000"], "context is 512 tokens"),
     ],
 )
-def test_bad_options(capsys, image, tiny_folder, words, expected):
+def test_invalid_option_values_raise_user_error(capsys, image, tiny_folder, words, expected):
     given = ["--model", str(tiny_folder), "--device", "cpu", *words]
     refused((cli.main(["chat", str(image), "hi", *given]), *capsys.readouterr()), expected)
 
 
 def test_a_quantised_model_answers(capsys, image, tiny_folder):
-    given = ["--model", str(tiny_folder), "--device", "cpu", "--quantize", "int8", "--max-new-tokens", "6"]
+    given = ["--model", str(tiny_folder), "--device", "cpu", "--quantize", "dynamic-int8", "--max-new-tokens", "6"]
     assert cli.main(["chat", str(image), "hello", "--json", *given]) == 0
     assert json.loads(capsys.readouterr().out)["text"]
 
@@ -564,11 +568,11 @@ def _cut(name):
         ("model.safetensors", _cut("projector.weight"), "projector.weight has shape"),
         ("model.safetensors", None, "cannot be read"),
         ("adapter/adapter_model.safetensors", dict.popitem, "adapter does not fit"),
-        ("config.json", None, "config.json is no JSON"),
+        ("config.json", None, "config.json is not JSON"),
         ("tokenizer.model", None, "tokenizer.model cannot be read"),
     ],
 )
-def test_model_folders_that_do_not_fit(capsys, tmp_path, image, tiny_folder, file, change, expected):
+def test_damaged_model_folders_raise_user_error(capsys, tmp_path, image, tiny_folder, file, change, expected):
     from safetensors.torch import load_file, save_file
 
     broken = tmp_path / "broken"
@@ -582,10 +586,10 @@ def test_model_folders_that_do_not_fit(capsys, tmp_path, image, tiny_folder, fil
     refused((cli.main(["chat", str(image), "hi", "--model", str(broken)]), *capsys.readouterr()), expected)
 
 
-def test_places_that_cannot_be_saved_to(chat, folder, tmp_path, grounded):
+def test_unusable_save_paths_raise_user_error(chat, folder, tmp_path, grounded):
     a, b = folder / "a.png", folder / "b.png"
     (tmp_path / "file").touch()
-    refused(chat(a, "hi", "--save", tmp_path / "out.jpg"), "is no .png", "out.png")
+    refused(chat(a, "hi", "--save", tmp_path / "out.jpg"), "is not a .png", "out.png")
     refused(chat(a, "hi", "--save", a), "would be overwritten")
     refused(chat(a, "hi", "--save", folder), "would be overwritten")
     refused(chat(a, b, "hi", "--save", "/dev/null"), "Give a folder's name")
@@ -613,41 +617,41 @@ def test_a_folder_is_answered_and_its_failures_counted(chat, folder, tmp_path, g
 def test_a_folder_as_json_lines(chat, folder):
     code, out, _ = chat(folder, folder / "missing.png", "hello", "--json")
     assert code == 1
-    told = [json.loads(line) for line in out.splitlines()]
-    assert [Path(t["picture"]).name for t in told] == ["a.png", "b.png", "c d.png"]
-    assert len({t["text"] for t in told}) == 1, "three copies of one image"
+    shown = [json.loads(line) for line in out.splitlines()]
+    assert [Path(t["picture"]).name for t in shown] == ["a.png", "b.png", "c d.png"]
+    assert len({t["text"] for t in shown}) == 1, "three copies of one image"
 
 
-def test_nothing_answered(chat, folder):
+def test_exit_code_is_2_if_no_image_is_answered(chat, folder):
     code, out, err = chat(folder / "cut.png", folder / "missing.png", "hello")
     assert (code, out) == (2, "")
     assert err.count("error: ") == 2
     assert err.endswith("0 answered, 2 failed\n")
 
 
-def test_images_of_one_name_are_saved_apart(chat, folder, image, tmp_path, grounded):
+def test_images_of_the_same_name_are_saved_to_different_files(chat, folder, image, tmp_path, grounded):
     (folder / "more").mkdir()
     shutil.copy(image, folder / "more" / "a.png")
     assert chat(folder / "a.png", folder / "more", "hi", "--save", tmp_path / "drawn")[0] == 0
     assert sorted(file.name for file in (tmp_path / "drawn").iterdir()) == ["a-2.png", "a.png"]
 
 
-def test_no_two_are_saved_under_one_name(tmp_path):
+def test_save_paths_differ_on_every_file_system(tmp_path):
     names = ["a-2.jpg", "a.jpg", "a.png", "A.gif", "gr\u00fcn.png", "gru\u0308n.jpg", "x" * 250 + ".jpg"]
-    sources = [chat_command.ImageSource(name, name) for name in names]
-    targets = chat_command.save_paths(str(tmp_path), sources, True)
+    sources = [batch_chat.ImageSource(name, name) for name in names]
+    targets = batch_chat.save_paths(str(tmp_path), sources, True)
     assert [t.name for t in targets[:4]] == ["a-2.png", "a.png", "a-3.png", "A-4.png"]
-    assert len({chat_command._one_name(t) for t in targets}) == len(names)
+    assert len({batch_chat._folded_name(t) for t in targets}) == len(names)
     assert len(targets[-1].name) < 210
 
 
-def test_targets_look_at_each_name_once(tmp_path, monkeypatch):
+def test_save_paths_check_each_name_once(tmp_path, monkeypatch):
     looked = []
-    real = chat_command._identity
-    monkeypatch.setattr(chat_command, "_identity", lambda file: looked.append(file) or real(file))
+    real = batch_chat._identity
+    monkeypatch.setattr(batch_chat, "_identity", lambda file: looked.append(file) or real(file))
     monkeypatch.setattr(Path, "resolve", lambda *_: pytest.fail("a name was resolved"))
-    sources = [chat_command.ImageSource(f"{n // 2}.{n % 2}", "") for n in range(1000)]
-    assert len(set(chat_command.save_paths(str(tmp_path), sources, True))) == 1000
+    sources = [batch_chat.ImageSource(f"{n // 2}.{n % 2}", "") for n in range(1000)]
+    assert len(set(batch_chat.save_paths(str(tmp_path), sources, True))) == 1000
     assert len(looked) == 2000
 
 
@@ -657,23 +661,25 @@ def test_answers_come_before_the_other_images_are_opened(chat, folder, monkeypat
     opened, real = [], images.open_image
     monkeypatch.setattr(images, "open_image", lambda source, *more: opened.append(source) or real(source, *more))
     at_first = []
-    give = chat_command.BatchChat._give
-    monkeypatch.setattr(chat_command.BatchChat, "_give", lambda *given: at_first.append(len(opened)) or give(*given))
+    give = batch_chat.BatchChat._print_answer
+    monkeypatch.setattr(
+        batch_chat.BatchChat, "_print_answer", lambda *given: at_first.append(len(opened)) or give(*given)
+    )
     assert chat(folder, "hi", "--batch-size", 1)[0] == 1
     assert at_first[0] == 1 and len(opened) == 7
 
 
-def test_an_image_that_was_there_is_kept(chat, image, tmp_path, grounded):
+def test_existing_image_is_not_replaced(chat, image, tmp_path, grounded):
     out = tmp_path / "out.png"
     out.write_bytes(b"another")
     code, _, err = chat(image, "hi", "--save", out)
-    assert (code, err) == (0, f"saved {tmp_path / 'out-2.png'}; out.png was there and is kept\n")
+    assert (code, err) == (0, f"saved {tmp_path / 'out-2.png'}; out.png already existed and was not replaced\n")
     assert out.read_bytes() == b"another"
     assert chat(image, "hi", "--save", out)[0] == 0, "the same result again is no other image"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out-2.png", "out.png"]
 
 
-def test_a_full_disk_costs_no_answer_and_no_old_image(chat, folder, tmp_path, grounded, monkeypatch):
+def test_full_disk_loses_no_answer_and_no_old_image(chat, folder, tmp_path, grounded, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
     (out / "a.png").write_bytes(b"old")
@@ -693,7 +699,7 @@ def test_a_full_disk_costs_no_answer_and_no_old_image(chat, folder, tmp_path, gr
     assert (out / "a.png").read_bytes() == b"old"
 
 
-def test_a_folder_tells_what_is_passed_over(chat, folder, image):
+def test_skipped_files_of_a_folder_are_reported(chat, folder, image):
     for name in ("b.JFIF", "c.jpe"):
         Image.open(image).save(folder / name, "JPEG")
     (folder / "d.heic").touch()
@@ -708,8 +714,8 @@ def test_help_of_chat_lists_the_tags(capsys):
     from minigptv2.tasks import TASKS
 
     assert cli.main(["chat", "--help"]) == 0
-    told = capsys.readouterr().out
-    assert all(task.tag in told and task.help in told for task in TASKS.values())
+    shown = capsys.readouterr().out
+    assert all(task.tag in shown and task.help in shown for task in TASKS.values())
 
 
 @pytest.mark.parametrize(
@@ -719,14 +725,14 @@ def test_help_of_chat_lists_the_tags(capsys):
         ("https://x.org/a.jpg", "'https://x.org/a.jpg' is a web address"),
     ],
 )
-def test_the_path_is_shown_as_it_was_given(chat, name, expected):
+def test_errors_show_the_path_as_given(chat, name, expected):
     refused(chat(name, "hi"), expected)
 
 
 # ---- a conversation ----
 
 
-def test_a_conversation(chat, image, tmp_path, tiny_model, monkeypatch):
+def test_conversation_with_commands(chat, image, tmp_path, tiny_model, monkeypatch):
     asked = []
     real = api.Chat.stream
     monkeypatch.setattr(
@@ -770,7 +776,7 @@ def test_a_conversation(chat, image, tmp_path, tiny_model, monkeypatch):
         ("again?", 0),
         ("hello", 0),
     ]
-    assert chat_command.escape_control_chars(tiny_model.chat(image, "what is this?", 6).text) in out
+    assert escape_control_chars(tiny_model.chat(image, "what is this?", 6).text) in out
     assert err.startswith(tiny_model.config.description)
     assert Image.open(tmp_path / "drawn.png").size == (50, 80)
     expected = [
@@ -783,7 +789,7 @@ def test_a_conversation(chat, image, tmp_path, tiny_model, monkeypatch):
         "Did you mean /task?",
         "error: missing.png does not exist.",
         f"image: {other}, 50 x 80",
-        "is no .png",
+        "is not a .png",
         "would be overwritten",
         "No path was given",
     ]
@@ -800,7 +806,7 @@ def test_a_conversation_ends_with_its_input(chat, image):
     assert "There is no answer to draw yet" in err
 
 
-def test_a_conversation_in_json(chat, image):
+def test_conversation_with_json_output(chat, image):
     code, out, _ = chat(image, "--json", stdin="hello\n/help\nhello\n")
     assert code == 0
     assert [json.loads(line)["picture"] for line in out.splitlines()] == [str(image)] * 2
@@ -809,8 +815,8 @@ def test_a_conversation_in_json(chat, image):
 # ---- show ----
 
 
-def test_show_scenes(capsys, tmp_path, tiny_folder):
-    words = ["show", "scenes", "-n", "2", "--seed", "7", "--out", str(tmp_path), "--model", str(tiny_folder)]
+def test_show_prints_tokens_and_draws_boxes(capsys, tmp_path, tiny_folder):
+    words = ["show", "scenes", "-n", "2", "--start", "7", "--out", str(tmp_path), "--model", str(tiny_folder)]
     assert cli.main(words) == 0
     out = capsys.readouterr().out
     files = [line.removeprefix("image: ") for line in out.splitlines() if line.startswith("image: ")]
@@ -826,6 +832,62 @@ def test_show_scenes(capsys, tmp_path, tiny_folder):
     assert colored.replace("\x1b[32m", "«").replace("\x1b[0m", "»") == out
 
 
-def test_show_without_a_model(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(api, "BUNDLED", tmp_path)
+def test_show_without_a_model_raises_user_error(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(show_command, "BUNDLED", tmp_path)
     refused((cli.main(["show", "scenes"]), *capsys.readouterr()), "has no config.json")
+
+
+def test_show_reads_a_folder_with_a_tokenizer_of_transformers(capsys, tmp_path):
+    from minigptv2.config import LoraConfig, ModelConfig, VisionConfig
+    from minigptv2.encode import HFTokenizer
+    from minigptv2.model.grounding_vlm import GroundingVLM
+    from minigptv2.model.language import load_pretrained_lm
+    from minigptv2.model.model_folder import save_folder
+
+    qwen = write_qwen(tmp_path / "qwen")
+    language, sizes = load_pretrained_lm(qwen)
+    vision = VisionConfig("vit_tiny_patch16_224", {"depth": 1}, image_size=64)
+    model = GroundingVLM(ModelConfig(vision, sizes, LoraConfig()), language)
+    save_folder(model, HFTokenizer(qwen), tmp_path / "model")
+    words = ["show", "scenes", "-n", "1", "--out", str(tmp_path), "--model", str(tmp_path / "model")]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "(image x 4)" in out and "<|im_end|>»" in out
+
+
+# ---- old names of options ----
+
+
+@pytest.mark.parametrize(
+    ("line", "present"),
+    [
+        ("show scenes --seed=7", {"--start": 7}),
+        (
+            "data check x --most=3 --sheet=s.png --quick",
+            {"--max-images": 3, "--contact-sheet": "s.png", "--skip-images": True},
+        ),
+        (
+            "convert x --eva=x --llama=x --out=x --boxes=floor --prompt=training",
+            {"--box-rounding": "floor", "--prompt-template": "training"},
+        ),
+        ("bench eval --pictures=5", {"--images": 5}),
+    ],
+)
+def test_old_option_names_are_accepted_with_a_note(line, present, capsys, monkeypatch):
+    monkeypatch.setattr(renames, "_told", set())
+    name, *words = line.split()
+    parser = cli.Parser(name, "")
+    cli.COMMANDS[name].add_arguments(parser)
+    args = vars(parser.parse_intermixed_args(words))
+    assert {option: args[option[2:].replace("-", "_")] for option in present} == present
+    old = [word.partition("=")[0] for word in words][-len(present) :]
+    notes = [f"note: {before} is now called {now}." for before, now in zip(old, present, strict=True)]
+    assert capsys.readouterr().err.splitlines() == notes
+    shown = parser.format_help().replace("[", " ").split()
+    assert not set(old) & set(shown) and set(present) < set(shown)
+
+
+def test_values_of_old_option_names_are_checked(capsys):
+    refused((cli.main(["show", "scenes", "--seed", "-1"]), *capsys.readouterr()), "not a whole number of 0 or more")
+    words = ["convert", "x", "--eva", "x", "--llama", "x", "--out", "x", "--boxes", "round"]
+    refused((cli.main(words), *capsys.readouterr()), "invalid choice")

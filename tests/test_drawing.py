@@ -36,13 +36,13 @@ def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 def placed(monkeypatch, image: Image.Image, boxes) -> list[tuple[int, int, int, int]]:
     """Where draw_boxes puts each label."""
-    places, find = [], drawing._find_place
+    places, find = [], drawing._place_label
 
     def spy(*arguments):
         places.append(find(*arguments))
         return places[-1]
 
-    monkeypatch.setattr(drawing, "_find_place", spy)
+    monkeypatch.setattr(drawing, "_place_label", spy)
     draw_boxes(image, boxes)
     return places
 
@@ -91,27 +91,27 @@ def test_one_colour_per_phrase():
     assert [drawn.getpixel((10 + 40 * n, 148)) for n in (0, len(COLOURS))] == [FIRST, FIRST]
 
 
-def test_the_label_is_above_where_there_is_room_else_inside(monkeypatch):
+def test_label_is_above_the_frame_or_inside_if_there_is_no_room(monkeypatch):
     (above,) = placed(monkeypatch, blank(), [Box(50, 60, 200, 150, "dog")])
     assert above[0] == 50 and above[3] == 60
     (inside,) = placed(monkeypatch, blank(), [Box(50, 3, 200, 150, "dog")])
     assert inside[:2] == (50, 3)
 
 
-def test_the_label_is_pushed_into_the_image(monkeypatch):
+def test_label_at_the_border_is_moved_into_the_image(monkeypatch):
     for xyxy in ((390, 100, 400, 120), (300, 290, 400, 300), (-50, -50, -10, -10)):
         box = Box(*xyxy, "a long phrase")
         ((left, top, right, bottom),) = placed(monkeypatch, blank(), [box])
         assert 0 <= left < right <= 400 and 0 <= top < bottom <= 300
 
 
-def test_labels_of_neighbours_do_not_cover_each_other(monkeypatch):
+def test_labels_of_neighbouring_boxes_do_not_overlap(monkeypatch):
     boxes = [Box(50 + n, 100 + n, 200 + n, 200 + n, f"phrase number {n}", 0.5) for n in range(6)]
     boxes += [Box(50, 100, 200, 200, "the same again")]
     places = placed(monkeypatch, blank(), boxes)
     assert len(places) == 7
     for n, a in enumerate(places):
-        assert not any(drawing._shared(a, b) for b in places[:n])
+        assert not any(drawing._overlap(a, b) for b in places[:n])
 
 
 def test_the_text_is_black_on_light_and_white_on_dark():
@@ -142,7 +142,7 @@ def test_frame_and_label_grow_with_the_image(monkeypatch, size):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (16, 16), (6000, 16), (16, 6000), (6000, 4000)])
-def test_every_size_of_image(size):
+def test_images_of_any_size_are_drawn_on(size):
     width, height = size
     boxes = [
         Box(0, 0, width, height, "all", 1.0),
@@ -162,7 +162,7 @@ def test_an_image_too_low_for_a_label_gets_the_frame():
     assert is_colour(drawn, FIRST)[changed(drawn)].all()
 
 
-def test_a_point_is_visible():
+def test_a_box_without_area_gets_a_visible_frame():
     left, top, right, bottom = bounds(changed(draw_boxes(blank(4000, 4000), [Box(2000, 2000, 2000, 2000)])))
     assert right - left == bottom - top >= 20
     assert left <= 2000 < right and top <= 2000 < bottom
@@ -171,7 +171,7 @@ def test_a_point_is_visible():
 @pytest.mark.parametrize(
     "phrase", ["猫", "Ärger", "🐈‍⬛", "\ud800", "a\0b", "a\nb\tc", "\u200f", "שלום", "x" * 5000, " ", "e\u0301"]
 )
-def test_any_phrase(phrase):
+def test_any_phrase_is_drawn_inside_the_image(phrase):
     draw_boxes(blank(), [Box(50, 60, 200, 150, phrase, 0.25)])
     draw_boxes(blank(20, 40), [Box(5, 6, 15, 30, phrase)])
 
@@ -182,11 +182,11 @@ def test_any_phrase(phrase):
     st.integers(1, 120),
     st.lists(st.tuples(st.lists(st.floats(-50, 200), min_size=4, max_size=4), st.text(max_size=20)), max_size=5),
 )
-def test_any_boxes(width, height, boxes):
+def test_any_boxes_are_drawn_on_a_copy(width, height, boxes):
     assert draw_boxes(blank(width, height), [Box(*xyxy, phrase) for xyxy, phrase in boxes]).size == (width, height)
 
 
-def test_a_saved_image_replaces_none(tmp_path):
+def test_saving_replaces_no_file(tmp_path):
     file, image = tmp_path / "new" / "a.png", blank()
     assert drawing.save_png(image, file) == file
     assert drawing.save_png(image, file) == file, "the same bytes"

@@ -1,4 +1,4 @@
-"""`minigptv2 info`: counts and memory, held against slow sums over the real modules."""
+"""`minigptv2 info`: counts and memory, compared with sums over the real modules."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_parameters_are_those_of_the_opened_model(tiny_folder):
     assert counts.linear == sum(p.numel() for p in linear) and counts.rows == sum(len(p) for p in linear)
 
 
-def test_memory_follows_its_formulas():
+def test_memory_equals_its_formulas():
     language = LanguageConfig(100, 8, 16, 3, 4, 2, 50)
     config = type("Config", (), {"language": language})
     counts = ParameterCounts(tower=1000, projector=200, language=5000, adapter=40, linear=4000, rows=64)
@@ -44,7 +44,7 @@ def test_memory_follows_its_formulas():
     assert activations(config, 10) == 10 * (2 * 3 * 8 + 2 * (8 * 8 + 3 * 16) + 10 * 100)
 
 
-def test_an_adapter_that_is_not_there_is_counted_for_training(tiny_folder):
+def test_model_without_adapter_is_counted_with_one_for_training(tiny_folder):
     """As large as peft makes one of r 64 on q_proj and v_proj."""
     from minigptv2.config import LoraConfig
 

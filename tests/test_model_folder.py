@@ -1,4 +1,4 @@
-"""Model folders: whole or refused, and a failed save leaves the older model as it was."""
+"""Model folders: written atomically, read strictly; a failed save leaves the older model unchanged."""
 
 import json
 import shutil
@@ -59,10 +59,10 @@ BAD = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
     "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "has no tokenizer.model"),
     "no adapter": (lambda f: shutil.rmtree(f / "adapter"), "has no adapter_model.safetensors"),
-    "config not UTF-8": (_bytes("config.json", b'{"knows": "\xff\xfe"}'), "config.json is no JSON"),
-    "config no JSON": (_bytes("config.json", b"{"), "config.json is no JSON"),
-    "config too deep": (_bytes("config.json", b"[" * 100_000), "config.json is no JSON"),
-    "endless number": (_bytes("config.json", b'{"merge": ' + b"9" * 5000 + b"}"), "config.json is no JSON"),
+    "config not UTF-8": (_bytes("config.json", b'{"knows": "\xff\xfe"}'), "config.json is not JSON"),
+    "config no JSON": (_bytes("config.json", b"{"), "config.json is not JSON"),
+    "config too deep": (_bytes("config.json", b"[" * 100_000), "config.json is not JSON"),
+    "endless number": (_bytes("config.json", b'{"merge": ' + b"9" * 5000 + b"}"), "config.json is not JSON"),
     "config a list": (_bytes("config.json", b"[]"), "config.json is .*mapping"),
     "unknown key": (_config(language__hiden_size=3), "Did you mean hidden_size"),
     "unknown prompt": (_config(prompt="alpaca"), "prompt is 'alpaca'.*'llama2'"),
@@ -88,7 +88,7 @@ BAD = {
     "other sizes": (_config(language__hidden_size=64), "does not fit its config.*has shape"),
     "more layers": (_config(language__num_hidden_layers=3), "is missing"),
     "fewer layers": (_config(language__num_hidden_layers=1), "is unknown"),
-    "other vocabulary": (_config(language__vocab_size=50), "the model 50"),
+    "other vocabulary": (_config(language__vocab_size=50), "vocab_size 50"),
     "cut weights": (_cut("model.safetensors"), "model.safetensors cannot be read"),
     "empty weights": (_bytes("model.safetensors", b""), "model.safetensors cannot be read"),
     "cut adapter": (_cut("adapter/adapter_model.safetensors"), "cannot be read"),
@@ -106,10 +106,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_bad_folders_are_told(folder, bad, capfd):
-    change, said = BAD[bad]
+def test_invalid_folders_raise_user_error(folder, bad, capfd):
+    change, message = BAD[bad]
     change(folder)
-    with pytest.raises(UserError, match="(?s)" + said):
+    with pytest.raises(UserError, match="(?s)" + message):
         load_folder(folder)
     if bad == "empty tokenizer":
         assert capfd.readouterr() == ("", "")
@@ -119,7 +119,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-def test_what_is_saved_is_what_is_opened(folder, tmp_path):
+def test_save_and_load_roundtrip(folder, tmp_path):
     model, tokenizer = load_folder(folder)
     save_folder(model, tokenizer, tmp_path / "again")
     again, other = load_folder(tmp_path / "again")
@@ -134,13 +134,13 @@ def test_what_is_saved_is_what_is_opened(folder, tmp_path):
     assert not [f for f in (tmp_path / "again").rglob("*") if f.suffix in (".bin", ".pt", ".pth", ".pkl")]
 
 
-def test_who_may_read_the_config_may_read_the_weights(folder, tmp_path):
+def test_weights_have_same_file_mode_as_config(folder, tmp_path):
     save_folder(*load_folder(folder), tmp_path / "shared")
     modes = {file.name: file.stat().st_mode for file in (tmp_path / "shared").rglob("*") if file.is_file()}
     assert {"model.safetensors", "adapter_model.safetensors"} < modes.keys() and len(set(modes.values())) == 1
 
 
-def test_weights_are_rounded_to_16_bits_and_no_further(folder, tmp_path):
+def test_saved_weights_equal_the_weights_in_16_bits(folder, tmp_path):
     model, tokenizer = load_folder(folder)
     with torch.no_grad():
         model.projector.weight.add_(torch.randn_like(model.projector.weight) * 1e-3)
@@ -158,7 +158,7 @@ def shards(folder, tmp_path) -> Path:
     return tmp_path / "shards"
 
 
-def test_a_model_in_several_files_is_the_same(folder, shards):
+def test_sharded_model_equals_the_model_in_one_file(folder, shards):
     files = sorted(f.name for f in shards.glob("*.safetensors"))
     assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
     assert not (shards / "model.safetensors").exists()
@@ -197,15 +197,15 @@ BAD_SHARDS = {
 
 
 @pytest.mark.parametrize("bad", BAD_SHARDS)
-def test_bad_shards_are_told(shards, bad):
-    change, said = BAD_SHARDS[bad]
+def test_invalid_shards_raise_user_error(shards, bad):
+    change, message = BAD_SHARDS[bad]
     change(shards)
-    with pytest.raises(UserError, match="(?s)" + said):
+    with pytest.raises(UserError, match="(?s)" + message):
         load_folder(shards)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_model_opened_in_16_bits_is_the_rounded_one(folder, dtype):
+def test_model_loaded_in_16_bits_equals_the_rounded_one(folder, dtype):
     """Batch norms, the adapter and what is not saved stay in float32; `cast` then copies the adapter alone."""
     exact, rounded = load_folder(folder)[0], load_folder(folder, dtype)[0]
     norms = {n for n, m in exact.named_modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
@@ -224,16 +224,16 @@ def test_a_model_opened_in_16_bits_is_the_rounded_one(folder, dtype):
     assert features.dtype == dtype and features.isfinite().all()
 
 
-def test_a_model_is_built_without_memory_for_its_weights(folder):
+def test_build_on_meta_allocates_no_weights(folder):
     model = model_folder.build_on_meta(folder)
     assert all(p.is_meta for p in model.parameters()) and not any(b.is_meta for b in model.buffers())
-    wanted = {name: t.shape for name, t in load_folder(folder)[0].state_dict().items()}
-    assert {name: t.shape for name, t in model.state_dict().items()} == wanted
+    expected = {name: t.shape for name, t in load_folder(folder)[0].state_dict().items()}
+    assert {name: t.shape for name, t in model.state_dict().items()} == expected
     assert not any(p.is_meta for p in torch.nn.Linear(2, 2).parameters())  # what is built afterwards is as ever
 
 
 @pytest.mark.parametrize("broken", ["save_file", "adapter", "write_bytes", "rename"])
-def test_a_full_disk_leaves_the_older_model(folder, monkeypatch, broken):
+def test_full_disk_leaves_the_older_model(folder, monkeypatch, broken):
     import safetensors.torch
 
     model, tokenizer = load_folder(folder)
@@ -273,7 +273,7 @@ def test_an_interrupted_save_leaves_the_older_model(folder, monkeypatch):
     assert _contents(folder) == before and [f.name for f in folder.parent.iterdir()] == ["model"]
 
 
-def test_saving_replaces_a_model_and_nothing_else(folder, tmp_path):
+def test_saving_replaces_only_a_model_folder(folder, tmp_path):
     model, tokenizer = load_folder(folder)
     with torch.no_grad():
         model.projector.bias.fill_(2)
@@ -283,14 +283,14 @@ def test_saving_replaces_a_model_and_nothing_else(folder, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/mine.txt").write_text("mine")
     for place in ("notes", "notes/mine.txt"):
-        with pytest.raises(UserError, match="is no model folder"):
+        with pytest.raises(UserError, match="is not a model folder"):
             save_folder(model, tokenizer, tmp_path / place)
     with pytest.raises(UserError, match="cannot be written"):
         save_folder(model, tokenizer, tmp_path / "notes/mine.txt/model")
     assert (tmp_path / "notes/mine.txt").read_text() == "mine"
 
 
-def test_weights_that_are_not_finite_are_not_saved(folder, tmp_path):
+def test_non_finite_weights_are_not_saved(folder, tmp_path):
     model, tokenizer = load_folder(folder)
     with torch.no_grad():
         model.projector.bias[0] = 1e6  # over the largest float16

@@ -1,4 +1,4 @@
-"""What is installed holds what it needs, and finds it from any folder: recipes by name, the bundled model."""
+"""The installed package is complete and works from any folder: recipes by name, the bundled model."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from minigptv2.model.model_folder import load_folder
 from minigptv2.train.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
-IN_THE_SOURCES = (  # of the repository; everything else there is left behind
+IN_THE_SOURCES = (  # of the repository; everything else is not included
     "LICENSE",
     "README.md",
     "ARCHITECTURE.md",
@@ -87,7 +87,7 @@ def files_of(folder: Path) -> set[str]:
     return {f.relative_to(folder).as_posix() for f in files}
 
 
-def test_the_source_distribution_holds_all_that_builds_and_tests_the_package(sources):
+def test_source_distribution_contains_everything_to_build_and_test(sources):
     for name in IN_THE_SOURCES:
         there = sources / name
         assert there.exists(), name
@@ -95,7 +95,7 @@ def test_the_source_distribution_holds_all_that_builds_and_tests_the_package(sou
             assert files_of(there) == files_of(ROOT / name), name
 
 
-def test_the_wheel_holds_the_package_and_its_recipes_alone(installed):
+def test_wheel_contains_only_the_package_and_its_recipes(installed):
     expected = files_of(ROOT / "minigptv2")
     assert {"weights/adapter/adapter_model.safetensors", "weights/tokenizer.model", "examples/park.png"} <= expected
     for folder in ("train_configs", "eval_configs"):
@@ -106,12 +106,17 @@ def test_the_wheel_holds_the_package_and_its_recipes_alone(installed):
 
 def test_the_metadata_is_complete(installed):
     folder = installed / f"minigptv2-{__version__}.dist-info"
-    told = message_from_bytes((folder / "METADATA").read_bytes())
-    assert told["Version"] == __version__ and told["Requires-Python"] == ">=3.10"
-    assert told["License-Expression"] == "BSD-3-Clause" and told["Author"] and told["Keywords"] and told["Project-URL"]
-    assert told["Description-Content-Type"] == "text/markdown" and "# MiniGPT-v2" in told.get_payload()
-    assert len(told.get_all("Classifier")) > 5
-    assert {"train", "eval", "quantize", "parquet", "dev"} <= set(told.get_all("Provides-Extra"))
+    metadata = message_from_bytes((folder / "METADATA").read_bytes())
+    assert metadata["Version"] == __version__ and metadata["Requires-Python"] == ">=3.10"
+    assert (
+        metadata["License-Expression"] == "BSD-3-Clause"
+        and metadata["Author"]
+        and metadata["Keywords"]
+        and metadata["Project-URL"]
+    )
+    assert metadata["Description-Content-Type"] == "text/markdown" and "# MiniGPT-v2" in metadata.get_payload()
+    assert len(metadata.get_all("Classifier")) > 5
+    assert {"train", "eval", "quantize", "parquet", "dev"} <= set(metadata.get_all("Provides-Extra"))
     assert (folder / "licenses/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert "minigptv2 = minigptv2.cli:main" in (folder / "entry_points.txt").read_text()
 
@@ -134,8 +139,8 @@ def test_the_installed_command_works_from_another_folder(installed, tmp_path):
     )
     assert measured.returncode == 0, measured.stderr
     assert (tmp_path / "output/eval/report.json").is_file()
-    told = run(installed, tmp_path, "train", "--help").stdout
-    assert f"{installed}/minigptv2/train_configs" in told and "tiny/stage1 " in told
+    shown = run(installed, tmp_path, "train", "--help").stdout
+    assert f"{installed}/minigptv2/train_configs" in shown and "tiny/stage1 " in shown
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])
@@ -151,7 +156,7 @@ def test_every_recipe_is_found_by_its_name_and_its_path(command, tmp_path, monke
             assert find_recipe(command, given) == file
 
 
-def test_a_file_wins_and_a_folder_does_not(tmp_path, monkeypatch):
+def test_existing_file_is_preferred_to_a_recipe_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stage1").mkdir()
     assert find_recipe("train", "stage1") == ROOT / "train_configs/stage1.yaml"
@@ -181,7 +186,7 @@ def test_a_recipe_may_come_through_a_pipe():
         ("eval", "../eval_configs", "eval --help"),
     ],
 )
-def test_an_unknown_name_is_told_with_the_nearest(command, given, near, tmp_path, monkeypatch, capsys):
+def test_unknown_recipe_name_suggests_the_nearest(command, given, near, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main([command, given]) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -193,13 +198,13 @@ def test_an_unknown_name_is_told_with_the_nearest(command, given, near, tmp_path
 def test_help_lists_every_recipe(capsys):
     for command in ("train", "eval"):
         assert cli.main([command, "--help"]) == 0
-        told = capsys.readouterr().out
-        assert all(f"\n  {name} " in told for name in list_recipes(command))
+        shown = capsys.readouterr().out
+        assert all(f"\n  {name} " in shown for name in list_recipes(command))
 
 
 @pytest.mark.parametrize("given", ["zero2.json", "train_configs/deepspeed/zero2.json"])
 @pytest.mark.parametrize("recipe", ["stage2", "tiny/stage3", "own.yaml"])
-def test_deepspeed_files_that_come_along_are_found_from_any_recipe(recipe, given, tmp_path, monkeypatch):
+def test_bundled_deepspeed_files_are_found_from_any_recipe(recipe, given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.yaml").write_text("output: here\n")
     expected = ROOT / "train_configs/deepspeed/zero2.json"
@@ -208,7 +213,7 @@ def test_deepspeed_files_that_come_along_are_found_from_any_recipe(recipe, given
     assert find_deepspeed("zero2.json", expected) == "zero2.json"
 
 
-def test_the_bundled_model_has_a_name(tmp_path, monkeypatch):
+def test_bundled_is_a_name_of_the_bundled_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert model_folder("bundled") == model_folder("minigptv2/weights") == BUNDLED
     assert model_folder("other") == Path("other")
@@ -219,7 +224,7 @@ def test_the_bundled_model_has_a_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_training_and_asking_take_the_bundled_model_by_name(tmp_path, monkeypatch, capsys, image):
+def test_commands_accept_bundled_as_a_model_name(tmp_path, monkeypatch, capsys, image):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.yaml").write_text(
         "output: own\ninit: bundled\ntrained: [projector, lora]\nsave: small\ndevice: cpu\nmax_steps: 1\nbatch: 1\n"
@@ -246,12 +251,12 @@ def test_training_and_asking_take_the_bundled_model_by_name(tmp_path, monkeypatc
         ("flickr30k", {"root": "."}, "flickr30k"),
     ],
 )
-def test_an_error_names_a_document_only_where_it_lies(name, options, card, tmp_path, monkeypatch):
+def test_errors_name_a_document_only_if_it_exists(name, options, card, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         open_dataset(name, options)
-    assert str(ROOT / "datasets" / f"{card}.md") in told.value.advice
+    assert str(ROOT / "datasets" / f"{card}.md") in error.value.advice
     monkeypatch.setattr(bundled, "_PACKAGE", tmp_path / "minigptv2")  # as where it was installed
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         open_dataset(name, options)
-    assert "datasets/" not in told.value.advice and "https://" in told.value.advice
+    assert "datasets/" not in error.value.advice and "https://" in error.value.advice

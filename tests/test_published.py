@@ -1,4 +1,4 @@
-"""The published files: opened and converted tensor by tensor, or refused with the likely cause."""
+"""The published files: loaded and converted tensor by tensor, or refused with the likely cause."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from minigptv2 import MiniGPTv2, UserError, cli
 from minigptv2.commands.info import activations, count, memory_to_answer, memory_to_train
 from minigptv2.encode import Tokenizer, attention_mask
-from minigptv2.model import published
+from minigptv2.model import published, published_config
 from minigptv2.model.grounding_vlm import attention_bias
 from minigptv2.model.load_report import UnfitError
 from minigptv2.model.published import convert, fit, load_published
@@ -52,7 +52,7 @@ class Files:
 
     def command(self, out: Path, *more: str) -> list[str]:
         words = ["convert", self.checkpoint, "--eva", self.eva, "--llama", self.llama, "--out", out, *more]
-        return [*map(str, words), "--image-size", str(made.IMAGE_SIZE), "--prompt", "minigptv2-train"]
+        return [*map(str, words), "--image-size", str(made.IMAGE_SIZE), "--prompt-template", "minigptv2-train"]
 
     def rewrite_llama(self, name: str = "again", tensors: dict | None = None, **changes) -> None:
         self.llama = made.write_llama(self.folder / name, tensors or LLAMA, TOKENIZER, **changes)
@@ -94,7 +94,7 @@ def _same(one, other) -> None:
 # ---- what is opened is what the files hold ----
 
 
-def test_every_tensor_is_where_it_belongs(opened):
+def test_every_tensor_is_copied_to_its_name_in_the_model(opened):
     _, network, _, _ = opened
     state = network.state_dict()
     seen = {"vision.ln_vision.weight", "vision.ln_vision.bias", "vision.trunk.pos_embed"}
@@ -115,7 +115,7 @@ def test_every_tensor_is_where_it_belongs(opened):
     assert norm.eps == 1e-5 and norm.weight.eq(1).all() and norm.bias.eq(0).all()
 
 
-def test_the_position_table_grows_bicubic_and_keeps_the_class_position(opened):
+def test_position_table_is_resized_bicubic_except_for_the_class_position(opened):
     table = opened[1].vision.trunk.pos_embed
     places = EVA["pos_embed"][:, 1:].float().reshape(1, made.GRID, made.GRID, made.WIDTH).permute(0, 3, 1, 2)
     places = torch.nn.functional.interpolate(places, size=(8, 8), mode="bicubic", align_corners=False)
@@ -133,15 +133,15 @@ def test_the_config_is_read_from_the_files(opened):
     assert config.language.rope_theta == 10000 and config.language.max_position_embeddings == 256
 
 
-def test_boxes_are_read_as_asked_and_the_report_says_so(files, tmp_path):
+def test_box_rounding_option_is_used_and_reported(files, tmp_path):
     assert any("(center)" in note for note in files.load()[2].notes)
     model = MiniGPTv2.from_published(*files.paths, image_size=made.IMAGE_SIZE, device="cpu", box_coding="floor")
     assert model.config.box_rounding == "floor" and any("(floor)" in note for note in model.report.notes)
-    assert cli.main(files.command(tmp_path / "model", "--boxes", "floor")) == 0
+    assert cli.main(files.command(tmp_path / "model", "--box-rounding", "floor")) == 0
     assert MiniGPTv2.from_pretrained(tmp_path / "model", device="cpu").config.box_rounding == "floor"
 
 
-def test_the_lora_is_at_work(opened):
+def test_lora_changes_the_layers_by_its_formula(opened):
     """With alpha 16 and r 4 the product counts four times; without it the logits are others."""
     _, network, _, _ = opened
     layer = network.decoder.model.layers[1].self_attn.v_proj
@@ -170,7 +170,7 @@ def test_positions_of_the_language_model_are_computed_and_never_rounded(opened):
     assert _logits(model.network).isfinite().all()
 
 
-def test_a_rope_theta_of_another_llama_is_used(files):
+def test_rope_theta_is_read_from_the_config(files):
     files.rewrite_llama(rope_theta=5e5)
     network = files.load()[0]
     head = made.HIDDEN // 4
@@ -185,17 +185,17 @@ def test_every_layout_of_a_llama_gives_the_same_model(files, opened, layout):
 
 
 @pytest.mark.parametrize("old_format", [False, True])
-def test_both_names_of_lora_and_both_formats_of_torch_give_the_same_model(files, opened, old_format):
+def test_lora_names_of_every_peft_and_formats_of_every_torch_give_the_same_model(files, opened, old_format):
     made.write_checkpoint(files.checkpoint, NEWER, old_format)
     network, _, report = files.load()
     _same(network, opened[1])
     assert report.counts() == opened[3].counts()
 
 
-def test_a_large_pickle_is_mapped_anew_and_gives_the_same(files, opened, monkeypatch):
+def test_large_pickle_that_is_mapped_again_gives_the_same_model(files, opened, monkeypatch):
     from minigptv2.model import weight_files as tensors
 
-    monkeypatch.setattr(tensors, "_HELD", 1000)
+    monkeypatch.setattr(tensors, "_REMAP_AFTER", 1000)
     files.rewrite_llama(layout="bin-sharded")
     _same(files.load()[0], opened[1])
 
@@ -208,7 +208,7 @@ def test_ln_vision_of_a_checkpoint_is_used(files):
     assert report.sources[1].required == len(CHECKPOINT) + 2 and not any("ln_vision" in n for n in report.notes)
 
 
-def test_blocks_that_are_not_used_and_the_tail_are_ignored_by_name(files):
+def test_unused_blocks_and_final_layers_are_ignored_by_a_rule(files):
     more = {
         "norm.weight": torch.ones(4),
         "norm.bias": torch.ones(4),
@@ -227,7 +227,7 @@ def test_blocks_that_are_not_used_and_the_tail_are_ignored_by_name(files):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_a_converted_folder_opens_without_the_files_and_is_the_same(files, opened, tmp_path, dtype):
+def test_converted_folder_opens_without_the_files_and_equals_them(files, opened, tmp_path, dtype):
     """In 16 bits, too: all but the stretched position table is of 16 bits in these files."""
     report = convert(*files.paths, tmp_path / "model", dtype=dtype, **SIZES)
     for path in (files.checkpoint, files.eva):
@@ -235,9 +235,9 @@ def test_a_converted_folder_opens_without_the_files_and_is_the_same(files, opene
     files.llama.rename(tmp_path / "away")
     again = MiniGPTv2.from_pretrained(tmp_path / "model", device="cpu")
     table = again.network.vision.trunk.pos_embed.data
-    wanted = opened[1].vision.trunk.pos_embed.data
-    assert torch.equal(table, wanted.half().float() if dtype == "float16" else wanted)
-    again.network.vision.trunk.pos_embed.data = wanted
+    expected = opened[1].vision.trunk.pos_embed.data
+    assert torch.equal(table, expected.half().float() if dtype == "float16" else expected)
+    again.network.vision.trunk.pos_embed.data = expected
     _same(again.network, opened[1])
     assert torch.equal(_logits(again.network), _logits(opened[1]))
     assert again.config == opened[1].config and again.tokenizer.model == TOKENIZER
@@ -248,7 +248,7 @@ def test_a_converted_folder_opens_without_the_files_and_is_the_same(files, opene
     assert isinstance(answer.text, str)
 
 
-def test_a_merged_model_is_the_unmerged_one(files, opened, tmp_path):
+def test_merged_model_has_the_logits_of_the_unmerged_one(files, opened, tmp_path):
     convert(*files.paths, tmp_path / "model", merge=True, dtype=torch.float32, **SIZES)
     merged = MiniGPTv2.from_pretrained(tmp_path / "model", device="cpu").network
     assert not (tmp_path / "model/adapter").exists() and not any("lora" in name for name in merged.state_dict())
@@ -261,7 +261,7 @@ def test_from_published_keeps_its_report(files, opened):
     assert torch.equal(_logits(model.network), _logits(opened[1]))
 
 
-def test_the_command_converts_and_tells(files, tmp_path, capsys):
+def test_convert_command_writes_a_folder_and_its_report(files, tmp_path, capsys):
     assert cli.main(files.command(tmp_path / "model", "--vision-heads", "2", "--merge")) == 0
     out, err = capsys.readouterr()
     assert out == f"done: {tmp_path / 'model'}\n"
@@ -336,11 +336,11 @@ UNFIT = {
     "MiniGPT-4": (_checkpoint(Q_FORMER), "a checkpoint of MiniGPT-4, whose llama_proj takes the 768"),
     "another tower": (
         _checkpoint(CHECKPOINT | {"llama_proj.weight": torch.zeros(made.HIDDEN, 700)}),
-        "no multiple of the EVA file's",
+        "not a multiple of the EVA file's",
     ),
     "no LoRA": (_checkpoint(_without(CHECKPOINT, "lora")), "the projection alone: it has no LoRA"),
     "one LoRA tensor less": (_checkpoint(_without(CHECKPOINT, LORA)), f"{LORA} is missing"),
-    "no projection": (_checkpoint(_without(CHECKPOINT, "llama_proj")), "no checkpoint of MiniGPT-v2"),
+    "no projection": (_checkpoint(_without(CHECKPOINT, "llama_proj")), "not a checkpoint of MiniGPT-v2"),
     "another Llama": (_checkpoint(OTHER_LLAMA), "made for width 40, the folder's is 32"),
     "more layers": (_checkpoint(made.random_tensors(made.checkpoint_shapes(layers=3), 5)), "another Llama"),
     "two ranks": (_checkpoint(CHECKPOINT | {LORA: torch.zeros(made.HIDDEN, 8)}), "several ranks"),
@@ -367,15 +367,18 @@ REFUSED = {
     "cut tower": (_cut("eva"), "eva_vit_g.pth cannot be read"),
     "text": (lambda f: f.checkpoint.write_text("<html>not found</html>\n"), "checkpoint.pth cannot be read"),
     "empty": (lambda f: f.checkpoint.write_bytes(b""), "checkpoint.pth cannot be read"),
-    "no file": (lambda f: f.checkpoint.unlink(), "checkpoint.pth is no file"),
+    "no file": (lambda f: f.checkpoint.unlink(), "checkpoint.pth is not a file"),
     "no dictionary": (lambda f: torch.save([1, 2], f.checkpoint), "has nothing under 'model'; it holds: list"),
     "no model": (lambda f: torch.save({"state": 1}, f.checkpoint), "has nothing under 'model'; it holds: state"),
-    "model of numbers": (lambda f: torch.save({"model": {"a": 1}}, f.checkpoint), "'a', which is no plain tensor"),
-    "tower of tensors in a mapping": (lambda f: torch.save({"model": EVA}, f.eva), "'model', which is no plain tensor"),
+    "model of numbers": (lambda f: torch.save({"model": {"a": 1}}, f.checkpoint), "'a', which is not a plain tensor"),
+    "tower of tensors in a mapping": (
+        lambda f: torch.save({"model": EVA}, f.eva),
+        "'model', which is not a plain tensor",
+    ),
     "no tower": (_eva(LLAMA), "has no pos_embed of 3 dimensions.*eva_vit_g.pth"),
     "positions of no square": (
         _eva(EVA | {"pos_embed": torch.zeros(1, 16, made.WIDTH)}),
-        "16 places, which are no square and one",
+        "16 places, not a square plus one",
     ),
     "a gap between blocks": (
         _eva(EVA | {"blocks.999999999.norm1.bias": torch.ones(made.WIDTH)}),
@@ -436,9 +439,9 @@ FULL = {
 
 @pytest.mark.parametrize("bad", [*UNFIT, *REFUSED])
 def test_files_that_do_not_fit_are_refused_with_the_likely_cause(files, bad):
-    change, said = (UNFIT | REFUSED)[bad]
+    change, message = (UNFIT | REFUSED)[bad]
     change(files)
-    with pytest.raises(UserError, match="(?s)" + said) as error:
+    with pytest.raises(UserError, match="(?s)" + message) as error:
         files.load()
     assert len(str(error.value).splitlines()) == 3
     if bad in UNFIT:
@@ -448,7 +451,7 @@ def test_files_that_do_not_fit_are_refused_with_the_likely_cause(files, bad):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"vision": {"heads": 2}}, "heads is 2.*num_heads and depth"),
         ({"vision": {"num_heads": 3}}, "cannot have 3 heads"),
@@ -459,18 +462,18 @@ def test_files_that_do_not_fit_are_refused_with_the_likely_cause(files, bad):
         ({"prompt": "alpaca"}, "prompt is 'alpaca'.*'minigptv2-eval'"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(opened, changes, said):
-    with pytest.raises(UserError, match="(?s)" + said):
+def test_options_that_do_not_fit_are_refused(opened, changes, message):
+    with pytest.raises(UserError, match="(?s)" + message):
         opened[0].load(**changes)
 
 
-def test_a_width_that_tells_no_heads_asks_for_them(files):
+def test_width_that_fits_no_known_head_size_asks_for_num_heads(files):
     made.write_eva(files.eva, made.random_tensors(made.eva_shapes(width=96), 6))
     with pytest.raises(UserError, match="(?s)width 96 cannot have heads of width 88.*--vision-heads"):
         files.load()
 
 
-def test_numbers_that_16_bits_cannot_hold_are_told(files):
+def test_overflow_in_16_bits_raises_user_error(files):
     made.write_checkpoint(files.checkpoint, CHECKPOINT | {"llama_proj.bias": torch.full((made.HIDDEN,), 1e6)})
     with pytest.raises(UserError, match="(?s)llama_proj.bias of .* too large for torch.float16.*bfloat16"):
         files.load(dtype=torch.float16)
@@ -507,7 +510,7 @@ def test_code_in_a_pickle_is_never_run(files, tmp_path, how, capsys):
     assert not mark.exists() and not (tmp_path / "model").exists()
 
 
-def test_a_full_disk_leaves_nothing(files, tmp_path, monkeypatch, capsys):
+def test_full_disk_leaves_no_folder(files, tmp_path, monkeypatch, capsys):
     def full(tensors, file, metadata=None):
         Path(file).write_bytes(b"half")
         raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
@@ -519,28 +522,28 @@ def test_a_full_disk_leaves_nothing(files, tmp_path, monkeypatch, capsys):
     assert "No space left" in capsys.readouterr().err and list(place.iterdir()) == []
 
 
-def test_a_folder_that_is_no_model_is_refused_before_anything_is_read(files, tmp_path, monkeypatch):
+def test_invalid_output_folder_is_refused_before_files_are_read(files, tmp_path, monkeypatch):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/mine.txt").write_text("mine")
     monkeypatch.setattr(published, "load_published", lambda *_, **__: pytest.fail("it was read"))
-    with pytest.raises(UserError, match="is no model folder"):
+    with pytest.raises(UserError, match="is not a model folder"):
         convert(*files.paths, tmp_path / "notes")
 
 
-def test_doubts_that_only_a_name_raises_are_notes(files):
+def test_suspicious_model_names_give_notes(files):
     for name, doubt in (("lmsys/vicuna-7b-v1.5", "a Vicuna"), ("meta-llama/Llama-2-7b-hf", "the base LLaMA-2")):
         files.rewrite_llama(name.split("/")[0], _name_or_path=name)
         notes = files.load()[2].notes
         assert any(doubt in note and name in note for note in notes), notes
-    assert published._judge(Path("c"), {}, published.LLAMA_2_7B) == []
+    assert published_config._refuse_other_llamas(Path("c"), {}, published_config.LLAMA_2_7B) == []
 
 
 # ---- the published size ----
 
 
-def test_the_published_names_and_shapes_make_the_published_model():
+def test_published_names_and_shapes_fit_the_published_model():
     """Shapes only: every name is known, none is missing, and the parameters are as many as published."""
-    fitted = fit(*(_Shapes(name, shapes) for name, shapes in made.full_size()), published.LLAMA_2_7B)
+    fitted = fit(*(_Shapes(name, shapes) for name, shapes in made.full_size()), published_config.LLAMA_2_7B)
     model, (eva, checkpoint, llama) = fitted.model, fitted.report.sources
     assert (eva.required, eva.found, len(eva.ignored)) == (4 + 39 * 13, 4 + 39 * 13, 13 + 4)
     assert (checkpoint.required, checkpoint.found, len(checkpoint.ignored)) == (130, 130, 32)
@@ -552,13 +555,13 @@ def test_the_published_names_and_shapes_make_the_published_model():
     assert counts.language == 6_738_415_616
     assert all(p.is_meta for p in model.parameters()) and model.image_tokens == 256
     assert model.config.lora.r == 64 and model.config.vision.timm_options["num_heads"] == 16
-    told = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
-    assert str(fitted.report) in told
+    document = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    assert str(fitted.report) in document
     for sizes in (memory_to_answer(model.config, counts), memory_to_train(model.config, counts)):
-        assert all(f" {size / 1e9:.2f} GB |" in told for size in sizes.values())
-    assert f" {activations(model.config, 512) / 1e9:.2f} GB " in told
-    taken = {place for part in fitted.parts for place in part.places.values()}
-    assert model.state_dict().keys() - taken == {"vision.ln_vision.weight", "vision.ln_vision.bias"}
+        assert all(f" {size / 1e9:.2f} GB |" in document for size in sizes.values())
+    assert f" {activations(model.config, 512) / 1e9:.2f} GB " in document
+    filled = {target for part in fitted.parts for target in part.targets.values()}
+    assert model.state_dict().keys() - filled == {"vision.ln_vision.weight", "vision.ln_vision.bias"}
 
 
 class _Shapes:

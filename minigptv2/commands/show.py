@@ -1,50 +1,87 @@
-"""Look at the data as the model sees it: the conversation, every token with the supervised ones marked, the boxes.
+"""`minigptv2 show`: samples as the model sees them: the conversation, its tokens, and the annotated boxes.
 
-One line of tokens for what all exchanges share, then one for each exchange. Supervised tokens are green, or stand
-between « and » where there are no colours.
+The first line of tokens is what all questions share, and each question has a line of its own. Supervised tokens are
+green, or between « and » without colours.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import random
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
-from minigptv2.bundled import model_folder
-from minigptv2.commands.chat import escape_control_chars
-from minigptv2.config import ModelConfig, from_dict
+from minigptv2.bundled import BUNDLED, model_folder
+from minigptv2.commands.options import accept_old_name, whole_number
+from minigptv2.commands.printing import escape_control_chars
+from minigptv2.config import ModelConfig
 from minigptv2.data.dataset import Dataset, open_dataset
-from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, SHARED_BLOCK, EncodedRow, PromptEncoder, Tokenizer
+from minigptv2.encode import (
+    IGNORE_INDEX,
+    IMAGE_TOKEN_ID,
+    SHARED_BLOCK,
+    EncodedRow,
+    HFTokenizer,
+    PromptEncoder,
+    Tokenizer,
+)
 from minigptv2.errors import UserError
-from minigptv2.files import is_file, shortened
+from minigptv2.files import shortened
 from minigptv2.sample import Sample, Turn
 from minigptv2.tasks import render
 
-_GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
+_GREEN, _RESET = "\x1b[32m", "\x1b[0m"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="NAME", help="what to show: scenes, or a data set such as vqav2")
+    parser.add_argument(
+        "options", nargs="*", metavar="KEY=VALUE", help="options of the data set: root=FOLDER split=val ..."
+    )
+    parser.add_argument(
+        "-n", type=whole_number(1), default=3, metavar="N", help="number of samples (default: %(default)s)"
+    )
+    start = parser.add_argument(
+        "--start",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="number of the first record (default: %(default)s)",
+    )
+    accept_old_name(parser, "--seed", start)
+    parser.add_argument("--out", default="output/show", metavar="FOLDER", help="for the images (default: %(default)s)")
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="the model whose tokenizer and prompt are used (default: the bundled one)"
+    )
+    parser.add_argument("--color", action="store_true", help="colours, even if standard output is not a terminal")
+
+
+def run(args: argparse.Namespace) -> None:
+    show(args.data, args.n, args.start, args.out, args.model, args.color or sys.stdout.isatty(), args.options)
 
 
 def show(
     data: str,
     number: int,
-    seed: int,
+    start: int,
     out: str | Path,
     model: str | Path | None,
     color: bool,
     options: Sequence[str] = (),
 ) -> None:
-    """Print `number` samples of a source, and write their images with the annotated boxes to `out`.
+    """Print `number` samples of a data set, and save their images with the annotated boxes in `out`.
 
-    data: a name in `DATASETS`, or my_package.module:Class. seed: the number of the first record. options: of the data
+    data: a name in `DATASETS`, or my_package.module:Class. start: the number of the first record. options: of the data
     set, as key=value.
     """
     from minigptv2.drawing import draw_boxes, save_png
     from minigptv2.images import open_image
 
-    samples = _records(open_dataset(data, options_of(options)), seed)
+    samples = _records(open_dataset(data, parse_options(options)), start)
     encoder, config = open_prompt_encoder(model)
     for _ in range(number):
         sample, boxes, rng = next(samples)
@@ -63,8 +100,8 @@ def show(
         print(f"image: {escape_control_chars(str(file))}\n")
 
 
-def options_of(words: Sequence[str]) -> dict[str, Any]:
-    """key=value words, the values read as YAML: true, 8, [refer, identify], text."""
+def parse_options(words: Sequence[str]) -> dict[str, Any]:
+    """Options given as key=value; a value is read as YAML: true, 8, [refer, identify], text."""
     import yaml
 
     options = {}
@@ -84,11 +121,13 @@ def options_of(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _records(dataset: Dataset, first: int) -> Iterator[tuple[Sample, list, random.Random]]:
-    """The records from this number on, and from the beginning again after the last; what was wrong is told before. An
-    empty scene, about which nothing is asked, is left out."""
+    """Sample, annotated boxes and random generator of each record from number `first` on; starts over after the last.
+
+    Prints the problems of the data set first. A record without questions, such as an empty scene, is skipped.
+    """
     from minigptv2.boxes import Box
 
-    print(f"{len(dataset)} records; {len(dataset.problems.counts) or 'no'} kinds of problems")
+    print(f"{len(dataset)} records; {len(dataset.problems.counts) or 'no'} types of problems")
     for line in dataset.problems.lines():
         print(f"  {escape_control_chars(line)}")
     print()
@@ -96,36 +135,22 @@ def _records(dataset: Dataset, first: int) -> Iterator[tuple[Sample, list, rando
         sample = dataset[number % len(dataset)]
         if not sample.question_answers:
             continue
-        named = {
+        boxes = {
             (p.text, b.xyxy): Box(*b.xyxy, p.text) for e in sample.question_answers for p in e.phrases for b in p.boxes
         }
-        yield sample, list(named.values()), random.Random(number)
+        yield sample, list(boxes.values()), random.Random(number)
 
 
 def open_prompt_encoder(folder: str | Path | None) -> tuple[PromptEncoder, ModelConfig]:
-    """The encoder of a model folder, whose weights are not read."""
-    import torch
-
-    from minigptv2.api import BUNDLED
-    from minigptv2.model.grounding_vlm import GroundingVLM
-    from minigptv2.model.model_folder import CONFIG, TOKENIZER
+    """The encoder of a model folder, without reading its weights. Raises UserError if a file of it is missing."""
+    from minigptv2.model.model_folder import build_on_meta, open_tokenizer
 
     folder = BUNDLED if folder is None else model_folder(folder)
-    for name in (CONFIG, TOKENIZER):
-        if not is_file(folder / name):
-            raise UserError(
-                f"{folder} has no {name}.",
-                f"A model folder holds {CONFIG} and {TOKENIZER}.",
-                "Name another one with --model FOLDER.",
-            )
-    try:
-        config = from_dict(ModelConfig, json.loads((folder / CONFIG).read_text(encoding="utf-8")), str(folder / CONFIG))
-        tokenizer = Tokenizer.load(folder / TOKENIZER)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise UserError(f"{folder} cannot be read: {error}", "It must be a saved model.", "Save it again.") from None
-    with torch.device("meta"):
-        places = GroundingVLM(config).image_tokens
-    return PromptEncoder(tokenizer, config.prompt, places, config.language.max_position_embeddings), config
+    model = build_on_meta(folder)
+    config = model.config
+    tokenizer = open_tokenizer(folder, config.language)
+    context = config.language.max_position_embeddings
+    return PromptEncoder(tokenizer, config.prompt, model.image_tokens, context), config
 
 
 def conversation_text(turns: list[Turn]) -> str:
@@ -136,19 +161,19 @@ def conversation_text(turns: list[Turn]) -> str:
     return "\n".join(lines)
 
 
-def tokens_text(row: EncodedRow, tokenizer: Tokenizer, color: bool) -> str:
-    """One line a block. The run of an image's tokens is written as (image x 64)."""
+def tokens_text(row: EncodedRow, tokenizer: Tokenizer | HFTokenizer, color: bool) -> str:
+    """One line per block. The tokens of an image are written as (image x 64)."""
     lines, tokens = [], list(zip(row.blocks, row.labels, row.ids))
     for block, inside in groupby(tokens, key=lambda token: token[0]):
         words = []
         for supervised, run in groupby(inside, key=lambda token: token[1] != IGNORE_INDEX):
             text = " ".join(_pieces([token[2] for token in run], tokenizer))
-            words.append((f"{_GREEN}{text}{_PLAIN}" if color else f"«{text}»") if supervised else text)
+            words.append((f"{_GREEN}{text}{_RESET}" if color else f"«{text}»") if supervised else text)
         lines.append(f"  {'shared' if block == SHARED_BLOCK else block:>6} | " + " ".join(words))
     return "\n".join(lines)
 
 
-def _pieces(ids: list[int], tokenizer: Tokenizer) -> Iterator[str]:
+def _pieces(ids: list[int], tokenizer: Tokenizer | HFTokenizer) -> Iterator[str]:
     for index, run in groupby(ids):
         count = len(list(run))
         if index == IMAGE_TOKEN_ID:

@@ -19,6 +19,7 @@ from minigptv2.boxes import BoxRounding
 from minigptv2.bundled import find_recipe, model_folder
 from minigptv2.config import from_dict, overridden, read_yaml
 from minigptv2.data.dataset import ProblemCounter
+from minigptv2.devices import choose_device
 from minigptv2.errors import UserError
 from minigptv2.eval import formats
 from minigptv2.eval.benchmark import (
@@ -405,15 +406,11 @@ def _ask_all(
 
 
 def _load(config: EvalConfig, rank: int):
-    import torch
-
     from minigptv2.api import MiniGPTv2
 
-    device = config.device
-    if not device and torch.cuda.is_available():
-        device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank)) % torch.cuda.device_count()}"
+    device = choose_device(config.device, int(os.environ.get("LOCAL_RANK", rank)), share=True)
     return MiniGPTv2.from_pretrained(
-        config.model or None, device or None, config.dtype or None, config.quantize or None, config.base or None
+        config.model or None, str(device), config.dtype or None, config.quantize or None, config.base or None
     )
 
 

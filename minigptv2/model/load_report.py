@@ -1,4 +1,4 @@
-"""What a loader did with every tensor of the files it was given: nothing is dropped without a name and a rule."""
+"""What a loader did with every tensor of its files. A tensor is ignored only by a rule, which is listed here."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from minigptv2.errors import UserError
 
 @dataclass
 class TensorSource:
-    """One file or folder. required: tensors that the model takes from it; found: those of them that are there and fit.
+    """One file or folder. required: number of tensors that the model needs from it; found: those that exist and fit.
 
-    renamed: name in the file -> in the model, where they differ by more than the part's name. resized: name -> how.
-    ignored: name -> the rule that allows it. missing, unknown, non_finite: names. wrong_shape: name -> found and wanted
-    shape, or a wrong kind of number.
+    renamed: name in the file -> in the model, if they differ by more than a prefix. resized: name -> change of size.
+    ignored: name -> the rule that allows it. missing, unknown, non_finite: names. wrong_shape: name -> shape in the
+    file and expected shape, or a wrong number format.
     """
 
     role: str
@@ -31,10 +31,10 @@ class TensorSource:
     non_finite: list[str] = field(default_factory=list)
 
     def problems(self) -> list[str]:
-        """In words, the gravest kind first."""
+        """One line for each tensor that does not fit: missing, wrong shape, unknown, not finite, in this order."""
         return [
             *(f"{name} is missing" for name in self.missing),
-            *(f"{name} has {what}" for name, what in self.wrong_shape.items()),
+            *(f"{name} has {problem}" for name, problem in self.wrong_shape.items()),
             *(f"{name} is unknown" for name in self.unknown),
             *(f"{name} holds NaN or infinity" for name in self.non_finite),
         ]
@@ -49,13 +49,13 @@ class TensorSource:
 
 @dataclass
 class LoadReport:
-    """One `Source` for each file or folder. notes: what was taken for granted, and what looks doubtful."""
+    """One `TensorSource` for each file or folder. notes: assumptions that were made, and what looks doubtful."""
 
     sources: list[TensorSource] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
-        """Over all sources: required, found, renamed, resized, ignored, missing, unknown, wrong_shape, non_finite."""
+        """Sum over sources: required, found, renamed, resized, ignored, missing, unknown, wrong_shape, non_finite."""
         total: Counter[str] = Counter()
         for source in self.sources:
             total.update(source.counts())
@@ -65,7 +65,7 @@ class LoadReport:
         return json.dumps({"counts": self.counts(), **asdict(self)}, indent=2) + "\n"
 
     def __str__(self) -> str:
-        """A small table, then the rules by which tensors were ignored, then the notes."""
+        """A table of counts, then the rules by which tensors were ignored, then the notes."""
         rows = [(s.role, s.counts()) for s in self.sources] + [("together", self.counts())]
         heads = ["", *(name.replace("_", " ") for name in rows[-1][1])]
         cells = [heads, *([role, *map(str, counts.values())] for role, counts in rows)]
@@ -82,7 +82,7 @@ class LoadReport:
 
 
 class UnfitError(UserError):
-    """Files that make no model. report: what was found in them."""
+    """Files that do not fit together as a model. report: what was found in them."""
 
     def __init__(self, given: str, allowed: str, advice: str, report: LoadReport):
         super().__init__(given, allowed, advice)

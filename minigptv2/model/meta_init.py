@@ -1,6 +1,6 @@
-"""A model that is built without memory for its weights and then filled tensor by tensor.
+"""A model built on the meta device, without memory for its weights, and then filled tensor by tensor.
 
-So no more than the weights themselves and one further tensor are in memory while a model is opened.
+Opening a model so needs the memory of its weights and of one more tensor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 @contextmanager
 def on_meta_device() -> Iterator[None]:
-    """Modules built inside get parameters that are shapes only; buffers are computed as ever."""
+    """Modules built inside get parameters on the meta device: shapes without values. Buffers are computed as usual."""
     thread = threading.get_ident()
 
     def shape_only(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
@@ -33,31 +33,31 @@ def on_meta_device() -> Iterator[None]:
 
 
 def set_tensor(model: nn.Module, name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    """Make a copy of `tensor` the parameter or buffer `name` of the model, and give the copy.
+    """Set the parameter or buffer `name` of the model to a copy of `tensor`, and return the copy.
 
-    It is of `dtype`, None: of the tensor's own; buffers and batch norms keep theirs. The shape must be right already.
+    dtype: of the copy; None for that of the tensor. Buffers and batch norms keep their own. The shape is not checked.
     """
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
-    place = getattr(module, leaf)
-    weight = isinstance(place, nn.Parameter)
-    kept = not weight or stays_float32(module)
-    dtype = place.dtype if kept else dtype or tensor.dtype
+    current = getattr(module, leaf)
+    is_weight = isinstance(current, nn.Parameter)
+    keeps_dtype = not is_weight or stays_float32(module)
+    dtype = current.dtype if keeps_dtype else dtype or tensor.dtype
     copy = tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
-    setattr(module, leaf, nn.Parameter(copy, place.requires_grad) if weight else copy)
+    setattr(module, leaf, nn.Parameter(copy, current.requires_grad) if is_weight else copy)
     return copy
 
 
 def stays_float32(module: nn.Module) -> bool:
-    """Batch norms: their kernels ask for float32 weights, whatever they compute in."""
+    """Whether this is a batch norm: its kernels need float32 weights, whatever the dtype of the inputs."""
     return isinstance(module, _BatchNorm)
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The same model, computing in `dtype`: nothing is copied that is of it already.
+    """The same model with its tensors in `dtype`. Tensors that have it already are not copied.
 
-    Batch norms stay in float32, and so do the rotary frequencies, since 16 bits would turn far positions by a wrong
-    angle.
+    Batch norms stay in float32. So do the rotary frequencies: rounded to 16 bits they give wrong angles at far
+    positions.
     """
     for module in model.modules():
         if stays_float32(module) or type(module).__name__.endswith("RotaryEmbedding"):
@@ -69,5 +69,5 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def unfilled_tensors(model: nn.Module) -> list[str]:
-    """Names of the parameters and buffers that nobody has filled."""
+    """Names of the parameters and buffers that are still on the meta device."""
     return [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]

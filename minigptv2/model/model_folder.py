@@ -1,9 +1,10 @@
-"""A model's folder: config.json, model.safetensors, tokenizer.model and, with LoRA, adapter/ in peft's own format.
+"""A model folder: config.json, model.safetensors, tokenizer.model and, with LoRA, adapter/ in peft's format.
 
-A large model is stored in several files that model.safetensors.index.json names. Nothing is pickled. Weights are stored
-in 16 bits, running statistics in 32. Opening takes the memory of the model in the number format asked for, and one
-tensor more. A language model that was chosen by name brings language/ with its own config and tokenizer. A folder may
-also hold only what was trained; its config then names the whole model folder, its base, that the rest comes from.
+A large model is stored in several files, which model.safetensors.index.json lists. Nothing is pickled. Weights are
+stored in 16 bits, running statistics in 32. Opening needs the memory of the model in the given number format, and of
+one more tensor. A folder whose language model was chosen by name also has language/, with the config and tokenizer of
+that model. A folder may hold only the trained weights; its config then names its base, the full model folder with the
+other weights.
 """
 
 from __future__ import annotations
@@ -18,21 +19,22 @@ from pathlib import Path
 
 import torch
 
-from minigptv2.config import ModelConfig, from_dict
+from minigptv2.config import LanguageConfig, ModelConfig, from_dict
 from minigptv2.encode import HFTokenizer, Tokenizer
 from minigptv2.errors import UserError
-from minigptv2.files import TMP_SUFFIX, is_file, to_path
+from minigptv2.files import TMP_SUFFIX, is_file, refuse_device, to_path
 from minigptv2.model.grounding_vlm import GroundingVLM
 from minigptv2.model.language import load_pretrained_lm
 from minigptv2.model.load_report import LoadReport
 from minigptv2.model.meta_init import on_meta_device, set_tensor, unfilled_tensors
 from minigptv2.model.weight_files import Tensors, open_file, open_shards, overlay
 
-WEIGHTS, CONFIG, TOKENIZER, ADAPTER = "model.safetensors", "config.json", "tokenizer.model", "adapter"
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.model"
+ADAPTER, ADAPTER_WEIGHTS = "adapter", "adapter_model.safetensors"  # a folder, and the file in it; peft's names
 INDEX, REPORT = "model.safetensors.index.json", "report.json"
-LANGUAGE = "language"  # a named language model's config and tokenizer
+LANGUAGE = "language"  # config and tokenizer of a language model that was chosen by name
 HEAD, EMBEDDING = "language.lm_head.weight", "language.model.embed_tokens.weight"
-SHARD = 2 * 10**9  # bytes
+MAX_SHARD = 2 * 10**9  # bytes
 _OLD = ".old"
 
 
@@ -41,13 +43,13 @@ def save_folder(
     tokenizer: Tokenizer | HFTokenizer,
     folder: Path,
     dtype: torch.dtype = torch.float16,
-    max_shard: int = SHARD,
+    max_shard: int = MAX_SHARD,
     report: LoadReport | None = None,
 ) -> None:
-    """Write the folder, whole or not at all: it is made under another name first. An older one there is replaced.
+    """Write the folder atomically: it gets its name when it is complete. An older model of this name is replaced.
 
-    max_shard: bytes; a larger model is stored in several files. report: what its loader did, stored as report.json.
-    Raises UserError where the folder cannot be written; an older model is then still there.
+    max_shard: bytes; a larger model is stored in several files. report: of its loader, stored as report.json.
+    Raises UserError if the folder cannot be written; an older model then stays.
     """
     config = replace(model.config, base="", base_fingerprint="")
 
@@ -56,7 +58,7 @@ def save_folder(
         if report is not None:
             (new / REPORT).write_text(report.to_json())
 
-    _replaced(folder, write)
+    _write_atomically(folder, write)
 
 
 def save_trained(
@@ -69,10 +71,10 @@ def save_trained(
     small: bool,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """As `save_folder`, for a model in training, whose own tensors may be divided among processes or in few bits.
+    """As `save_folder`, for a model in training, whose tensors may be sharded over processes or quantised.
 
-    trained, frozen: its tensors by their names in the model. base: the model folder that it began from, which keeps the
-    frozen ones in 16 bits. small: write only the trained ones and say that the rest is in the base.
+    trained, frozen: its tensors by their names in the model. base: the model folder that training started from; it
+    keeps the frozen tensors in 16 bits. small: write only the trained tensors, and the path of the base.
     """
     adapter = {name: t for name, t in (frozen | trained).items() if "lora_" in name}
     own = {_plain(name): t for name, t in trained.items() if "lora_" not in name}
@@ -84,28 +86,28 @@ def save_trained(
     else:
         rest = _open_weights(base) if base else {_plain(n): t for n, t in frozen.items() if "lora_" not in n}
         own = {**rest, **own}
-    _replaced(folder, lambda new: _write(model, config, own, adapter, tokenizer, new, dtype, SHARD))
+    _write_atomically(folder, lambda new: _write(model, config, own, adapter, tokenizer, new, dtype, MAX_SHARD))
 
 
 def _plain(name: str) -> str:
-    """The name of a tensor of a model with an adapter -> its name without one."""
+    """The name of a tensor in a model with an adapter -> in one without."""
     return name.replace("language.base_model.model.", "language.").replace(".base_layer.", ".")
 
 
 def fingerprint(folder: Path) -> str:
-    """What the weights of a folder are known by: the size of each file and 64 pieces of it."""
-    made = blake2b(digest_size=8)
+    """A hash of a folder's weights: of the size of each file, and of 64 pieces of it."""
+    digest = blake2b(digest_size=8)
     for file in sorted(folder.glob("model*.safetensors")):
         size = file.stat().st_size
-        made.update(f"{file.name} {size}".encode())
+        digest.update(f"{file.name} {size}".encode())
         with open(file, "rb") as data:
-            for place in range(64):
-                data.seek(size * place // 64)
-                made.update(data.read(4096))
-    return made.hexdigest()
+            for piece in range(64):
+                data.seek(size * piece // 64)
+                digest.update(data.read(4096))
+    return digest.hexdigest()
 
 
-def _replaced(folder: Path, write: Callable[[Path], None]) -> None:
+def _write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
     from safetensors import SafetensorError
 
     folder = to_path(folder, "model folder").resolve()
@@ -119,11 +121,11 @@ def _replaced(folder: Path, write: Callable[[Path], None]) -> None:
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
-    except (OSError, SafetensorError) as error:  # a full disk is either, whoever writes
+    except (OSError, SafetensorError) as error:  # which one a full disk raises depends on the writer
         raise UserError(
             f"{folder} cannot be written: {error}",
-            "A model needs a writable folder and room on the disk.",
-            "Make room, or choose another place.",
+            "A model needs a writable folder and enough disk space.",
+            "Free some disk space, or choose another path.",
         ) from error
     finally:
         if old.exists() and not folder.exists():
@@ -133,10 +135,10 @@ def _replaced(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def check_target(folder: Path) -> None:
-    """Raise UserError where `save_folder` would refuse the folder, before any work is done."""
+    """Raise UserError if `save_folder` would refuse the folder, before any work is done."""
     if folder.exists() and not (folder.is_dir() and ((folder / CONFIG).exists() or not any(folder.iterdir()))):
         raise UserError(
-            f"{folder} exists and is no model folder.",
+            f"{folder} exists and is not a model folder.",
             "A model is saved to a new folder or over an older model.",
             "Choose another name.",
         )
@@ -152,14 +154,14 @@ def _write(
     dtype: torch.dtype,
     max_shard: int,
 ) -> None:
-    """adapter: its tensors by their names in the model; None: as the model holds them."""
+    """adapter: its tensors by their names in the model; None: those of the model."""
     from safetensors.torch import save_file
 
     shards = _shards(tensors, dtype, max_shard)
     for file, names in shards.items():
         stored = {name: _stored(name, tensors[name], dtype) for name in names}
         if config.language.tie_word_embeddings and HEAD in stored:
-            stored[HEAD] = stored[HEAD].clone()  # one tensor under two names, which safetensors refuses
+            stored[HEAD] = stored[HEAD].clone()  # safetensors refuses one tensor under two names
         save_file(stored, new / file, metadata={"format": "pt"})
     if len(shards) > 1:
         index = {
@@ -175,20 +177,20 @@ def _write(
         own = None if adapter is None else {n.removeprefix("language."): t for n, t in adapter.items()}
         model.language.save_pretrained(new / ADAPTER, state_dict=own)
         (new / ADAPTER / "README.md").unlink(missing_ok=True)
-    for file in new.rglob("*.safetensors"):  # safetensors lets only the owner read what it writes
+    for file in new.rglob("*.safetensors"):  # safetensors makes its files readable by the owner alone
         shutil.copymode(new / CONFIG, file)
 
 
-def _shards(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, most: int) -> dict[str, list[str]]:
-    """File name -> names of its tensors, in order; no file is larger than `most` bytes unless one tensor is."""
-    shards, room = [[]], most
+def _shards(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, max_size: int) -> dict[str, list[str]]:
+    """File name -> names of its tensors, in order. A file has at most `max_size` bytes, unless one tensor has more."""
+    shards, free = [[]], max_size
     for name, tensor in tensors.items():
         size = _bytes(name, tensor, dtype)
-        if size > room and shards[-1]:
+        if size > free and shards[-1]:
             shards.append([])
-            room = most
+            free = max_size
         shards[-1].append(name)
-        room -= size
+        free -= size
     if len(shards) == 1:
         return {WEIGHTS: shards[0]}
     stem, suffix = WEIGHTS.split(".")
@@ -196,36 +198,36 @@ def _shards(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, most: int) 
 
 
 def _bytes(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> int:
-    return tensor.numel() * (tensor.dtype if _kept(name, tensor) else dtype).itemsize
+    return tensor.numel() * (tensor.dtype if _keeps_dtype(name, tensor) else dtype).itemsize
 
 
-def _kept(name: str, tensor: torch.Tensor) -> bool:
-    """Whether a tensor is stored in its own number format."""
+def _keeps_dtype(name: str, tensor: torch.Tensor) -> bool:
+    """Whether a tensor is stored in its own number format: integers and running statistics."""
     return not tensor.is_floating_point() or name.endswith(("running_mean", "running_var"))
 
 
 def base_state(model: GroundingVLM) -> dict[str, torch.Tensor]:
-    """All tensors but the adapter's, under the names they have in a model without one."""
-    state = {k: v for part in ("vision", "projector") for k, v in _named(getattr(model, part), part)}
+    """All tensors except the adapter's, under their names in a model without an adapter."""
+    state = {k: v for part in ("vision", "projector") for k, v in _prefixed(getattr(model, part), part)}
     for name, tensor in model.decoder.state_dict().items():
         if "lora_" not in name:
             state["language." + name.replace(".base_layer.", ".")] = tensor
     return state
 
 
-def _named(module: torch.nn.Module, prefix: str):
+def _prefixed(module: torch.nn.Module, prefix: str):
     return ((f"{prefix}.{k}", v) for k, v in module.state_dict().items())
 
 
 def _stored(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    if _kept(name, tensor):
+    if _keeps_dtype(name, tensor):
         return tensor.detach().cpu().contiguous()
     stored = tensor.detach().cpu().to(dtype).contiguous()
     if not stored.isfinite().all():
         raise UserError(
             f"The tensor {name} is not finite in {dtype}.",
             "Weights must be finite.",
-            "Train again, more gently.",
+            "Train again with a lower learning rate.",
         )
     return stored
 
@@ -233,47 +235,47 @@ def _stored(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
 def load_folder(
     folder: Path, dtype: torch.dtype | None = torch.float32, base: Path | None = None
 ) -> tuple[GroundingVLM, Tokenizer | HFTokenizer]:
-    """Open a folder that `save_folder` wrote, in `dtype` on the CPU; its adapter, batch norms and buffers in float32.
+    """Open a folder of `save_folder` in `dtype` on the CPU. Its adapter, batch norms and buffers are float32.
 
-    dtype: None for the 16 bits in which the folder holds each weight.
-    base: the whole model folder that one which holds only what was trained was trained from. Raises UserError that
-    names the first missing, wrong-shaped, unknown or non-finite tensors, or the missing file.
+    dtype: None for the 16-bit format in which each weight is stored.
+    base: for a folder with trained weights only, the full model folder that it was trained from.
+    Raises UserError that names a missing file, or the first missing, unknown, non-finite or wrongly shaped tensors.
     """
     folder = to_path(folder, "model folder")
     config = read_config(folder)
-    weights, whole = _open_weights(folder), _base_of(folder, config, base)
-    if whole is not None:
-        weights = overlay(weights, _open_weights(whole))
-    tokenizer = _open_tokenizer(folder, config)
+    weights, rest = _open_weights(folder), _base_of(folder, config, base)
+    if rest is not None:
+        weights = overlay(weights, _open_weights(rest))
+    tokenizer = open_tokenizer(folder, config.language)
     lora, config.lora = config.lora, type(config.lora)()
-    model = _without_weights(folder, config)
+    model = _build_on_meta(folder, config)
     _fill(model, weights, dtype)
     config.lora = lora
     if lora.r:
-        with _names(folder / CONFIG):
+        with _errors_about(folder / CONFIG):
             model.add_lora()
         _fill_adapter(model, folder / ADAPTER)
     return model.eval(), tokenizer
 
 
 def build_on_meta(folder: Path) -> GroundingVLM:
-    """The model of a folder, its adapter included, without any weights: for its shapes."""
+    """The model of a folder, with its adapter, on the meta device: shapes without weights."""
     folder = to_path(folder, "model folder")
-    return _without_weights(folder, read_config(folder))
+    return _build_on_meta(folder, read_config(folder))
 
 
-def _without_weights(folder: Path, config: ModelConfig) -> GroundingVLM:
+def _build_on_meta(folder: Path, config: ModelConfig) -> GroundingVLM:
     language = None
     with on_meta_device():
         if config.language.name:
-            with _names(folder / LANGUAGE / CONFIG):
+            with _errors_about(folder / LANGUAGE / CONFIG):
                 language, _ = load_pretrained_lm(folder / LANGUAGE, weights=False)
-        with _names(folder / CONFIG):
+        with _errors_about(folder / CONFIG):
             return GroundingVLM(config, language)
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The config of a model folder, whose weights are not read. Raises UserError where a file of it is missing."""
+    """The config of a model folder, without reading its weights. Raises UserError if a file is missing."""
     for names in ((CONFIG,), (WEIGHTS, INDEX), (TOKENIZER, f"{LANGUAGE}/tokenizer_config.json")):
         if not any(is_file(folder / name) for name in names):
             raise UserError(
@@ -283,9 +285,9 @@ def read_config(folder: Path) -> ModelConfig:
             )
     try:
         data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:  # ValueError: no UTF-8, no JSON, an endless number
+    except (ValueError, RecursionError, OSError) as error:  # ValueError: not UTF-8, not JSON, a number too long
         raise UserError(
-            f"{folder / CONFIG} is no JSON: {error}",
+            f"{folder / CONFIG} is not JSON: {error}",
             "It is written by save_pretrained.",
             "Save the model again.",
         ) from None
@@ -297,60 +299,60 @@ def _open_weights(folder: Path) -> Tensors:
 
 
 def _base_of(folder: Path, config: ModelConfig, base: Path | None) -> Path | None:
-    """The folder of the weights that this one lacks; None where it lacks none."""
+    """The folder with the weights that this one lacks; None if it lacks none."""
     if not config.base:
         if base is not None:
             raise UserError(
-                f"{folder} is a whole model, and base is {base}.",
-                "Only a folder of what was trained has a base.",
-                "Leave base away.",
+                f"{folder} is a full model, and base is {base}.",
+                "Only a folder with trained weights alone needs a base.",
+                "Omit base.",
             )
         return None
     if base is None:
         raise UserError(
-            f"{folder} holds only what was trained; the rest is in its base.",
+            f"{folder} holds only trained weights; the others are in its base.",
             f"Its base was {config.base}.",
-            f"Name that folder: from_pretrained(folder, base={config.base!r}), or --base {config.base}.",
+            f"Give that folder: from_pretrained(folder, base={config.base!r}), or --base {config.base}.",
         )
     base = to_path(base, "base")
     if read_config(base).base:
         raise UserError(
-            f"The base {base} holds only what was trained.",
-            "A base is a whole model folder.",
+            f"The base {base} holds only trained weights.",
+            "A base is a full model folder.",
             f"{folder} was trained from {config.base}.",
         )
     if fingerprint(base) != config.base_fingerprint:
         raise UserError(
             f"The weights of {base} are not those that {folder} was trained from.",
             f"Its base was {config.base}.",
-            "Name that folder, or a copy of it.",
+            "Give that folder, or a copy of it.",
         )
     return base
 
 
 @contextmanager
-def _names(file: Path) -> Iterator[None]:
-    """What torch, timm, transformers or peft say to sizes and names that fit nothing, as an error about the file."""
+def _errors_about(file: Path) -> Iterator[None]:
+    """Turn any error of torch, timm, transformers or peft about sizes and names into a UserError about the file."""
     try:
         yield
     except Exception as error:
-        said = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"No model can be built from {file}: {type(error).__name__}: {said}",
+            f"No model can be built from {file}: {type(error).__name__}: {reason}",
             "Its sizes and names must be those that the model was saved with.",
             "Copy the whole model folder again.",
         ) from error
 
 
 def _fill(model: GroundingVLM, found: Tensors, dtype: torch.dtype | None) -> None:
-    """Put every tensor into a model without weights, or name those that do not fit."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    problems = [f"{k} is missing" for k in wanted if k not in found]
-    problems += [f"{k} is unknown" for k in found if k not in wanted]
+    """Set every tensor of a model on the meta device. Raises UserError that names those that do not fit."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems = [f"{k} is missing" for k in expected if k not in found]
+    problems += [f"{k} is unknown" for k in found if k not in expected]
     problems += [
-        f"{k} has shape {list(found.shapes[k])} instead of {list(wanted[k])}"
-        for k in wanted
-        if k in found and found.shapes[k] != wanted[k]
+        f"{k} has shape {list(found.shapes[k])} instead of {list(expected[k])}"
+        for k in expected
+        if k in found and found.shapes[k] != expected[k]
     ]
     if not problems:
         for name in found:
@@ -361,13 +363,13 @@ def _fill(model: GroundingVLM, found: Tensors, dtype: torch.dtype | None) -> Non
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(
             f"{found.path} does not fit its config: {'; '.join(problems[:3])}{more}.",
-            f"All {len(wanted)} tensors of the model must be there, in their shapes, finite.",
+            f"All {len(expected)} tensors of the model must be there, with their shapes, and finite.",
             f"Check that {CONFIG} and {WEIGHTS} belong together.",
         )
     if model.config.language.tie_word_embeddings:
         model.decoder.tie_weights()
     if left := unfilled_tensors(model):
-        raise RuntimeError(f"Nothing was put into {left[:3]}.")
+        raise RuntimeError(f"{left[:3]} have no values.")
 
 
 def _finite(tensor: torch.Tensor) -> bool:
@@ -377,42 +379,50 @@ def _finite(tensor: torch.Tensor) -> bool:
 def _fill_adapter(model: GroundingVLM, folder: Path) -> None:
     import peft
 
-    if not (folder / "adapter_model.safetensors").is_file():
+    if not (folder / ADAPTER_WEIGHTS).is_file():
         raise UserError(
-            f"{folder} has no adapter_model.safetensors.",
+            f"{folder} has no {ADAPTER_WEIGHTS}.",
             "The config asks for a LoRA adapter in peft's format.",
             "Copy the whole model folder.",
         )
-    wanted = model.config.lora
-    tensors = open_file(folder / "adapter_model.safetensors")
+    lora = model.config.lora
+    tensors = open_file(folder / ADAPTER_WEIGHTS)
     found = {name: tensors[name] for name in tensors}
     needed = peft.get_peft_model_state_dict(model.language)
     wrong = [k for k in needed if k not in found or found[k].shape != needed[k].shape or not _finite(found[k])]
     wrong += [k for k in found if k not in needed]
     if wrong:
         raise UserError(
-            f"{folder} does not fit the model: {', '.join(wrong[:3])} missing, unknown, not finite or misshapen.",
-            f"It must be an adapter with r = {wanted.r} on {', '.join(wanted.targets)}.",
+            f"{folder} does not fit the model: {', '.join(wrong[:3])} missing, unknown, not finite or wrongly shaped.",
+            f"It must be an adapter with r = {lora.r} on {', '.join(lora.targets)}.",
             "Copy the whole model folder.",
         )
     peft.set_peft_model_state_dict(model.language, found)
 
 
-def _open_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | HFTokenizer:
+def open_tokenizer(folder: Path, config: LanguageConfig) -> Tokenizer | HFTokenizer:
+    """The tokenizer of a model folder, or of a Llama folder: tokenizer.model, or else transformers' files in language/.
+
+    Raises UserError if it cannot be read or has another vocabulary than the language model.
+    """
     file = folder / TOKENIZER
+    refuse_device(file)
     try:
-        tokenizer = Tokenizer.load(file) if file.is_file() else HFTokenizer(folder / LANGUAGE)
+        hf = (folder / LANGUAGE).is_dir() and not file.exists()
+        tokenizer = HFTokenizer(folder / LANGUAGE) if hf else Tokenizer.load(file)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
-            f"{file} cannot be read: {error}",
-            "It must be a SentencePiece model with <s> and </s>.",
-            "Copy it again.",
+            f"{folder / LANGUAGE if hf else file} cannot be read: {error}",
+            "It must be a tokenizer with a token for the end of a text; tokenizer.model is a SentencePiece model.",
+            "Copy the whole folder again.",
         ) from None
-    named = bool(config.language.name)  # whose table of tokens may be filled up to a round number
-    if tokenizer.size > config.language.vocab_size or (tokenizer.size != config.language.vocab_size and not named):
+    padded = bool(config.name) and tokenizer.size < config.vocab_size  # many families round their vocabulary up
+    if tokenizer.size != config.vocab_size and not padded:
         raise UserError(
-            f"{file} has {tokenizer.size} pieces, the model {config.language.vocab_size}.",
-            "They must be equal.",
-            "Use the tokenizer that was saved with the model.",
+            f"{folder / LANGUAGE if hf else file} has {tokenizer.size} pieces, its config.json says vocab_size "
+            f"{config.vocab_size}.",
+            "They must be equal. Likely cause: the tokenizer of another model, or a language model with added tokens, "
+            "such as a Vicuna.",
+            "Use the tokenizer that belongs to these weights.",
         )
     return tokenizer

@@ -1,6 +1,6 @@
-"""Tensors of files, read one at a time: safetensors, and what torch.save wrote (.pth, .bin), whole or in shards.
+"""Tensors of files, read one at a time: safetensors, and files of torch.save (.pth, .bin), in one file or in shards.
 
-No code of a file is ever run: pickles are read by torch's weights-only reader, which builds tensors and plain values.
+No code of a file is run: pickles are read by torch's weights-only unpickler, which builds tensors and plain values.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from minigptv2.errors import UserError
 from minigptv2.files import is_file
 
 Shape = tuple[int, ...]
-_ZIP = b"PK\x03\x04"  # how a file of torch.save begins since torch 1.6; older ones cannot be mapped
-_PICKLE = b"\x80"  # and how such an older one does
-_HELD = 1 << 22  # bytes that are read of a mapped file before it is mapped anew, so that its pages do not pile up
+_ZIP = b"PK\x03\x04"  # the first bytes of a file of torch.save since torch 1.6; older files cannot be memory-mapped
+_PICKLE = b"\x80"  # the first byte of such an older file
+_REMAP_AFTER = 1 << 22  # bytes read of a mapped file before it is mapped again, which frees the pages read so far
 
 
 class Safetensors:
-    """A safetensors file. shapes: of all its tensors, by name."""
+    """A safetensors file. shapes: name -> shape, of all its tensors."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -32,11 +32,11 @@ class Safetensors:
             self.shapes: dict[str, Shape] = {k: tuple(opened.get_slice(k).get_shape()) for k in opened.keys()}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        with self._opened() as opened:  # anew for each tensor: a mapped file would hold all that was read of it
+        with self._opened() as opened:  # for each tensor: an open file keeps all read pages in memory
             return opened.get_tensor(name)
 
     def release(self) -> None:
-        """Nothing is held."""
+        """Nothing to do: the file is open only while a tensor is read."""
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -54,7 +54,7 @@ class Safetensors:
 
 
 class TorchFile:
-    """A mapping of names to tensors that torch.save wrote. key: where in the file it is, "" for the file itself."""
+    """Named tensors in a file of torch.save. key: under which they are stored; "": the file itself is the mapping."""
 
     def __init__(self, file: Path, key: str = ""):
         self.file, self.key = file, key
@@ -64,19 +64,19 @@ class TorchFile:
         self.release()
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        if self._mapped and self._read > _HELD:
+        if self._mapped and self._read > _REMAP_AFTER:
             self.release()
         tensor = self._tensors()[name]
         self._read += tensor.nbytes
         return tensor
 
     def release(self) -> None:
-        """Give back what is held of the file. The next tensor opens it again."""
+        """Free the memory of the file. The next tensor opens it again."""
         self._held, self._read = None, 0
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         if self._held is None:
-            self._held = self._chosen(self._load())
+            self._held = self._select(self._load())
         return self._held
 
     def _load(self) -> object:
@@ -85,14 +85,14 @@ class TorchFile:
                 start = opened.read(len(_ZIP))
             self._mapped = start == _ZIP
             if not self._mapped and start[:1] != _PICKLE:
-                raise ValueError(f"it begins with {start!r}, as no file of torch.save does")
+                raise ValueError(f"it begins with {start!r}; no file of torch.save does")
             return torch.load(self.file, map_location="cpu", weights_only=True, mmap=self._mapped)
         except MemoryError:
             raise
-        except Exception as error:  # damaged bytes end in any kind of error
-            raise _unreadable(self.file, error) from None
+        except Exception as error:  # damaged bytes can raise any exception
+            raise _read_error(self.file, error) from None
 
-    def _chosen(self, content: object) -> dict[str, torch.Tensor]:
+    def _select(self, content: object) -> dict[str, torch.Tensor]:
         where = f" under {self.key!r}" if self.key else ""
         if self.key:
             found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
@@ -106,76 +106,76 @@ class TorchFile:
         bad = None
         if not isinstance(content, dict) or not content:
             bad = f"{type(content).__name__} instead of a mapping of names to tensors"
-        elif odd := [k for k, v in content.items() if not isinstance(k, str) or not _plain(v)]:
-            bad = f"{odd[0]!r}, which is no plain tensor with a name"
+        elif odd := [k for k, v in content.items() if not isinstance(k, str) or not _is_plain(v)]:
+            bad = f"{odd[0]!r}, which is not a plain tensor with a name"
         if bad:
             raise UserError(
                 f"{self.file} holds{where} {bad}.",
-                "It must hold named tensors and nothing else there.",
+                "It must hold only named tensors there.",
                 "Give the file as it was published.",
             )
         return dict(content)
 
 
 class Tensors(Mapping[str, torch.Tensor]):
-    """The tensors of several files as one mapping, in the files' order. path: what a user named.
+    """The tensors of several files as one mapping, in the order of the files. path: as the user gave it.
 
-    Only the file that was read last is held open, so reading in order takes little memory.
+    Only the file that was read last is open, so reading in order needs little memory.
     """
 
     def __init__(self, path: Path, files: Sequence[Safetensors | TorchFile]):
         self.path = path
         self._last: Safetensors | TorchFile | None = None
-        self.homes: dict[str, Safetensors | TorchFile] = {}
+        self.files: dict[str, Safetensors | TorchFile] = {}
         self.shapes: dict[str, Shape] = {}
         for file in files:
             for name, shape in file.shapes.items():
-                if name in self.homes:
+                if name in self.files:
                     raise UserError(
-                        f"{name} is in {self.homes[name].file.name} and in {file.file.name}.",
+                        f"{name} is in {self.files[name].file.name} and in {file.file.name}.",
                         "A tensor is in one shard.",
                         "Copy the whole folder again.",
                     )
-                self.homes[name], self.shapes[name] = file, shape
+                self.files[name], self.shapes[name] = file, shape
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        home = self.homes[name]
-        if home is not self._last:
+        file = self.files[name]
+        if file is not self._last:
             self.release()
-            self._last = home
-        return home[name]
+            self._last = file
+        return file[name]
 
     def release(self) -> None:
-        """Give back what is held of the files."""
+        """Free the memory of the files."""
         if self._last is not None:
             self._last.release()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.homes)
+        return iter(self.files)
 
     def __len__(self) -> int:
-        return len(self.homes)
+        return len(self.files)
 
 
 def open_file(file: Path, key: str = "") -> Tensors:
-    """The tensors of one file. Raises UserError where it does not exist or is damaged."""
+    """The tensors of one file. Raises UserError if it does not exist or is damaged."""
     if not is_file(file):
-        raise UserError(f"{file} is no file.", "A file of weights was expected.", "Check the path.")
+        raise UserError(f"{file} is not a file.", "A file of weights was expected.", "Check the path.")
     return Tensors(file, [Safetensors(file) if file.suffix == ".safetensors" else TorchFile(file, key)])
 
 
 def open_shards(index: Path) -> Tensors:
-    """The tensors of all shards that an index file names. Raises UserError that names the first missing shard."""
+    """The tensors of all shards in an index file. Raises UserError that names missing shards."""
     folder = index.parent
     try:
-        homes = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = list(dict.fromkeys(homes.values()))
+        shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = list(dict.fromkeys(shard_of.values()))
         if not all(isinstance(s, str) and Path(s).name == s for s in shards) or not shards:
-            raise ValueError("a shard is a file beside it")
+            raise ValueError("a shard is a file in the same folder")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise UserError(
             f"{index} cannot be read: {type(error).__name__}: {error}",
-            "It must say which tensor is in which shard.",
+            "It must list the shard of each tensor.",
             "Copy it again.",
         ) from None
     missing = [s for s in shards if not is_file(folder / s)]
@@ -185,12 +185,12 @@ def open_shards(index: Path) -> Tensors:
             f"{index.name} names {len(shards)} shards; all must be there.",
             "Copy or download the missing ones.",
         )
-    kinds = [Safetensors(folder / s) if s.endswith(".safetensors") else TorchFile(folder / s) for s in shards]
-    tensors = Tensors(folder, kinds)
-    lost = [name for name in homes if name not in tensors]
+    files = [Safetensors(folder / s) if s.endswith(".safetensors") else TorchFile(folder / s) for s in shards]
+    tensors = Tensors(folder, files)
+    lost = [name for name in shard_of if name not in tensors]
     if lost:
         raise UserError(
-            f"{homes[lost[0]]} does not hold {lost[0]}.",
+            f"{shard_of[lost[0]]} does not hold {lost[0]}.",
             f"{index.name} says that it does.",
             "Copy the whole folder again.",
         )
@@ -198,13 +198,13 @@ def open_shards(index: Path) -> Tensors:
 
 
 def overlay(own: Tensors, base: Tensors) -> Tensors:
-    """Both as one: of a name that both have, the tensor of `own`."""
+    """Both as one mapping; for a name in both, the tensor of `own`."""
     both = Tensors(own.path, [])
-    both.homes, both.shapes = base.homes | own.homes, base.shapes | own.shapes
+    both.files, both.shapes = base.files | own.files, base.shapes | own.shapes
     return both
 
 
-def _plain(value: object) -> bool:
+def _is_plain(value: object) -> bool:
     return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided
@@ -213,19 +213,20 @@ def _plain(value: object) -> bool:
     )
 
 
-def _unreadable(file: Path, error: Exception) -> UserError:
-    """torch's words are long and advise to trust the file; what matters in them is one name or one line."""
-    words = str(error)
-    named = re.search(r"GLOBAL ([\w.]+)|(TorchScript)", words)
-    if named:
+def _read_error(file: Path, error: Exception) -> UserError:
+    """The error for a file that torch cannot read. torch's message is long and advises to trust the file, so only the
+    class or the line that matters is taken from it."""
+    message = str(error)
+    found = re.search(r"GLOBAL ([\w.]+)|(TorchScript)", message)
+    if found:
         return UserError(
-            f"{file} asks to build a {named[1] or named[2]}, which is no tensor.",
-            "Files of weights are read without running any code of theirs.",
-            "Do not trust this file; get it from the place where it was published.",
+            f"{file} asks to build a {found[1] or found[2]}, which is not a tensor.",
+            "Files of weights are read without running their code.",
+            "Do not trust this file; get it from where it was published.",
         )
-    said = (words.split("Unpickler error:")[-1].strip().splitlines() or [""])[0][:200]
+    reason = (message.split("Unpickler error:")[-1].strip().splitlines() or [""])[0][:200]
     return UserError(
-        f"{file} cannot be read: {type(error).__name__}: {said}",
-        "It must be a whole file that torch.save wrote.",
-        "Download it again, and compare its size with the one where it was published.",
+        f"{file} cannot be read: {type(error).__name__}: {reason}",
+        "It must be a complete file of torch.save.",
+        "Download it again, and compare its size with the published one.",
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from minigptv2.devices import choose_device
 from minigptv2.errors import UserError
 
 _TIMEOUT = datetime.timedelta(hours=2)  # of a collective call: rank 0 may be building a feature cache
@@ -78,7 +79,7 @@ def init_distributed(device: str = "", alone: bool = True) -> Iterator[World]:
     """
     place = {name: _number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     rank, size, local = place["RANK"] or 0, place["WORLD_SIZE"] or 1, place["LOCAL_RANK"] or 0
-    chosen = choose_device(device, local if size > 1 else None)
+    chosen = training_device(device, local if size > 1 else None)
     if size == 1 and alone:
         yield World(0, 1, chosen)
         return
@@ -98,24 +99,14 @@ def init_distributed(device: str = "", alone: bool = True) -> Iterator[World]:
             torch.distributed.destroy_process_group()
 
 
-def choose_device(name: str, local_rank: int | None = None) -> torch.device:
-    """The device of this name; with an empty one the GPU where there is one, else the CPU. local_rank: of several
-    processes on this machine, each of which gets a GPU of its own. Raises UserError where it cannot be used."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if device.type == "cuda" and device.index is None and local_rank is not None:
-            device = torch.device("cuda", local_rank)
-        torch.empty(1, device=device)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError(f"training was written for cpu and cuda, not for {device.type}")
-        return device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        process = "" if local_rank is None else f" by process {local_rank} of this machine"
+def training_device(name: str, local_rank: int | None = None) -> torch.device:
+    """As `devices.choose_device`; training is written for the CPU and CUDA alone. Raises UserError."""
+    device = choose_device(name, local_rank)
+    if device.type not in ("cpu", "cuda"):
         raise UserError(
-            f"The device {name or 'cuda'!r} cannot be used{process}.",
-            f"torch says: {str(error).splitlines()[0]}",
-            "Try device=cpu, or as many processes as there are GPUs.",
-        ) from None
+            f"The device is {name!r}.", "Training is written for cpu and cuda.", "Try device=cpu, or a CUDA GPU."
+        )
+    return device
 
 
 def _number(name: str) -> int | None:

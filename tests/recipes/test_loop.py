@@ -400,7 +400,7 @@ def test_what_was_trained_saves_small_and_opens_with_its_base(plain, tmp_path, i
     assert all(t.equal(wanted[n]) for n, t in a.network.state_dict().items())
     asked = "[refer] red balloon"
     assert a.chat(image, asked, 8).text == b.chat(image, asked, 8).text
-    for given, problem in ((None, "its base"), (whole, "not those that"), (small, "holds only what was trained")):
+    for given, problem in ((None, "its base"), (whole, "not those that"), (small, "holds only trained weights")):
         with pytest.raises(UserError, match=problem):
             MiniGPTv2.from_pretrained(small, "cpu", base=given)
     with pytest.raises(UserError, match="whole model"):
