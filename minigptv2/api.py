@@ -339,7 +339,9 @@ class MiniGPTv2:
             encoded = iter(())
             if fresh:
                 pixels = torch.from_numpy(np.stack([np.asarray(i.squashed) for i in fresh]))
-                encoded = iter(self.network.encode_images(normalize(pixels).to(self.device, self.dtype)))
+                vision = self.config.vision
+                pixels = normalize(pixels, vision.image_mean, vision.image_std)
+                encoded = iter(self.network.encode_images(pixels.to(self.device, self.dtype)))
             visual = torch.stack([i.visual if isinstance(i, EncodedImage) else next(encoded) for i in different])
         return visual[[place[id(i)] for i in images]]
 

@@ -21,15 +21,25 @@ _EXAMPLES = "minigptv2 train --help and minigptv2 eval --help say where examples
 # ---- the model: what config.json of a saved folder holds ----
 
 
+# Source: https://github.com/openai/CLIP/blob/main/clip/clip.py
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
 @dataclass
 class VisionConfig:
     """timm_name: a timm ViT such as eva_giant_patch14_224, with `timm_options`; else a timm VisionTransformer of the
     sizes below behind a convolutional stem. image_size: pixels of a side. One patch is
-    product(stem_strides) * stem_patch pixels wide."""
+    product(stem_strides) * stem_patch pixels wide.
+
+    image_mean, image_std: of red, green and blue, 0 to 1; pixels are normalised as (value / 255 - mean) / std. Empty:
+    those that timm gives for `timm_name`, or CLIP's without one; the tower fills them in when it is built."""
 
     timm_name: str = ""
     timm_options: dict[str, Any] = field(default_factory=dict)
     image_size: int = 448
+    image_mean: tuple[float, ...] = ()
+    image_std: tuple[float, ...] = ()
     width: int = 256
     depth: int = 8
     heads: int = 4
@@ -38,6 +48,15 @@ class VisionConfig:
     stem_kernels: tuple[int, ...] = (9, 3, 3, 3, 3, 3, 3, 3, 3)
     stem_strides: tuple[int, ...] = (7, 1, 1, 2, 1, 1, 2, 1, 1)
     stem_patch: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = len(self.image_mean), len(self.image_std)
+        if sizes not in ((0, 0), (3, 3)) or any(value <= 0 for value in self.image_std):
+            raise UserError(
+                f"image_mean is {list(self.image_mean)} and image_std is {list(self.image_std)}.",
+                "Both have three numbers, those of image_std over 0; or both are empty.",
+                "Correct them, or remove both to take those of the tower's timm model.",
+            )
 
 
 @dataclass

@@ -14,7 +14,7 @@ import sys
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +28,6 @@ from minigptv2.files import is_dir, shorten, to_path
 
 if TYPE_CHECKING:
     import torch
-
-# CLIP's, https://github.com/openai/CLIP/blob/main/clip/clip.py
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Pillow's name of each format read -> its suffixes. EPS is left out on purpose: Pillow runs Ghostscript on it.
 FORMATS = {
@@ -272,12 +268,15 @@ def load_square(source: Any, size: int, fast: bool = False) -> np.ndarray:
     return np.array(resize_square(open_image(source, size if fast else 0), size))
 
 
-def normalize(images: torch.Tensor) -> torch.Tensor:
-    """[B, H, W, 3] uint8 -> [B, 3, H, W] float32, CLIP-normalised, channels last in memory."""
+def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """[B, H, W, 3] uint8 -> [B, 3, H, W] float32, (value / 255 - mean) / std, channels last in memory.
+
+    mean, std: of red, green and blue, 0 to 1; `image_mean` and `image_std` of the vision tower's config.
+    """
     import torch
 
     x = images.permute(0, 3, 1, 2).float().div_(255)  # [B, 3, H, W]
-    mean, std = (torch.tensor(t, device=images.device)[:, None, None] for t in (MEAN, STD))
+    mean, std = (torch.tensor(t, device=images.device)[:, None, None] for t in (mean, std))  # [3, 1, 1] each
     return x.sub_(mean).div_(std)
 
 

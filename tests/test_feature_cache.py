@@ -91,7 +91,8 @@ def config(tmp_path, **more) -> CacheConfig:
 
 
 def computed(tower: VisionTower, source) -> torch.Tensor:
-    pixels = normalize(torch.from_numpy(load_square(source, tower.config.image_size))[None])
+    side, mean, std = tower.config.image_size, tower.config.image_mean, tower.config.image_std
+    pixels = normalize(torch.from_numpy(load_square(source, side))[None], mean, std)
     with torch.no_grad():
         return call_in_dtype(tower, best_dtype(torch.device("cpu")), pixels)[0].half()
 
@@ -127,7 +128,7 @@ def test_the_loss_is_the_same_with_and_without_a_cache(tiny_model, files, tmp_pa
             data,
             encoder,
             "round",
-            448,
+            network.config.vision,
             seed=3,
             batch=4,
             samples_per_step=4,

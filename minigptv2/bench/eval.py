@@ -117,7 +117,8 @@ def plain(model, items: list[Question]) -> list[str]:
         ]
         batch = collate(rows, left=True).to(model.device)
         with torch.inference_mode():
-            pixels = normalize(torch.from_numpy(np.stack([np.asarray(resize_square(i, side)) for i in images])))
+            squares = torch.from_numpy(np.stack([np.asarray(resize_square(i, side)) for i in images]))
+            pixels = normalize(squares, model.config.vision.image_mean, model.config.vision.image_std)
             visual = model.network.encode_images(pixels.to(model.device, model.dtype))
             written = decoder.generate(
                 inputs_embeds=model.network.embed(batch.ids, visual),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from minigptv2.config import ModelConfig, from_dict
+from minigptv2.config import CLIP_MEAN, CLIP_STD, ModelConfig, from_dict
 from minigptv2.encode import HFTokenizer, Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.files import TMP_SUFFIX, is_file, to_path
@@ -289,7 +289,10 @@ def read_config(folder: Path) -> ModelConfig:
             "It is written by save_pretrained.",
             "Save the model again.",
         ) from None
-    return from_dict(ModelConfig, data, str(folder / CONFIG))
+    config = from_dict(ModelConfig, data, str(folder / CONFIG))
+    if not config.vision.image_mean:  # a folder of an older version, which normalised every image with CLIP's
+        config.vision.image_mean, config.vision.image_std = CLIP_MEAN, CLIP_STD
+    return config
 
 
 def _open_weights(folder: Path) -> Tensors:

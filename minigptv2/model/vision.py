@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minigptv2.config import VisionConfig
+from minigptv2.config import CLIP_MEAN, CLIP_STD, VisionConfig
 from minigptv2.errors import UserError
 from minigptv2.model.weight_files import open_file
 
@@ -21,16 +21,19 @@ from minigptv2.model.weight_files import open_file
 class VisionTower(nn.Module):
     """A timm ViT without its last norm and without its class token, then `ln_vision`.
 
-    pixels [B, 3, H, W], CLIP-normalised -> [B, N, C]. `ln_vision` has eps 1e-5 and stays at weight 1, bias 0 unless a
-    file carries it: the published model never trained it.
+    pixels [B, 3, H, W], normalised by the config's `image_mean` and `image_std` -> [B, N, C]. `ln_vision` has eps 1e-5
+    and stays at weight 1, bias 0 unless a file carries it: the published model never trained it.
 
     places [B, 2]: the pixels are square windows of larger images of the tower's size, and these the row and column of
     their first patches in the images' grid. The patches get the positions that they have there.
     """
 
     def __init__(self, config: VisionConfig):
+        """config: its image_mean and image_std are filled in where they are empty."""
         super().__init__()
         self.config = config
+        if not config.image_mean:
+            config.image_mean, config.image_std = pretrained_normalization(config.timm_name)
         self.trunk = _build_trunk(config)
         self.ln_vision = nn.LayerNorm(self.trunk.embed_dim, eps=1e-5)
 
@@ -71,6 +74,27 @@ class VisionTower(nn.Module):
         resized = interpolate_positions(table.detach(), grid, self.trunk.patch_embed.grid_size)
         self.trunk.pos_embed = nn.Parameter(resized, requires_grad=table.requires_grad)
         self.config.image_size = image_size
+
+
+def pretrained_normalization(timm_name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and standard deviation of red, green and blue with which timm's weights of this model were trained;
+    CLIP's for a model that timm does not know, and for an empty name."""
+    import timm
+
+    found = timm.get_pretrained_cfg(timm_name) if timm_name and timm.is_model(timm_name) else None
+    return (tuple(found.mean), tuple(found.std)) if found else (CLIP_MEAN, CLIP_STD)
+
+
+def normalization_notice(config: VisionConfig) -> str:
+    """What to print where a config normalises otherwise than timm's weights of its tower expect; else empty."""
+    own = pretrained_normalization(config.timm_name)
+    if not (config.timm_name and config.image_mean) or (config.image_mean, config.image_std) == own:
+        return ""
+    return (
+        f"image_mean is {list(config.image_mean)} and image_std is {list(config.image_std)}. "
+        f"timm's weights of {config.timm_name} were trained with {list(own[0])} and {list(own[1])}. "
+        "Remove both from model.vision, unless the tower's weights are your own and were trained with these."
+    )
 
 
 # timm's modules behind the last block: the last norm, what pools the patches, and classifiers

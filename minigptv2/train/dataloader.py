@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from minigptv2.boxes import BoxRounding
+from minigptv2.config import VisionConfig
 from minigptv2.data.dataset import Dataset
 from minigptv2.data.mixture import DataConfig, Mixture, open_mixture
 from minigptv2.encode import IGNORE_INDEX, Batch, EncodedRow, PromptEncoder, collate
@@ -37,11 +38,12 @@ class MicroBatch:
     """What one forward takes. batch: its pixels are still bytes, [P, H, W, 3] uint8, its features [P, N, C] float16;
     use `on(device)`. samples: rows in it. supervised: tokens with a loss. failures: "name: reason" of every record
     that could not be used, and that another one stands in for. dropped_turns: of long conversations, that the context
-    had no room for."""
+    had no room for. vision: of the tower that the pixels are for."""
 
     batch: Batch
     samples: int
     supervised: int
+    vision: VisionConfig
     failures: list[str] = field(default_factory=list)
     dropped_turns: int = 0
 
@@ -49,7 +51,7 @@ class MicroBatch:
         """The batch on this device, its pixels normalised there to [P, 3, H, W] float32."""
         batch = self.batch.to(device)
         if batch.pixels is not None:
-            batch.pixels = normalize(batch.pixels)
+            batch.pixels = normalize(batch.pixels, self.vision.image_mean, self.vision.image_std)
         return batch
 
 
@@ -80,7 +82,7 @@ def open_dataloader(
     data: DataConfig,
     encoder: PromptEncoder,
     coding: BoxRounding,
-    image_size: int,
+    vision: VisionConfig,
     *,
     seed: int,
     batch: int,
@@ -96,6 +98,7 @@ def open_dataloader(
 ) -> Iterator[MicroBatch]:
     """An endless stream of micros of `batch` samples each, for this rank of `world`.
 
+    vision: of the tower; images get its size and normalisation.
     samples_per_step: of all ranks and micros of one optimizer step, batch * world * micros a step; it places first_step
     and last_step of the sources. start: position of the mixture, samples that all ranks together have had. pack: rows
     as one (`encode.pack`) instead of padded. cache: features in place of pixels; no image is opened then. opened:
@@ -113,7 +116,7 @@ def open_dataloader(
         mixture,
         encoder,
         coding,
-        image_size,
+        vision,
         data.fast_decode,
         seed,
         batch,
@@ -169,7 +172,7 @@ class _Micros(torch.utils.data.IterableDataset):
     mixture: Mixture
     encoder: PromptEncoder
     coding: BoxRounding
-    image_size: int
+    vision: VisionConfig
     fast_decode: bool
     seed: int
     batch: int
@@ -202,7 +205,7 @@ class _Micros(torch.utils.data.IterableDataset):
         elif images:
             batch.pixels = torch.from_numpy(np.stack(images))
         supervised, dropped = int((batch.labels != IGNORE_INDEX).sum()), sum(row.dropped_turns for row in rows)
-        return MicroBatch(batch, len(rows), supervised, failures, dropped)
+        return MicroBatch(batch, len(rows), supervised, self.vision, failures, dropped)
 
     def _row(self, position: int, failures: list[str]) -> tuple[EncodedRow, list]:
         """The row of this position and its images, or those of another record where they cannot be used."""
@@ -229,4 +232,4 @@ class _Micros(torch.utils.data.IterableDataset):
         """[H, W, 3] uint8, or [N, C] float16 from the cache."""
         if self.cache is not None:
             return self.cache[image]
-        return load_square(image, self.image_size, self.fast_decode)
+        return load_square(image, self.vision.image_size, self.fast_decode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from minigptv2.model.language import load_pretrained_lm
 from minigptv2.model.meta_init import stays_float32
 from minigptv2.model.model_folder import CONFIG, TOKENIZER, load_folder, save_folder
 from minigptv2.model.quantize import quantize_language
-from minigptv2.model.vision import fill_tower
+from minigptv2.model.vision import fill_tower, normalization_notice
 from minigptv2.sample import Sample
 from minigptv2.tasks import render
 from minigptv2.train.distributed import World
@@ -86,6 +87,8 @@ def _put_together(recipe: Recipe, world: World, begun: bool) -> Path:
                 "A model that is put together needs the weights of its vision tower.",
                 "Give tower=FILE, such as eva_vit_g.pth, for the timm model that model.vision.timm_name names.",
             )
+        if notice := normalization_notice(config.vision):
+            print(notice, file=sys.stderr)
         model = GroundingVLM(config, language)
         fill_tower(model.vision, Path(recipe.tower))
         pieces = name / TOKENIZER

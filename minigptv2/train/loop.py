@@ -133,7 +133,7 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
         recipe.data,
         encoder,
         model.config.box_coding,
-        model.config.vision.image_size,
+        model.config.vision,
         seed=recipe.seed,
         batch=micro,
         samples_per_step=recipe.batch,

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from minigptv2.boxes import BINS
+from minigptv2.config import VisionConfig
 from minigptv2.data.scenes.objects import KINDS
 from minigptv2.data.scenes.world import COLORS, Scene, draw_scene
 from minigptv2.errors import UserError
@@ -150,6 +151,7 @@ class DenseBatch:
     W] float32. kind, color: [B, N]; box: [B, N, 4]; places: [B, 2]. samples: scenes. supervised: patches."""
 
     phase: Phase
+    vision: VisionConfig
     images: torch.Tensor
     kind: torch.Tensor
     color: torch.Tensor
@@ -169,7 +171,8 @@ class DenseBatch:
     def on(self, device: torch.device | str) -> DenseBatch:
         moved = (t.to(device) for t in (self.images, self.kind, self.color, self.box, self.places))
         images, *targets = moved
-        return DenseBatch(self.phase, normalize(images), *targets)
+        images = normalize(images, self.vision.image_mean, self.vision.image_std)
+        return DenseBatch(self.phase, self.vision, images, *targets)
 
 
 class _Batches(torch.utils.data.IterableDataset):
@@ -214,7 +217,7 @@ class SceneStream:
         self._states = [*self._states[1:], state]
         self.step += 1
         self.samples += len(batch[0])
-        return DenseBatch(self.recipe.phases[index], *batch)
+        return DenseBatch(self.recipe.phases[index], self.recipe.model.vision, *batch)
 
     def state(self) -> dict[str, Any]:
         """JSON: of each worker, the one whose turn is next first."""

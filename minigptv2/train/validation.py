@@ -71,6 +71,8 @@ class Validator:
         for number in range(self.count):
             scene = draw_scene((SEED, number), self.model.config.vision.image_size)
             self.scenes.append(scene)
-            pixels = normalize(torch.from_numpy(np.array(scene.image))[None]).to(device)
+            vision = self.model.config.vision
+            image = torch.from_numpy(np.array(scene.image))[None]
+            pixels = normalize(image, vision.image_mean, vision.image_std).to(device)
             made.append(call_in_dtype(self.model.vision, best_dtype(device), pixels).half())
         self.features = torch.cat(made)
