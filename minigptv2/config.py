@@ -28,10 +28,11 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass
 class VisionConfig:
-    """timm_name: a timm ViT such as eva_giant_patch14_224, with `timm_options`; else a timm VisionTransformer of the
-    sizes below behind a convolutional stem. image_size: pixels of a side. One patch is
-    product(stem_strides) * stem_patch pixels wide.
+    """The vision tower.
 
+    timm_name: a vision transformer or a convolutional network of timm, such as eva_giant_patch14_224, built with
+    `timm_options`. Empty: a timm VisionTransformer of the sizes below after a convolutional stem; one patch is then
+    product(stem_strides) * stem_patch pixels wide. image_size: pixels of a side.
     image_mean, image_std: of red, green and blue, 0 to 1; pixels are normalised as (value / 255 - mean) / std. Empty:
     those that timm gives for `timm_name`, or CLIP's without one; the tower fills them in when it is built."""
 

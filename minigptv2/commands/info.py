@@ -52,8 +52,8 @@ def info(folder: str | Path | None = None) -> str:
     model = build_on_meta(folder)
     config, vision, language = model.config, model.config.vision, model.config.language
     counts = count(model)
-    patch = vision.image_size // round(model.vision.patches**0.5)
-    blocks, row = len(model.vision.trunk.blocks), ROW + model.image_tokens
+    patch, row = vision.image_size // model.vision.grid[0], ROW + model.image_tokens
+    depth = "convolutional" if model.vision.is_convolutional else f"{len(model.vision.trunk.blocks)} blocks"
     tower = vision.timm_name or "a convolutional stem and a timm ViT"
     lora = config.lora
     adapter = f"LoRA r {lora.r}, alpha {lora.alpha}, on {', '.join(lora.targets)}" if lora.r else "none"
@@ -62,11 +62,11 @@ def info(folder: str | Path | None = None) -> str:
         ("folder", f"{folder}, {_gb(stored)} on disk"),
         ("knows", config.knows or "(its config does not say)"),
         (
-            "picture",
+            "image",
             f"{vision.image_size} px, {model.vision.patches} patches of {patch} px, "
             f"{model.image_tokens} tokens ({config.merge} patches each)",
         ),
-        ("tower", f"{tower}, width {model.vision.width}, {blocks} blocks"),
+        ("tower", f"{tower}, width {model.vision.width}, {depth}"),
         (
             "language",
             f"Llama, width {language.hidden_size}, {language.num_hidden_layers} layers, "

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from minigptv2.config import ModelConfig
 from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, Batch, attention_mask
+from minigptv2.errors import UserError
 from minigptv2.model.attention import Supervision
 from minigptv2.model.language import add_lora, build_language
 from minigptv2.model.projector import Projector
@@ -40,7 +41,13 @@ class GroundingVLM(nn.Module):
         self.config = config
         self.vision = VisionTower(config.vision)
         if config.merge < 1 or self.vision.patches % config.merge:
-            raise ValueError(f"{self.vision.patches} visual tokens cannot be merged by {config.merge}")
+            patches = self.vision.patches
+            divisors = ", ".join(str(n) for n in range(1, min(patches, 64) + 1) if patches % n == 0)
+            raise UserError(
+                f"{patches} patches cannot be merged by {config.merge}.",
+                f"The patches of one token must divide them: {divisors}.",
+                "Choose one of these, or another image_size.",
+            )
         self.projector = Projector(self.vision.width, config.merge, config.language.hidden_size)
         self.language = build_language(config.language) if language is None else language
         if config.lora.r:

@@ -352,7 +352,7 @@ class DenseEngine(Engine):
 
 def patch_of(tower: VisionTower) -> int:
     """Pixels of a side of a patch."""
-    return tower.config.image_size // tower.trunk.patch_embed.grid_size[0]
+    return tower.config.image_size // tower.grid[0]
 
 
 def build_dense(recipe: Recipe, device: torch.device) -> DenseModel:
@@ -361,6 +361,12 @@ def build_dense(recipe: Recipe, device: torch.device) -> DenseModel:
 
     timm.layers.set_fused_attn(False)  # on a CPU the fused backward is several times slower than plain products
     tower = VisionTower(recipe.model.vision)
+    if tower.prefix_positions != 1 or not isinstance(tower.trunk.blocks, nn.Sequential):
+        raise UserError(
+            f"The tower {tower.config.timm_name} cannot be pre-trained on scenes.",
+            "It must have a class token and a table of positions, which is resized from phase to phase.",
+            "Leave model.vision.timm_name empty, or choose a model such as vit_tiny_patch16_224.",
+        )
     patch = patch_of(tower)
     for phase in recipe.phases:
         if not 0 < phase.image_size <= phase.canvas or phase.image_size % patch or phase.canvas % patch:
