@@ -67,8 +67,7 @@ class MiniGPTv2:
             quantize_language(network.decoder, quantize, self.device, self.dtype)
         self.network = cast(network.eval(), self.dtype).to(self.device)
         self.tokenizer, self.config = tokenizer, network.config
-        context = self.config.language.max_position_embeddings
-        self.encoder = PromptEncoder(tokenizer, self.config.prompt, network.image_tokens, context)
+        self.encoder = PromptEncoder.for_model(network, tokenizer)
 
     def __repr__(self) -> str:
         side, dtype = self.config.vision.image_size, str(self.dtype).removeprefix("torch.")

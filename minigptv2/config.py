@@ -64,7 +64,8 @@ class VisionConfig:
 class LanguageConfig:
     """A Llama causal language model; the names are those of transformers' LlamaConfig. rope_theta: the longest
     wavelength of its rotary positions, divided by 2 pi. name: a folder or a hub's name of a Llama, Mistral or Qwen to
-    take instead, with its weights and tokenizer; the sizes are then its own."""
+    take instead, with its weights and tokenizer; the sizes are then its own. system_message: text before the first turn
+    of every conversation; only the prompt chatml has one."""
 
     vocab_size: int = 1024
     hidden_size: int = 256
@@ -77,6 +78,7 @@ class LanguageConfig:
     tie_word_embeddings: bool = False
     rope_theta: float = 10000.0
     name: str = ""
+    system_message: str = ""
 
 
 @dataclass

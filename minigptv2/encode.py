@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,15 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._pieces.decode([i for i in ids if i not in (self.bos, self.eos)])
 
+    def control_id(self, name: str) -> int:
+        """The id of "bos", "eos" or a control token by its name. Raises UserError where the model has none."""
+        if name in ("bos", "eos"):
+            return getattr(self, name)
+        index = self._pieces.piece_to_id(name)
+        if not self._pieces.is_control(index):
+            raise no_control_token(name)
+        return index
+
     def piece(self, index: int) -> str:
         return self._pieces.id_to_piece(index)
 
@@ -83,6 +92,8 @@ class HFTokenizer:
             raise ValueError("it has no token for the end of a text")
         self.bos = next(i for i in ids if i is not None)
         self.eos, self.size = self._own.eos_token_id, len(self._own)
+        special = [i for i, token in self._own.added_tokens_decoder.items() if token.special]
+        self._control_ids = {self.bos, self.eos, *special}
 
     def save(self, file: Path) -> None:
         """file: a folder, which gets several."""
@@ -93,14 +104,32 @@ class HFTokenizer:
         return self._own.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def decode(self, ids: Sequence[int]) -> str:
-        kept = [i for i in ids if i not in (self.bos, self.eos)]
+        """The text of the tokens; control tokens have none."""
+        kept = [i for i in ids if i not in self._control_ids]
         return self._own.decode(kept, clean_up_tokenization_spaces=False).strip(" ")
+
+    def control_id(self, name: str) -> int:
+        """The id of "bos", "eos" or a control token by its name. Raises UserError where the tokenizer has none."""
+        if name in ("bos", "eos"):
+            return getattr(self, name)
+        index = self._own.convert_tokens_to_ids(name)
+        if index not in self._control_ids or index in self.encode(name):  # a user's text could else become it
+            raise no_control_token(name)
+        return index
 
     def piece(self, index: int) -> str:
         return self._own.convert_ids_to_tokens(index) or ""
 
     def words(self, index: int) -> str:
         return self._own.convert_tokens_to_string([self.piece(index)])
+
+
+def no_control_token(name: str) -> UserError:
+    return UserError(
+        f"The tokenizer has no control token {name}.",
+        "The prompt template needs it; chatml is for models such as Qwen2 and SmolLM2.",
+        "Set model.prompt to llama2, or take a language model whose tokenizer has the token.",
+    )
 
 
 @dataclass
@@ -137,12 +166,42 @@ class EncodedRow:
         return len(self.ids)
 
 
-class PromptEncoder:
-    """Turns -> Encoded, for one model: its tokenizer, its prompt wrapper, its visual tokens an image, its context."""
+def stop_ids(tokenizer: Tokenizer | HFTokenizer, prompt: str) -> set[int]:
+    """The tokens that end an answer: the tokenizer's end of text and the template's end of an answer."""
+    return {tokenizer.eos, tokenizer.control_id(PROMPT_TEMPLATES[prompt].answer_close.name)}
 
-    def __init__(self, tokenizer: Tokenizer, prompt: str, image_tokens: int, context: int):
-        self.tokenizer, self.wrapper = tokenizer, PROMPT_TEMPLATES[prompt]
-        self.image_tokens, self.context = image_tokens, context
+
+class PromptEncoder:
+    """Turns -> EncodedRow, for one model."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | HFTokenizer,
+        prompt: str,
+        image_tokens: int,
+        context: int,
+        system_message: str = "",
+    ):
+        """prompt: a key of `PROMPT_TEMPLATES`. image_tokens: visual tokens of one image. context: tokens of the longest
+        row. system_message: stands before the first turn. Raises UserError where the tokenizer lacks a control token
+        of the template, or the template has no system message."""
+        self.tokenizer, self.image_tokens, self.context = tokenizer, image_tokens, context
+        template = PROMPT_TEMPLATES[prompt]
+        if system_message and not template.system_open:
+            raise UserError(
+                f"model.language.system_message is {system_message!r}, and model.prompt is {prompt}.",
+                f"These have one: {', '.join(name for name, t in PROMPT_TEMPLATES.items() if t.system_open)}.",
+                "Remove it, or choose another prompt.",
+            )
+        self.template = replace(template, system_message=system_message)
+        self._control_ids = {name: tokenizer.control_id(name) for name in sorted(template.control_tokens)}
+
+    @classmethod
+    def for_model(cls, model, tokenizer: Tokenizer | HFTokenizer) -> PromptEncoder:
+        """model: a `GroundingVLM`, with weights or without."""
+        language = model.config.language
+        context = language.max_position_embeddings
+        return cls(tokenizer, model.config.prompt, model.image_tokens, context, language.system_message)
 
     def encode(self, turns: Sequence[Turn], room: int = 0) -> EncodedRow:
         """One conversation as one row that fits the context with `room` tokens to spare.
@@ -153,7 +212,7 @@ class PromptEncoder:
         kept, dropped = list(turns), 0
         while True:
             row = EncodedRow(dropped_turns=dropped)
-            for segment in segments(kept, self.wrapper):
+            for segment in segments(kept, self.template):
                 self._append(row, segment, SHARED_BLOCK)
             if len(row) + room <= self.context:
                 return row
@@ -186,18 +245,19 @@ class PromptEncoder:
         later = [p for t in turns[1:] for p in t.pieces if isinstance(p, ImagePiece)]
         if list(turns[0].pieces[len(turns[0].pieces) - len(words) :]) != words or later:
             raise ValueError("The images of exchanges side by side must stand at the head of the first turn.")
-        head = segments(turns[:1], self.wrapper)
-        for segment in head[:-1]:
+        images = [p for p in turns[0].pieces if isinstance(p, ImagePiece)]
+        head = segments(turns[:1], self.template)
+        shared = _shared_segments(head)
+        for segment in head[:shared]:
             self._append(row, segment, SHARED_BLOCK)
-        opening = self.wrapper.image_close if row.images else self.wrapper.user_open
         for turn in turns:
+            alone = segments([turn], self.template)
             if turn.role == "user":
                 block += 1
-                words = "".join(p for p in turn.pieces if isinstance(p, str))
-                self._append(row, Segment("text", opening + words + self.wrapper.user_close), block)
-            else:
-                for segment in segments([turn], self.wrapper):
-                    self._append(row, segment, block)
+                texts = [p for p in turn.pieces if isinstance(p, str)]
+                alone = segments([Turn("user", (*images, *texts))], self.template)[shared:]
+            for segment in alone:
+                self._append(row, segment, block)
         longest = 1 + max(row.positions)
         if longest > self.context:
             raise UserError(
@@ -214,7 +274,14 @@ class PromptEncoder:
         elif segment.kind == "text":
             row.add(self.tokenizer.encode(segment.text), segment.supervised, block)
         else:
-            row.add([self.tokenizer.bos if segment.kind == "bos" else self.tokenizer.eos], segment.supervised, block)
+            row.add([self._control_ids[segment.control]], segment.supervised, block)
+
+
+def _shared_segments(head: Sequence[Segment]) -> int:
+    """How many segments of a first user turn all exchanges share: up to the last image; without one, the control
+    tokens before the first text."""
+    images = [i for i, segment in enumerate(head) if segment.kind == "image"]
+    return images[-1] + 1 if images else next(i for i, segment in enumerate(head) if segment.kind == "text")
 
 
 def _without_oldest(turns: list[Turn]) -> list[Turn] | None:

@@ -102,7 +102,7 @@ def plain(model, items: list[Question]) -> list[str]:
     import numpy as np
     import torch
 
-    from minigptv2.encode import collate
+    from minigptv2.encode import collate, stop_ids
     from minigptv2.images import normalize, resize_square
     from minigptv2.sample import ImagePiece, Turn
 
@@ -125,7 +125,7 @@ def plain(model, items: list[Question]) -> list[str]:
                 attention_mask=(batch.blocks >= 0).long(),
                 max_new_tokens=MAX_NEW_TOKENS,
                 do_sample=False,
-                eos_token_id=tokenizer.eos,
+                eos_token_id=sorted(stop_ids(tokenizer, model.config.prompt)),
                 pad_token_id=tokenizer.eos,
             )
         out += [tokenizer.decode(ids) for ids in written.tolist()]

@@ -211,9 +211,7 @@ def _open(
     folder: Path, device: str = "cpu", base: Path | None = None
 ) -> tuple[GroundingVLM, PromptEncoder, BoxRounding]:
     network, tokenizer = load_folder(folder, base=base)
-    config = network.config
-    encoder = PromptEncoder(tokenizer, config.prompt, network.image_tokens, config.language.max_position_embeddings)
-    return network.to(device), encoder, config.box_coding
+    return network.to(device), PromptEncoder.for_model(network, tokenizer), network.config.box_coding
 
 
 def _stream(

@@ -55,6 +55,7 @@ def info(folder: str | Path | None = None) -> str:
     patch, row = vision.image_size // model.vision.grid[0], ROW + model.image_tokens
     depth = "convolutional" if model.vision.is_convolutional else f"{len(model.vision.trunk.blocks)} blocks"
     tower = vision.timm_name or "a convolutional stem and a timm ViT"
+    family = type(model.decoder).__name__.removesuffix("ForCausalLM")  # of transformers: Llama, Mistral, Qwen2
     lora = config.lora
     adapter = f"LoRA r {lora.r}, alpha {lora.alpha}, on {', '.join(lora.targets)}" if lora.r else "none"
     stored = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -69,7 +70,7 @@ def info(folder: str | Path | None = None) -> str:
         ("tower", f"{tower}, width {model.vision.width}, {depth}"),
         (
             "language",
-            f"Llama, width {language.hidden_size}, {language.num_hidden_layers} layers, "
+            f"{family}, width {language.hidden_size}, {language.num_hidden_layers} layers, "
             f"{language.num_attention_heads} heads, vocabulary {language.vocab_size}, "
             f"context {language.max_position_embeddings}",
         ),

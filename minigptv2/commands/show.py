@@ -6,7 +6,6 @@ between « and » where there are no colours.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -16,11 +15,11 @@ from typing import Any
 
 from minigptv2.bundled import model_folder
 from minigptv2.commands.chat import escape_control_chars
-from minigptv2.config import ModelConfig, from_dict
+from minigptv2.config import ModelConfig
 from minigptv2.data.dataset import Dataset, open_dataset
 from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, SHARED_BLOCK, EncodedRow, PromptEncoder, Tokenizer
 from minigptv2.errors import UserError
-from minigptv2.files import is_file, shortened
+from minigptv2.files import shortened
 from minigptv2.sample import Sample, Turn
 from minigptv2.tasks import render
 
@@ -103,29 +102,13 @@ def _records(dataset: Dataset, first: int) -> Iterator[tuple[Sample, list, rando
 
 
 def open_prompt_encoder(folder: str | Path | None) -> tuple[PromptEncoder, ModelConfig]:
-    """The encoder of a model folder, whose weights are not read."""
-    import torch
-
+    """The encoder of a model folder, whose weights are not read. Raises UserError where a file of it is missing."""
     from minigptv2.api import BUNDLED
-    from minigptv2.model.grounding_vlm import GroundingVLM
-    from minigptv2.model.model_folder import CONFIG, TOKENIZER
+    from minigptv2.model.model_folder import build_on_meta, open_tokenizer
 
     folder = BUNDLED if folder is None else model_folder(folder)
-    for name in (CONFIG, TOKENIZER):
-        if not is_file(folder / name):
-            raise UserError(
-                f"{folder} has no {name}.",
-                f"A model folder holds {CONFIG} and {TOKENIZER}.",
-                "Name another one with --model FOLDER.",
-            )
-    try:
-        config = from_dict(ModelConfig, json.loads((folder / CONFIG).read_text(encoding="utf-8")), str(folder / CONFIG))
-        tokenizer = Tokenizer.load(folder / TOKENIZER)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise UserError(f"{folder} cannot be read: {error}", "It must be a saved model.", "Save it again.") from None
-    with torch.device("meta"):
-        places = GroundingVLM(config).image_tokens
-    return PromptEncoder(tokenizer, config.prompt, places, config.language.max_position_embeddings), config
+    model = build_on_meta(folder)
+    return PromptEncoder.for_model(model, open_tokenizer(folder, model.config)), model.config
 
 
 def conversation_text(turns: list[Turn]) -> str:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from minigptv2.boxes import BINS, BOX_TOKENS
-from minigptv2.encode import Batch, EncodedRow, Tokenizer, attention_mask, collate, split_after_images
+from minigptv2.encode import Batch, EncodedRow, Tokenizer, attention_mask, collate, split_after_images, stop_ids
 from minigptv2.model.grounding_vlm import GroundingVLM, attention_bias
 from minigptv2.model.kv_cache import new_cache
 
@@ -163,6 +163,7 @@ def _decode(
     Rows that have ended are computed no more once they are half of all.
     """
     decoder, grammar = model.decoder, grammar_of(tokenizer)
+    stops = stop_ids(tokenizer, model.config.prompt)
     rows = [Generated() for _ in range(embedded.shape[0])]
     computed = list(range(len(rows)))  # the rows still in the cache, in its order
     running = [True] * len(rows)
@@ -178,7 +179,7 @@ def _decode(
         logits[:, tokenizer.size :] = -torch.inf  # rows that fill the table up to a round number are no tokens
         chosen, probability = _choose(logits, [grammar.allowed(rows[i].ids) for i in computed])
         for i, token, chance in zip(computed, chosen, probability):
-            if running[i] and token == tokenizer.eos:
+            if running[i] and token in stops:
                 running[i], rows[i].finish_reason = False, "stop"
             elif running[i]:
                 rows[i].ids.append(token)

@@ -24,7 +24,7 @@ def build_language(config: LanguageConfig) -> nn.Module:
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     if config.hidden_size % heads or heads % shared:
         raise ValueError(f"hidden_size {config.hidden_size} must divide by {heads} heads, and they by {shared}")
-    sizes = {k: v for k, v in asdict(config).items() if k not in ("name", "rope_theta")}
+    sizes = {k: v for k, v in asdict(config).items() if k not in ("name", "rope_theta", "system_message")}
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
     return LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters=rope, attn_implementation=ATTENTION_IMPLEMENTATION))
 

@@ -244,7 +244,7 @@ def load_folder(
     weights, whole = _open_weights(folder), _base_of(folder, config, base)
     if whole is not None:
         weights = overlay(weights, _open_weights(whole))
-    tokenizer = _open_tokenizer(folder, config)
+    tokenizer = open_tokenizer(folder, config)
     lora, config.lora = config.lora, type(config.lora)()
     model = _without_weights(folder, config)
     _fill(model, weights, dtype)
@@ -401,7 +401,7 @@ def _fill_adapter(model: GroundingVLM, folder: Path) -> None:
     peft.set_peft_model_state_dict(model.language, found)
 
 
-def _open_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | HFTokenizer:
+def open_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | HFTokenizer:
     file = folder / TOKENIZER
     try:
         tokenizer = Tokenizer.load(file) if file.is_file() else HFTokenizer(folder / LANGUAGE)

@@ -80,6 +80,7 @@ def _put_together(recipe: Recipe, world: World, begun: bool) -> Path:
     if world.rank == 0 and not (begun and (folder / CONFIG).is_file()):
         name = Path(recipe.model.language.name)
         language, sizes = load_pretrained_lm(recipe.model.language.name)
+        sizes.system_message = recipe.model.language.system_message
         config = replace(recipe.model, language=sizes, lora=LoraConfig())
         if not recipe.tower:
             raise UserError(

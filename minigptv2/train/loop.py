@@ -92,9 +92,7 @@ def train_stage(recipe: Recipe, world: World) -> Path | None:
     dtype = _dtype(recipe, world)
     if recipe.quantize:
         check_quantization(recipe.quantize, world.device, dtype)
-    encoder = PromptEncoder(
-        tokenizer, model.config.prompt, model.image_tokens, model.config.language.max_position_embeddings
-    )
+    encoder = PromptEncoder.for_model(model, tokenizer)
     opened = open_mixture(recipe.data, recipe.seed, recipe.batch)
     _tell_problems(recipe, opened[0], world)
     cache = _cache(
