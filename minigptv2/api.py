@@ -226,8 +226,8 @@ class MiniGPTv2:
     # ---- questions on their way through the model ----
 
     def _chat(self, pairs: Sequence[tuple[Any, str]], max_new_tokens: int, allow_urls: bool, each: _Each) -> list:
-        from minigptv2.encode import collate
         from minigptv2.model.generate import generate, generate_shared_prefix
+        from minigptv2.packing import collate
 
         _check_room(max_new_tokens)
         opened = self._opener(allow_urls)
@@ -256,7 +256,8 @@ class MiniGPTv2:
     def _logprobs(self, triples: Sequence[tuple[Any, str, str]], allow_urls: bool, each: _Each) -> list:
         import torch
 
-        from minigptv2.encode import IGNORE_INDEX, collate
+        from minigptv2.encode import IGNORE_INDEX
+        from minigptv2.packing import collate
 
         opened = self._opener(allow_urls)
 
@@ -497,8 +498,8 @@ class Stream:
     def _write(self) -> Iterator[str]:
         import torch
 
-        from minigptv2.encode import collate
         from minigptv2.model.generate import generate_stepwise
+        from minigptv2.packing import collate
 
         model, shown = self.chat.model, ""
         batch = collate([self.row], left=True).to(model.device)

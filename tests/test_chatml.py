@@ -8,10 +8,12 @@ from PIL import Image
 
 from minigptv2 import MiniGPTv2, cli
 from minigptv2.commands.info import info
-from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, HFTokenizer, PromptEncoder, collate, pack, stop_ids
+from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, PromptEncoder, stop_ids
 from minigptv2.errors import UserError
+from minigptv2.packing import collate, pack
 from minigptv2.sample import ImagePiece, QuestionAnswer, Sample, Turn
 from minigptv2.tasks import render
+from minigptv2.tokenizer import HFTokenizer
 
 # written for these tests: ChatML, and ChatML that adds a system message where there is none, as Qwen2's template does
 PLAIN = (

@@ -5,22 +5,13 @@ import torch
 from torch.nn import functional as F
 
 from minigptv2.conversation import PROMPT_TEMPLATES
-from minigptv2.encode import (
-    IGNORE_INDEX,
-    IMAGE_TOKEN_ID,
-    SHARED_BLOCK,
-    Batch,
-    EncodedRow,
-    PromptEncoder,
-    Tokenizer,
-    attention_mask,
-    collate,
-    pack,
-)
+from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, SHARED_BLOCK, EncodedRow, PromptEncoder
 from minigptv2.errors import UserError
 from minigptv2.model.grounding_vlm import attention_bias
+from minigptv2.packing import Batch, attention_mask, collate, pack
 from minigptv2.sample import ImagePiece, QuestionAnswer, Sample, Turn
 from minigptv2.tasks import render
+from minigptv2.tokenizer import Tokenizer
 
 PLACES = 4  # visual tokens an image
 LLAMA_PROMPTS = [name for name in PROMPT_TEMPLATES if name != "chatml"]

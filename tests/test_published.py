@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 
 from minigptv2 import MiniGPTv2, UserError, cli
 from minigptv2.commands.info import activations, count, memory_to_answer, memory_to_train
-from minigptv2.encode import Tokenizer, attention_mask
 from minigptv2.model import published
 from minigptv2.model.grounding_vlm import attention_bias
 from minigptv2.model.load_report import UnfitError
 from minigptv2.model.published import convert, fit, load_published
+from minigptv2.packing import attention_mask
+from minigptv2.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = made.tokenizer_model()

@@ -27,10 +27,11 @@ from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.mixture import DataConfig, Mixture, SourceConfig
 from minigptv2.data.scenes.dataset import Scenes
 from minigptv2.data.scenes.world import draw_scene
-from minigptv2.encode import Batch, PromptEncoder
+from minigptv2.encode import PromptEncoder
 from minigptv2.errors import UserError
 from minigptv2.model.grounding_vlm import GroundingVLM
 from minigptv2.model.model_folder import load_folder
+from minigptv2.packing import Batch
 from minigptv2.sample import QuestionAnswer, Sample
 from minigptv2.train.checkpoints import Progress
 from minigptv2.train.dataloader import MicroBatch, encode_sample, open_dataloader

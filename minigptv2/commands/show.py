@@ -17,11 +17,12 @@ from minigptv2.bundled import model_folder
 from minigptv2.commands.chat import escape_control_chars
 from minigptv2.config import ModelConfig
 from minigptv2.data.dataset import Dataset, open_dataset
-from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, SHARED_BLOCK, EncodedRow, PromptEncoder, Tokenizer
+from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, SHARED_BLOCK, EncodedRow, PromptEncoder
 from minigptv2.errors import UserError
 from minigptv2.files import shortened
 from minigptv2.sample import Sample, Turn
 from minigptv2.tasks import render
+from minigptv2.tokenizer import Tokenizer
 
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
 

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from minigptv2.encode import Group, PackedLayout
+from minigptv2.packing import Group, PackedLayout
 
 ATTENTION_IMPLEMENTATION = "sdpa_packed"  # of the attention that a language model is built with
 LEAST = 1e-4  # weight at which a token that looks elsewhere is no longer told apart

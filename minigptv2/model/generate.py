@@ -13,9 +13,11 @@ from typing import Literal
 import torch
 
 from minigptv2.boxes import BINS, BOX_TOKENS
-from minigptv2.encode import Batch, EncodedRow, Tokenizer, attention_mask, collate, split_after_images, stop_ids
+from minigptv2.encode import EncodedRow, stop_ids
 from minigptv2.model.grounding_vlm import GroundingVLM, attention_bias
 from minigptv2.model.kv_cache import new_cache
+from minigptv2.packing import Batch, attention_mask, collate, split_after_images
+from minigptv2.tokenizer import Tokenizer
 
 _IN_A_BOX = frozenset("".join(BOX_TOKENS) + "0123456789")
 

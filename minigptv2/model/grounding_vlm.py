@@ -12,12 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from minigptv2.config import ModelConfig
-from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, Batch, attention_mask
+from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID
 from minigptv2.errors import UserError
 from minigptv2.model.attention import Supervision
 from minigptv2.model.language import add_lora, build_language
 from minigptv2.model.projector import Projector
 from minigptv2.model.vision import VisionTower
+from minigptv2.packing import Batch, attention_mask
 
 
 class Losses(NamedTuple):

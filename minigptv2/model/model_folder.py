@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 
 from minigptv2.config import CLIP_MEAN, CLIP_STD, ModelConfig, from_dict
-from minigptv2.encode import HFTokenizer, Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.files import TMP_SUFFIX, is_file, to_path
 from minigptv2.model.grounding_vlm import GroundingVLM
@@ -27,6 +26,7 @@ from minigptv2.model.language import load_pretrained_lm
 from minigptv2.model.load_report import LoadReport
 from minigptv2.model.meta_init import on_meta_device, set_tensor, unfilled_tensors
 from minigptv2.model.weight_files import Tensors, open_file, open_shards, overlay
+from minigptv2.tokenizer import HFTokenizer, Tokenizer
 
 WEIGHTS, CONFIG, TOKENIZER, ADAPTER = "model.safetensors", "config.json", "tokenizer.model", "adapter"
 INDEX, REPORT = "model.safetensors.index.json", "report.json"

@@ -19,7 +19,6 @@ import torch
 
 from minigptv2.boxes import BoxRounding
 from minigptv2.config import LanguageConfig, LoraConfig, ModelConfig, VisionConfig, from_dict
-from minigptv2.encode import Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.files import is_file, refuse_device
 from minigptv2.model.grounding_vlm import GroundingVLM
@@ -29,6 +28,7 @@ from minigptv2.model.meta_init import on_meta_device, set_tensor, unfilled_tenso
 from minigptv2.model.model_folder import CONFIG, TOKENIZER, check_target, save_folder
 from minigptv2.model.vision import interpolate_positions
 from minigptv2.model.weight_files import Shape, Tensors, open_file, open_shards
+from minigptv2.tokenizer import Tokenizer
 
 KNOWS = "Photographs, as far as the published MiniGPT-v2 weights know them."
 HEAD_WIDTH = 88  # of EVA ViT-g; no tensor tells the number of heads

@@ -19,10 +19,11 @@ from minigptv2.boxes import BoxRounding
 from minigptv2.config import VisionConfig
 from minigptv2.data.dataset import Dataset
 from minigptv2.data.mixture import DataConfig, Mixture, open_mixture
-from minigptv2.encode import IGNORE_INDEX, Batch, EncodedRow, PromptEncoder, collate
-from minigptv2.encode import pack as packed
+from minigptv2.encode import IGNORE_INDEX, EncodedRow, PromptEncoder
 from minigptv2.errors import UserError
 from minigptv2.images import load_square, normalize
+from minigptv2.packing import Batch, collate
+from minigptv2.packing import pack as packed
 from minigptv2.sample import Sample
 from minigptv2.tasks import render
 from minigptv2.train.attention_supervision import Targets
@@ -101,7 +102,7 @@ def open_dataloader(
     vision: of the tower; images get its size and normalisation.
     samples_per_step: of all ranks and micros of one optimizer step, batch * world * micros a step; it places first_step
     and last_step of the sources. start: position of the mixture, samples that all ranks together have had. pack: rows
-    as one (`encode.pack`) instead of padded. cache: features in place of pixels; no image is opened then. opened:
+    as one (`packing.pack`) instead of padded. cache: features in place of pixels; no image is opened then. opened:
     what `open_mixture` gave for the same data, seed and samples_per_step, where the caller has it already. targets:
     marks in the rows where their tokens should look; of use with `pack` alone.
 

@@ -16,7 +16,6 @@ from minigptv2.conversation import PROMPT_TEMPLATES, segments
 from minigptv2.data.scenes.dataset import TASKS
 from minigptv2.data.scenes.questions import QuestionWriter, scene_questions
 from minigptv2.data.scenes.world import draw_scene
-from minigptv2.encode import HFTokenizer, Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.model.grounding_vlm import GroundingVLM
 from minigptv2.model.language import load_pretrained_lm
@@ -26,6 +25,7 @@ from minigptv2.model.quantize import quantize_language
 from minigptv2.model.vision import fill_tower, normalization_notice
 from minigptv2.sample import Sample
 from minigptv2.tasks import render
+from minigptv2.tokenizer import HFTokenizer, Tokenizer
 from minigptv2.train.distributed import World
 from minigptv2.train.pretrain_vision import WEIGHTS as BACKBONE
 from minigptv2.train.recipe import RANDOM, Recipe

@@ -20,11 +20,12 @@ from typing import Any
 import torch
 
 from minigptv2.data.mixture import open_mixture
-from minigptv2.encode import PromptEncoder, Tokenizer
+from minigptv2.encode import PromptEncoder
 from minigptv2.errors import UserError
 from minigptv2.files import LOCK, atomic_write, file_lock, is_file
 from minigptv2.model.model_folder import CONFIG, save_trained
 from minigptv2.model.quantize import check_quantization
+from minigptv2.tokenizer import Tokenizer
 from minigptv2.train.attention_supervision import Targets
 from minigptv2.train.checkpoints import Progress, has_checkpoint, load_checkpoint, save_checkpoint
 from minigptv2.train.dataloader import MicroBatch, open_dataloader

@@ -57,7 +57,7 @@ class Recipe:
     after the other (gradient accumulation). lr, lowest_lr, warmup: linear for `warmup` steps, then a cosine. clip:
     largest norm of all gradients together; 0: none. precision: of products; empty: what this machine multiplies
     fastest. gradient_checkpointing: layers of the language model are computed twice, and little is kept in between.
-    compile: these layers with torch.compile, which needs a C++ compiler. pack: rows laid out as one (`encode.pack`)
+    compile: these layers with torch.compile, which needs a C++ compiler. pack: rows laid out as one (`packing.pack`)
     instead of padded. attention: weight of a second loss, which shows tokens that write a box or name a thing where in
     the image to look (`train/attention_supervision.py`); 0: none. guided_steps: until this step they are also guided:
     at first such tokens see nothing else of the image, then more and more. deepspeed: a JSON file of DeepSpeed's.

@@ -10,9 +10,10 @@ import torch
 from minigptv2.boxes import iou, parse
 from minigptv2.data.scenes.questions import scene_questions
 from minigptv2.data.scenes.world import Scene, draw_scene
-from minigptv2.encode import PromptEncoder, collate
+from minigptv2.encode import PromptEncoder
 from minigptv2.images import normalize
 from minigptv2.model.grounding_vlm import GroundingVLM
+from minigptv2.packing import collate
 from minigptv2.sample import Sample
 from minigptv2.tasks import render
 from minigptv2.train.precision import best_dtype, call_in_dtype

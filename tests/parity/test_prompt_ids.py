@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, EncodedRow, PromptEncoder, Tokenizer
+from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, EncodedRow, PromptEncoder
 from minigptv2.sample import QuestionAnswer, Sample
 from minigptv2.tasks import render
+from minigptv2.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden/prompt_ids.txt"  # UPDATE: python -m tests.parity.test_prompt_ids
 PROMPTS = ("llama2", "training", "published")
