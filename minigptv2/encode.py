@@ -1,4 +1,4 @@
-"""Samples and turns -> rows of token ids: the only place that calls a tokenizer.
+"""Turns -> rows of token ids: the only place that calls a tokenizer on a prompt.
 
 Shapes: L tokens of one row. Token ids, labels, positions and blocks are appended by the same call, so there is no
 offset to compute and nothing is tokenized twice.
@@ -21,13 +21,14 @@ IGNORE_INDEX = -100  # the label of a token without a loss
 
 @dataclass
 class EncodedRow:
-    """One row. ids: IMAGE_TOKEN_ID where a visual token goes; labels: the id itself where supervised, else
-    IGNORE_INDEX.
+    """One row of L tokens.
 
-    target_tokens: the visual tokens, by their number in the image, that a token should look at in training; () for
-    most. positions restart after the shared block; blocks: SHARED, or the number of the exchange a token belongs to
-    (one block alone: an ordinary causal row). images: what `images.open_image` takes, in the order of their places.
-    dropped_turns: how many of the oldest questions, each with its answer, are not in the row, as the context is full.
+    ids: IMAGE_TOKEN_ID at the position of a visual token. labels: the id itself where supervised, else IGNORE_INDEX.
+    blocks: SHARED_BLOCK, or 1, 2, ... for the independent question that a token belongs to; a row with SHARED_BLOCK
+    alone is causal. positions: those of a block continue those of the shared block.
+    target_tokens: indices of the visual tokens that a token should attend to in training; () for most tokens.
+    images: what `images.open_image` takes, in order. dropped_turns: how many of the oldest questions, each with its
+    answer, were dropped to fit the context.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -39,6 +40,7 @@ class EncodedRow:
     dropped_turns: int = 0
 
     def add(self, ids: Sequence[int], supervised: bool = False, block: int = SHARED_BLOCK) -> None:
+        """Append tokens of one block, with their labels and positions."""
         if self.blocks and self.blocks[-1] == block:
             start = self.positions[-1] + 1
         else:
@@ -91,64 +93,65 @@ class PromptEncoder:
         return cls(tokenizer, model.config.prompt, model.image_tokens, context, language.system_message)
 
     def encode(self, turns: Sequence[Turn], room: int = 0) -> EncodedRow:
-        """One conversation as one row that fits the context with `room` tokens to spare.
+        """One conversation as one causal row. room: tokens of the context to leave free for the answer.
 
-        The oldest turns are dropped where it does not fit, never the image or the last question; UserError where
-        those alone are too long.
+        Where the row does not fit the context, the oldest questions with their answers are dropped, never an image or
+        the last question. Raises UserError where these alone are too long.
         """
-        kept, dropped = list(turns), 0
+        remaining, dropped = list(turns), 0
         while True:
             row = EncodedRow(dropped_turns=dropped)
-            for segment in segments(kept, self.template):
+            for segment in segments(remaining, self.template):
                 self._append(row, segment, SHARED_BLOCK)
             if len(row) + room <= self.context:
                 return row
-            shorter = _without_oldest(kept)
+            shorter = _without_oldest(remaining)
             if shorter is None:
-                to_come = f", and {room} for the answer" if room else ""
+                for_answer = f", and {room} for the answer" if room else ""
                 raise UserError(
-                    f"The instruction is too long: {len(row)} tokens with its image{to_come}.",
+                    f"The instruction is too long: {len(row)} tokens with its image{for_answer}.",
                     f"The model's context is {self.context} tokens.",
-                    "Shorten it, or lower max_new_tokens." if room else "Shorten it, or the answer that was given.",
+                    "Shorten it, or lower max_new_tokens." if room else "Shorten it, or the given answer.",
                 )
-            kept, dropped = shorter, dropped + 1
+            remaining, dropped = shorter, dropped + 1
 
     def encode_independent_answers(self, turns: Sequence[Turn]) -> EncodedRow:
-        """Independent exchanges about one image in one row, as if each were asked alone; the image is shared.
+        """Independent questions about the same images, with their answers, in one row: each has the ids, positions and
+        loss that it has alone, and the images are encoded once.
 
-        A token sees the shared block and what precedes it in its own block:
+        A token attends to the shared block and to the tokens before it in its own block:
 
             keys ->        <s>[INST]<Img> image | question 1, answer 1 | question 2, answer 2
             shared                 causal       |          .           |          .
-            exchange 1             all          |        causal        |          .
-            exchange 2             all          |          .           |        causal
+            block 1                all          |        causal        |          .
+            block 2                all          |          .           |        causal
 
-        UserError where one exchange and the image are longer than the context; their sum may be.
+        Raises ValueError unless all images stand at the head of the first turn, and UserError where the images and one
+        question with its answer are longer than the context; the whole row may be longer.
         """
         row, block = EncodedRow(), SHARED_BLOCK
         if not turns or turns[0].role != "user":
             raise ValueError("The first turn must be the user's.")
-        words = [p for p in turns[0].pieces if not isinstance(p, ImagePiece)]
-        later = [p for t in turns[1:] for p in t.pieces if isinstance(p, ImagePiece)]
-        if list(turns[0].pieces[len(turns[0].pieces) - len(words) :]) != words or later:
-            raise ValueError("The images of exchanges side by side must stand at the head of the first turn.")
-        images = [p for p in turns[0].pieces if isinstance(p, ImagePiece)]
+        images = [p for t in turns for p in t.pieces if isinstance(p, ImagePiece)]
+        if list(turns[0].pieces[: len(images)]) != images:
+            raise ValueError("The images of independent questions must stand at the head of the first turn.")
         head = segments(turns[:1], self.template)
         shared = _shared_segments(head)
         for segment in head[:shared]:
             self._append(row, segment, SHARED_BLOCK)
         for turn in turns:
-            alone = segments([turn], self.template)
             if turn.role == "user":
                 block += 1
                 texts = [p for p in turn.pieces if isinstance(p, str)]
-                alone = segments([Turn("user", (*images, *texts))], self.template)[shared:]
-            for segment in alone:
+                own = segments([Turn("user", (*images, *texts))], self.template)[shared:]
+            else:
+                own = segments([turn], self.template)
+            for segment in own:
                 self._append(row, segment, block)
         longest = 1 + max(row.positions)
         if longest > self.context:
             raise UserError(
-                f"An exchange is too long: {longest} tokens with its image.",
+                f"A question with its answer is too long: {longest} tokens with its image.",
                 f"The model's context is {self.context} tokens.",
                 "Shorten it.",
             )
@@ -165,17 +168,17 @@ class PromptEncoder:
 
 
 def _shared_segments(head: Sequence[Segment]) -> int:
-    """How many segments of a first user turn all exchanges share: up to the last image; without one, the control
+    """How many segments of the first user turn all questions share: up to the last image; without one, the control
     tokens before the first text."""
     images = [i for i, segment in enumerate(head) if segment.kind == "image"]
     return images[-1] + 1 if images else next(i for i, segment in enumerate(head) if segment.kind == "text")
 
 
 def _without_oldest(turns: list[Turn]) -> list[Turn] | None:
-    """The conversation without its oldest question and answer, images kept; None when only the last is left."""
-    asked = [i for i, t in enumerate(turns) if t.role == "user"]
-    if len(asked) < 2:
+    """The conversation without its oldest question and answer, all images kept; None where one question is left."""
+    questions = [i for i, t in enumerate(turns) if t.role == "user"]
+    if len(questions) < 2:
         return None
-    images = tuple(p for t in turns[: asked[1]] for p in t.pieces if isinstance(p, ImagePiece))
-    first, *rest = turns[asked[1] :]
+    images = tuple(p for t in turns[: questions[1]] for p in t.pieces if isinstance(p, ImagePiece))
+    first, *rest = turns[questions[1] :]
     return [Turn("user", (*images, *first.pieces)), *rest]

@@ -12,19 +12,22 @@ from minigptv2.errors import UserError
 
 
 class Tokenizer:
-    """A SentencePiece model: text to pieces, never to a control token, whatever the text holds."""
+    """A SentencePiece model.
+
+    size: number of tokens. bos, eos: ids of the control tokens that begin and end a text.
+    """
 
     def __init__(self, model: bytes):
-        """model: the bytes of a `tokenizer.model`. Raises ValueError or RuntimeError where they are none."""
+        """model: the bytes of a `tokenizer.model`. Raises ValueError or RuntimeError for other bytes."""
         import sentencepiece
 
-        if not model:  # sentencepiece itself would open it and log an error at every call
+        if not model:  # sentencepiece would open it, and log an error at every call
             raise ValueError("it is empty")
         self.model = model
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.bos, self.eos = self._pieces.bos_id(), self._pieces.eos_id()
         self.size = self._pieces.get_piece_size()
-        if min(self.bos, self.eos) < 0:  # -1 stands for "has none", and is IMAGE_TOKEN_ID here
+        if min(self.bos, self.eos) < 0:  # -1 means that there is none; it is also IMAGE_TOKEN_ID
             raise ValueError("it has no token for the beginning or the end of a text")
 
     @classmethod
@@ -35,9 +38,11 @@ class Tokenizer:
         file.write_bytes(self.model)
 
     def encode(self, text: str) -> list[int]:
+        """A control token's name in the text is encoded as these characters."""
         return self._pieces.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
+        """The text of the tokens, without bos and eos."""
         return self._pieces.decode([i for i in ids if i not in (self.bos, self.eos)])
 
     def control_id(self, name: str) -> int:
@@ -53,18 +58,18 @@ class Tokenizer:
         return self._pieces.id_to_piece(index)
 
     def words(self, index: int) -> str:
-        """The text of one token, with a space where it begins a word; the name of a control token or of a byte."""
+        """The text of one token, with a space where it begins a word; of a control token or a byte, its name."""
         return self.piece(index).replace("▁", " ")
 
 
 class HFTokenizer:
-    """A tokenizer of transformers, for language models without a SentencePiece file (Qwen); used like `Tokenizer`.
+    """A tokenizer of transformers, for language models without a SentencePiece file such as Qwen's.
 
-    Where the family has no token for the beginning of a text, the one that separates texts stands in for it.
+    bos: where the family has none, its padding token, or else its eos.
     """
 
     def __init__(self, folder: str | Path):
-        """folder: where the files are, or a hub's name. Raises ValueError or OSError where there is none."""
+        """folder: with the tokenizer's files, or a hub's name. Raises ValueError or OSError where there is none."""
         from transformers import AutoTokenizer
 
         self._own = AutoTokenizer.from_pretrained(folder)
@@ -77,17 +82,17 @@ class HFTokenizer:
         self._control_ids = {self.bos, self.eos, *special}
 
     def save(self, file: Path) -> None:
-        """file: a folder, which gets several."""
+        """file: a folder; several files are written to it."""
         self._own.save_pretrained(file)
 
     def encode(self, text: str) -> list[int]:
-        """A control token's name in the text stays text."""
+        """A control token's name in the text is encoded as these characters."""
         return self._own.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the tokens; control tokens have none."""
-        kept = [i for i in ids if i not in self._control_ids]
-        return self._own.decode(kept, clean_up_tokenization_spaces=False).strip(" ")
+        text_ids = [i for i in ids if i not in self._control_ids]
+        return self._own.decode(text_ids, clean_up_tokenization_spaces=False).strip(" ")
 
     def control_id(self, name: str) -> int:
         """The id of "bos", "eos" or a control token by its name. Raises UserError where the tokenizer has none."""
@@ -106,6 +111,7 @@ class HFTokenizer:
 
 
 def no_control_token(name: str) -> UserError:
+    """The error of a prompt template that does not fit the tokenizer."""
     return UserError(
         f"The tokenizer has no control token {name}.",
         "The prompt template needs it; chatml is for models such as Qwen2 and SmolLM2.",

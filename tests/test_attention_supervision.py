@@ -9,7 +9,7 @@ from minigptv2.boxes import Box
 from minigptv2.data.scenes.dataset import Scenes
 from minigptv2.encode import IMAGE_TOKEN_ID, PromptEncoder
 from minigptv2.model import attention
-from minigptv2.model.attention import LEAST, supervised
+from minigptv2.model.attention import MIN_MASS, supervised
 from minigptv2.packing import REPEAT_WEIGHT, pack
 from minigptv2.sample import ImagePiece, Phrase, QuestionAnswer, Sample, Turn
 from minigptv2.tasks import render
@@ -138,7 +138,7 @@ def test_what_is_missed_is_the_weight_that_falls_elsewhere(marked):
         for row, looks in zip(rows, kept):
             row.target_tokens = [change(one) if one else () for one in looks]
         found.append(_missed(network, rows, features))
-    there, elsewhere, all_of_them = ((-m).exp() - LEAST for m in found)
+    there, elsewhere, all_of_them = ((-m).exp() - MIN_MASS for m in found)
     layers = len(network.decoder.model.layers)
     assert len(there) == sum(bool(one) for looks in kept for one in looks) * sum(
         network.config.language.num_attention_heads * supervised(i, layers) for i in range(layers)

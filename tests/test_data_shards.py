@@ -303,7 +303,7 @@ def test_a_shard_that_changes_while_it_is_read_is_told(tmp_path):
 
 def test_what_only_looks_like_an_image_is_told(tmp_path):
     (tmp_path / "a").write_bytes(b"no image!!")
-    with pytest.raises(UserError, match="at byte 0 is no image"):
+    with pytest.raises(UserError, match="at byte 0 is not an image"):
         open_image(TarImage(str(tmp_path / "a"), 0, 10))
     with (tmp_path / "a").open() as text, pytest.raises(UserError, match="is open as text"):
         open_image(text)

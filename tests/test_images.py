@@ -284,8 +284,8 @@ def test_tensors_that_are_no_images():
 
     refused(torch.zeros(3, 20, 3), "channels first or last")
     refused(torch.zeros(1, 3, 20, 20), "batch")
-    refused(torch.zeros(5), "no shape")
-    refused(torch.zeros(2, 5, 5), "no shape")
+    refused(torch.zeros(5), "not have the shape")
+    refused(torch.zeros(2, 5, 5), "not have the shape")
     refused(torch.full((3, 20, 20), 255.0), "255")
     refused(torch.full((3, 20, 20), float("nan")), "nan")
     refused(torch.zeros(3, 20, 20, dtype=torch.int64), "int64")
@@ -341,7 +341,7 @@ def test_missing_file_and_folder(tmp_path):
     refused("a\0b.png", "cannot be opened")
     refused("a" * 5000, "cannot be opened")
     refused("https://example.com/a.jpg", "downloaded")
-    refused("/dev/null", "no ordinary file")
+    refused("/dev/null", "not an ordinary file")
 
 
 def test_not_permitted(tmp_path, monkeypatch):

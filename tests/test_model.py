@@ -101,7 +101,7 @@ def test_visual_tokens_take_their_places_in_order():
     expected[0, 1:3], expected[0, 4:6], expected[1, 3:5] = visual
     torch.testing.assert_close(model.embed(ids, visual), expected, atol=0, rtol=0)
     for wrong in (None, visual[:2], torch.cat([visual, visual])):
-        with pytest.raises(ValueError, match="places for visual tokens"):
+        with pytest.raises(ValueError, match="positions for visual tokens"):
             model.embed(ids, wrong)
 
 

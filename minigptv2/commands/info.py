@@ -1,18 +1,18 @@
 """`minigptv2 info`: sizes of a model, parameters of each part, and the memory that answering and training need.
 
-Everything is calculated from config.json; no weights are read. GB: 10^9 bytes.
+All numbers are calculated from config.json; no weights are read. GB: 10^9 bytes.
 
 Memory to answer, for one conversation as long as the context:
-    weights  parameters x bytes of their number format. 8 and 4 bits are those of the language model's linear layers,
-             one 32-bit scale more for each row (8 bits) or each 64 weights (4 bits); everything else is in 16 bits.
-    cache    2 x layers x key heads x width of a head x context x bytes of a number (2, or 4 in float32)
+    weights  parameters x bytes of their number format. 8 and 4 bits: the language model's linear layers, with one
+             32-bit scale for each row (8 bits) or each 64 weights (4 bits); all other weights are in 16 bits.
+    cache    2 x layers x key-value heads x width of a head x context x bytes of a number (2, or 4 in float32)
 Memory to train, without activations:
-    trained  16 bytes a parameter: weight, gradient and both moments of AdamW in float32
-    frozen   2 bytes a parameter; with QLoRA the linear layers of the language model in 4 bits as above
-Activations, for each row of `ROW` text tokens and an image, with gradient checkpointing:
-    T x (2 x layers x width + 2 x (8 x width + 3 x inner width) + 10 x vocabulary) bytes, T the row's tokens: the inputs
-    of all layers, what is inside one of them, and logits with their gradient.
-What Python and the GPU's libraries take for themselves comes on top: about 1 GB.
+    trained  16 bytes per parameter: weight, gradient and both moments of AdamW in float32
+    frozen   2 bytes per parameter; with QLoRA the linear layers of the language model in 4 bits as above
+Activations of a row of `ROW` text tokens and an image, with gradient checkpointing, in bytes, T the row's tokens:
+    T x (2 x layers x width + 2 x (8 x width + 3 x inner width) + 10 x vocabulary): the inputs of all layers, the
+    activations inside one of them, and logits with their gradient.
+Python and the GPU's libraries need about 1 GB more.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PARTS = ("tower", "projector", "language", "adapter")
 
 @dataclass
 class ParameterCounts:
-    """Parameters of each part. linear: those of the language model's linear layers, rows: their output rows."""
+    """Parameters of each part. linear: of the language model's linear layers; rows: output rows of these layers."""
 
     tower: int
     projector: int
@@ -45,7 +45,7 @@ class ParameterCounts:
 
 
 def info(folder: str | Path | None = None) -> str:
-    """What `minigptv2 info` prints. Raises UserError where the folder is no model."""
+    """The text that `minigptv2 info` prints. Raises UserError where the folder is not a model."""
     from minigptv2.model.model_folder import build_on_meta
 
     folder = BUNDLED if folder is None else model_folder(folder)
@@ -89,7 +89,7 @@ def info(folder: str | Path | None = None) -> str:
 
 
 def count(model) -> ParameterCounts:
-    """The parameters of a GroundingVLM, with weights or without. A tensor under two names is counted once."""
+    """The parameters of a GroundingVLM, with or without weights. A tensor with two names is counted once."""
     from torch import nn
 
     def size(module) -> int:
@@ -126,7 +126,7 @@ def memory_to_answer(config: ModelConfig, counts: ParameterCounts) -> dict[str, 
 
 
 def memory_to_train(config: ModelConfig, counts: ParameterCounts) -> dict[str, float]:
-    """Bytes by recipe, without activations. Where there is no adapter, one of the published size is counted."""
+    """Bytes by recipe, without activations. For a model without an adapter, one of the published size is counted."""
     language, adapter = config.language, counts.adapter
     if not adapter:
         shared = language.hidden_size // language.num_attention_heads * language.num_key_value_heads
@@ -140,7 +140,7 @@ def memory_to_train(config: ModelConfig, counts: ParameterCounts) -> dict[str, f
 
 
 def activations(config: ModelConfig, tokens: int) -> float:
-    """Bytes for one row of so many tokens, with gradient checkpointing."""
+    """Bytes for one row of this many tokens, with gradient checkpointing."""
     language = config.language
     inside = 2 * (8 * language.hidden_size + 3 * language.intermediate_size)
     inputs = 2 * language.num_hidden_layers * language.hidden_size
