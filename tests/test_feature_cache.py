@@ -64,7 +64,7 @@ def files(tmp_path) -> Files:
     for number in range(12):
         noise = np.random.default_rng(number).integers(0, 255, (70, 80, 3), np.uint8)
         Image.fromarray(noise).save(folder / f"{number}.png")
-    (folder / "13.png").write_bytes(b"no image")
+    (folder / "13.png").write_bytes(b"not an image")
     return Files(folder, 14)
 
 
@@ -109,7 +109,7 @@ def test_every_image_of_every_source_is_kept_and_equals_the_computed_one(tower, 
             cache[sample.image].float(), computed(tower, sample.image).float(), atol=2e-2, rtol=0
         )
         assert cache[sample.image].shape == (16, 32) and cache[sample.image].dtype == torch.float16
-    for number, reason in ((12, "does not exist"), (13, "no image")):
+    for number, reason in ((12, "does not exist"), (13, "not an image")):
         with pytest.raises(UserError, match=reason):
             cache[files[number].image]
     with pytest.raises(UserError, match="not in the feature cache"):
