@@ -62,9 +62,10 @@ class VisionConfig:
 
 @dataclass
 class LanguageConfig:
-    """A Llama causal language model; the names are those of transformers' LlamaConfig. rope_theta: the longest
-    wavelength of its rotary positions, divided by 2 pi. name: a folder or a hub's name of a Llama, Mistral or Qwen to
-    take instead, with its weights and tokenizer; the sizes are then its own. system_message: text before the first turn
+    """A Llama causal language model; the names are those of transformers' LlamaConfig.
+
+    rope_theta: base of the rotary position embedding. name: a folder or a hub's name of a Llama, Mistral or Qwen model
+    to use instead, with its weights and tokenizer; it then gives the sizes. system_message: text before the first turn
     of every conversation; only the prompt chatml has one."""
 
     vocab_size: int = 1024
