@@ -93,8 +93,7 @@ class MiniGPTv2:
         self.quantize: Quantization | None = quantize
         self.network: GroundingVLM = cast(network.eval(), self.dtype).to(self.device)
         self.tokenizer, self.config = tokenizer, network.config
-        context = self.config.language.max_position_embeddings
-        self.encoder = PromptEncoder(tokenizer, self.config.prompt, network.image_tokens, context)
+        self.encoder = PromptEncoder.for_model(network, tokenizer)
 
     def __repr__(self) -> str:
         side, dtype = self.config.vision.image_size, str(self.dtype).removeprefix("torch.")
@@ -324,8 +323,8 @@ class MiniGPTv2:
     def _chat(
         self, pairs: Sequence[tuple[Any, str]], max_new_tokens: int, allow_urls: bool, each: _Each
     ) -> list[Answer | UserError]:
-        from minigptv2.encode import collate
         from minigptv2.model.generate import generate, generate_shared_prefix
+        from minigptv2.packing import collate
 
         _check_max_new_tokens(max_new_tokens)
         open_once = self._opener(allow_urls)
@@ -355,7 +354,8 @@ class MiniGPTv2:
     ) -> list[list[TokenLogprob] | UserError]:
         import torch
 
-        from minigptv2.encode import IGNORE_INDEX, collate
+        from minigptv2.encode import IGNORE_INDEX
+        from minigptv2.packing import collate
 
         open_once = self._opener(allow_urls)
 
@@ -440,8 +440,10 @@ class MiniGPTv2:
         with torch.inference_mode():
             encoded: Iterator[torch.Tensor] = iter(())
             if new:
+                vision = self.config.vision
                 pixels = torch.from_numpy(np.stack([np.asarray(i.square) for i in new]))
-                encoded = iter(self.network.encode_images(normalize(pixels).to(self.device, self.dtype)))
+                pixels = normalize(pixels, vision.image_mean, vision.image_std)
+                encoded = iter(self.network.encode_images(pixels.to(self.device, self.dtype)))
             visual = torch.stack([i.visual if isinstance(i, EncodedImage) else next(encoded) for i in distinct])
         return visual[[index[id(i)] for i in images]]
 
@@ -608,8 +610,8 @@ class Stream:
     def _generate(self) -> Iterator[str]:
         import torch
 
-        from minigptv2.encode import collate
         from minigptv2.model.generate import generate_stepwise
+        from minigptv2.packing import collate
 
         model, shown = self.chat.model, ""
         batch = collate([self.row], left=True).to(model.device)

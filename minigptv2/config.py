@@ -28,6 +28,11 @@ _EXAMPLES = "minigptv2 train --help and minigptv2 eval --help say where examples
 # ---- the model: what config.json of a saved folder holds ----
 
 
+# Source: https://github.com/openai/CLIP/blob/main/clip/clip.py
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
 @dataclass
 class VisionConfig:
     """The vision tower: a timm model by its name, or a small ViT of timm behind a convolutional stem."""
@@ -38,6 +43,11 @@ class VisionConfig:
     """Arguments of timm.create_model, such as {depth: 39}."""
     image_size: int = 448
     """Side of the square image that the tower sees, in pixels."""
+    image_mean: tuple[float, ...] = ()
+    """Mean of red, green and blue, each 0 to 1: pixels become (value / 255 - image_mean) / image_std. Empty: what timm
+    gives for timm_name, or CLIP's without one; the tower fills it in when it is built."""
+    image_std: tuple[float, ...] = ()
+    """Standard deviation of red, green and blue; empty: as for image_mean."""
     width: int = 256
     """Channels of a patch."""
     depth: int = 8
@@ -54,6 +64,15 @@ class VisionConfig:
     """Strides of these convolutions. A patch is product(stem_strides) * stem_patch pixels wide."""
     stem_patch: int = 1
     """Patch size of the ViT behind the stem, in cells of the stem's output."""
+
+    def __post_init__(self) -> None:
+        sizes = len(self.image_mean), len(self.image_std)
+        if sizes not in ((0, 0), (3, 3)) or any(value <= 0 for value in self.image_std):
+            raise UserError(
+                f"image_mean is {list(self.image_mean)} and image_std is {list(self.image_std)}.",
+                "Both have three numbers, those of image_std over 0; or both are empty.",
+                "Correct them, or remove both to take those of the tower's timm model.",
+            )
 
 
 @dataclass
@@ -83,6 +102,8 @@ class LanguageConfig:
     name: str = ""
     """A folder, or a hub name, of a Llama, Mistral or Qwen to use with its weights and tokenizer; the sizes are then
     its own."""
+    system_message: str = ""
+    """Text before the first turn of every conversation. Of the prompts only chatml has one."""
 
 
 @dataclass

@@ -1,80 +1,145 @@
-"""Turns -> segments: what each family of language models puts around a user's and an assistant's words.
+r"""Turns -> segments: what each family of language models puts around the text of a user and of an assistant.
 
-Source: LLaMA-2-chat's `[INST]` format as MiniGPT-v2 uses it; the image stands between `<Img>` and `</Img>`.
+Each segment of text is tokenized by itself. Control tokens are segments of their own, so a user's text never becomes
+one: "<|im_start|>" in a question is encoded as these characters.
 
-Each segment of text is tokenized by itself and so begins with SentencePiece's space. The published system asked its
-weights (`published`) otherwise than it trained them (`training`), here about an image, with `|` between segments:
+Sources: LLaMA-2-chat's `[INST]` format as MiniGPT-v2 uses it; the image is between `<Img>` and `</Img>`. ChatML, the
+format of Qwen2 and SmolLM2: their `chat_template`, without the system message that these two add by default.
+
+MiniGPT-v2's published code used one format in training (`training`) and another in evaluation (`published`). About an
+image, with `|` between segments:
 
     llama2     <s>|[INST] <Img>|image|</Img> one [/INST]|answer|</s>|<s>|[INST] two [/INST]|
     training   <s>|[INST] <Img>|image|</Img> one  [/INST]|answer|</s>|<s>|[INST] two  [/INST]|
     published  <s>|<s>|[INST] <Img>|image|</Img> one [/INST]answer|<s>|[INST] two [/INST]|
+    chatml     <|im_start|>|user\n<Img>|image|</Img> one|<|im_end|>|\n|<|im_start|>|assistant\n|answer|<|im_end|>|\n|
+               <|im_start|>|user\ntwo|<|im_end|>|\n|<|im_start|>|assistant\n|
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from minigptv2.sample import ImagePiece, Turn
 
 
 @dataclass(frozen=True)
+class ControlToken:
+    """A token that no text gives. name: the tokenizer's name for it; "bos" and "eos" are those of any tokenizer."""
+
+    name: str
+
+
+BOS, EOS = ControlToken("bos"), ControlToken("eos")
+Parts = tuple[str | ControlToken, ...]
+
+
+@dataclass(frozen=True)
 class PromptTemplate:
-    """The text around a user's turn and around each image.
+    """What stands around each user turn, each image and each answer. Text that is adjacent becomes one segment.
 
-    first_bos: how many BOS the conversation begins with; each later turn of the user begins with one.
-    answers_in_prompt: an answer that another question follows is one segment with the question before it, without EOS,
-    and no loss is taken over it; else every answer is a segment of its own and ends with EOS, as the last one always
-    does."""
+    conversation_open: before everything else. system_open, system_close: around system_message, before the first user
+    turn; both empty where the format has no system message. answer_close: ends every answer; generation stops there,
+    and the loss includes it. after_answer: between an answer and the next user turn.
+    answers_in_prompt: an answer that another question follows is appended to the question before it, without
+    answer_close and without a loss.
+    """
 
-    user_open: str
-    user_close: str
-    image_open: str
-    image_close: str
-    first_bos: int = 1
+    user_open: Parts
+    user_close: Parts
+    answer_close: ControlToken
+    conversation_open: Parts = ()
+    after_answer: Parts = ()
+    system_open: Parts = ()
+    system_close: Parts = ()
+    system_message: str = ""
+    image_open: str = "<Img>"
+    image_close: str = "</Img> "
     answers_in_prompt: bool = False
 
+    @property
+    def opening(self) -> Parts:
+        """What stands before the first user turn."""
+        system = (*self.system_open, self.system_message, *self.system_close) if self.system_message else ()
+        return (*self.conversation_open, *system)
 
-Prompt = Literal["llama2", "minigptv2-train", "minigptv2-eval"]
-_LLAMA2 = PromptTemplate("[INST] ", " [/INST]", "<Img>", "</Img> ")
+    @property
+    def control_tokens(self) -> set[str]:
+        """Names of all control tokens of the format."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        parts = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+        return {part.name for part in parts if isinstance(part, ControlToken)}
+
+
+Prompt = Literal["llama2", "minigptv2-train", "minigptv2-eval", "chatml"]
+_LLAMA2 = PromptTemplate((BOS, "[INST] "), (" [/INST]",), EOS)
+_IM_START, _IM_END = ControlToken("<|im_start|>"), ControlToken("<|im_end|>")
 PROMPT_TEMPLATES: dict[Prompt, PromptTemplate] = {
     "llama2": _LLAMA2,
     # what the published weights were trained with, and what their published numbers were measured with
-    "minigptv2-train": replace(_LLAMA2, user_close="  [/INST]"),
-    "minigptv2-eval": replace(_LLAMA2, first_bos=2, answers_in_prompt=True),
+    "minigptv2-train": replace(_LLAMA2, user_close=("  [/INST]",)),
+    "minigptv2-eval": replace(_LLAMA2, conversation_open=(BOS,), answers_in_prompt=True),
+    "chatml": PromptTemplate(
+        user_open=(_IM_START, "user\n"),
+        user_close=(_IM_END, "\n", _IM_START, "assistant\n"),
+        answer_close=_IM_END,
+        after_answer=("\n",),
+        system_open=(_IM_START, "system\n"),
+        system_close=(_IM_END, "\n"),
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of one kind. text: tokenized by itself. supervised: the loss is taken over its tokens."""
+    """A run of one kind. text: tokenized by itself. control: the name of a control token. supervised: the loss is
+    taken over its tokens."""
 
-    kind: Literal["text", "image", "bos", "eos"]
+    kind: Literal["text", "image", "control"]
     text: str = ""
     image: ImagePiece | None = None
+    control: str = ""
     supervised: bool = False
 
 
-def segments(turns: Sequence[Turn], wrapper: PromptTemplate) -> list[Segment]:
-    """The segments of a conversation, in order. A user's words never change its structure: they are text only."""
+def segments(turns: Sequence[Turn], template: PromptTemplate) -> list[Segment]:
+    """The segments of a conversation, in order."""
     out: list[Segment] = []
     last_question = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=0)
     for number, turn in enumerate(turns):
-        if turn.role == "assistant" and out and wrapper.answers_in_prompt and number < last_question:
+        if turn.role == "assistant" and out and template.answers_in_prompt and number < last_question:
             out[-1] = Segment("text", out[-1].text + "".join(turn.pieces).strip())
-            continue
-        if turn.role == "assistant":
+        elif turn.role == "assistant":
             out += [Segment("text", piece, supervised=True) for piece in turn.pieces]
-            out.append(Segment("eos", supervised=True))
-            continue
-        out += [Segment("bos")] * (1 if out else wrapper.first_bos)
-        text = wrapper.user_open
-        for piece in turn.pieces:
-            if isinstance(piece, ImagePiece):
-                out += [Segment("text", text + wrapper.image_open), Segment("image", image=piece)]
-                text = wrapper.image_close
-            else:
-                text += piece
-        out.append(Segment("text", text + wrapper.user_close))
+            out.append(Segment("control", control=template.answer_close.name, supervised=True))
+        else:
+            before = template.after_answer if out else template.opening
+            out += _joined([*before, *_user_parts(turn, template)])
     return out
+
+
+def _user_parts(turn: Turn, template: PromptTemplate) -> Iterator[str | ControlToken | ImagePiece]:
+    yield from template.user_open
+    for piece in turn.pieces:
+        yield from (template.image_open, piece, template.image_close) if isinstance(piece, ImagePiece) else (piece,)
+    yield from template.user_close
+
+
+def _joined(parts: Iterable[str | ControlToken | ImagePiece]) -> Iterator[Segment]:
+    """The parts as segments, without a loss; texts side by side are one segment."""
+    text = ""
+    for part in parts:
+        if isinstance(part, str):
+            text += part
+            continue
+        if text:
+            yield Segment("text", text)
+        text = ""
+        if isinstance(part, ImagePiece):
+            yield Segment("image", image=part)
+        else:
+            yield Segment("control", control=part.name)
+    if text:
+        yield Segment("text", text)

@@ -1,6 +1,6 @@
-"""Images: any source -> upright RGB -> a square of pixels -> the vision model's tensor.
+"""Images: any source -> upright RGB -> a square of pixels -> the vision tower's tensor.
 
-Pillow decodes. torch is imported by `normalize` alone, so that the command line can look at images without it.
+Pillow decodes. Only `normalize` imports torch, so that the command line can open images without it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +29,7 @@ from minigptv2.files import is_dir, shorten, to_path
 if TYPE_CHECKING:
     import torch
 
-# CLIP's, https://github.com/openai/CLIP/blob/main/clip/clip.py
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-
-# Pillow's name of each format read -> its suffixes. EPS is left out on purpose: Pillow runs Ghostscript on it.
+# Pillow's name of each format that is read -> its suffixes. Not EPS, because Pillow runs Ghostscript on it.
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -47,7 +43,7 @@ FORMATS = {
     "ICO": (".ico",),
 }
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-# where Pillow's default settings stop; checked here too, as a program may have switched Pillow's own check off
+# Pillow's default limit; checked here as well, because a program may have turned Pillow's check off
 MAX_PIXELS = 2 * (1024**3 // 4 // 3)
 
 # what Pillow's decoders raise on corrupt data; UnidentifiedImageError is an OSError
@@ -86,10 +82,10 @@ _FORMATS_READ = f"These formats are read: {', '.join(FORMATS)}."
 
 @runtime_checkable
 class LazyImage(Protocol):
-    """An image of a data set that is drawn, or read out of an archive, only when it is needed.
+    """An image of a data set that is drawn, or read from an archive, only when it is needed.
 
-    key: names it among all images of all sources, for messages and for the feature cache; another image has another
-    key. open: anything that `open_image` takes.
+    key: unique among all images of all data sets; for messages and for the feature cache. open: returns anything that
+    `open_image` takes.
     """
 
     key: str
@@ -102,12 +98,12 @@ def open_image(source: Any, at_least: int = 0, allow_urls: bool = False) -> Imag
 
     source: a path, the bytes of a file, a binary file object, a Pillow image, a `LazyImage`, an array [H, W],
     [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA) of uint8, uint16, bool, or floats 0..1, or a torch tensor of these
-    shapes and types or with its channels first. With allow_urls also an http or https address, of a public host alone;
-    see `web_image`. A file object is read from its beginning where it can be rewound, and is left where it was.
+    shapes and types or with its channels first. allow_urls: also an http or https address of a public host; see
+    `web_image`. A seekable file object is read from its beginning, and its position is restored.
 
-    The EXIF orientation is applied, an animation gives its first frame, transparency becomes white, deep grey is scaled
-    to 8 bits by its depth. at_least: if over 0, a JPEG may come out at a half, a quarter or an eighth of its size, no
-    side below so many pixels; it is decoded faster so. Raises UserError, whatever the source.
+    The EXIF orientation is applied, an animation gives its first frame, transparency becomes white, and grey of more
+    than 8 bits is scaled to 8 by its depth. at_least: if over 0, a JPEG may be decoded, faster, at a half, a quarter or
+    an eighth of its size, with no side shorter than this many pixels. Raises UserError for every bad source.
     """
     source = _read(source, allow_urls)
     if isinstance(source, str | os.PathLike):
@@ -126,7 +122,7 @@ def open_image(source: Any, at_least: int = 0, allow_urls: bool = False) -> Imag
         return _from_tensor(source)
     if isinstance(source, LazyImage) and not isinstance(source, type):
         opened = source.open()
-        if isinstance(opened, bytes):  # named by where they came from
+        if isinstance(opened, bytes):  # the message names their source
             return _decode(io.BytesIO(opened), str(source), at_least)
         return open_image(opened, at_least)
     raise UserError(
@@ -138,7 +134,7 @@ def open_image(source: Any, at_least: int = 0, allow_urls: bool = False) -> Imag
 
 @dataclass(frozen=True)
 class _NamedBytes:
-    """The bytes of an image file, and where they came from: a `LazyImage`."""
+    """The bytes of an image file, and their source's name: a `LazyImage`."""
 
     key: str
     data: bytes
@@ -151,10 +147,11 @@ class _NamedBytes:
 
 
 class Original:
-    """Where an opened image came from, so that it can be opened again and its decoded pixels need not be kept.
+    """The source of an opened image, so that it can be opened again and its decoded pixels need not be stored.
 
-    A path is kept as a path; Pillow images, arrays, tensors and bytes by reference; what was read from a file object or
-    an address, as these bytes. It is a `LazyImage`. size: width and height in pixels, upright.
+    source: a path; a reference to a Pillow image, array, tensor or bytes; or the bytes that were read from a file
+    object or an address. It is a `LazyImage`. size: width and height in pixels, upright. stamp: of the file, see
+    `_stamp`.
     """
 
     def __init__(self, source: Any, size: tuple[int, int], stamp: tuple[int, int] | None = None):
@@ -165,44 +162,44 @@ class Original:
         return self.source if isinstance(self.source, str) else type(self.source).__name__
 
     def open(self) -> Image.Image:
-        """The upright RGB image, decoded anew. Raises UserError where it is no longer what it was."""
+        """The upright RGB image, decoded again. Raises UserError where the source has changed."""
         if self.stamp is None or _stamp(self.source) == self.stamp:
             image = open_image(self.source)
             if image.size == self.size:
                 return image
         raise UserError(
-            f"The image {shorten(self.key)} has gone or changed since it was opened.",
-            "It is opened again when it is needed, as its pixels are not kept.",
-            "Use it before it changes, or give its bytes in place of its path.",
+            f"The image {shorten(self.key)} is gone or changed since it was opened.",
+            "It is opened again when it is needed, because its pixels are not stored.",
+            "Use it before it changes, or give its bytes instead of its path.",
         )
 
 
 def open_original(source: Any, allow_urls: bool = False) -> tuple[Image.Image, Original]:
-    """As `open_image`, and with it what opens the same image later. Raises UserError."""
+    """As `open_image`, together with what opens the same image later. Raises UserError."""
     source, stamp = _read(source, allow_urls), None
-    kept = source
+    original = source
     if isinstance(source, str | os.PathLike):
         path = to_path(source, "image")
-        kept, stamp = os.path.abspath(path), _stamp(path)
+        original, stamp = os.path.abspath(path), _stamp(path)
     image = open_image(source)
-    return image, Original(kept, image.size, stamp)
+    return image, Original(original, image.size, stamp)
 
 
 def _stamp(path: str | os.PathLike) -> tuple[int, int] | None:
-    """Bytes and time of change of a file, None where there is none."""
+    """Size in bytes and modification time in ns of a file; None where there is none."""
     with suppress(OSError):
-        found = os.stat(path)
-        return found.st_size, found.st_mtime_ns
+        stat_ = os.stat(path)
+        return stat_.st_size, stat_.st_mtime_ns
     return None
 
 
 def _read(source: Any, allow_urls: bool) -> Any:
-    """The source itself; the bytes of a file object, and of a web address where it may be opened."""
+    """The source itself, or the bytes of a file object or of a web address."""
     if isinstance(source, str) and (address := re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]*)://", source)):
         if not allow_urls and address[1].lower() in ("http", "https"):
             raise UserError(
                 f"{shorten(source)} is a web address.",
-                "A web address is opened only where it is asked for.",
+                "A web address is opened only if the call allows it.",
                 "Give allow_urls=True to the call in Python, or give the path of the downloaded file.",
             )
         from minigptv2.web_image import fetch
@@ -215,15 +212,15 @@ def _read(source: Any, allow_urls: bool) -> Any:
     if isinstance(source, io.TextIOBase):
         raise UserError(f"{name} is open as text.", "An image is read as bytes.", 'Open it with open(path, "rb").')
     try:
-        place = source.tell() if source.seekable() else None
+        position = source.tell() if source.seekable() else None
     except (AttributeError, OSError, ValueError):
-        place = None
+        position = None
     try:
-        if place is not None:
+        if position is not None:
             source.seek(0)
         data = source.read()
-        if place is not None:
-            source.seek(place)
+        if position is not None:
+            source.seek(position)
     except Exception as error:  # a file object is any program's code
         raise UserError(
             f"{name} cannot be read.", f"It says: {_reason(error)}.", "Give an open binary file, or its bytes."
@@ -238,54 +235,57 @@ def _read(source: Any, allow_urls: bool) -> Any:
 
 
 def image_header(path: str | os.PathLike) -> tuple[tuple[int, int], int]:
-    """Of an image file, from its header alone: (width, height) as it is stored, and its EXIF orientation, 1..8.
+    """(width, height) of an image file as stored, and its EXIF orientation, 1..8, from its header alone.
 
     Raises UserError.
     """
     with _open_file(path) as file:
         image = _identify(file, str(path))
         _check_size(image.width, image.height, str(path))
-        with _pillow_errors_told(str(path)):
+        with _pillow_errors_as_user_errors(str(path)):
             orientation = _orientation(image)
-        turned = image.format == "TIFF"  # whose size Pillow gives upright already
-        return upright_size(image.size, orientation) if turned else image.size, orientation
+        is_tiff = image.format == "TIFF"  # Pillow gives its upright size; turning it again gives the stored one
+        return upright_size(image.size, orientation) if is_tiff else image.size, orientation
 
 
 def upright_size(stored: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """(width, height) of a stored image once it is upright; and the other way round."""
+    """(width, height) as stored -> upright, or upright -> as stored."""
     return stored[::-1] if orientation in (5, 6, 7, 8) else stored
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Width and height of an image file once it is upright, from its header alone. Raises UserError."""
+    """Upright (width, height) of an image file, from its header alone. Raises UserError."""
     return upright_size(*image_header(path))
 
 
 def resize_square(image: Image.Image, size: int) -> Image.Image:
-    """The whole image as size x size pixels, bicubic, without crop or padding, as MiniGPT-v2 sees it."""
+    """The whole image as size x size pixels: bicubic, no crop, no padding. Source: MiniGPT-v2's preprocessing."""
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def load_square(source: Any, size: int, fast: bool = False) -> np.ndarray:
-    """Any image that `open_image` takes, squashed: [size, size, 3] uint8. fast: a JPEG is decoded at the smallest of
-    its full, half, quarter or eighth size that is no smaller than the square."""
+    """Any image that `open_image` takes, resized to a square: [size, size, 3] uint8. fast: a JPEG is decoded at the
+    smallest of its full, half, quarter or eighth size that is not smaller than the square."""
     return np.array(resize_square(open_image(source, size if fast else 0), size))
 
 
-def normalize(images: torch.Tensor) -> torch.Tensor:
-    """[B, H, W, 3] uint8 -> [B, 3, H, W] float32, CLIP-normalised, channels last in memory."""
+def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """[B, H, W, 3] uint8 -> [B, 3, H, W] float32, (value / 255 - mean) / std, channels last in memory.
+
+    mean, std: of red, green and blue, 0 to 1; `image_mean` and `image_std` of the vision tower's config.
+    """
     import torch
 
     x = images.permute(0, 3, 1, 2).float().div_(255)  # [B, 3, H, W]
-    mean, std = (torch.tensor(t, device=images.device)[:, None, None] for t in (MEAN, STD))
+    mean, std = (torch.tensor(t, device=images.device)[:, None, None] for t in (mean, std))  # [3, 1, 1] each
     return x.sub_(mean).div_(std)
 
 
 def find_images(folder: str | os.PathLike, others: Counter[str] | None = None) -> list[Path]:
-    """The image files that lie directly in a folder, by suffix in any case, sorted by name; none is opened.
+    """The image files directly in a folder, by their suffix in any case, sorted by name; none is opened.
 
-    others: counts all else that lies there, by suffix; folders and hidden files by these words. Raises UserError if
-    there is no such folder, if it cannot be read, or if it holds no image.
+    others: counts all other entries by suffix; folders and hidden files under these words. Raises UserError if the
+    folder does not exist, cannot be read, or has no image.
     """
     found, others = [], Counter() if others is None else others
     try:
@@ -316,7 +316,7 @@ def find_images(folder: str | os.PathLike, others: Counter[str] | None = None) -
 
 
 def counted(others: Counter[str]) -> str:
-    """What `find_images` passed over, in words: "3 other entries (2 .heic, 1 a folder)"."""
+    """The entries that `find_images` skipped, as text: "3 other entries (2 .heic, 1 a folder)"."""
     kinds = ", ".join(f"{number:,} {kind}" for kind, number in others.most_common())
     return f"{others.total():,} other {'entry' if others.total() == 1 else 'entries'} ({kinds})"
 
@@ -324,21 +324,21 @@ def counted(others: Counter[str]) -> str:
 def _leads_to_a_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that cannot be followed: opening it tells why
+    except OSError:  # a broken link: opening it gives the reason
         return False
 
 
 def _open_file(source: str | os.PathLike) -> BinaryIO:
     name, path = os.fspath(source) or ".", Path(source)
     try:
-        kind = path.stat()
-        if stat.S_ISREG(kind.st_mode):
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode):
             return path.open("rb")
     except FileNotFoundError as error:
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):
-            where, advice = "A web address is to be downloaded first.", "Download the image, and give the file."
+            where, advice = "An image at a web address must be downloaded first.", "Download it, and give the file."
         elif path.parent == Path():
-            where, advice = "The current folder has no such file.", "Check the name, or give its folder, too."
+            where, advice = "The current folder has no such file.", "Check the name, or give its folder as well."
         else:
             here = is_dir(path.parent)
             where = f"{path.parent} has no such file." if here else f"There is no folder {path.parent}."
@@ -352,22 +352,22 @@ def _open_file(source: str | os.PathLike) -> BinaryIO:
         raise UserError(
             f"{name} cannot be opened.", f"The system says: {_reason(error)}.", "Give the path of an image file."
         ) from error
-    what = "a folder" if stat.S_ISDIR(kind.st_mode) else "no ordinary file"
+    what = "a folder" if stat.S_ISDIR(status.st_mode) else "not an ordinary file"
     raise UserError(f"{name} is {what}.", "One image file is expected.", "Give the path of an image file.")
 
 
 def _decode(file: BinaryIO, name: str, at_least: int = 0) -> Image.Image:
     image = _identify(file, name)
     if at_least:
-        _check_size(image.width, image.height, name)  # of the file, not of what is decoded of it
-        with _pillow_errors_told(name):
+        _check_size(image.width, image.height, name)  # full size, before `draft` reduces it
+        with _pillow_errors_as_user_errors(name):
             image.draft(None, (at_least, at_least))
     return _finish(image, name)
 
 
 def _identify(file: BinaryIO, name: str) -> Image.Image:
     """The image of a file, its pixels not yet decoded."""
-    with _pillow_errors_told(name):
+    with _pillow_errors_as_user_errors(name):
         if not file.read(1):
             raise UserError(f"{name} is empty.", "It holds zero bytes.", "Copy or download the image again.")
         Image.init()
@@ -375,9 +375,9 @@ def _identify(file: BinaryIO, name: str) -> Image.Image:
 
 
 def _finish(image: Image.Image, name: str) -> Image.Image:
-    """Upright RGB without metadata. The pixels are decoded here, so truncated data shows here."""
+    """Upright RGB without metadata. The pixels are decoded here, so errors of truncated data are raised here."""
     _check_size(image.width, image.height, name)
-    with _pillow_errors_told(name):
+    with _pillow_errors_as_user_errors(name):
         image.load()
         orientation = _orientation(image)
         rgb = _to_rgb(image, name)
@@ -405,8 +405,8 @@ def _too_large(name: str, size: str = "") -> UserError:
 
 
 @contextmanager
-def _pillow_errors_told(name: str) -> Iterator[None]:
-    """Every way in which Pillow refuses data becomes a UserError; its warnings are dropped."""
+def _pillow_errors_as_user_errors(name: str) -> Iterator[None]:
+    """Turn every error of Pillow into a UserError; its warnings are ignored."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -415,9 +415,9 @@ def _pillow_errors_told(name: str) -> Iterator[None]:
         raise _too_large(name) from error
     except UnidentifiedImageError as error:
         raise UserError(
-            f"{name} is no image that can be read.",
+            f"{name} is not an image that can be read.",
             _FORMATS_READ,
-            "Open it in an image viewer to see what it is, and save it as PNG or JPEG.",
+            "Open it in an image viewer, and save it as PNG or JPEG.",
         ) from error
     except _CORRUPT as error:
         if isinstance(error, ValueError) and re.search(r"closed (image|file)", str(error)):
@@ -427,7 +427,7 @@ def _pillow_errors_told(name: str) -> Iterator[None]:
         raise UserError(
             f"{name} is damaged or cut short.",
             f"Pillow says: {_reason(error)}.",
-            "Copy or download it again, or save it anew from an image viewer.",
+            "Copy or download it again, or save it again from an image viewer.",
         ) from error
 
 
@@ -437,7 +437,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1..8; 1 where the metadata cannot be read or say another, as the pixels are still good."""
+    """The EXIF orientation, 1..8; 1 where the metadata cannot be read: the pixels still can."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
         return int(found) if found in _UPRIGHT else 1
@@ -457,11 +457,11 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _deep_grey(image: Image.Image, name: str) -> Image.Image:
-    """Mode I;16, I or F as L, or as LA where one value is declared transparent."""
+    """Mode I;16, I or F -> L, or LA where one value is declared transparent."""
     values = np.asarray(image)  # [H, W]
     if not np.isfinite(values).all():
         raise UserError(
-            f"{name} holds pixels that are no numbers.",
+            f"{name} has pixels that are not numbers.",
             "NaN and infinity have no brightness.",
             "Replace them with numbers.",
         )
@@ -474,7 +474,7 @@ def _deep_grey(image: Image.Image, name: str) -> Image.Image:
 
 
 def _white_point(image: Image.Image, values: np.ndarray) -> tuple[np.ndarray, float]:
-    """The values and the one that is white: the depth that a TIFF declares, else the smallest common one that fits."""
+    """The values, and the value of white: by a TIFF's declared depth, else the smallest common one that fits."""
     tags = getattr(image, "tag_v2", {})
     bits, unsigned = tags.get(_BITS_PER_SAMPLE, (0,))[0], tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _UNSIGNED
     if image.mode == "F":
@@ -491,13 +491,13 @@ def _white_point(image: Image.Image, values: np.ndarray) -> tuple[np.ndarray, fl
 
 
 def _to_bytes(values: np.ndarray, white: float) -> np.ndarray:
-    """0..white -> uint8 0..255, to the nearest; values outside are clipped."""
-    share = np.clip(values.astype(np.float32) / np.float32(white), 0, 1)
-    return (share * 255 + 0.5).astype(np.uint8)
+    """0..white -> uint8 0..255, rounded to nearest; values outside are clipped."""
+    fraction = np.clip(values.astype(np.float32) / np.float32(white), 0, 1)
+    return (fraction * 255 + 0.5).astype(np.uint8)
 
 
 def is_tensor(source: Any) -> bool:
-    """Whether it is a torch tensor; torch is not imported for it."""
+    """Whether it is a torch tensor. Does not import torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(source, torch.Tensor)
 
@@ -507,8 +507,8 @@ def _from_tensor(tensor: torch.Tensor) -> Image.Image:
     name = f"The tensor of shape {shape} and type {str(tensor.dtype).removeprefix('torch.')}"
     channels_first, channels_last = (len(shape) == 3 and shape[i] in _CHANNELS for i in (0, 2))
     if len(shape) != 2 and channels_first == channels_last:
-        both = "may have its channels first or last" if channels_first else "has no shape of an image"
-        raise UserError(f"{name} {both}.", _TENSORS, "Give one image, not a batch; where in doubt as an array.")
+        both = "may have its channels first or last" if channels_first else "does not have the shape of an image"
+        raise UserError(f"{name} {both}.", _TENSORS, "Give one image, not a batch, or an array.")
     try:
         tensor = tensor.detach().cpu()
         array = (tensor.float() if tensor.dtype.itemsize < 4 and tensor.is_floating_point() else tensor).numpy()
@@ -523,7 +523,7 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
     array = np.asarray(array)  # without a mask
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in _CHANNELS):
         raise UserError(
-            f"{name} has no shape of an image.",
+            f"{name} does not have the shape of an image.",
             _ARRAYS,
             "Put the channels last (array.transpose(1, 2, 0)), and give one image, not a batch.",
         )
@@ -542,12 +542,14 @@ def _array_bytes(array: np.ndarray, name: str) -> np.ndarray:
     if kind == "u" and width == 2:
         return _to_bytes(array, 2**16 - 1)
     if kind != "f":
-        raise UserError(f"{name} has no type of an image.", _ARRAYS, "Convert it, for example with .astype(np.uint8).")
-    # a little over is the rounding of a resize; NaN fails both comparisons
+        raise UserError(
+            f"{name} does not have the type of an image.", _ARRAYS, "Convert it, for example with .astype(np.uint8)."
+        )
+    # a resize may round to slightly outside of 0..1; NaN fails both comparisons
     if not (array.min() >= -1e-3 and array.max() <= 1 + 1e-3):
         raise UserError(
             f"{name} holds values from {array.min():.4g} to {array.max():.4g}.",
             _ARRAYS,
-            "Divide it by its white value, or undo its normalisation; replace what is no number.",
+            "Divide it by its white value, or undo its normalisation; replace NaN and infinity.",
         )
     return _to_bytes(array, 1)

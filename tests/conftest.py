@@ -35,8 +35,8 @@ def tiny_folder(tmp_path_factory) -> Path:
 
     from minigptv2.api import MiniGPTv2
     from minigptv2.config import LanguageConfig, LoraConfig, ModelConfig, VisionConfig
-    from minigptv2.encode import Tokenizer
     from minigptv2.model.grounding_vlm import GroundingVLM
+    from minigptv2.tokenizer import Tokenizer
     from minigptv2.train.tokenizer import train_tokenizer
 
     torch.set_num_threads(2)

@@ -14,11 +14,12 @@ from PIL import Image
 
 import minigptv2
 from minigptv2 import MiniGPTv2, UserError
-from minigptv2.encode import IMAGE_TOKEN_ID, attention_mask
+from minigptv2.encode import IMAGE_TOKEN_ID
 from minigptv2.images import open_image
 from minigptv2.model import generate
 from minigptv2.model.generate import Generated
 from minigptv2.model.grounding_vlm import attention_bias
+from minigptv2.packing import attention_mask
 
 LITERALS = (
     "</s>",

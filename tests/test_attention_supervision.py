@@ -7,9 +7,10 @@ import torch
 
 from minigptv2.boxes import Box
 from minigptv2.data.scenes.dataset import Scenes
-from minigptv2.encode import IMAGE_TOKEN_ID, REPEAT_WEIGHT, PromptEncoder, pack
+from minigptv2.encode import IMAGE_TOKEN_ID, PromptEncoder
 from minigptv2.model import attention
-from minigptv2.model.attention import LEAST, supervised
+from minigptv2.model.attention import MIN_MASS, supervised
+from minigptv2.packing import REPEAT_WEIGHT, pack
 from minigptv2.sample import ImagePiece, Phrase, QuestionAnswer, Sample, Turn
 from minigptv2.tasks import render
 from minigptv2.train.attention_supervision import Targets
@@ -25,7 +26,6 @@ class PiecesOfWords:
 
     def __init__(self):
         self.pieces = ["<s>", "</s>"]
-        self.bos, self.eos = 0, 1
 
     def encode(self, text: str) -> list[int]:
         import re
@@ -34,6 +34,9 @@ class PiecesOfWords:
         assert "".join(found) == text
         self.pieces += [p for p in dict.fromkeys(found) if p not in self.pieces]
         return [self.pieces.index(p) for p in found]
+
+    def control_id(self, name: str) -> int:
+        return {"bos": 0, "eos": 1}[name]
 
     def words(self, index: int) -> str:
         return self.pieces[index]
@@ -135,7 +138,7 @@ def test_loss_is_minus_log_mass_on_target(marked):
         for row, target in zip(rows, kept):
             row.target_tokens = [change(one) if one else () for one in target]
         found.append(_attention_losses(network, rows, features))
-    on_target, elsewhere, on_image = ((-m).exp() - LEAST for m in found)
+    on_target, elsewhere, on_image = ((-m).exp() - MIN_MASS for m in found)
     layers = len(network.decoder.model.layers)
     assert len(on_target) == sum(bool(one) for target in kept for one in target) * sum(
         network.config.language.num_attention_heads * supervised(i, layers) for i in range(layers)

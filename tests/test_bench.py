@@ -41,8 +41,8 @@ def test_the_plain_loader_sees_the_same_images_in_the_same_order(tiny_folder, tm
     monkeypatch.setattr(bench, "SIZES", ((1000, 904),))
     network, encoder, coding = bench._open(tiny_folder)
     photos = bench._Photos(tmp_path, 5)
-    micro = next(bench._stream([photos], encoder, coding, 448, fast_decode=True))
-    rows, pixels = next(bench._plain_loader(photos, encoder, coding, 448))
+    micro = next(bench._stream([photos], encoder, coding, network.config.vision, fast_decode=True))
+    rows, pixels = next(bench._plain_loader(photos, encoder, coding, network.config.vision))
     assert pixels.shape == micro.on("cpu").pixels.shape
     assert (pixels - micro.on("cpu").pixels).abs().mean() < 0.02 < (pixels - pixels.flip(0)).abs().mean()
     assert len(rows) == micro.samples == 3  # worded at random, so of other lengths

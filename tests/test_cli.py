@@ -432,7 +432,7 @@ def test_an_image_from_standard_input(chat, image, tmp_path):
     assert code == 0
     assert json.loads(out)["picture"] == "-"
     assert json.loads(out)["text"] == json.loads(chat(image, "--json", "hello")[1])["text"]
-    refused(chat("-", "hello", stdin=b"no image"), "is no image")
+    refused(chat("-", "hello", stdin=b"no image"), "is not an image")
     refused(chat("-", "hello", stdin=b""), "is empty")
     refused(chat("-", "-", "hello", stdin=b""), "given twice")
     refused(chat("-", stdin=image.read_bytes()), "without an instruction")
@@ -483,7 +483,7 @@ def test_files_that_are_not_images_raise_user_error(chat, folder, tmp_path):
     (tmp_path / "none").mkdir()
     with_instruction = {
         "missing.png": "does not exist",
-        "text.gif": "is no image",
+        "text.gif": "is not an image",
         "cut.png": "is damaged or cut short",
         "empty.jpg": "is empty",
         "../none": "holds no images",

@@ -304,7 +304,7 @@ def test_a_shard_that_changed_raises_user_error(tmp_path):
 
 def test_invalid_images_raise_user_error(tmp_path):
     (tmp_path / "a").write_bytes(b"no image!!")
-    with pytest.raises(UserError, match="at byte 0 is no image"):
+    with pytest.raises(UserError, match="at byte 0 is not an image"):
         open_image(TarImage(str(tmp_path / "a"), 0, 10))
     with (tmp_path / "a").open() as text, pytest.raises(UserError, match="is open as text"):
         open_image(text)

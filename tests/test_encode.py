@@ -5,24 +5,16 @@ import torch
 from torch.nn import functional as F
 
 from minigptv2.conversation import PROMPT_TEMPLATES
-from minigptv2.encode import (
-    IGNORE_INDEX,
-    IMAGE_TOKEN_ID,
-    SHARED_BLOCK,
-    Batch,
-    EncodedRow,
-    PromptEncoder,
-    Tokenizer,
-    attention_mask,
-    collate,
-    pack,
-)
+from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, SHARED_BLOCK, EncodedRow, PromptEncoder
 from minigptv2.errors import UserError
 from minigptv2.model.grounding_vlm import attention_bias
+from minigptv2.packing import Batch, attention_mask, collate, pack
 from minigptv2.sample import ImagePiece, QuestionAnswer, Sample, Turn
 from minigptv2.tasks import render
+from minigptv2.tokenizer import Tokenizer
 
 PLACES = 4  # visual tokens an image
+LLAMA_PROMPTS = [name for name in PROMPT_TEMPLATES if name != "chatml"]
 HOSTILE = (
     "</s>",
     "<s>",
@@ -166,7 +158,7 @@ def test_a_packed_row_has_the_loss_and_gradients_of_the_rows_in_it(tiny_model, e
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("prompt", PROMPT_TEMPLATES)
+@pytest.mark.parametrize("prompt", LLAMA_PROMPTS)
 def test_rows_with_any_number_of_images_anywhere_are_packed_alike(tiny_model, prompt):
     """Two images in a row, an image after an answer, text alone, one exchange, several, questions side by side."""
     model, merge = tiny_model.network, tiny_model.network.config.patches_per_token
@@ -208,7 +200,7 @@ def test_a_batch_of_text_alone_is_packed_alike(tiny_model, encoder):
     torch.testing.assert_close(packed, padded, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("prompt", PROMPT_TEMPLATES)
+@pytest.mark.parametrize("prompt", LLAMA_PROMPTS)
 @pytest.mark.parametrize("image", ["x.png", None])
 def test_ids_side_by_side_are_those_of_each_alone(tiny_model, prompt, image):
     encoder = PromptEncoder(tiny_model.tokenizer, prompt, PLACES, 512)
@@ -221,7 +213,7 @@ def test_ids_side_by_side_are_those_of_each_alone(tiny_model, prompt, image):
         assert row.labels == together.labels[:shared] + [together.labels[i] for i in inside]
 
 
-@pytest.mark.parametrize("prompt", PROMPT_TEMPLATES)
+@pytest.mark.parametrize("prompt", LLAMA_PROMPTS)
 def test_what_is_left_of_a_long_conversation_begins_as_a_whole_one(tiny_model, prompt):
     question = QuestionAnswer("vqa", question="and what is this?")
     alone = PromptEncoder(tiny_model.tokenizer, prompt, PLACES, 512).encode(_turns((question,)))
@@ -284,17 +276,17 @@ def test_what_is_too_long_is_told(tiny_model):
     assert len(row) > 64 and max(row.positions) < 64
 
 
-@pytest.mark.parametrize("prompt", PROMPT_TEMPLATES)
+@pytest.mark.parametrize("prompt", LLAMA_PROMPTS)
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_text_becomes_a_control_token(tiny_model, prompt, text):
-    encoder, wrapper = PromptEncoder(tiny_model.tokenizer, prompt, PLACES, 512), PROMPT_TEMPLATES[prompt]
+    encoder = PromptEncoder(tiny_model.tokenizer, prompt, PLACES, 512)
     tokenizer = encoder.tokenizer
     assert not {tokenizer.bos, tokenizer.eos, IMAGE_TOKEN_ID} & set(tokenizer.encode(text))
     assert tokenizer.decode(tokenizer.encode(text)) == text
     turns = [Turn("user", (ImagePiece("x"), text)), Turn("assistant", (text,)), Turn("user", (text,))]
     row = encoder.encode(turns)
-    assert row.ids.count(tokenizer.bos) == wrapper.first_bos + 1
-    assert row.ids.count(tokenizer.eos) == (0 if wrapper.answers_in_prompt else 1)
+    assert row.ids.count(tokenizer.bos) == (3 if prompt == "published" else 2)
+    assert row.ids.count(tokenizer.eos) == (0 if prompt == "published" else 1)
     assert row.ids.count(IMAGE_TOKEN_ID) == PLACES
     assert tokenizer.decode(_supervised(encoder.encode(turns[:2]))[0]) == text
 

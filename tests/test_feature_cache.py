@@ -64,7 +64,7 @@ def files(tmp_path) -> Files:
     for number in range(12):
         noise = np.random.default_rng(number).integers(0, 255, (70, 80, 3), np.uint8)
         Image.fromarray(noise).save(folder / f"{number}.png")
-    (folder / "13.png").write_bytes(b"no image")
+    (folder / "13.png").write_bytes(b"not an image")
     return Files(folder, 14)
 
 
@@ -91,7 +91,8 @@ def config(tmp_path, **more) -> CacheConfig:
 
 
 def computed(tower: VisionTower, source) -> torch.Tensor:
-    pixels = normalize(torch.from_numpy(load_square(source, tower.config.image_size))[None])
+    side, mean, std = tower.config.image_size, tower.config.image_mean, tower.config.image_std
+    pixels = normalize(torch.from_numpy(load_square(source, side))[None], mean, std)
     with torch.no_grad():
         return call_in_dtype(tower, best_dtype(torch.device("cpu")), pixels)[0].half()
 
@@ -108,7 +109,7 @@ def test_cached_features_equal_computed_features(tower, files, tmp_path):
             cache[sample.image].float(), computed(tower, sample.image).float(), atol=2e-2, rtol=0
         )
         assert cache[sample.image].shape == (16, 32) and cache[sample.image].dtype == torch.float16
-    for number, reason in ((12, "does not exist"), (13, "no image")):
+    for number, reason in ((12, "does not exist"), (13, "not an image")):
         with pytest.raises(UserError, match=reason):
             cache[files[number].image]
     with pytest.raises(UserError, match="not in the feature cache"):
@@ -127,7 +128,7 @@ def test_loss_is_the_same_with_and_without_cache(tiny_model, files, tmp_path, dt
             data,
             encoder,
             "round",
-            448,
+            network.config.vision,
             seed=3,
             batch=4,
             samples_per_step=4,

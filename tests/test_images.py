@@ -284,8 +284,8 @@ def test_tensors_that_are_no_images():
 
     refused(torch.zeros(3, 20, 3), "channels first or last")
     refused(torch.zeros(1, 3, 20, 20), "batch")
-    refused(torch.zeros(5), "no shape")
-    refused(torch.zeros(2, 5, 5), "no shape")
+    refused(torch.zeros(5), "not have the shape")
+    refused(torch.zeros(2, 5, 5), "not have the shape")
     refused(torch.full((3, 20, 20), 255.0), "255")
     refused(torch.full((3, 20, 20), float("nan")), "nan")
     refused(torch.zeros(3, 20, 20, dtype=torch.int64), "int64")
@@ -341,7 +341,7 @@ def test_missing_file_and_folder(tmp_path):
     refused("a\0b.png", "cannot be opened")
     refused("a" * 5000, "cannot be opened")
     refused("https://example.com/a.jpg", "downloaded")
-    refused("/dev/null", "no ordinary file")
+    refused("/dev/null", "not an ordinary file")
 
 
 def test_not_permitted(tmp_path, monkeypatch):
@@ -469,15 +469,16 @@ def test_squash_shows_the_whole_image():
     assert small.tobytes() == gradient(300, 100).resize((32, 32), Image.Resampling.BICUBIC).tobytes()
 
 
-def test_to_pixels():
+def test_normalize():
     import torch
 
     batch = torch.arange(2 * 4 * 5 * 3, dtype=torch.uint8).view(2, 4, 5, 3)
-    pixels = normalize(batch)  # [2, 3, 4, 5]
+    mean, std = (0.5, 0.25, 0.125), (0.5, 0.75, 1.0)
+    pixels = normalize(batch, mean, std)  # [2, 3, 4, 5]
     assert pixels.shape == (2, 3, 4, 5) and pixels.dtype == torch.float32
     assert pixels.is_contiguous(memory_format=torch.channels_last)
     for channel in range(3):
-        expected = (int(batch[1, 2, 3, channel]) / 255 - images.MEAN[channel]) / images.STD[channel]
+        expected = (int(batch[1, 2, 3, channel]) / 255 - mean[channel]) / std[channel]
         assert pixels[1, channel, 2, 3].item() == pytest.approx(expected, abs=1e-5)
 
 

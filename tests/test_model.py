@@ -12,13 +12,15 @@ from torch.nn import functional as F
 
 from minigptv2.boxes import parse
 from minigptv2.config import LanguageConfig, LoraConfig, ModelConfig, VisionConfig
-from minigptv2.encode import IMAGE_TOKEN_ID, Batch, PromptEncoder, Tokenizer, attention_mask, collate
+from minigptv2.encode import IMAGE_TOKEN_ID, PromptEncoder
 from minigptv2.model.generate import BoxGrammar, generate, generate_stepwise
 from minigptv2.model.grounding_vlm import GroundingVLM, attention_bias
 from minigptv2.model.model_folder import load_folder, save_folder
 from minigptv2.model.projector import Projector
 from minigptv2.model.vision import VisionTower
+from minigptv2.packing import Batch, attention_mask, collate
 from minigptv2.sample import ImagePiece, Turn
+from minigptv2.tokenizer import Tokenizer
 from minigptv2.train.muon import Muon
 from minigptv2.train.optim import build_optimizers, learning_rate, set_learning_rate
 from minigptv2.train.precision import call_in_dtype
@@ -99,7 +101,7 @@ def test_visual_tokens_take_their_places_in_order():
     expected[0, 1:3], expected[0, 4:6], expected[1, 3:5] = visual
     torch.testing.assert_close(model.embed(ids, visual), expected, atol=0, rtol=0)
     for wrong in (None, visual[:2], torch.cat([visual, visual])):
-        with pytest.raises(ValueError, match="places for visual tokens"):
+        with pytest.raises(ValueError, match="positions for visual tokens"):
             model.embed(ids, wrong)
 
 

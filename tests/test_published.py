@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 
 from minigptv2 import MiniGPTv2, UserError, cli
 from minigptv2.commands.info import activations, count, memory_to_answer, memory_to_train
-from minigptv2.encode import Tokenizer, attention_mask
 from minigptv2.model import published, published_config
 from minigptv2.model.grounding_vlm import attention_bias
 from minigptv2.model.load_report import UnfitError
 from minigptv2.model.published import convert, fit, load_published
+from minigptv2.packing import attention_mask
+from minigptv2.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = made.tokenizer_model()
@@ -135,7 +136,7 @@ def test_the_config_is_read_from_the_files(opened):
 
 def test_box_rounding_option_is_used_and_reported(files, tmp_path):
     assert any("(center)" in note for note in files.load()[2].notes)
-    model = MiniGPTv2.from_published(*files.paths, image_size=made.IMAGE_SIZE, device="cpu", box_coding="floor")
+    model = MiniGPTv2.from_published(*files.paths, image_size=made.IMAGE_SIZE, device="cpu", box_rounding="floor")
     assert model.config.box_rounding == "floor" and any("(floor)" in note for note in model.report.notes)
     assert cli.main(files.command(tmp_path / "model", "--box-rounding", "floor")) == 0
     assert MiniGPTv2.from_pretrained(tmp_path / "model", device="cpu").config.box_rounding == "floor"

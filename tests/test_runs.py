@@ -1,4 +1,4 @@
-"""What a run is known by, and who may write it; towers by timm's names."""
+"""What a run is known by, and who may write it."""
 
 import signal
 import subprocess
@@ -9,11 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from minigptv2.config import VisionConfig
 from minigptv2.data.mixture import DataConfig, SourceConfig
 from minigptv2.errors import UserError
 from minigptv2.files import LOCK, file_lock
-from minigptv2.model.vision import VisionTower, fill_tower
 from minigptv2.train import identity as module
 from minigptv2.train.distributed import StopSignal
 from minigptv2.train.identity import compare_with_output, content_hash, identity_of
@@ -139,38 +137,3 @@ def test_ctrl_c_asks_for_a_stop_once_and_stops_at_once_the_second_time(capfd):
             stop.end()
     assert "checkpoint is written" in capfd.readouterr().err
     assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
-
-
-SIGLIP = VisionConfig("vit_base_patch16_siglip_384", {"depth": 1, "embed_dim": 24, "num_heads": 2}, image_size=32)
-
-
-def test_a_siglip_tower_is_filled_without_its_pooling_head(tmp_path):
-    import timm
-
-    torch.manual_seed(0)
-    whole = timm.create_model(SIGLIP.timm_name, img_size=32, **SIGLIP.timm_options)
-    assert any(name.startswith("attn_pool.") for name in whole.state_dict())
-    save_file(whole.state_dict(), tmp_path / "siglip.safetensors")
-    tower = VisionTower(SIGLIP)
-    fill_tower(tower, tmp_path / "siglip.safetensors")
-    trunk = tower.trunk.state_dict()
-    assert all(whole.state_dict()[name].equal(tensor) for name, tensor in trunk.items())
-    assert tower(torch.zeros(1, 3, 32, 32)).shape == (1, 4, 24)
-    save_file(whole.state_dict() | {"strange.weight": torch.zeros(2)}, tmp_path / "strange.safetensors")
-    with pytest.raises(UserError, match="strange.weight is unknown"):
-        fill_tower(VisionTower(SIGLIP), tmp_path / "strange.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "problem"),
-    [
-        ("vit_base_patch16_siglp_384", {}, "vit_base_patch16_siglip_384"),
-        ("convnext_tiny", {}, "it is a convolutional network"),
-        ("resnet18", {}, "it is a convolutional network"),
-        ("vit_tiny_patch16_224", {"dept": 1}, "dept"),
-        ("swin_tiny_patch4_window7_224", {}, "must be a plain vision transformer"),
-    ],
-)
-def test_a_timm_name_that_is_no_tower_is_told(name, options, problem):
-    with pytest.raises(UserError, match=problem):
-        VisionTower(VisionConfig(name, options, image_size=224))

@@ -11,7 +11,7 @@ from minigptv2.boxes import Box
 from minigptv2.data.scenes.objects import OBJECT_CLASSES
 from minigptv2.data.scenes.objects.sketch import STYLES, paint
 from minigptv2.data.scenes.world import COLORS, LARGEST, SMALLEST, Scene, SceneObject, _hsv, draw_scene
-from minigptv2.train.pretrain_vision import COLOR_IDS, KIND_IDS, MIN_FRACTION, SceneViews, _mirrored, dense_targets
+from minigptv2.train.pretrain_vision import COLOR_IDS, CLASS_IDS, MIN_FRACTION, SceneViews, _mirrored, dense_targets
 from minigptv2.train.recipe import Phase
 
 SIDE = 224
@@ -146,7 +146,7 @@ def _slow_targets(scene: Scene, grid: int) -> tuple[list[int], list[int], list[t
             owners[int(share[i].argmax())] = i
     objects = [scene.objects[i] if i >= 0 else None for i in owners]
     return (
-        [KIND_IDS[o.class_name] if o else 0 for o in objects],
+        [CLASS_IDS[o.class_name] if o else 0 for o in objects],
         [COLOR_IDS[o.color] if o else -1 for o in objects],
         [tuple(v / SIDE for v in o.box.xyxy) if o else (0.0,) * 4 for o in objects],
     )
@@ -156,9 +156,9 @@ def test_dense_targets_equal_slow_reference(scenes):
     for scene in scenes[:6]:
         targets = dense_targets(scene, 16)
         kind, color, box = _slow_targets(scene, 16)
-        assert targets.kind.tolist() == kind and targets.color.tolist() == color
+        assert targets.object_class.tolist() == kind and targets.color.tolist() == color
         torch.testing.assert_close(targets.box, torch.tensor(box))
-        assert {KIND_IDS[o.class_name] for o in scene.objects} <= set(kind)
+        assert {CLASS_IDS[o.class_name] for o in scene.objects} <= set(kind)
 
 
 def test_object_missed_by_sampling_has_no_patch():
@@ -166,7 +166,7 @@ def test_object_missed_by_sampling_has_no_patch():
     seen[50, 50:90], seen[100:150, 100:150] = 1, 2  # row 50 is not sampled: only every third row is
     objects = SceneObject("ball", "red", Box(50, 50, 90, 51)), SceneObject("cat", "blue", Box(100, 100, 150, 150))
     targets = dense_targets(Scene(objects, SIDE, Image.new("RGB", (SIDE, SIDE)), seen), 16)
-    assert set(targets.kind.tolist()) == {0, KIND_IDS["cat"]}
+    assert set(targets.object_class.tolist()) == {0, CLASS_IDS["cat"]}
 
 
 def test_mirrored_targets_equal_targets_of_mirrored_scene(scenes):
@@ -178,9 +178,9 @@ def test_mirrored_targets_equal_targets_of_mirrored_scene(scenes):
     )
     image = scene.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     expected = dense_targets(Scene(flipped, side, image, scene.seen[:, ::-1].copy()), grid)
-    found, there = _mirrored(dense_targets(scene, grid), grid), expected.kind > 0
+    found, there = _mirrored(dense_targets(scene, grid), grid), expected.object_class > 0
     assert there.any()
-    assert torch.equal(found.kind, expected.kind) and torch.equal(found.color, expected.color)
+    assert torch.equal(found.object_class, expected.object_class) and torch.equal(found.color, expected.color)
     torch.testing.assert_close(found.box[there], expected.box[there])
 
 
@@ -202,7 +202,11 @@ def test_views_are_deterministic_and_match_their_targets():
             known[image.flip(1).numpy().tobytes()] = _mirrored(targets, 8)
     for image, kind, color, box, place in views:
         targets = known[image.numpy().tobytes()]
-        assert torch.equal(kind, targets.kind) and torch.equal(color, targets.color) and torch.equal(box, targets.box)
+        assert (
+            torch.equal(kind, targets.object_class)
+            and torch.equal(color, targets.color)
+            and torch.equal(box, targets.box)
+        )
         assert place.tolist() == [0, 0]
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from minigptv2.config import CLIP_MEAN, CLIP_STD, VisionConfig
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.mixture import DataConfig, Mixture, SourceConfig
 from minigptv2.encode import PromptEncoder
@@ -18,6 +19,7 @@ from minigptv2.sample import QuestionAnswer, Sample
 from minigptv2.train.dataloader import ATTEMPTS, Failures, MicroBatch, open_dataloader
 
 SIDE = 64  # of the images of these tests; 4 visual tokens stand for one
+VISION = VisionConfig(image_size=SIDE, image_mean=CLIP_MEAN, image_std=CLIP_STD)
 
 
 class Made:
@@ -61,7 +63,7 @@ def opened(datasets, weights=None, seed=1, **data):
 def stream(encoder, datasets, weights=None, batch=2, seed=1, data=None, **options):
     config, sources = opened(datasets, weights, seed, **(data or {}))
     return open_dataloader(
-        config, encoder, "round", SIDE, seed=seed, batch=batch, samples_per_step=batch, opened=sources, **options
+        config, encoder, "round", VISION, seed=seed, batch=batch, samples_per_step=batch, opened=sources, **options
     )
 
 
@@ -150,7 +152,7 @@ def test_batches_mix_images_and_text_and_images_match_their_rows(encoder):
         assert micro.batch.pixels.dtype == torch.uint8 and micro.batch.pixels.shape == (len(numbers), SIDE, SIDE, 3)
         assert [f"number {int(p[0, 0, 0])}" for p in micro.batch.pixels] == numbers
         on = micro.on("cpu")
-        assert torch.equal(on.pixels, normalize(micro.batch.pixels)) and on.pixels.shape[1] == 3
+        assert torch.equal(on.pixels, normalize(micro.batch.pixels, CLIP_MEAN, CLIP_STD)) and on.pixels.shape[1] == 3
     assert pixels > 5 and text > 5
     (micro,) = take(stream(encoder, [Made(5, text=True)]), 1)
     assert micro.batch.pixels is None and micro.on("cpu").pixels is None
@@ -175,7 +177,15 @@ def test_packed_and_padded_losses_are_equal(tiny_model):
         config, sources = opened([_scenes(), Made(4, text=True)])
         micro = next(
             open_dataloader(
-                config, encoder, "round", 448, seed=1, batch=4, samples_per_step=4, pack=packed, opened=sources
+                config,
+                encoder,
+                "round",
+                network.config.vision,
+                seed=1,
+                batch=4,
+                samples_per_step=4,
+                pack=packed,
+                opened=sources,
             )
         )
         losses.append(network(micro.on("cpu")).answer)

@@ -32,12 +32,12 @@ EXAMPLES = {
 
 def _shown(sample: Sample, prompt: str = "llama2") -> str:
     """The text around the image; supervised text stands between guillemets."""
-    marks = {"bos": "<BOS>", "eos": "<EOS>", "image": "<IMAGE>"}
+    marks = {"bos": "<BOS>", "eos": "<EOS>"}
     out = ""
     for s in segments(render(sample), PROMPT_TEMPLATES[prompt]):
-        text = marks.get(s.kind, f"|{s.text}|")
+        text = {"image": "<IMAGE>", "control": marks.get(s.control, s.control)}.get(s.kind, f"|{s.text}|")
         out += f"«{text}»" if s.supervised else text
-    return out
+    return out.replace("\n", "\\n")
 
 
 def _snapshot() -> str:

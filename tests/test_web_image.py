@@ -206,7 +206,7 @@ def test_the_content_must_be_an_image_whatever_its_type(web):
         "/page": reply(b"<html>", **{"Content-Type": "image/png"}),
         "/image": reply(png(), **{"Content-Type": "text/html"}),
     }
-    with pytest.raises(UserError, match="images.test/page.* is no image"):
+    with pytest.raises(UserError, match="images.test/page.* is not an image"):
         open_image("http://images.test/page", allow_urls=True)
     assert open_image("http://images.test/image", allow_urls=True).size == (30, 20)
     _, original = open_original(URL, allow_urls=True)

@@ -102,8 +102,9 @@ def plain(model, items: list[Question]) -> list[str]:
     import numpy as np
     import torch
 
-    from minigptv2.encode import collate
+    from minigptv2.encode import stop_ids
     from minigptv2.images import normalize, resize_square
+    from minigptv2.packing import PADDING_BLOCK, collate
     from minigptv2.sample import ImagePiece, Turn
 
     out, side, tokenizer, decoder = [], model.config.vision.image_size, model.tokenizer, model.network.decoder
@@ -117,14 +118,15 @@ def plain(model, items: list[Question]) -> list[str]:
         ]
         batch = collate(rows, left=True).to(model.device)
         with torch.inference_mode():
-            pixels = normalize(torch.from_numpy(np.stack([np.asarray(resize_square(i, side)) for i in images])))
+            squares = torch.from_numpy(np.stack([np.asarray(resize_square(i, side)) for i in images]))
+            pixels = normalize(squares, model.config.vision.image_mean, model.config.vision.image_std)
             visual = model.network.encode_images(pixels.to(model.device, model.dtype))
             written = decoder.generate(
                 inputs_embeds=model.network.embed(batch.ids, visual),
-                attention_mask=(batch.blocks >= 0).long(),
+                attention_mask=(batch.blocks != PADDING_BLOCK).long(),
                 max_new_tokens=MAX_NEW_TOKENS,
                 do_sample=False,
-                eos_token_id=tokenizer.eos,
+                eos_token_id=sorted(stop_ids(tokenizer, model.config.prompt)),
                 pad_token_id=tokenizer.eos,
             )
         out += [tokenizer.decode(ids) for ids in written.tolist()]

@@ -22,15 +22,16 @@ import torch
 from PIL import Image
 
 from minigptv2.boxes import BoxRounding
+from minigptv2.config import VisionConfig
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.mixture import DataConfig, Mixture, SourceConfig
 from minigptv2.data.scenes.dataset import Scenes
 from minigptv2.data.scenes.world import draw_scene
-from minigptv2.encode import Batch, PromptEncoder
+from minigptv2.encode import PromptEncoder
 from minigptv2.errors import UserError
-from minigptv2.images import MEAN, STD
 from minigptv2.model.grounding_vlm import GroundingVLM
 from minigptv2.model.model_folder import load_folder
+from minigptv2.packing import Batch
 from minigptv2.sample import QuestionAnswer, Sample
 from minigptv2.train.checkpoints import Progress
 from minigptv2.train.dataloader import MicroBatch, encode_sample, open_dataloader
@@ -67,11 +68,11 @@ def bench_data(model: Path, images: int = 16, rounds: int = 3, base: Path | None
     base, here and below: the model that it was trained from, where it holds only what was trained.
     """
     network, encoder, coding = _open(model, base=base)
-    size = network.config.vision.image_size
+    vision = network.config.vision
     with tempfile.TemporaryDirectory() as folder:
         photos = _Photos(Path(folder), images)
-        stream = _stream([photos], encoder, coding, size, fast_decode=True)
-        plain = _plain_loader(photos, encoder, coding, size)
+        stream = _stream([photos], encoder, coding, vision, fast_decode=True)
+        plain = _plain_loader(photos, encoder, coding, vision)
         ours, theirs = _turns(lambda: next(stream).on("cpu"), lambda: next(plain), rounds)
     return Compared(
         "JPEGs over 1 megapixel to a batch, one core: fast_decode against PIL and torchvision", ours, theirs
@@ -96,7 +97,8 @@ def bench_cache(
         source = [Scenes(scenes, questions_per_scene=exchanges, image_size=size, cache_dir=f"{folder}/things")]
         cache = build_cache(CacheConfig(f"{folder}/cache"), network.vision, source, device=device, dtype=dtype)
         step = _trainer(network, device, dtype)
-        with_cache, without = (_stream(source, encoder, coding, size, cache=c) for c in (cache, None))
+        vision = network.config.vision
+        with_cache, without = (_stream(source, encoder, coding, vision, cache=c) for c in (cache, None))
         ours, theirs = _turns(lambda: step(next(with_cache)), lambda: step(next(without)), rounds, device)
     return Compared("training steps: features from a cache against the tower at every step", ours, theirs)
 
@@ -121,7 +123,9 @@ def bench_packing(
         ]
         cache = build_cache(CacheConfig(f"{folder}/cache"), network.vision, source, device=device, dtype=dtype)
         step = _trainer(network, device, dtype)
-        packed, padded = (_stream(source, encoder, coding, size, cache=cache, pack=p) for p in (True, False))
+        packed, padded = (
+            _stream(source, encoder, coding, network.config.vision, cache=cache, pack=p) for p in (True, False)
+        )
         ours, theirs = _turns(lambda: step(next(packed)), lambda: step(next(padded)), rounds, device)
     return Compared("training steps: packed rows against padded ones", ours, theirs)
 
@@ -137,7 +141,7 @@ def bench_loop(
     """Samples a second of training steps: the whole step of the loop against forward, backward and update alone, on the
     same batches, that lie on the device already."""
     (network, encoder, coding), (other, *_) = _open(model, device, base), _open(model, device, base)
-    stream = _stream([Scenes(scenes)], encoder, coding, network.config.vision.image_size)
+    stream = _stream([Scenes(scenes)], encoder, coding, network.config.vision)
     micros = [next(stream) for _ in range(max(1, scenes // BATCH))]
     step = _trainer(network, device, dtype)
     _trainer(other, device, dtype)
@@ -208,18 +212,21 @@ def _open(
     folder: Path, device: str = "cpu", base: Path | None = None
 ) -> tuple[GroundingVLM, PromptEncoder, BoxRounding]:
     network, tokenizer = load_folder(folder, base=base)
-    config = network.config
-    encoder = PromptEncoder(tokenizer, config.prompt, network.image_tokens, config.language.max_position_embeddings)
-    return network.to(device), encoder, config.box_rounding
+    return network.to(device), PromptEncoder.for_model(network, tokenizer), network.config.box_rounding
 
 
 def _stream(
-    datasets: list, encoder: PromptEncoder, coding: BoxRounding, size: int, fast_decode: bool = False, **options
+    datasets: list,
+    encoder: PromptEncoder,
+    coding: BoxRounding,
+    vision: VisionConfig,
+    fast_decode: bool = False,
+    **options,
 ):
     data = DataConfig([SourceConfig(type(d).__name__) for d in datasets], fast_decode=fast_decode)
     opened = datasets, Mixture(datasets, [1.0] * len(datasets), SEED)
     return open_dataloader(
-        data, encoder, coding, size, seed=SEED, batch=BATCH, samples_per_step=BATCH, opened=opened, **options
+        data, encoder, coding, vision, seed=SEED, batch=BATCH, samples_per_step=BATCH, opened=opened, **options
     )
 
 
@@ -245,15 +252,17 @@ def _trainer(network: GroundingVLM, device: str, dtype: torch.dtype | None = Non
     return step
 
 
-def _plain_loader(photos: _Photos, encoder: PromptEncoder, coding: BoxRounding, size: int):
+def _plain_loader(photos: _Photos, encoder: PromptEncoder, coding: BoxRounding, vision: VisionConfig):
     """Batches as a loader without any of this makes them: PIL decodes, torchvision resizes and normalises."""
     from torchvision import transforms
 
     to_tensor = transforms.Compose(
         [
-            transforms.Resize((size, size), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.Resize(
+                (vision.image_size, vision.image_size), interpolation=transforms.InterpolationMode.BICUBIC
+            ),
             transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
+            transforms.Normalize(vision.image_mean, vision.image_std),
         ]
     )
     position, mixture = 0, Mixture([photos], [1.0], SEED)

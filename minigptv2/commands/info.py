@@ -1,6 +1,6 @@
 """`minigptv2 info`: sizes of a model, parameters of each part, and the memory for inference and training.
 
-Everything is calculated from config.json; no weights are read. GB: 10^9 bytes.
+All numbers are calculated from config.json; no weights are read. GB: 10^9 bytes.
 
 Memory to answer, for one conversation as long as the context:
     weights  parameters x bytes of their number format. With 8 or 4 bits: the language model's linear layers, and one
@@ -61,9 +61,10 @@ def info(folder: str | Path | None = None) -> str:
     model = build_on_meta(folder)
     config, vision, language = model.config, model.config.vision, model.config.language
     counts = count(model)
-    patch = vision.image_size // round(model.vision.patches**0.5)
-    blocks, row = len(model.vision.trunk.blocks), ROW + model.image_tokens
+    patch, row = vision.image_size // model.vision.grid[0], ROW + model.image_tokens
+    depth = "convolutional" if model.vision.is_convolutional else f"{len(model.vision.trunk.blocks)} blocks"
     tower = vision.timm_name or "a convolutional stem and a timm ViT"
+    family = type(model.decoder).__name__.removesuffix("ForCausalLM")  # of transformers: Llama, Mistral, Qwen2
     lora = config.lora
     adapter = f"LoRA r {lora.r}, alpha {lora.alpha}, on {', '.join(lora.targets)}" if lora.r else "none"
     stored = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -75,10 +76,10 @@ def info(folder: str | Path | None = None) -> str:
             f"{vision.image_size} px, {model.vision.patches} patches of {patch} px, "
             f"{model.image_tokens} tokens ({config.patches_per_token} patches each)",
         ),
-        ("tower", f"{tower}, width {model.vision.width}, {blocks} blocks"),
+        ("tower", f"{tower}, width {model.vision.width}, {depth}"),
         (
             "language",
-            f"Llama, width {language.hidden_size}, {language.num_hidden_layers} layers, "
+            f"{family}, width {language.hidden_size}, {language.num_hidden_layers} layers, "
             f"{language.num_attention_heads} heads, vocabulary {language.vocab_size}, "
             f"context {language.max_position_embeddings}",
         ),

@@ -83,12 +83,9 @@ class InteractiveChat:
         }
 
     def run(self) -> int:
-        knows = self.model.config.knows
-        print_note(
-            escape_control_chars(
-                (knows.rstrip() + " " if knows else "") + f"Ask about {self.name}; commands: {' '.join(self.commands)}"
-            )
-        )
+        description = self.model.config.description.rstrip()
+        hint = f"Ask about {self.name}; commands: {' '.join(self.commands)}"
+        print_note(escape_control_chars(f"{description} {hint}" if description else hint))
         for line in _lines():
             try:
                 if line.split()[0] == "/quit":

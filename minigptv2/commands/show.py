@@ -20,19 +20,12 @@ from minigptv2.commands.options import accept_old_name, whole_number
 from minigptv2.commands.printing import escape_control_chars
 from minigptv2.config import ModelConfig
 from minigptv2.data.dataset import Dataset, open_dataset
-from minigptv2.encode import (
-    IGNORE_INDEX,
-    IMAGE_TOKEN_ID,
-    SHARED_BLOCK,
-    EncodedRow,
-    HFTokenizer,
-    PromptEncoder,
-    Tokenizer,
-)
+from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, SHARED_BLOCK, EncodedRow, PromptEncoder
 from minigptv2.errors import UserError
 from minigptv2.files import shortened
 from minigptv2.sample import Sample, Turn
 from minigptv2.tasks import render
+from minigptv2.tokenizer import HFTokenizer, Tokenizer
 
 _GREEN, _RESET = "\x1b[32m", "\x1b[0m"
 
@@ -148,9 +141,7 @@ def open_prompt_encoder(folder: str | Path | None) -> tuple[PromptEncoder, Model
     folder = BUNDLED if folder is None else model_folder(folder)
     model = build_on_meta(folder)
     config = model.config
-    tokenizer = open_tokenizer(folder, config.language)
-    context = config.language.max_position_embeddings
-    return PromptEncoder(tokenizer, config.prompt, model.image_tokens, context), config
+    return PromptEncoder.for_model(model, open_tokenizer(folder, config.language)), config
 
 
 def conversation_text(turns: list[Turn]) -> str:

@@ -1,6 +1,6 @@
-"""Greedy decoding with a cache, box numbers kept well-formed, and the probability of every token.
+"""Greedy decoding with a key-value cache, well-formed boxes, and the probability of every token.
 
-Shapes: B rows of L tokens (left-padded), D the language model's width.
+Shapes: B rows of L tokens (left-padded), P images of V visual tokens, D the language model's width, S cached tokens.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from typing import Literal
 import torch
 
 from minigptv2.boxes import BINS, BOX_TOKENS
-from minigptv2.encode import Batch, EncodedRow, Tokenizer, attention_mask, collate, split_after_images
+from minigptv2.encode import EncodedRow, stop_ids
 from minigptv2.model.grounding_vlm import GroundingVLM, attention_bias
 from minigptv2.model.kv_cache import new_cache
+from minigptv2.packing import Batch, attention_mask, collate, split_after_images
+from minigptv2.tokenizer import HFTokenizer, Tokenizer
 
-_IN_A_BOX = frozenset("".join(BOX_TOKENS) + "0123456789")
+_BOX_CHARS = frozenset("".join(BOX_TOKENS) + "0123456789")
 
 
 @dataclass
 class Generated:
-    """ids: without the end token. probabilities: of each of them, 0..1."""
+    """ids: the answer's tokens, without the one that ended it. probabilities: of each of them, 0 to 1. finish_reason:
+    "stop" for a stop token, "length" where max_new_tokens was reached."""
 
     ids: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
@@ -32,178 +35,195 @@ class Generated:
 class BoxGrammar:
     """Which tokens may follow inside an open box, so that every box is `{<x1><y1><x2><y2>}` with x1 <= x2, y1 <= y2.
 
-    It goes by the text, so it does not matter how a tokenizer cuts a box into pieces.
+    It works on text, so it does not matter how a tokenizer splits a box into tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer | HFTokenizer):
         self.texts = [tokenizer.words(i) for i in range(tokenizer.size)]
-        self.parts = {i: text for i, text in enumerate(self.texts) if text and set(text) <= _IN_A_BOX}
-        self.following: dict[str, list[int]] = {}
+        self.box_texts = {i: text for i, text in enumerate(self.texts) if text and set(text) <= _BOX_CHARS}
+        self._allowed: dict[str, list[int]] = {}  # text of an open box -> ids
 
     def allowed(self, ids: Sequence[int]) -> list[int] | None:
-        """The ids that may come next after these, None where any may."""
-        written = self._open_box(ids)
-        if written is None:
+        """The ids that may follow these; None where any may."""
+        box = self._open_box(ids)
+        if box is None:
             return None
-        if written not in self.following:
-            self.following[written] = [i for i, part in self.parts.items() if _continues_a_box(written + part)]
-        return self.following[written] or None  # no piece fits where the model opened a box in a way of its own
+        if box not in self._allowed:
+            self._allowed[box] = [i for i, text in self.box_texts.items() if _is_box_prefix(box + text)]
+        return self._allowed[box] or None  # no token fits: the model wrote something else
 
     def _open_box(self, ids: Sequence[int]) -> str | None:
-        """What is written of a box, after its opening, that is still open at the end."""
+        """The text after the opening of a box that is not closed yet; None outside of a box."""
         text = ""
         for index in reversed(ids):
             text = self.texts[index] + text
-            before, opening, written = text.rpartition(BOX_TOKENS[0])
+            _, opening, box = text.rpartition(BOX_TOKENS[0])
             if opening:
-                return written if _continues_a_box(written) and BOX_TOKENS[2] not in written else None
-            if not set(text[1:]) <= _IN_A_BOX:
+                return box if _is_box_prefix(box) and BOX_TOKENS[2] not in box else None
+            if not set(text[1:]) <= _BOX_CHARS:
                 return None
         return None
 
 
-def _continues_a_box(text: str) -> bool:
-    """Whether `text`, after the opening of a box, is the beginning of what may stand there, or all of it."""
+def _is_box_prefix(text: str) -> bool:
+    """Whether `text`, which follows the opening of a box, begins or completes a well-formed box."""
     numbers: list[int] = []
-    for place in range(4):
+    for index in range(4):
         digits = text[: len(text) - len(text.lstrip("0123456789"))]
         text = text[len(digits) :]
-        least = numbers[place - 2] if place > 1 else 0
+        minimum = numbers[index - 2] if index > 1 else 0
         if not text:
-            return any(str(n).startswith(digits) for n in range(least, BINS + 1))
-        if digits not in map(str, range(least, BINS + 1)):
+            return any(str(n).startswith(digits) for n in range(minimum, BINS + 1))
+        if digits not in map(str, range(minimum, BINS + 1)):
             return False
         numbers.append(int(digits))
-        joint = BOX_TOKENS[1] if place < 3 else BOX_TOKENS[2]
-        if len(text) <= len(joint):
-            return joint.startswith(text)
-        if not text.startswith(joint):
+        separator = BOX_TOKENS[1] if index < 3 else BOX_TOKENS[2]
+        if len(text) <= len(separator):
+            return separator.startswith(text)
+        if not text.startswith(separator):
             return False
-        text = text[len(joint) :]
+        text = text[len(separator) :]
     return False
 
 
 @functools.lru_cache(maxsize=8)
-def grammar_of(tokenizer: Tokenizer) -> BoxGrammar:
+def grammar_of(tokenizer: Tokenizer | HFTokenizer) -> BoxGrammar:
     return BoxGrammar(tokenizer)
 
 
 @torch.inference_mode()
 def generate(
-    model: GroundingVLM, tokenizer: Tokenizer, batch: Batch, visual: torch.Tensor | None, max_new_tokens: int
+    model: GroundingVLM,
+    tokenizer: Tokenizer | HFTokenizer,
+    batch: Batch,
+    visual: torch.Tensor | None,
+    max_new_tokens: int,
 ) -> list[Generated]:
-    """The greedy answer to every row of a left-padded batch. visual: [P, V, D] of all its images in order."""
-    rows: list[Generated] = []
-    for rows in generate_stepwise(model, tokenizer, batch, visual, max_new_tokens):  # noqa: B007 - the last one is the result
-        pass
+    """The greedy answer to every row of a left-padded batch. visual: [P, V, D] of all its images, in order."""
+    *_, rows = generate_stepwise(model, tokenizer, batch, visual, max_new_tokens)
     return rows
 
 
 def generate_stepwise(
-    model: GroundingVLM, tokenizer: Tokenizer, batch: Batch, visual: torch.Tensor | None, max_new_tokens: int
+    model: GroundingVLM,
+    tokenizer: Tokenizer | HFTokenizer,
+    batch: Batch,
+    visual: torch.Tensor | None,
+    max_new_tokens: int,
 ) -> Iterator[list[Generated]]:
-    """As `generate`, yielding the same growing list after every token. A row that has ended stays as it is."""
+    """As `generate`; yields the same list after every token. A row that has ended does not change any more."""
     embedded = model.embed(batch.ids, visual)  # [B, L, D]
     mask = attention_mask(batch.blocks)  # [B, 1, L, L]
-    yield from _decode(model, tokenizer, new_cache(), embedded, mask, batch.positions, max_new_tokens)
+    yield from _prefill_and_decode(model, tokenizer, new_cache(), embedded, mask, batch.positions, max_new_tokens)
 
 
 @torch.inference_mode()
 def generate_shared_prefix(
     model: GroundingVLM,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | HFTokenizer,
     rows: Sequence[EncodedRow],
     owners: Sequence[int],
     visual: torch.Tensor,
     max_new_tokens: int,
 ) -> list[Generated]:
-    """As `generate`, for rows of one image each, several about the same: what stands up to the end of an image is
-    computed once for all its rows.
+    """As `generate`, for rows of one image each, where several rows share an image: the part up to the end of an image
+    is computed once for all its rows.
 
-    owners: [B] the image of each row. visual: [P, V, D], each image once. All rows begin alike, so that the
-    shared parts have one length S:
+    owners: [B], the image of each row. visual: [P, V, D], each image once. All rows begin with the same tokens, so that
+    all shared parts have the same length S:
 
         keys ->      <s>[INST]<Img> image | padding | </Img> question [/INST] | answer ...
-        a row                all            |    .    |          causal         |  causal
+        a row                all          |    .    |          causal         |  causal
     """
+    # 1) prefill the shared part of each image
     heads, tails = zip(*(split_after_images(row) for row in rows))
-    first = {owner: row for row, owner in reversed(list(enumerate(owners)))}
+    first_row = {owner: row for row, owner in reversed(list(enumerate(owners)))}
     device = visual.device
-    shared = collate([heads[first[p]] for p in range(len(visual))]).to(device)  # [P, S], no padding
+    shared = collate([heads[first_row[p]] for p in range(len(visual))]).to(device)  # [P, S], no padding
     cache = new_cache()
     model.decoder.model(
-        inputs_embeds=model.embed(shared.ids, visual),
+        inputs_embeds=model.embed(shared.ids, visual),  # [P, S, D]
         position_ids=shared.positions,
         past_key_values=cache,
         use_cache=True,
         attention_mask=attention_bias(attention_mask(shared.blocks), visual.dtype),
     )
+
+    # 2) copy the cache of each image to its rows: P -> B
     cache.batch_select_indices(torch.tensor(owners, device=device))
+
+    # 3) prefill the questions, and decode
     batch = collate(tails, left=True).to(device)  # [B, L]
     embedded = model.embed(batch.ids, None)  # [B, L, D]
-    seen = torch.ones(len(rows), 1, batch.ids.shape[1], shared.ids.shape[1], dtype=torch.bool, device=device)
-    mask = torch.cat([seen, attention_mask(batch.blocks)], dim=-1)  # [B, 1, L, S + L]
-    out: list[Generated] = []
-    for out in _decode(model, tokenizer, cache, embedded, mask, batch.positions, max_new_tokens):  # noqa: B007
-        pass
+    to_shared = torch.ones(len(rows), 1, batch.ids.shape[1], shared.ids.shape[1], dtype=torch.bool, device=device)
+    mask = torch.cat([to_shared, attention_mask(batch.blocks)], dim=-1)  # [B, 1, L, S + L]
+    *_, out = _prefill_and_decode(model, tokenizer, cache, embedded, mask, batch.positions, max_new_tokens)
     return out
 
 
-def _decode(
+def _prefill_and_decode(
     model: GroundingVLM,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | HFTokenizer,
     cache,
     embedded: torch.Tensor,
     mask: torch.Tensor,
     positions: torch.Tensor,
     max_new_tokens: int,
 ) -> Iterator[list[Generated]]:
-    """Token after token behind what the cache and `embedded` [B, L, D] hold; mask: [B, 1, L, cached + L].
+    """Yield after every token. embedded: [B, L, D], what follows the S tokens in the cache. mask: [B, 1, L, S + L].
+    positions: [B, L].
 
-    Rows that have ended are computed no more once they are half of all.
+    Rows that have ended leave the batch once they are at least half of it.
     """
-    decoder, grammar = model.decoder, grammar_of(tokenizer)
+    decoder, grammar, stops = model.decoder, grammar_of(tokenizer), stop_ids(tokenizer, model.config.prompt)
     rows = [Generated() for _ in range(embedded.shape[0])]
-    computed = list(range(len(rows)))  # the rows still in the cache, in its order
+    in_batch = list(range(len(rows)))  # the rows still in the batch and the cache, in their order
     running = [True] * len(rows)
     for _ in range(max_new_tokens):
+        # 1) the prompt in the first pass (prefill), then one token of each row (decode)
         states = decoder.model(
             inputs_embeds=embedded,
             attention_mask=attention_bias(mask, embedded.dtype),
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-        ).last_hidden_state
-        logits = decoder.lm_head(states[:, -1]).float()  # [computed, vocabulary]
-        logits[:, tokenizer.size :] = -torch.inf  # rows that fill the table up to a round number are no tokens
-        chosen, probability = _choose(logits, [grammar.allowed(rows[i].ids) for i in computed])
-        for i, token, chance in zip(computed, chosen, probability):
-            if running[i] and token == tokenizer.eos:
+        ).last_hidden_state  # [batch, L, D]; L is 1 in decode
+        logits = decoder.lm_head(states[:, -1]).float()  # [batch, vocabulary]
+        logits[:, tokenizer.size :] = -torch.inf  # padding of the embedding table: no tokens
+
+        # 2) choose a token for each row
+        chosen, probabilities = _choose(logits, [grammar.allowed(rows[i].ids) for i in in_batch])
+        for i, token, probability in zip(in_batch, chosen, probabilities):
+            if running[i] and token in stops:
                 running[i], rows[i].finish_reason = False, "stop"
             elif running[i]:
                 rows[i].ids.append(token)
-                rows[i].probabilities.append(chance)
+                rows[i].probabilities.append(probability)
         yield rows
         if not any(running):
             return
+
+        # 3) drop ended rows from the batch
         positions, mask = positions[:, -1:] + 1, mask[:, :, -1:]
-        going = [place for place, i in enumerate(computed) if running[i]]
-        if len(going) <= len(computed) // 2:
-            kept = torch.tensor(going, device=mask.device)
-            cache.batch_select_indices(kept)
-            positions, mask = positions[kept], mask[kept]
-            computed, chosen = [computed[p] for p in going], [chosen[p] for p in going]
-        embedded = decoder.get_input_embeddings()(torch.tensor(chosen, device=mask.device)[:, None])
-        mask = torch.cat([mask, mask.new_ones(len(computed), 1, 1, 1)], dim=-1)
+        remaining = [index for index, i in enumerate(in_batch) if running[i]]
+        if len(remaining) <= len(in_batch) // 2:
+            selected = torch.tensor(remaining, device=mask.device)
+            cache.batch_select_indices(selected)
+            positions, mask = positions[selected], mask[selected]
+            in_batch, chosen = [in_batch[p] for p in remaining], [chosen[p] for p in remaining]
+
+        # 4) the chosen tokens are the next input
+        embedded = decoder.get_input_embeddings()(torch.tensor(chosen, device=mask.device)[:, None])  # [batch, 1, D]
+        mask = torch.cat([mask, mask.new_ones(len(in_batch), 1, 1, 1)], dim=-1)  # one more key
 
 
 def _choose(logits: torch.Tensor, allowed: list[list[int] | None]) -> tuple[list[int], list[float]]:
-    """The likeliest allowed token of each row, and its probability among all tokens."""
+    """The most likely allowed token of each row, and its probability among all tokens. logits: [B, vocabulary]."""
     probabilities = logits.softmax(-1)
-    open_rows = logits.clone()  # logits, since all probabilities of a box's tokens may round to zero
+    masked = logits.clone()  # not the probabilities: those of all box tokens may round to zero
     for row, ids in enumerate(allowed):
         if ids is not None:
-            open_rows[row] = -torch.inf
-            open_rows[row, ids] = logits[row, ids]
-    chosen = open_rows.argmax(-1)
+            masked[row] = -torch.inf
+            masked[row, ids] = logits[row, ids]
+    chosen = masked.argmax(-1)
     return chosen.tolist(), probabilities.gather(1, chosen[:, None])[:, 0].tolist()

@@ -1,5 +1,6 @@
-"""Keys and values of the tokens so far, with room for those to come: a new token is written behind the others, where
-transformers' own cache copies all of them for every token.
+"""A key-value cache with room for tokens to come: a new token is written after the others.
+
+Transformers' own cache copies all keys and values for every token.
 
 Shapes: B rows, H heads of width D, L tokens so far.
 """
@@ -7,11 +8,11 @@ Shapes: B rows, H heads of width D, L tokens so far.
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-CHUNK = 64  # tokens for which memory is taken at once
+CHUNK = 64  # tokens by which a full buffer grows
 
 
 class PreallocatedLayer(DynamicLayer):
-    """One layer's keys and values, [B, H, L, D] each: the beginning of a longer buffer."""
+    """One layer's keys and values, [B, H, L, D] each: views of the first L tokens of longer buffers."""
 
     _buffers: tuple[torch.Tensor, ...] | None = None  # [B, H, L + room, D] each
 
@@ -33,9 +34,9 @@ class PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep these rows, in this order; a row may stand there several times."""
+        """Keep these rows, in this order; a row may be repeated."""
         super().batch_select_indices(indices)
-        self._buffers = None  # keys and values are copies now
+        self._buffers = None  # keys and values are copies now, not views
 
 
 def new_cache() -> Cache:

@@ -1,6 +1,6 @@
-"""The language model: a Llama causal LM of transformers, with LoRA through peft where the config asks for it.
+"""The language model: a Llama causal LM of transformers, and LoRA through peft.
 
-Mistral and Qwen models have the same parts under the same names, so they can take its place by name.
+Mistral and Qwen models have the same modules under the same names, so they can replace it.
 """
 
 from dataclasses import fields
@@ -15,6 +15,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # transformers' model_type
 
 
 def build_language(config: LanguageConfig) -> nn.Module:
+    """A Llama of the config's sizes, with random weights. Raises ValueError for sizes that do not divide."""
     from dataclasses import asdict
 
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -24,15 +25,15 @@ def build_language(config: LanguageConfig) -> nn.Module:
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     if config.hidden_size % heads or heads % shared:
         raise ValueError(f"hidden_size {config.hidden_size} must divide by {heads} heads, and they by {shared}")
-    sizes = {k: v for k, v in asdict(config).items() if k not in ("name", "rope_theta")}
+    sizes = {k: v for k, v in asdict(config).items() if k not in ("name", "rope_theta", "system_message")}
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
     return LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters=rope, attn_implementation=ATTENTION_IMPLEMENTATION))
 
 
 def load_pretrained_lm(name: str | Path, weights: bool = True) -> tuple[nn.Module, LanguageConfig]:
-    """A causal LM by its folder or hub name, in float32 on the CPU, with its own sizes. weights: else random ones.
+    """A causal LM by its folder or hub name, in float32 on the CPU, and its sizes. weights: False for random ones.
 
-    Raises UserError where nothing of that name is found or it is of another family.
+    Raises UserError where nothing of that name is found, or a model of another family.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -67,26 +68,26 @@ def load_pretrained_lm(name: str | Path, weights: bool = True) -> tuple[nn.Modul
 
 
 def add_lora(language: nn.Module, config: LoraConfig) -> nn.Module:
-    """The same model with a trainable adapter on the named projections; everything else is frozen."""
+    """The model with a trainable adapter on the config's projections; all other weights are frozen."""
     import warnings
 
     import peft
 
-    wanted = peft.LoraConfig(
+    lora = peft.LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=list(config.targets),
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():  # peft asks transformers by a name that is on its way out: not the user's business
+    with warnings.catch_warnings():  # peft uses a deprecated name of transformers
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-        return peft.get_peft_model(language, wanted)
+        return peft.get_peft_model(language, lora)
 
 
 def merge_lora(language: nn.Module) -> nn.Module:
-    """The plain model again, the adapter's product added to the weights it adapted, one after the other."""
+    """The model without the adapter: B @ A is added to the weights that it adapted."""
     plain = language.merge_and_unload()
-    if hasattr(plain, "peft_config"):  # older versions of peft leave it there
+    if hasattr(plain, "peft_config"):  # older versions of peft keep it
         del plain.peft_config
     return plain

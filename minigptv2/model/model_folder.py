@@ -19,8 +19,7 @@ from pathlib import Path
 
 import torch
 
-from minigptv2.config import LanguageConfig, ModelConfig, from_dict
-from minigptv2.encode import HFTokenizer, Tokenizer
+from minigptv2.config import CLIP_MEAN, CLIP_STD, LanguageConfig, ModelConfig, from_dict
 from minigptv2.errors import UserError
 from minigptv2.files import TMP_SUFFIX, is_file, refuse_device, to_path
 from minigptv2.model.grounding_vlm import GroundingVLM
@@ -28,6 +27,7 @@ from minigptv2.model.language import load_pretrained_lm
 from minigptv2.model.load_report import LoadReport
 from minigptv2.model.meta_init import on_meta_device, set_tensor, unfilled_tensors
 from minigptv2.model.weight_files import Tensors, open_file, open_shards, overlay
+from minigptv2.tokenizer import HFTokenizer, Tokenizer
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.model"
 ADAPTER, ADAPTER_WEIGHTS = "adapter", "adapter_model.safetensors"  # a folder, and the file in it; peft's names
@@ -291,7 +291,10 @@ def read_config(folder: Path) -> ModelConfig:
             "It is written by save_pretrained.",
             "Save the model again.",
         ) from None
-    return from_dict(ModelConfig, data, str(folder / CONFIG))
+    config = from_dict(ModelConfig, data, str(folder / CONFIG))
+    if not config.vision.image_mean:  # a folder of an older version, which normalised every image with CLIP's
+        config.vision.image_mean, config.vision.image_std = CLIP_MEAN, CLIP_STD
+    return config
 
 
 def _open_weights(folder: Path) -> Tensors:

@@ -19,7 +19,6 @@ import torch
 from minigptv2.boxes import BoxRounding
 from minigptv2.config import LanguageConfig, LoraConfig, ModelConfig, from_dict
 from minigptv2.devices import Dtype
-from minigptv2.encode import HFTokenizer, Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.files import is_file
 from minigptv2.model.grounding_vlm import GroundingVLM
@@ -41,6 +40,7 @@ from minigptv2.model.published_config import (
 from minigptv2.model.published_names import LORA, Part, checkpoint_part, llama_part, tower_part
 from minigptv2.model.vision import interpolate_positions
 from minigptv2.model.weight_files import Shape, Tensors, open_file, open_shards
+from minigptv2.tokenizer import HFTokenizer, Tokenizer
 
 DESCRIPTION = "Photographs, as far as the published MiniGPT-v2 weights know them."
 Q_FORMER = 768  # the input width of MiniGPT-4's projection

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 
 from minigptv2.boxes import BoxRounding
+from minigptv2.config import VisionConfig
 from minigptv2.data.dataset import Dataset
 from minigptv2.data.mixture import DataConfig, Mixture, open_mixture
-from minigptv2.encode import IGNORE_INDEX, Batch, EncodedRow, PromptEncoder, collate
-from minigptv2.encode import pack as packed
+from minigptv2.encode import IGNORE_INDEX, EncodedRow, PromptEncoder
 from minigptv2.errors import UserError
 from minigptv2.images import load_square, normalize
+from minigptv2.packing import Batch, collate
+from minigptv2.packing import pack as packed
 from minigptv2.sample import Sample
 from minigptv2.tasks import render
 from minigptv2.train.attention_supervision import Targets
@@ -40,11 +42,13 @@ class MicroBatch:
     samples: records in it. supervised: number of tokens with a loss.
     failures: "name: reason" of every record that could not be used; another record replaces it.
     dropped_turns: turns of long conversations that did not fit the context.
+    vision: of the tower that the pixels are for.
     """
 
     batch: Batch
     samples: int
     supervised: int
+    vision: VisionConfig
     failures: list[str] = field(default_factory=list)
     dropped_turns: int = 0
 
@@ -52,7 +56,7 @@ class MicroBatch:
         """The batch on this device, with pixels normalised to [P, 3, H, W] float32."""
         batch = self.batch.to(device)
         if batch.pixels is not None:
-            batch.pixels = normalize(batch.pixels)
+            batch.pixels = normalize(batch.pixels, self.vision.image_mean, self.vision.image_std)
         return batch
 
 
@@ -86,7 +90,7 @@ def open_dataloader(
     data: DataConfig,
     encoder: PromptEncoder,
     coding: BoxRounding,
-    image_size: int,
+    vision: VisionConfig,
     *,
     seed: int,
     batch: int,
@@ -103,7 +107,7 @@ def open_dataloader(
     """An endless iterator over the micro-batches of one rank.
 
     data: the sources and their options. encoder: of the model. coding: how boxes are rounded; see `boxes`.
-    image_size: side in pixels of the square that images are resized to.
+    vision: of the tower; images get its size and normalisation.
     seed: of the order of the records, of their wordings and of the questions about generated scenes.
     batch: samples in a micro-batch.
     samples_per_step: of all ranks in one optimizer step, batch * world * (micro-batches in a step). It turns first_step
@@ -111,7 +115,7 @@ def open_dataloader(
     start: position of the mixture to begin at: the number of samples that all ranks together have had.
     rank, world: this process and the number of training processes.
     workers: processes that read ahead; 0: this process reads.
-    pack: all rows as one (`encode.pack`); False: padded rows.
+    pack: all rows as one (`packing.pack`); False: padded rows.
     cache: gives features in place of pixels; no image is opened then.
     opened: the result of `open_mixture` for the same data, seed and samples_per_step, where the caller has it already.
     targets: marks the targets of attention supervision in the rows; needs `pack`.
@@ -127,7 +131,7 @@ def open_dataloader(
         mixture,
         encoder,
         coding,
-        image_size,
+        vision,
         data.fast_decode,
         seed,
         batch,
@@ -188,7 +192,7 @@ class _MicroBatches(torch.utils.data.IterableDataset):
     mixture: Mixture
     encoder: PromptEncoder
     coding: BoxRounding
-    image_size: int
+    vision: VisionConfig
     fast_decode: bool
     seed: int
     batch: int
@@ -221,7 +225,7 @@ class _MicroBatches(torch.utils.data.IterableDataset):
         elif images:
             batch.pixels = torch.from_numpy(np.stack(images))
         supervised, dropped = int((batch.labels != IGNORE_INDEX).sum()), sum(row.dropped_turns for row in rows)
-        return MicroBatch(batch, len(rows), supervised, failures, dropped)
+        return MicroBatch(batch, len(rows), supervised, self.vision, failures, dropped)
 
     def _row(self, position: int, failures: list[str]) -> tuple[EncodedRow, list]:
         """The row at a position of the mixture, and its images. A record that cannot be used is added to `failures`,
@@ -249,4 +253,4 @@ class _MicroBatches(torch.utils.data.IterableDataset):
         """[H, W, 3] uint8, or [N, C] float16 from the cache."""
         if self.cache is not None:
             return self.cache[image]
-        return load_square(image, self.image_size, self.fast_decode)
+        return load_square(image, self.vision.image_size, self.fast_decode)

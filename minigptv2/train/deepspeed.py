@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from minigptv2.bundled import config_folder
-from minigptv2.encode import Batch
 from minigptv2.errors import UserError
 from minigptv2.files import refuse_device
 from minigptv2.model.grounding_vlm import GroundingVLM, Losses
+from minigptv2.packing import Batch
 from minigptv2.train.distributed import World
 from minigptv2.train.engine import Engine, Settings, State, total_loss
 from minigptv2.train.optim import build_optimizers, set_learning_rate

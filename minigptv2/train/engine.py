@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from minigptv2.encode import Batch
 from minigptv2.model.grounding_vlm import GroundingVLM, Losses
+from minigptv2.packing import Batch
 from minigptv2.train.distributed import World
 from minigptv2.train.optim import build_optimizers, set_learning_rate
 from minigptv2.train.precision import autocast, call_in_dtype

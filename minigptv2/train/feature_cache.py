@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from minigptv2.config import CLIP_MEAN, CLIP_STD
 from minigptv2.data.dataset import Dataset
 from minigptv2.errors import UserError
 from minigptv2.files import TMP_SUFFIX, atomic_write, file_lock, hash_file
@@ -122,7 +123,10 @@ def image_key(image: Any) -> str:
 
 def fingerprint(tower: VisionTower) -> str:
     """A hash of the tower's config and of its weights in float16, in which they are saved."""
-    made = blake2b(json.dumps(vars(tower.config), default=str, sort_keys=True).encode(), digest_size=16)
+    config = dict(vars(tower.config))
+    if (tuple(config["image_mean"]), tuple(config["image_std"])) == (CLIP_MEAN, CLIP_STD):
+        del config["image_mean"], config["image_std"]  # a cache of an older version has the same fingerprint
+    made = blake2b(json.dumps(config, default=str, sort_keys=True).encode(), digest_size=16)
     for name, tensor in sorted(tower.state_dict().items()):
         if tensor.is_floating_point():
             tensor = tensor.half()
@@ -341,7 +345,8 @@ def _compute(
             good = [(keys[i], image) for i, image in group if not isinstance(image, str)]
             unreadable |= {keys[i]: why for i, why in group if isinstance(why, str)}
             if good:
-                pixels = normalize(torch.from_numpy(np.stack([image for _, image in good])).to(device))
+                squares = torch.from_numpy(np.stack([image for _, image in good])).to(device)
+                pixels = normalize(squares, tower.config.image_mean, tower.config.image_std)
                 features = to_cache_dtype(call_in_dtype(tower, dtype, pixels)).cpu().numpy()  # [B, N, C]
                 computed_keys += [key for key, _ in good]
                 computed += list(features)

@@ -4,6 +4,7 @@ trained."""
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +17,16 @@ from minigptv2.conversation import PROMPT_TEMPLATES, segments
 from minigptv2.data.scenes.dataset import checked_tasks
 from minigptv2.data.scenes.questions import QuestionWriter, scene_questions
 from minigptv2.data.scenes.world import DEFAULT_SEED, draw_scene
-from minigptv2.encode import HFTokenizer, Tokenizer
 from minigptv2.errors import UserError
 from minigptv2.model.grounding_vlm import GroundingVLM
 from minigptv2.model.language import load_pretrained_lm
 from minigptv2.model.meta_init import stays_float32
 from minigptv2.model.model_folder import CONFIG, TOKENIZER, load_folder, save_folder
 from minigptv2.model.quantize import quantize_language
-from minigptv2.model.vision import fill_tower
+from minigptv2.model.vision import fill_tower, normalization_notice
 from minigptv2.sample import Sample
 from minigptv2.tasks import render
+from minigptv2.tokenizer import HFTokenizer, Tokenizer
 from minigptv2.train.distributed import World
 from minigptv2.train.pretrain_vision import WEIGHTS as TOWER
 from minigptv2.train.recipe import RANDOM, Recipe
@@ -78,6 +79,7 @@ def _assemble(recipe: Recipe, world: World, begun: bool) -> Path:
     if world.rank == 0 and not (begun and (folder / CONFIG).is_file()):
         name = Path(recipe.model.language.name)
         language, sizes = load_pretrained_lm(recipe.model.language.name)
+        sizes.system_message = recipe.model.language.system_message
         config = replace(recipe.model, language=sizes, lora=LoraConfig())
         if not recipe.vision_weights:
             raise UserError(
@@ -85,6 +87,8 @@ def _assemble(recipe: Recipe, world: World, begun: bool) -> Path:
                 "A model that is assembled from parts needs the weights of its vision tower.",
                 "Give vision_weights=FILE, such as eva_vit_g.pth, for the timm model of model.vision.timm_name.",
             )
+        if notice := normalization_notice(config.vision):
+            print(notice, file=sys.stderr)
         model = GroundingVLM(config, language)
         fill_tower(model.vision, Path(recipe.vision_weights))
         pieces = name / TOKENIZER

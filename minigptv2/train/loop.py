@@ -20,11 +20,12 @@ from typing import Any
 import torch
 
 from minigptv2.data.mixture import open_mixture
-from minigptv2.encode import PromptEncoder, Tokenizer
+from minigptv2.encode import PromptEncoder
 from minigptv2.errors import UserError
 from minigptv2.files import LOCK, atomic_write, file_lock, is_file
 from minigptv2.model.model_folder import CONFIG, save_trained
 from minigptv2.model.quantize import check_quantization
+from minigptv2.tokenizer import Tokenizer
 from minigptv2.train.attention_supervision import Targets
 from minigptv2.train.checkpoints import Progress, has_checkpoint, load_checkpoint, save_checkpoint
 from minigptv2.train.dataloader import MicroBatch, open_dataloader
@@ -94,9 +95,7 @@ def finetune(recipe: Recipe, world: World) -> Path | None:
     dtype = _dtype(recipe, world)
     if recipe.quantize:
         check_quantization(recipe.quantize, world.device, dtype)
-    encoder = PromptEncoder(
-        tokenizer, model.config.prompt, model.image_tokens, model.config.language.max_position_embeddings
-    )
+    encoder = PromptEncoder.for_model(model, tokenizer)
 
     # ---- the data ----
     opened = open_mixture(recipe.data, recipe.seed, recipe.optim.global_batch_size)
@@ -137,7 +136,7 @@ def finetune(recipe: Recipe, world: World) -> Path | None:
         recipe.data,
         encoder,
         model.config.box_rounding,
-        model.config.vision.image_size,
+        model.config.vision,
         seed=recipe.seed,
         batch=micro,
         samples_per_step=recipe.optim.global_batch_size,

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from minigptv2.boxes import BINS
+from minigptv2.config import VisionConfig
 from minigptv2.data.scenes.objects import OBJECT_CLASSES
 from minigptv2.data.scenes.world import COLORS, Scene, draw_scene
 from minigptv2.errors import UserError
@@ -152,6 +153,7 @@ class DenseBatch:
     scenes. supervised: number of patches."""
 
     phase: Phase
+    vision: VisionConfig
     images: torch.Tensor
     object_class: torch.Tensor
     color: torch.Tensor
@@ -171,7 +173,8 @@ class DenseBatch:
     def on(self, device: torch.device | str) -> DenseBatch:
         moved = (t.to(device) for t in (self.images, self.object_class, self.color, self.box, self.offsets))
         images, *targets = moved
-        return DenseBatch(self.phase, normalize(images), *targets)
+        images = normalize(images, self.vision.image_mean, self.vision.image_std)
+        return DenseBatch(self.phase, self.vision, images, *targets)
 
 
 class _Batches(torch.utils.data.IterableDataset):
@@ -218,7 +221,7 @@ class SceneStream:
         self._states = [*self._states[1:], state]
         self.step += 1
         self.samples += len(batch[0])
-        return DenseBatch(self.recipe.phases[index], *batch)
+        return DenseBatch(self.recipe.phases[index], self.recipe.model.vision, *batch)
 
     def state(self) -> dict[str, Any]:
         """As JSON. The states of the workers begin with the one whose turn is next."""
@@ -356,7 +359,7 @@ class DenseEngine(Engine):
 
 def patch_of(tower: VisionTower) -> int:
     """Side of a patch, in pixels."""
-    return tower.config.image_size // tower.trunk.patch_embed.grid_size[0]
+    return tower.config.image_size // tower.grid[0]
 
 
 def build_dense(recipe: Recipe, device: torch.device) -> DenseModel:
@@ -365,6 +368,12 @@ def build_dense(recipe: Recipe, device: torch.device) -> DenseModel:
 
     timm.layers.set_fused_attn(False)  # on a CPU the fused backward is several times slower than plain products
     tower = VisionTower(recipe.model.vision)
+    if tower.prefix_positions != 1 or not isinstance(tower.trunk.blocks, nn.Sequential):
+        raise UserError(
+            f"The tower {tower.config.timm_name} cannot be pre-trained on scenes.",
+            "It must have a class token and a table of positions, which is resized from phase to phase.",
+            "Leave model.vision.timm_name empty, or choose a model such as vit_tiny_patch16_224.",
+        )
     patch = patch_of(tower)
     for phase in recipe.phases:
         if not 0 < phase.image_size <= phase.canvas or phase.image_size % patch or phase.canvas % patch:

@@ -10,9 +10,10 @@ import torch
 from minigptv2.boxes import iou, parse
 from minigptv2.data.scenes.questions import scene_questions
 from minigptv2.data.scenes.world import DEFAULT_SEED, Scene, draw_scene
-from minigptv2.encode import PromptEncoder, collate
+from minigptv2.encode import PromptEncoder
 from minigptv2.images import normalize
 from minigptv2.model.grounding_vlm import GroundingVLM
+from minigptv2.packing import collate
 from minigptv2.sample import Sample
 from minigptv2.tasks import render
 from minigptv2.train.precision import best_dtype, call_in_dtype
@@ -71,6 +72,8 @@ class Validator:
         for number in range(self.count):
             scene = draw_scene((SEED, number), self.model.config.vision.image_size)
             self.scenes.append(scene)
-            pixels = normalize(torch.from_numpy(np.array(scene.image))[None]).to(device)
+            vision = self.model.config.vision
+            image = torch.from_numpy(np.array(scene.image))[None]
+            pixels = normalize(image, vision.image_mean, vision.image_std).to(device)
             made.append(call_in_dtype(self.model.vision, best_dtype(device), pixels).half())
         self.features = torch.cat(made)

@@ -24,7 +24,7 @@ def opens() -> MiniGPTv2:
         MiniGPTv2.from_pretrained(folder, device="cpu", dtype="float32", quantize="int8", base=None)
     MiniGPTv2.from_pretrained(dtype="float8")  # type: ignore[arg-type]
     MiniGPTv2.from_pretrained("model", quantise="int8")  # type: ignore[call-arg]
-    published = MiniGPTv2.from_published("a.pth", Path("eva.pth"), "llama", box_coding="floor", vision={"depth": 2})
+    published = MiniGPTv2.from_published("a.pth", Path("eva.pth"), "llama", box_rounding="floor", vision={"depth": 2})
     print(published.report)
     model.save_pretrained(Path("copy"))
     assert_type(model.parameters, int)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from minigptv2.config import LanguageConfig, LoraConfig, ModelConfig, VisionConfig
-from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, EncodedRow, attention_mask, collate
+from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, EncodedRow
 from minigptv2.model.grounding_vlm import GroundingVLM, attention_bias
+from minigptv2.packing import attention_mask, collate
 
 HEADS, LAYERS, RANK, ALPHA, EPS = 4, 2, 8, 2, 1e-5  # the published scale: 16 / 64 = 2 / 8
 CONFIG = ModelConfig(

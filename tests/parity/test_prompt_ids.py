@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from minigptv2.conversation import PROMPT_TEMPLATES
-from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, EncodedRow, PromptEncoder, Tokenizer
+from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, EncodedRow, PromptEncoder
 from minigptv2.sample import QuestionAnswer, Sample
 from minigptv2.tasks import render
+from minigptv2.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden/prompt_ids.txt"  # UPDATE: python -m tests.parity.test_prompt_ids
+PROMPTS = ("llama2", "training", "published")
 PLACES, IMAGE, CONTROL = 3, "<image>", {"<s>": 1, "</s>": 2}
 TALKS: dict[str, tuple[bool, list[tuple[str, str]]]] = {  # with an image or not; questions and answers, "": none yet
     "a question": (True, [("[refer] give me the location of the red balloon", "")]),
@@ -102,9 +103,7 @@ def _shown(row: EncodedRow) -> str:
 
 
 def _snapshot() -> str:
-    return "".join(
-        f"{prompt}: {name}\n  {_shown(_row(prompt, name))}\n" for name in TALKS for prompt in PROMPT_TEMPLATES
-    )
+    return "".join(f"{prompt}: {name}\n  {_shown(_row(prompt, name))}\n" for name in TALKS for prompt in PROMPTS)
 
 
 def test_ids_are_those_of_the_snapshot():
@@ -112,7 +111,7 @@ def test_ids_are_those_of_the_snapshot():
 
 
 @pytest.mark.parametrize("name", TALKS)
-@pytest.mark.parametrize("prompt", PROMPT_TEMPLATES)
+@pytest.mark.parametrize("prompt", PROMPTS)
 def test_ids_are_the_published_ones(prompt, name):
     pieces = sentencepiece.SentencePieceProcessor(model_proto=MODEL)
     expected = published_ids(published_strings(prompt, *TALKS[name]), pieces)
@@ -122,9 +121,9 @@ def test_ids_are_the_published_ones(prompt, name):
 @pytest.mark.parametrize("name", TALKS)
 def test_the_loss_is_taken_over_answers_and_their_ends(name):
     answers = [answer for _, answer in TALKS[name][1] if answer]
-    for prompt, wrapper in PROMPT_TEMPLATES.items():
+    for prompt in PROMPTS:
         labels = [label for label in _row(prompt, name).labels if label != IGNORE_INDEX]
-        learned = answers if not wrapper.answers_in_prompt else [TALKS[name][1][-1][1]] * bool(TALKS[name][1][-1][1])
+        learned = answers if prompt != "published" else [TALKS[name][1][-1][1]] * bool(TALKS[name][1][-1][1])
         ends = [i for i, label in enumerate(labels) if label == CONTROL["</s>"]]
         assert len(ends) == len(learned)
         parts = [labels[a:b] for a, b in zip([0, *(e + 1 for e in ends)], ends)]
@@ -133,7 +132,7 @@ def test_the_loss_is_taken_over_answers_and_their_ends(name):
 
 def test_the_three_prompts_differ():
     for name in TALKS:
-        assert len({tuple(_row(prompt, name).ids) for prompt in PROMPT_TEMPLATES}) == 3
+        assert len({tuple(_row(prompt, name).ids) for prompt in PROMPTS}) == 3
     assert _row("minigptv2-eval", "a question").ids[:3] != _row("minigptv2-train", "a question").ids[:3]
 
 
@@ -145,7 +144,7 @@ def test_llama_of_transformers_gives_the_same_ids(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(MODEL)
     theirs = LlamaTokenizer.from_pretrained(tmp_path, legacy=True)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=MODEL)
-    for prompt in PROMPT_TEMPLATES:
+    for prompt in PROMPTS:
         for talk in TALKS.values():
             for part in (part for text in published_strings(prompt, *talk) for part in text.split(IMAGE)):
                 assert theirs(part, add_special_tokens=False).input_ids == published_ids([part], pieces)[1:]

@@ -42,7 +42,7 @@ def files(tmp_path_factory) -> dict:
 
 
 def _size(tokenizer: bytes) -> int:
-    from minigptv2.encode import Tokenizer
+    from minigptv2.tokenizer import Tokenizer
 
     return Tokenizer(tokenizer).size
 

@@ -5,10 +5,10 @@ import torch
 from qwen_files import write_qwen
 
 from minigptv2 import cli
-from minigptv2.encode import HFTokenizer
 from minigptv2.errors import UserError
 from minigptv2.model.language import load_pretrained_lm
 from minigptv2.model.model_folder import load_folder
+from minigptv2.tokenizer import HFTokenizer
 
 TOWER = "vit_tiny_patch16_224"
 
