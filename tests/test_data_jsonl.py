@@ -498,7 +498,7 @@ def test_show_of_own_data(documented, tmp_path, tiny_folder, capsys):
     words = ["show", "own", f"file={documented}", "questions_per_image=2", "-n", "4", "--out", str(tmp_path / "o")]
     assert cli.main([*words, "--model", str(tiny_folder)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("4 records; no kinds of problems")
+    assert out.startswith("4 records; no types of problems")
     assert "own.jsonl line 1: 2 exchanges" in out
     assert out.count("(image x 64)") == 3
     assert "no image" in out

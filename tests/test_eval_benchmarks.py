@@ -381,13 +381,13 @@ def test_every_row_of_a_real_detection_file_scored_with_its_own_boxes():
     benchmark = open_benchmark("coco_detection", {k: str(v) for k, v in options.items()})
     texts = []
     for item in benchmark.items():
-        kinds: dict[str, list[str]] = {}
+        classes: dict[str, list[str]] = {}
         for thing in item.truth[1]:
             x, y, w, h = thing["bbox"]
             box = format_box(Box(x, y, x + w, y + h), *item.size)
             if not thing["iscrowd"]:
-                kinds.setdefault(benchmark.names[thing["category_id"]], []).append(box)
-        texts.append(" ".join(f"<p>{k}</p> " + "<delim>".join(b) for k, b in kinds.items()))
+                classes.setdefault(benchmark.names[thing["category_id"]], []).append(box)
+        texts.append(" ".join(f"<p>{k}</p> " + "<delim>".join(b) for k, b in classes.items()))
     figures, _ = scored("coco_detection", options, texts)
     assert figures["AP50"] == pytest.approx(0.9873987, abs=1e-6) and figures["AP"] == pytest.approx(0.8621558, abs=1e-6)
 

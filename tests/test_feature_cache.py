@@ -187,7 +187,7 @@ def test_foreign_folder_is_left_alone(tower, files, tmp_path):
 
 
 def test_shard_size_is_limited(tower, files, tmp_path, monkeypatch):
-    build_cache(config(tmp_path, shard_mb=0), tower, [files])  # less than one image: one each
+    build_cache(config(tmp_path, shard_megabytes=0), tower, [files])  # less than one image: one each
     shards = list((tmp_path / "cache").glob("*.npy"))
     assert len(shards) >= 12 and all(np.load(s).shape in ((1, 16, 32), (0, 0, 0)) for s in shards)
     assert not list((tmp_path / "cache").glob("*.new"))

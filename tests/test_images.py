@@ -322,8 +322,8 @@ def test_objects_that_name_a_path(tmp_path):
 
     for path in (str(tmp_path / "a.png"), bytes(tmp_path / "a.png")):
         assert open_image(Named(path)).size == (40, 24)
-    refused(Named(5), "no path")
-    refused("a\ud800b.png", "no path")
+    refused(Named(5), "not a path")
+    refused("a\ud800b.png", "not a path")
     assert len(str(refused("iVBORw0KGgo" * 9000, "base64"))) < 500
 
 

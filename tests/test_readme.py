@@ -20,7 +20,12 @@ DOCUMENTS = (
     "CHANGELOG.md",
     *(f"docs/{n}.md" for n in ("bundled_model", "data", "finetune", "integrations", "weights")),
 )
-CONFIGS = [file for folder in ("train_configs", "eval_configs") for file in sorted((ROOT / folder).rglob("*.y*ml"))]
+CONFIGS = [
+    file
+    for folder in ("train_configs", "eval_configs")
+    for file in sorted((ROOT / folder).rglob("*.y*ml"))
+    if file.parent.name != "data"  # lists of sources, which configs include
+]
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 

@@ -11,7 +11,7 @@ from minigptv2.boxes import Box
 from minigptv2.data.scenes.objects import OBJECT_CLASSES
 from minigptv2.data.scenes.objects.sketch import STYLES, paint
 from minigptv2.data.scenes.world import COLORS, LARGEST, SMALLEST, Scene, SceneObject, _hsv, draw_scene
-from minigptv2.train.pretrain_vision import COLOR_IDS, CLASS_IDS, MIN_FRACTION, SceneViews, _mirrored, dense_targets
+from minigptv2.train.pretrain_vision import CLASS_IDS, COLOR_IDS, MIN_FRACTION, SceneViews, _mirrored, dense_targets
 from minigptv2.train.recipe import Phase
 
 SIDE = 224

@@ -18,7 +18,7 @@ from minigptv2.tasks import render
 from minigptv2.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden/prompt_ids.txt"  # UPDATE: python -m tests.parity.test_prompt_ids
-PROMPTS = ("llama2", "training", "published")
+PROMPTS = ("llama2", "minigptv2-train", "minigptv2-eval")
 PLACES, IMAGE, CONTROL = 3, "<image>", {"<s>": 1, "</s>": 2}
 TALKS: dict[str, tuple[bool, list[tuple[str, str]]]] = {  # with an image or not; questions and answers, "": none yet
     "a question": (True, [("[refer] give me the location of the red balloon", "")]),
@@ -123,7 +123,7 @@ def test_the_loss_is_taken_over_answers_and_their_ends(name):
     answers = [answer for _, answer in TALKS[name][1] if answer]
     for prompt in PROMPTS:
         labels = [label for label in _row(prompt, name).labels if label != IGNORE_INDEX]
-        learned = answers if prompt != "published" else [TALKS[name][1][-1][1]] * bool(TALKS[name][1][-1][1])
+        learned = answers if prompt != "minigptv2-eval" else [TALKS[name][1][-1][1]] * bool(TALKS[name][1][-1][1])
         ends = [i for i, label in enumerate(labels) if label == CONTROL["</s>"]]
         assert len(ends) == len(learned)
         parts = [labels[a:b] for a, b in zip([0, *(e + 1 for e in ends)], ends)]

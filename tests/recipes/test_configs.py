@@ -37,7 +37,7 @@ def test_a_recipe_loads_and_says_how_it_is_run(file):
     assert not recipe.deepspeed or read_deepspeed(recipe.deepspeed)
     smoke = read_recipe(file, smoke=True)
     assert smoke.output != recipe.output and smoke.max_steps == 2 and not smoke.deepspeed
-    assert {s.name for s in smoke.data.sources} <= {"scenes", "sums"}
+    assert {s.name for s in smoke.data.sources} <= {"scenes", "arithmetic"}
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=name_of)

@@ -403,7 +403,7 @@ def test_what_was_trained_saves_small_and_opens_with_its_base(plain, tmp_path, i
     for given, problem in ((None, "its base"), (whole, "not those that"), (small, "holds only trained weights")):
         with pytest.raises(UserError, match=problem):
             MiniGPTv2.from_pretrained(small, "cpu", base=given)
-    with pytest.raises(UserError, match="whole model"):
+    with pytest.raises(UserError, match="full model"):
         MiniGPTv2.from_pretrained(whole, "cpu", base=base)
 
 
