@@ -136,6 +136,20 @@ def resolve_class(what: str, name: str, known: Mapping[str, str], advice: str) -
         ) from None
 
 
+def present_source(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name and the options of a source as they are called now, for the record of an older version; no line is
+    written. What is unknown stays as it is."""
+    name = RENAMED_DATASETS.get(name, name)
+    if name not in DATASETS:
+        return name, dict(options)
+    reader = resolve_class("data set", name, DATASETS, "")
+    renamed, renamed_tasks = getattr(reader, "RENAMED", {}), getattr(reader, "RENAMED_TASKS", {})
+    out = {renamed.get(key, key): value for key, value in options.items()}
+    if isinstance(out.get("tasks"), Mapping):
+        out["tasks"] = {renamed_tasks.get(task, task): weight for task, weight in out["tasks"].items()}
+    return name, out
+
+
 def open_dataset(name: str, options: dict[str, Any]) -> Dataset:
     """Open the data set of this name with its reader's options (`root`, `split`, ...).
 

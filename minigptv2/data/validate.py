@@ -164,7 +164,7 @@ def _check_jsonl(file: Path, images: str, quick: bool, orientation: str) -> Vali
     counts, longest = Counter(), 0
     read = jsonl.entries_of(file, measure, report.problems)
     entries = list(tqdm(read, "check", lines, unit=" lines", disable=None, leave=False))
-    jsonl.settle(entries, report.problems)
+    jsonl.combine_lines(entries, report.problems)
     for entry in entries:
         report.usable += 1
         for label, boxes in entry.boxes.items():

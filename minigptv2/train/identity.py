@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.config import ModelConfig, present_path
+from minigptv2.data.dataset import present_source
 from minigptv2.errors import UserError
 from minigptv2.files import atomic_write, is_dir, is_file
 from minigptv2.train.recipe import CheckpointConfig, Recipe
@@ -79,6 +80,7 @@ class Identity:
 def identity_of(recipe: Recipe) -> Identity:
     """The identity of a recipe as it was read, before `load_initial_model` changes it."""
     flat = _flat(json.loads(json.dumps(asdict(recipe), default=str)))
+    flat = _present(flat, flat)
     named = {key: value for key, value in flat.items() if isinstance(value, str) and value}
     weights = {key: Path(named[key]) for key in ("init", "vision_weights", "model.language.name") if key in named}
     files = {key: Path(v) for key, v in named.items() if key.startswith("data.sources.") and is_file(v)}
@@ -95,7 +97,8 @@ def compare_with_output(output: Path, now: Identity, begun: bool) -> list[str]:
         return []
     try:
         kept = json.loads((output / FILE).read_text(encoding="utf-8"))
-        before = Identity(_present(kept["recipe"]), _present(kept["contents"]), int(kept["finished"]))
+        recipe, contents = (_present(kept[key], kept["recipe"]) for key in ("recipe", "contents"))
+        before = Identity(recipe, contents, int(kept["finished"]))
     except FileNotFoundError:
         return [f"{output} has no {FILE}: its recipe could not be compared with this one"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -112,14 +115,33 @@ def compare_with_output(output: Path, now: Identity, begun: bool) -> list[str]:
     return [f"max_steps was {old} and is {new}: the learning rate follows the new one"] if old != new else []
 
 
-def _present(flat: dict[str, Any]) -> dict[str, Any]:
-    """Keys and values that an older version wrote, as they are called now."""
+def _present(flat: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+    """Keys and values as they are called now. recipe: the flat recipe that they belong to, which names the sources."""
     values = {**Recipe.RENAMED_VALUES, "checkpoint.save": CheckpointConfig.RENAMED_VALUES["save"]}
     values |= {f"model.{key}": renamed for key, renamed in ModelConfig.RENAMED_VALUES.items()}
     out = {}
     for old, value in flat.items():
         key = present_path(Recipe, old, quiet=True)
         out[key] = values.get(key, {}).get(value, value) if isinstance(value, str) else value
+    nested = _nested(out)
+    sources = nested.get("data", {}).get("sources")
+    for number, source in sources.items() if isinstance(sources, dict) else ():  # a list where there are none
+        name = recipe.get(f"data.sources.{number}.name")
+        if isinstance(name, str):
+            present, options = present_source(name, source.get("options", {}))
+            source |= {key: value for key, value in (("name", present), ("options", options)) if key in source}
+    return _flat(nested)
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """{"a.0.b": 1} -> {"a": {"0": {"b": 1}}}"""
+    out: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, last = key.split(".")
+        node = out
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
     return out
 
 

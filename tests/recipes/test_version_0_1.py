@@ -57,6 +57,29 @@ def test_an_old_run_resumes_as_its_own_version_would_have(tmp_path):
     assert [row["attention_loss"] for row in rows[2:]] == pytest.approx([3.40148, 3.38035], abs=2e-4)
 
 
+def test_an_old_run_resumes_under_present_names(tmp_path, capsys):
+    """The recipe as --print-config prints it, with the present names of the reader's options and tasks, too."""
+    assert cli.main(["train", str(OLD / "recipe.yaml"), "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    for old, new in (
+        ("most", "max_objects"),
+        ("first", "start"),
+        ("side", "image_size"),
+        ("exchanges", "questions_per_scene"),
+        ("dialogues", "dialogue_fraction"),
+        ("repeats", "repeat_prob"),
+        ("seek", "refer_to_class"),
+        ("near_miss", "refer_to_absent"),
+        ("name: sums", "name: arithmetic"),
+    ):
+        printed, count = re.subn(rf"\b{old}\b", new, printed)
+        assert count, old
+    (tmp_path / "new.yaml").write_text(printed)
+    output = shutil.copytree(OLD / "run", tmp_path / "run")
+    assert cli.main(["train", str(tmp_path / "new.yaml"), f"output={output}", "max_steps=3"]) == 0
+    assert "is now" not in capsys.readouterr().err
+
+
 def test_an_old_run_is_still_compared_with_the_recipe(tmp_path, capsys):
     output = shutil.copytree(OLD / "run", tmp_path / "run")
     assert cli.main(["train", str(OLD / "recipe.yaml"), f"output={output}", "lr=0.5"]) == 2

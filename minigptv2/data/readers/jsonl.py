@@ -99,7 +99,7 @@ class JsonlDataset:
         self.name = Path(file).name
         measure = measured_in(image_folder(Path(file), images), self.orientation)
         entries = list(entries_of(Path(file), measure, self.problems, context))
-        settle(entries, self.problems)
+        combine_lines(entries, self.problems)
         self.labels = sorted({label for entry in entries for label in entry.boxes}) if closed else []
         self.records: list[tuple[Entry, int | None]] = []  # with the index of the part of its conversation
         for entry in entries:
@@ -210,7 +210,7 @@ def entries_of(file: Path, measure: Measure, problems: ProblemCounter, context: 
             problems.add(str(error), where)
 
 
-def settle(entries: Iterable[Entry], problems: ProblemCounter) -> None:
+def combine_lines(entries: Iterable[Entry], problems: ProblemCounter) -> None:
     """Combine lines of the same image: boxes of one label on several lines belong together, and a label that has a box
     on one line is absent on none."""
     lines_of: dict[str, list[Entry]] = {}
@@ -219,13 +219,13 @@ def settle(entries: Iterable[Entry], problems: ProblemCounter) -> None:
             lines_of.setdefault(os.path.normpath(entry.image), []).append(entry)
     for same in lines_of.values():
         if len(same) > 1:
-            _settle_image(same, problems)
+            _combine_image(same, problems)
         for entry in same:
             for label in box_questions.too_many(entry.boxes):
                 problems.add(box_questions.TOO_MANY, f"line {entry.line} {label!r}", dropped=False)
 
 
-def _settle_image(same: list[Entry], problems: ProblemCounter) -> None:
+def _combine_image(same: list[Entry], problems: ProblemCounter) -> None:
     every: dict[str, list[Box]] = {}
     for entry in same:
         for label, boxes in entry.boxes.items():

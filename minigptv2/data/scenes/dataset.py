@@ -41,7 +41,6 @@ TASKS = (
     "vqa",
     "chat",
 )
-RENAMED_TASKS = {"seek": "refer_to_class", "near_miss": "refer_to_absent"}  # old name -> present name
 CACHE_SIZE = 64  # scenes whose objects are cached in one file
 
 
@@ -89,6 +88,7 @@ class Scenes:
     asked about it. It is filled when the data set is opened, once, in 12 ms a scene. "": nothing is written.
     """
 
+    RENAMED_TASKS: ClassVar[dict[str, str]] = {"seek": "refer_to_class", "near_miss": "refer_to_absent"}
     RENAMED: ClassVar[dict[str, str]] = {
         "exchanges": "questions_per_scene",
         "most": "max_objects",
@@ -229,7 +229,7 @@ def checked_tasks(tasks: dict[str, float] | None) -> dict[str, float]:
         return dict.fromkeys(TASKS, 1.0)
     checked: dict[str, float] = {}
     for given, weight in tasks.items():
-        name = RENAMED_TASKS.get(given, given)
+        name = Scenes.RENAMED_TASKS.get(given, given)
         if name not in TASKS:
             raise unknown(f"The task {name!r} of scenes is unknown.", name, TASKS, "Remove it.")
         if name in checked:
