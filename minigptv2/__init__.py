@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Answer", "Box", "Chat", "EncodedImage", "MiniGPTv2", "Stream", "TokenLogprob", "UserError"]
 
 if TYPE_CHECKING:  # type checkers and editors see plain imports

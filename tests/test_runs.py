@@ -91,7 +91,7 @@ def test_weights_and_data_are_known_by_what_they_hold_wherever_they_are(tmp_path
     with pytest.raises(UserError, match=r"init was .*a' and is .*other'; data.sources.0.options.annotations was"):
         compare_with_output(tmp_path, identity_of(recipe("other")), begun=True)
     (tmp_path / "a.json").write_text("[]")
-    with pytest.raises(UserError, match="options.file .*a.json' has other content"):
+    with pytest.raises(UserError, match="options.annotations .*a.json' has other content"):
         compare_with_output(tmp_path, identity_of(recipe("a")), begun=True)
 
 
