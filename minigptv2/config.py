@@ -170,8 +170,8 @@ def from_dict(kind: type[T], data: dict[str, Any], where: str = "") -> T:
     known = [f.name for f in dataclasses.fields(kind)]
     for key in data:
         if key not in known:
-            told, allowed = f"{path_of(where, key)} is not a known key.", f"Known here: {', '.join(known)}."
-            raise unknown(told, key, known, "Remove it.", allowed)
+            what, allowed = f"{path_of(where, key)} is not a known key.", f"Known here: {', '.join(known)}."
+            raise unknown(what, key, known, "Remove it.", allowed)
     old_values = getattr(kind, "RENAMED_VALUES", {})
     data = {key: present_value(value, old_values.get(key, {}), path_of(where, key)) for key, value in data.items()}
     values = {key: _value(hints[key], value, path_of(where, key)) for key, value in data.items()}
@@ -356,7 +356,7 @@ def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     for override in overrides:
         path, sign, value = override.partition("=")
         if not sign or not path:
-            raise UserError(f"{override!r} is no override.", "An override is key=value or a.b=c.", "Try seed=2.")
+            raise UserError(f"{override!r} is not an override.", "An override is key=value or a.b=c.", "Try seed=2.")
         node = data
         *parents, last = path.split(".")
         for key in parents:
@@ -366,7 +366,7 @@ def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
                 node = node.setdefault(key, {}) if isinstance(node, dict) else None
             if not isinstance(node, (dict, list)) or (isinstance(node, list) and key == parents[-1]):
                 raise UserError(
-                    f"{override!r}: {key} is no mapping.",
+                    f"{override!r}: {key} is not a mapping.",
                     "Only mappings have keys below them.",
                     "Check the path.",
                 )
@@ -375,7 +375,7 @@ def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
         except yaml.YAMLError as error:
             problem = str(error).splitlines()[0]
             raise UserError(
-                f"{override!r} has a value that is no YAML: {problem}.",
+                f"{override!r} has a value that is not YAML: {problem}.",
                 "A value is a number, a text, true, [a, b] or {a: b}.",
                 "Close its brackets and quotes.",
             ) from None

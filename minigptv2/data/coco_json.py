@@ -70,12 +70,12 @@ _TRUE, _FALSE = (1, "1", "1.0", "true", "yes"), (0, "0", "0.0", "false", "no", "
 class Annotation:
     """One annotation of an image.
 
-    place: its index in the file's list. category: `id`. xywh: as in the file. area: square pixels, of the segment if
+    index: in the file's list. category: `id`. xywh: as in the file. area: square pixels, of the segment if
     the file has it, otherwise of the box. box: for training, clipped to the image, in the file's frame; None for a
     crowd, for a box without area, and for the repetition of a box.
     """
 
-    place: int
+    index: int
     category: Id
     label: str
     xywh: list[float]
@@ -88,21 +88,20 @@ class Annotation:
 class CocoImage:
     """One image file.
 
-    place: the index of its row in the file's list. number: its `id`. size: (width, height) in the file's frame. given:
-    whether the JSON has that size. lost: why the image is not on the disk, "" if it is. unsure: labels whose boxes are
-    incomplete in this image. negatives: labels that are absent; None: all labels without a box are. unusable: number of
-    annotations that cannot be used.
-    """
+    index: of its row in the file's list. number: its `id`. size: (width, height) in the file's frame.
+    has_size: whether the JSON has that size. missing: why the image is not on the disk, "" if it is. incomplete: labels
+    whose boxes are incomplete in this image. negatives: labels that are absent; None: all labels without a box are.
+    unusable: number of annotations that cannot be used."""
 
-    place: int
+    index: int
     number: Id
     name: str
     size: tuple[int, int]
     path: Path
-    lost: str = ""
-    given: bool = True
-    things: list[Annotation] = field(default_factory=list)
-    unsure: set[str] = field(default_factory=set)
+    missing: str = ""
+    has_size: bool = True
+    annotations: list[Annotation] = field(default_factory=list)
+    incomplete: set[str] = field(default_factory=set)
     negatives: frozenset[str] | None = None
     unusable: int = 0
 
@@ -110,15 +109,15 @@ class CocoImage:
     def boxes(self) -> dict[str, list[Box]]:
         """label -> boxes for training, in the file's frame."""
         out: dict[str, list[Box]] = {}
-        for thing in self.things:
-            if thing.box is not None:
-                out.setdefault(thing.label, []).append(thing.box)
+        for annotation in self.annotations:
+            if annotation.box is not None:
+                out.setdefault(annotation.label, []).append(annotation.box)
         return out
 
     @property
     def present(self) -> set[str]:
         """Labels of which an instance is, or may be, in the image."""
-        return {thing.label for thing in self.things} | self.unsure
+        return {annotation.label for annotation in self.annotations} | self.incomplete
 
 
 def identity(value: Any) -> Id:
@@ -273,7 +272,7 @@ class CocoFile:
                     _pair(related, label, of_key.get(parent))
             for ending in ("s", "es"):
                 _pair(related, label, of_key.get(key + ending))
-        boxes = Counter(thing.label for image in self.images for thing in image.things) if self._same_box else Counter()
+        boxes = Counter(a.label for image in self.images for a in image.annotations) if self._same_box else Counter()
         for (one, other), count in self._same_box.items():
             if 2 * count >= min(boxes[one], boxes[other]):
                 _pair(related, one, other)
@@ -334,7 +333,7 @@ class CocoFile:
         size = _size(row)
         if number not in self._by_id:
             self._by_id[number] = image
-            if size is not None and image.given and size != image.size:
+            if size is not None and image.has_size and size != image.size:
                 self._other_size.add(number)
 
     def _image(self, index: int, row: dict, number: Id, name: str) -> CocoImage:
@@ -353,7 +352,7 @@ class CocoFile:
         image = CocoImage(index, number, name, size, path, lost, given)
         if isinstance(known := row.get("neg_category_ids"), list):  # LVIS
             image.negatives = frozenset(self._labels_of(known))
-            image.unsure |= set(self._labels_of(row.get("not_exhaustive_category_ids") or []))
+            image.incomplete |= set(self._labels_of(row.get("not_exhaustive_category_ids") or []))
         return image
 
     def _labels_of(self, numbers: list) -> Iterator[str]:
@@ -380,7 +379,7 @@ class CocoFile:
                 if row["image_id"] is not None and identity(row["image_id"]) in self._other_size:
                     raise InvalidRecord(TWO_SIZES)
                 xywh = _numbers(row.get("bbox"), image.size)
-                labels = boxes.setdefault(image.place, {}).setdefault(tuple(xywh), [])
+                labels = boxes.setdefault(image.index, {}).setdefault(tuple(xywh), [])
                 repeated = label in labels
                 if (number := row.get("id")) is not None and isinstance(number, int | str | float):
                     if number in seen:
@@ -388,7 +387,7 @@ class CocoFile:
                         self.problems.add(SAME_ID, where, here and not repeated, "annotations")
                         if here:
                             if not repeated:
-                                image.unsure.add(label)
+                                image.incomplete.add(label)
                             continue
                     seen[number] = image
                 crowd = self._crowd(row.get("iscrowd"), where)
@@ -396,13 +395,13 @@ class CocoFile:
                     judged += 1
                     fitting += _fits_as_corners(xywh, image.size)
                     over += exceeds_image(xywh, image.size)
-                thing = self._annotation(index, row, category, label, xywh, crowd, image, repeated, where)
+                annotation = self._annotation(index, row, category, label, xywh, crowd, image, repeated, where)
             except InvalidRecord as error:
-                image.unsure.add(label)
+                image.incomplete.add(label)
                 image.unusable += 1
                 self._drop(str(error), where)
                 continue
-            image.things.append(thing)
+            image.annotations.append(annotation)
             if not repeated and not crowd:
                 for other in labels:
                     self._same_box[min(label, other), max(label, other)] += 1
@@ -419,12 +418,12 @@ class CocoFile:
         possible = self._ambiguous.get(category, _NONE) if label is None else {label}
         if image in self._shared:
             for shared in self._shared[image]:
-                shared.unsure |= possible
+                shared.incomplete |= possible
             raise InvalidRecord("a box of an image whose 'id' another has, too")
         if image not in self._by_id:
             raise InvalidRecord("an 'image_id' that no image has")
         if label is None:
-            self._by_id[image].unsure |= possible
+            self._by_id[image].incomplete |= possible
             self._by_id[image].unusable += 1
             raise InvalidRecord(
                 "a 'category_id' that two categories have" if possible else "a 'category_id' that no category has"
@@ -456,11 +455,11 @@ class CocoFile:
             area = xywh[2] * xywh[3]
         box = None
         if crowd:
-            image.unsure.add(label)
+            image.incomplete.add(label)
         elif repeated:
             self._note(SAME_BOX, where)
         elif not (xywh[2] and xywh[3]):
-            image.unsure.add(label)
+            image.incomplete.add(label)
             image.unusable += 1
             self._drop(NO_AREA, where)
         else:

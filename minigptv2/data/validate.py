@@ -213,11 +213,11 @@ def _check_coco(file: Path, images: str, quick: bool, orientation: str) -> Valid
     for image in tqdm(coco.images, "check", unit=" images", disable=None, leave=False):
         for label, found in image.boxes.items():
             report.labels[label] += len(found)
-        if image.lost:
+        if image.missing:
             continue
         try:
             stored, exif = _read_image(image.path, quick)
-            frame = upright_transform(image.path, image.size, image.given, orientation)
+            frame = upright_transform(image.path, image.size, image.has_size, orientation)
         except InvalidRecord as error:
             usable.discard(image.path)
             problems.add(str(error), image.name)
@@ -226,7 +226,7 @@ def _check_coco(file: Path, images: str, quick: bool, orientation: str) -> Valid
         real = stored if frame.turn == exif else upright_size(stored, exif)
         if frame.problem:
             problems.add(frame.problem, image.name, dropped=False)
-        elif image.given and image.size != real:
+        elif image.has_size and image.size != real:
             problems.add(OTHER_SIZE, f"{image.name} {_by(image.size)}, not {_by(real)}", dropped=False)
         boxes = [Box(*frame.box(box).xyxy, label) for label, found in image.boxes.items() for box in found]
         report.drawn.append((image.path, frame.size, boxes))
@@ -235,7 +235,7 @@ def _check_coco(file: Path, images: str, quick: bool, orientation: str) -> Valid
     report.usable = len(usable)
     report.counts = {
         "images": len(coco.images),
-        "images without a box": sum(not image.things for image in coco.images),
+        "images without a box": sum(not image.annotations for image in coco.images),
         "boxes": sum(report.labels.values()),
         "crowds, left out": crowds,
         "categories": len(coco.labels),
@@ -250,7 +250,7 @@ def _frame_of_size(image: CocoImage, stored: tuple[int, int], orientation: int) 
     if orientation == 1:
         return ""
     real = upright_size(stored, orientation)
-    if not image.given or real == stored:
+    if not image.has_size or real == stored:
         return "unknown"
     return "upright" if (image.size[0] > image.size[1]) == (real[0] > real[1]) else "stored"
 

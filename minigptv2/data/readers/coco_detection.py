@@ -99,20 +99,20 @@ def records_of(coco: CocoFile, tasks: Iterable[str] = TASKS, absent: bool = True
     """The records of a file. Images that are not used, and labels that are not asked for, are counted."""
     for image in coco.images:
         where = image.name or f"image {image.number}"
-        for annotation in image.things:
+        for annotation in image.annotations:
             if annotation.crowd:
-                coco.problems.add(CROWD, f"annotations row {annotation.place} of {where}", dropped=False)
+                coco.problems.add(CROWD, f"annotations row {annotation.index} of {where}", dropped=False)
         boxes = image.boxes
         for label in too_many(boxes):
             coco.problems.add(TOO_MANY, f"{where} {label!r}", dropped=False)
-        objects = LabelledBoxes(boxes, coco.absent(image) if absent else [], frozenset(image.unsure))
-        if image.lost:
-            coco.problems.add(image.lost, where)
+        objects = LabelledBoxes(boxes, coco.absent(image) if absent else [], frozenset(image.incomplete))
+        if image.missing:
+            coco.problems.add(image.missing, where)
         elif image.unusable and not boxes:
             coco.problems.add(NO_BOX_LEFT, where)
         elif _questions(objects, image.size, tasks, 1, 0):
-            yield Record(image.number, image.path, image.size, image.given, objects)
-        elif absent or image.things:  # without boxes and with absent=False no question was expected
+            yield Record(image.number, image.path, image.size, image.has_size, objects)
+        elif absent or image.annotations:  # without boxes and with absent=False no question was expected
             coco.problems.add(NOTHING, where, dropped=False)
 
 

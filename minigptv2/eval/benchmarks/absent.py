@@ -44,14 +44,14 @@ class AbsentPhrasesBenchmark:
     def items(self) -> list[Question]:
         coco, names = self.data.coco, self.data.names
         cooccurrence: dict[int | str, Counter[int | str]] = {category: Counter() for category in names}
-        present = {image.place: {thing.category for thing in image.things} for image in coco.images}
+        present = {image.index: {annotation.category for annotation in image.annotations} for image in coco.images}
         for categories in present.values():
             for category in categories:
                 cooccurrence[category].update(categories)
         out = []
         for image in coco.images:
             counts = Counter({category: 0 for category in names})
-            for category in present[image.place]:
+            for category in present[image.index]:
                 counts.update(cooccurrence[category])
             absent = set(coco.absent(image))
             likely = [category for category, _ in counts.most_common() if names[category] in absent][:LIKELY]
@@ -62,7 +62,7 @@ class AbsentPhrasesBenchmark:
             name = names[random.Random(f"{self.seed}/{image.number}").choice(likely)]
             text = instruction_text(QuestionAnswer("refer", (Phrase(name),)), (0, 0), "floor", None)
             size = self.data.frame(image).size
-            out.append(Question(image.place, image.path, size, text, str(image.path), name, words=name))
+            out.append(Question(image.index, image.path, size, text, str(image.path), name, words=name))
         return out
 
     def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:

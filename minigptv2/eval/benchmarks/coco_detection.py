@@ -84,10 +84,10 @@ class CocoDetectionBenchmark:
 
     def frame(self, image: CocoImage) -> UprightTransform:
         """How boxes of this image are turned upright; unchanged if the image is not on disk, or damaged."""
-        if image.lost:
+        if image.missing:
             return UprightTransform(1, image.size)
         try:
-            frame = upright_transform(image.path, image.size, image.given, self.orientation)
+            frame = upright_transform(image.path, image.size, image.has_size, self.orientation)
         except (InvalidRecord, UserError):  # reported when the image is opened, and by `data check`
             return UprightTransform(1, image.size)
         if frame.problem:
@@ -98,16 +98,16 @@ class CocoDetectionBenchmark:
         out, count = [], 0
         for image in self.coco.images:
             frame, objects = self.frame(image), []
-            for thing in image.things:
+            for annotation in image.annotations:
                 count += 1
                 objects.append(
                     {
                         "id": count,
                         "image_id": image.number,
-                        "category_id": thing.category,
-                        "bbox": _turned(thing.xywh, frame),
-                        "area": thing.area,
-                        "iscrowd": int(thing.crowd),
+                        "category_id": annotation.category,
+                        "bbox": _turned(annotation.xywh, frame),
+                        "area": annotation.area,
+                        "iscrowd": int(annotation.crowd),
                     }
                 )
             present = {t["category_id"] for t in objects}
@@ -115,7 +115,7 @@ class CocoDetectionBenchmark:
             phrases = tuple(Phrase(name) for number, name in self.names.items() if number in asked)
             text = instruction_text(QuestionAnswer("detection", phrases), (0, 0), "floor", None)
             truth = Truth(image.number, tuple(objects), frame)
-            out.append(Question(image.place, image.path, frame.size, text, str(image.path), truth, words=text))
+            out.append(Question(image.index, image.path, frame.size, text, str(image.path), truth, words=text))
         return out
 
     def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
