@@ -11,6 +11,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
+from typing import cast as cast_type
 
 from minigptv2.boxes import Box, BoxRounding, parse
 from minigptv2.bundled import BUNDLED, model_folder
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from minigptv2.encode import EncodedRow, HFTokenizer, Tokenizer
+    from minigptv2.encode import EncodedRow
     from minigptv2.images import LazyImage
     from minigptv2.model.generate import Generated
     from minigptv2.model.grounding_vlm import GroundingVLM
     from minigptv2.model.load_report import LoadReport
+    from minigptv2.tokenizer import HFTokenizer, Tokenizer
 
     _ImageData: TypeAlias = (
         bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray[Any, Any] | torch.Tensor
@@ -88,7 +90,7 @@ class MiniGPTv2:
         if quantize is not None:
             from minigptv2.model.quantize import present_name, quantize_language
 
-            quantize = present_name(quantize)
+            quantize = cast_type("Quantization", present_name(quantize))
             quantize_language(network.decoder, quantize, self.device, self.dtype)
         self.quantize: Quantization | None = quantize
         self.network: GroundingVLM = cast(network.eval(), self.dtype).to(self.device)

@@ -175,7 +175,7 @@ def test_images_shrink_until_the_page_is_small_enough(tmp_path, monkeypatch):
     noise = tmp_path / "noise.png"
     Image.effect_noise((900, 1400), 90).convert("RGB").save(noise)
     cases = [ScoredAnswer(i, noise, "x", "y", score=0.0, truth=(Box(10, 20, 300, 400),)) for i in range(70)]
-    monkeypatch.setattr("minigptv2.eval.report._MOST_BYTES", 1_000_000)
+    monkeypatch.setattr("minigptv2.eval.report._MAX_BYTES", 1_000_000)
     report.write(tmp_path, [of(cases)])
     text = (tmp_path / "report.html").read_text()
     assert len(text) < 1_200_000

@@ -21,9 +21,9 @@ def opens() -> MiniGPTv2:
     model = MiniGPTv2.from_pretrained()
     assert_type(model, MiniGPTv2)
     for folder in ("model", Path("model"), None):
-        MiniGPTv2.from_pretrained(folder, device="cpu", dtype="float32", quantize="int8", base=None)
+        MiniGPTv2.from_pretrained(folder, device="cpu", dtype="float32", quantize="dynamic-int8", base=None)
     MiniGPTv2.from_pretrained(dtype="float8")  # type: ignore[arg-type]
-    MiniGPTv2.from_pretrained("model", quantise="int8")  # type: ignore[call-arg]
+    MiniGPTv2.from_pretrained("model", quantise="dynamic-int8")  # type: ignore[call-arg]
     published = MiniGPTv2.from_published("a.pth", Path("eva.pth"), "llama", box_rounding="floor", vision={"depth": 2})
     print(published.report)
     model.save_pretrained(Path("copy"))
