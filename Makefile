@@ -31,7 +31,7 @@ lint: .venv/.dev  ## check code and layout with ruff (.venv/bin/ruff format . la
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check --quiet .
 
-model: .venv/.demo  ## train the bundled model from nothing; run again after a stop, it goes on where it was
+model: .venv/.demo  ## train the bundled model from random weights; run it again to resume after a stop
 	.venv/bin/minigptv2 train train_configs/tiny/pretrain_vision.yaml $(ARGS)
 	$(STAGE) train_configs/tiny/stage1.yaml $(ARGS)
 	$(STAGE) train_configs/tiny/stage2.yaml $(ARGS)

@@ -105,7 +105,7 @@ def format_phrase(phrase: str, boxes: Iterable[Box], width: float, height: float
 
 
 def parse(text: str, width: float, height: float, coding: BoxRounding = "round") -> ParsedText:
-    """Every box in the text, in pixels of an image of width x height. Does not raise, whatever the text.
+    """Every box in the text, in pixels of an image of width x height. Never raises.
 
     coding: how numbers become pixels; "center" adds half a hundredth, the middle of what "floor" rounds down.
 

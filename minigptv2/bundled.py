@@ -9,7 +9,7 @@ from typing import Literal
 
 from minigptv2.errors import UserError
 from minigptv2.files import is_dir, is_file, refuse_device, to_path
-from minigptv2.renames import tell
+from minigptv2.renames import note_once
 
 _PACKAGE = Path(__file__).parent
 BUNDLED = _PACKAGE / "weights"
@@ -41,7 +41,7 @@ def find_recipe(command: Literal["train", "eval"], given: str | os.PathLike) -> 
         return path
     name = path.as_posix().removeprefix(f"{command}_configs/").removesuffix(".yaml")
     if (command, name) in _RENAMED:
-        tell(f"The recipe {name} is now called {_RENAMED[command, name]}.")
+        note_once(f"The recipe {name} is now called {_RENAMED[command, name]}.")
         name = _RENAMED[command, name]
     if name in known:
         return known[name]

@@ -244,7 +244,9 @@ def _train_arguments(parser: Parser) -> None:
 def _eval_arguments(parser: Parser) -> None:
     _recipe_arguments(parser, "eval")
     parser.add_argument(
-        "--base", metavar="FOLDER", help="of a model that holds only what was trained: the model it was trained from"
+        "--base",
+        metavar="FOLDER",
+        help="full model folder that the model was fine-tuned from, if it holds only the trained weights",
     )
     parser.add_argument("--predictions", "--rescore", metavar="FILE", help="score these answers; no model is opened")
     parser.add_argument("--export-coco", metavar="FILE", help="write the boxes as COCO results (coco_detection)")
@@ -300,7 +302,7 @@ COMMANDS: dict[str, Command] = {
         "Print conversations and their tokens, supervised ones marked, and draw the annotated boxes.",
     ),
     "data": Command("check your own data", check_data.add_arguments, check_data.run, check_data.DESCRIPTION),
-    "train": Command("train a stage, as a config says", _train_arguments, _train),
-    "eval": Command("measure a model, as a config says", _eval_arguments, _eval, _EVAL),
+    "train": Command("train a model with a recipe", _train_arguments, _train),
+    "eval": Command("evaluate a model with a recipe", _eval_arguments, _eval, _EVAL),
     "bench": Command("measure how fast this machine is", bench.add_arguments, bench.run),
 }

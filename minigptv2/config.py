@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from minigptv2.boxes import BoxRounding
 from minigptv2.conversation import Prompt
 from minigptv2.errors import UserError, unknown
-from minigptv2.renames import path_of, present_value, rename_old_keys, tell
+from minigptv2.renames import note_once, path_of, present_value, rename_old_keys
 
 T = TypeVar("T")
 
@@ -148,11 +148,11 @@ class ModelConfig:
     """How a pixel becomes a hundredth in box text: round, floor or center (see boxes.py); center for the published
     weights."""
     description: str = ""
-    """One line that tells a user what the weights know."""
+    """One line for users: what the model was trained on."""
     base: str = ""
-    """Of a folder with trainable weights only: the full model folder that it needs."""
+    """If the folder holds only trained weights: the full model folder with the other weights. Set when it is saved."""
     base_fingerprint: str = ""
-    """Of such a folder: the hash of the weights of that full folder."""
+    """If the folder holds only trained weights: the hash of the weights in base. Set when it is saved."""
 
 
 # ---- filling a dataclass ----
@@ -222,7 +222,7 @@ def present_path(kind: Any, path: str, quiet: bool = False) -> str:
     for part in path.split("."):
         present = getattr(kind, "RENAMED", {}).get(part, part)
         if present != part and not quiet:
-            tell(f"{part} is now called {present}.")
+            note_once(f"{part} is now called {present}.")
         for name in present.split("."):
             out.append(name)
             kind = _kind_below(kind, name)

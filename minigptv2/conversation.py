@@ -6,14 +6,14 @@ one: "<|im_start|>" in a question is encoded as these characters.
 Sources: LLaMA-2-chat's `[INST]` format as MiniGPT-v2 uses it; the image is between `<Img>` and `</Img>`. ChatML, the
 format of Qwen2 and SmolLM2: their `chat_template`, without the system message that these two add by default.
 
-MiniGPT-v2's published code used one format in training (`training`) and another in evaluation (`published`). About an
-image, with `|` between segments:
+MiniGPT-v2's published code used one format in training (`minigptv2-train`) and another in evaluation
+(`minigptv2-eval`). Two questions, "one" and "two", about an image, with `|` between segments:
 
-    llama2     <s>|[INST] <Img>|image|</Img> one [/INST]|answer|</s>|<s>|[INST] two [/INST]|
-    training   <s>|[INST] <Img>|image|</Img> one  [/INST]|answer|</s>|<s>|[INST] two  [/INST]|
-    published  <s>|<s>|[INST] <Img>|image|</Img> one [/INST]answer|<s>|[INST] two [/INST]|
-    chatml     <|im_start|>|user\n<Img>|image|</Img> one|<|im_end|>|\n|<|im_start|>|assistant\n|answer|<|im_end|>|\n|
-               <|im_start|>|user\ntwo|<|im_end|>|\n|<|im_start|>|assistant\n|
+    llama2           <s>|[INST] <Img>|image|</Img> one [/INST]|answer|</s>|<s>|[INST] two [/INST]|
+    minigptv2-train  <s>|[INST] <Img>|image|</Img> one  [/INST]|answer|</s>|<s>|[INST] two  [/INST]|
+    minigptv2-eval   <s>|<s>|[INST] <Img>|image|</Img> one [/INST]answer|<s>|[INST] two [/INST]|
+    chatml           <|im_start|>|user\n<Img>|image|</Img> one|<|im_end|>|\n|<|im_start|>|assistant\n|answer|<|im_end|>|
+                     \n|<|im_start|>|user\ntwo|<|im_end|>|\n|<|im_start|>|assistant\n|
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from minigptv2.sample import ImagePiece, Turn
 
 @dataclass(frozen=True)
 class ControlToken:
-    """A token that no text gives. name: the tokenizer's name for it; "bos" and "eos" are those of any tokenizer."""
+    """A special token, which no user text is encoded to. name: its text in the vocabulary, or "bos" or "eos"."""
 
     name: str
 

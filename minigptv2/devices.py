@@ -1,4 +1,4 @@
-"""Which device a model runs on, and in which number format.
+"""Chooses the device and the dtype of a model.
 
 torch is imported when a device is chosen, so that the command line can name the formats without it.
 """
@@ -44,7 +44,7 @@ def choose_device(
 
 
 def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The number format of this name; without one, bfloat16 on a GPU and float32 elsewhere. Raises UserError."""
+    """The dtype of this name; without one, bfloat16 on a GPU and float32 elsewhere. Raises UserError."""
     import torch
 
     if dtype is None:

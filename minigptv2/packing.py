@@ -1,6 +1,7 @@
-"""Rows -> batches: padded, or packed into one row; and which tokens attend to which.
+"""Encoded rows -> batches, by padding (`collate`) or by packing into one row (`pack`); and attention masks.
 
-Shapes: B rows of L tokens; in a packed row P images with S shared tokens each, and groups of N blocks of M tokens.
+Shapes: B rows of L tokens, P images. Inside a packed row: R shared parts of S tokens each, one for each row that was
+packed; then groups of N blocks with M tokens each.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ from minigptv2.encode import IGNORE_INDEX, IMAGE_TOKEN_ID, SHARED_BLOCK, Encoded
 if TYPE_CHECKING:
     import torch
 
-PADDING_BLOCK = -1  # the block of padding, which attends only to itself
-REPEAT_WEIGHT = 0.125  # weight of a query whose target is the same as the previous token's
-# blocks of a packed row are padded to the next of these lengths
+PADDING_BLOCK = -1  # the block number of padding; a padding token attends only to itself
+# loss weight of a supervised query if the previous token has the same target: a long run of equal targets counts less
+REPEAT_WEIGHT = 0.125
+# `pack` pads a block to the next of these lengths, in tokens; blocks of equal padded length form a group
 BUCKET_LENGTHS = [*range(16, 128, 16), *range(128, 512, 64), *range(512, 1 << 20, 512)]
 
 
 @dataclass
 class Batch:
-    """Rows of one length. ids, labels, positions, blocks: [B, L] int64; blocks is PADDING_BLOCK at padding.
+    """Rows of equal length, for one forward pass.
 
-    pixels: [P, 3, H, W] of all images in the order of the rows, or features: [P, N, C] from a feature cache; None
-    without images. layout: of a row that `pack` made.
+    ids, labels, positions, blocks: [B, L] int64, see `EncodedRow`; blocks is PADDING_BLOCK at padding. pixels:
+    [P, 3, H, W] of all images, in the order of the rows. features: in place of pixels, [P, patches, C] from a feature
+    cache. Both are None without images. layout: set only by `pack`, which returns one packed row.
     """
 
     ids: torch.Tensor
@@ -43,14 +46,14 @@ class Batch:
 
 @dataclass
 class Group:
-    """N blocks of a packed row, M tokens each.
+    """N blocks of a packed row, padded to M tokens each.
 
-    owners: [N], the row whose shared part each block attends to. mask: [N, 1, M, S + M] bool, True where a query
-    attends to a key of the shared part (the first S) or of its block.
+    owners: [N] int64, for each block the index of its row, whose shared part it attends to. mask: [N, 1, M, S + M]
+    bool, True where a query may attend to a key; keys are the S tokens of the shared part, then the M of the block.
 
-    Of supervised attention, K queries in all: query_index: [K], their indices among the N * M tokens. target_mask:
-    [K, S] bool, the visual tokens that each should attend to. query_weight: [K], 1, or REPEAT_WEIGHT where the previous
-    token has the same target.
+    The other fields are for attention supervision of K queries; K is 0 without it. query_index: [K] int64, indices into
+    the N * M tokens of the group. target_mask: [K, S] bool, True at the visual tokens that a query should attend to.
+    query_weight: [K] float32, 1, or REPEAT_WEIGHT if the previous token has the same target.
     """
 
     owners: torch.Tensor
@@ -62,15 +65,18 @@ class Group:
 
 @dataclass
 class PackedLayout:
-    """Where the parts of a packed row are: `images` shared parts of `shared` tokens each, then the groups in order."""
+    """The order of tokens in a packed row: first the shared parts, then the groups.
 
-    images: int
+    rows: R, number of shared parts. shared: S, tokens in each of them, padding included.
+    """
+
+    rows: int
     shared: int
     groups: list[Group]
 
     def to(self, device) -> PackedLayout:
         groups = [Group(*(t.to(device) for t in vars(g).values())) for g in self.groups]
-        return PackedLayout(self.images, self.shared, groups)
+        return PackedLayout(self.rows, self.shared, groups)
 
 
 def collate(
@@ -79,10 +85,10 @@ def collate(
     load: Callable[[list[object]], torch.Tensor] | None = None,
     length: int = 0,
 ) -> Batch:
-    """Pad rows to one batch.
+    """Pad rows to a batch of equal length.
 
-    left: pad at the beginning, for generation. load: images -> pixels [P, 3, H, W]. length: of the rows, where the
-    longest is shorter.
+    left: pad on the left, for generation. load: opens the images of all rows, list of images -> pixels [P, 3, H, W];
+    None: the batch has no pixels. length: minimum length of the padded rows, in tokens.
     """
     import torch
 
@@ -106,24 +112,24 @@ def collate(
 
 
 def pack(rows: Sequence[EncodedRow]) -> Batch:
-    """All rows as one packed row, for training: the same loss as `collate`, with little padding and no masked products.
+    """Pack rows into one, for training. The loss is that of `collate`, with less padding and fewer attention scores.
 
-    Each row is split into a shared part, up to its last image, and blocks: one for each independent question with its
-    answer, or one for the rest of a conversation. Blocks of similar length form a group. Two rows A and B with three
-    and one questions:
+    Each row is split into a shared part, which ends at its last image, and blocks. A block is one independent question
+    with its answer, or the rest of a conversation. Blocks of similar length form a group. Row A has three questions and
+    row B has one:
 
         [image A | image B | pad] [q A1 | q A2 | q B1] [q A3 | pad]
          shared parts, S each      group of length M    group of length M'
 
-    A block attends to the shared part of its own row and to itself; `attention.packed_attention` computes these
-    products alone.
+    A block attends to the shared part of its own row and to itself. `attention.packed_attention` computes only these
+    attention scores.
 
-    Returns a Batch of one row: ids, labels, positions, blocks: [1, P * S + sum of N * M over the groups]; layout: the
-    groups, in order of their length.
+    Returns a Batch with B = 1 and L = R * S + (sum of N * M over the groups), without pixels. The groups are in order
+    of increasing M.
     """
     import torch
 
-    # 1) split the rows, and sort their blocks by length
+    # 1) split the rows, and group their blocks by padded length
     split = [_split(row) for row in rows]
     shared = max(len(head) for head, _ in split)
     groups: dict[int, list[tuple[int, EncodedRow]]] = {}  # length -> (row, block)
@@ -131,10 +137,10 @@ def pack(rows: Sequence[EncodedRow]) -> Batch:
         for block in blocks:
             groups.setdefault(BUCKET_LENGTHS[bisect_left(BUCKET_LENGTHS, len(block))], []).append((owner, block))
 
-    # 2) the shared parts, then group after group
+    # 2) pad the shared parts, then the blocks of each group
     head_lengths = torch.tensor([len(head) for head, _ in split])
     first_visual = [head.ids.index(IMAGE_TOKEN_ID) if IMAGE_TOKEN_ID in head.ids else 0 for head, _ in split]
-    parts = [collate([head for head, _ in split])]  # [P, S]
+    parts = [collate([head for head, _ in split])]  # [R, S]
     layout = PackedLayout(len(rows), shared, [])
     for length, blocks in sorted(groups.items()):
         owners = torch.tensor([owner for owner, _ in blocks])
@@ -145,7 +151,7 @@ def pack(rows: Sequence[EncodedRow]) -> Batch:
         layout.groups.append(Group(owners, mask[:, None], *supervision))
         parts.append(collate([block for _, block in blocks], length=length))  # [N, M]
 
-    # 3) all parts one after the other
+    # 3) concatenate all parts to one row
     names = ("ids", "labels", "positions", "blocks")
     return Batch(*(torch.cat([getattr(p, n).flatten() for p in parts])[None] for n in names), layout=layout)
 
@@ -153,8 +159,11 @@ def pack(rows: Sequence[EncodedRow]) -> Batch:
 def _supervised_queries(
     blocks: list[tuple[int, EncodedRow]], length: int, shared: int, first_visual: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """query_index [K], target_mask [K, S] and query_weight [K] of a group. first_visual: of each row, the index of its
-    first visual token."""
+    """query_index [K], target_mask [K, S] and query_weight [K] of a group; see `Group`.
+
+    blocks: (index of its row, block) of the group. length: M. shared: S. first_visual: for each row, the index of its
+    first visual token.
+    """
     import torch
 
     targets = {
@@ -179,14 +188,14 @@ def _split(row: EncodedRow) -> tuple[EncodedRow, list[EncodedRow]]:
 
 
 def split_after_images(row: EncodedRow) -> tuple[EncodedRow, EncodedRow]:
-    """Split a causal row after its last image, or after its first token where it has none."""
+    """Split a causal row after its last visual token, or after its first token if it has no image."""
     end = 1 + max((i for i, token in enumerate(row.ids) if token == IMAGE_TOKEN_ID), default=0)
     head, (rest,) = _parts(row, [SHARED_BLOCK] * end + [1] * (len(row) - end))
     return head, rest
 
 
 def _parts(row: EncodedRow, blocks: Sequence[int]) -> tuple[EncodedRow, list[EncodedRow]]:
-    """The shared part and the other blocks of a row, by the block of each token."""
+    """Split a row into its shared part and its other blocks. blocks: the block number of each token."""
     parts: dict[int, EncodedRow] = {SHARED_BLOCK: EncodedRow()}
     for token, label, position, targets, block in zip(row.ids, row.labels, row.positions, row.target_tokens, blocks):
         part = parts.setdefault(block, EncodedRow())
@@ -201,8 +210,8 @@ def _parts(row: EncodedRow, blocks: Sequence[int]) -> tuple[EncodedRow, list[Enc
 def attention_mask(blocks: torch.Tensor) -> torch.Tensor:
     """[B, L] blocks -> [B, 1, L, L] bool, True where a query (row) attends to a key (column).
 
-    Causal within a block and from every block to the shared one. A padding token attends to itself, and no other token
-    to it, so that no row of the mask is empty.
+    A token attends to the tokens before it in its own block and in the shared block. A padding token attends only to
+    itself, so that no row of the mask is empty; no other token attends to it.
     """
     import torch
 

@@ -1,8 +1,8 @@
-"""Keys and values of older versions, under their present names, so that old recipes and model folders still open.
+"""Translates old names of keys and values to their current names, so that old recipes and model folders still open.
 
-A class that has renamed keys says so in RENAMED, old key -> present key, where a dotted present key leads into a nested
-mapping; and in RENAMED_VALUES, present key -> {old value: present value}. Each old name that is met is named once, on
-standard error, beside the present one.
+A class lists its renamed keys in RENAMED, old key -> current key; a dotted current key such as "optim.lr" is a key of a
+nested mapping. It lists renamed values in RENAMED_VALUES, current key -> {old value: current value}. The first use of
+an old name prints a note with the current name on standard error.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 from minigptv2.errors import UserError
 
-_told: set[str] = set()  # the lines that this process has written
+_printed: set[str] = set()  # the notes that this process has printed
 
 
 def rename_old_keys(data: dict[str, Any], renamed: Mapping[str, str], where: str = "") -> dict[str, Any]:
-    """The mapping with the keys of older versions under their present names; each is named once, on standard error.
+    """The mapping with its old keys renamed to the current ones; prints a note for each.
 
-    renamed: old key -> present key. A dotted present key ("optim.lr") leads into a nested mapping. where: the file or
+    renamed: old key -> current key. A dotted current key ("optim.lr") is a key of a nested mapping. where: the file or
     key, for messages. Raises UserError where a key is given under both names.
     """
     if not any(key in renamed for key in data):
@@ -39,20 +39,21 @@ def rename_old_keys(data: dict[str, Any], renamed: Mapping[str, str], where: str
                 f"Remove {key}.",
             )
         node[last] = value
-        tell(f"{path_of(where, key)} is now called {renamed[key]}.")
+        note_once(f"{path_of(where, key)} is now called {renamed[key]}.")
     return out
 
 
 def present_value(value: Any, renamed: Mapping[Any, Any], where: str) -> Any:
     if not isinstance(value, str) or value not in renamed:
         return value
-    tell(f"{where}={value} is now written {renamed[value]}.")
+    note_once(f"{where}={value} is now written {renamed[value]}.")
     return renamed[value]
 
 
-def tell(line: str) -> None:
-    if line not in _told:
-        _told.add(line)
+def note_once(line: str) -> None:
+    """Print a note on standard error, once per process."""
+    if line not in _printed:
+        _printed.add(line)
         print(f"note: {line}", file=sys.stderr)
 
 

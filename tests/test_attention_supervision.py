@@ -208,7 +208,7 @@ def test_packed_targets_are_image_tokens(marked):
     """The targets of a packed query are image tokens, whatever precedes the image."""
     _, rows, _ = marked
     batch = pack(rows)
-    shared = batch.ids[0, : batch.layout.images * batch.layout.shared].view(batch.layout.images, -1)
+    shared = batch.ids[0, : batch.layout.rows * batch.layout.shared].view(batch.layout.rows, -1)
     for group in batch.layout.groups:
         owners = group.owners[group.query_index // group.mask.shape[2]]
         assert (shared[owners][group.target_mask] == IMAGE_TOKEN_ID).all()

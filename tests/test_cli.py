@@ -871,7 +871,7 @@ def test_show_reads_a_folder_with_a_tokenizer_of_transformers(capsys, tmp_path):
     ],
 )
 def test_old_option_names_are_accepted_with_a_note(line, present, capsys, monkeypatch):
-    monkeypatch.setattr(renames, "_told", set())
+    monkeypatch.setattr(renames, "_printed", set())
     name, *words = line.split()
     parser = cli.Parser(name, "")
     cli.COMMANDS[name].add_arguments(parser)

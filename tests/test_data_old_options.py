@@ -34,7 +34,7 @@ NEW = {
 
 @pytest.fixture(autouse=True)
 def nothing_reported(monkeypatch):
-    monkeypatch.setattr(renames, "_told", set())
+    monkeypatch.setattr(renames, "_printed", set())
 
 
 def test_scenes_with_old_options_are_the_same_samples(capsys):

@@ -266,7 +266,7 @@ def test_convert_command_writes_a_folder_and_its_report(files, tmp_path, capsys)
     assert cli.main(files.command(tmp_path / "model", "--vision-heads", "2", "--merge")) == 0
     out, err = capsys.readouterr()
     assert out == f"done: {tmp_path / 'model'}\n"
-    assert "together" in err and "EVA file, resized: pos_embed, 16 -> 64 places" in err
+    assert "together" in err and "EVA file, resized: pos_embed, 16 -> 64 positions" in err
     assert "note: the LoRA was folded into the base" in err
     assert (tmp_path / "model/report.json").is_file()
     assert cli.main(["info", str(tmp_path / "model")]) == 0
@@ -379,7 +379,7 @@ REFUSED = {
     "no tower": (_eva(LLAMA), "has no pos_embed of 3 dimensions.*eva_vit_g.pth"),
     "positions of no square": (
         _eva(EVA | {"pos_embed": torch.zeros(1, 16, made.WIDTH)}),
-        "16 places, not a square plus one",
+        "16 position embeddings, not 1",
     ),
     "a gap between blocks": (
         _eva(EVA | {"blocks.999999999.norm1.bias": torch.ones(made.WIDTH)}),
@@ -549,7 +549,7 @@ def test_published_names_and_shapes_fit_the_published_model():
     assert (eva.required, eva.found, len(eva.ignored)) == (4 + 39 * 13, 4 + 39 * 13, 13 + 4)
     assert (checkpoint.required, checkpoint.found, len(checkpoint.ignored)) == (130, 130, 32)
     assert (llama.required, llama.found) == (291, 291)
-    assert eva.resized == {"pos_embed": "256 -> 1024 places, bicubic, and the class position as it is"}
+    assert eva.resized == {"pos_embed": "256 -> 1024 positions, bicubic; that of the class token is unchanged"}
     counts = count(model)
     assert sum(p.numel() for p in model.vision.trunk.parameters()) == 986_975_872
     assert counts.projector + counts.adapter == 56_627_200

@@ -1,4 +1,4 @@
-"""What the data side of training gains and what its loop costs, each against the plain way, measured in one run.
+"""What the data side of training gains and what its loop costs, each against a plain baseline, measured in one run.
 
 Both ways take turns round by round and the median round of each counts. On a CPU one thread is measured, by the time
 that it computes: what else the machine does changes nothing.
@@ -39,7 +39,7 @@ from minigptv2.train.distributed import StopSignal, World
 from minigptv2.train.engine import Engine, Settings
 from minigptv2.train.feature_cache import CacheConfig, build_cache
 from minigptv2.train.logger import MetricLogger
-from minigptv2.train.loop import Stage
+from minigptv2.train.loop import TrainingLoop
 from minigptv2.train.optim import build_optimizers
 from minigptv2.train.precision import best_dtype, call_in_dtype
 from minigptv2.train.recipe import CheckpointConfig, LogConfig, OptimConfig, Recipe
@@ -51,7 +51,7 @@ SEED = 1
 
 @dataclass(frozen=True)
 class Compared:
-    """rate, plain: samples a second, ours and the plain way's. what: was compared, in words."""
+    """One comparison. what: its description. rate, plain: samples per second, ours and the baseline's."""
 
     what: str
     rate: float
@@ -160,15 +160,15 @@ def bench_loop(
         with (
             redirect_stderr(io.StringIO()),
             MetricLogger(recipe, engine.world, 0) as logger,
-        ):  # the bar is written, unseen
-            stage = Stage(recipe, engine, itertools.cycle(micros), Progress(), logger, StopSignal())
-            ours, theirs = _turns(stage._step, lambda: step(_Ready(next(batches)[1])), rounds, device)
+        ):  # the progress bar is written to memory, not shown
+            loop = TrainingLoop(recipe, engine, itertools.cycle(micros), Progress(), logger, StopSignal())
+            ours, theirs = _turns(loop._step, lambda: step(_Ready(next(batches)[1])), rounds, device)
     return Compared("training steps: the loop against forward, backward and update alone", ours, theirs)
 
 
 @dataclass
 class _Ready:
-    """A micro whose batch is where it has to be."""
+    """A micro-batch that is already on the device."""
 
     batch: Batch
 
@@ -177,7 +177,7 @@ class _Ready:
 
 
 def dtype_of(name: str | None) -> torch.dtype | None:
-    """The number format of training's products by its name; None for no name. Raises UserError for another one."""
+    """The dtype of training's matrix products by its name; None for no name. Raises UserError for another one."""
     if name not in (None, "float32", "bfloat16"):
         raise UserError(
             f"The dtype is {name!r}.",

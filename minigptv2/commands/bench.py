@@ -47,7 +47,7 @@ def _bench_train(args: argparse.Namespace) -> None:
 
     device, dtype = str(training_device(args.device or "")), dtype_of(args.dtype)
     model, count = model_folder(args.model or "bundled"), args.images or 24
-    print("| ours against the plain way | samples/s | plain | ratio |\n|---|---|---|---|")
+    print("| ours against the baseline | samples/s | baseline | ratio |\n|---|---|---|---|")
     base = None if args.base is None else model_folder(args.base, "base")
     steps = (partial(bench, device=device, dtype=dtype) for bench in (bench_cache, bench_packing, bench_loop))
     for measure in (bench_data, *steps):

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-template",
         default=PROMPT,
         metavar="NAME",
-        help="published: as for the published results; or training: as in training (default: %(default)s)",
+        help="minigptv2-eval: as for the published results; minigptv2-train: as in training (default: %(default)s)",
     )
     accept_old_name(parser, "--prompt", template)
     rounding = parser.add_argument(
@@ -41,15 +41,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     accept_old_name(parser, "--boxes", rounding)
     parser.add_argument(
-        "--dtype", default="float16", choices=DTYPES, help="of the stored weights (default: %(default)s)"
+        "--dtype", default="float16", choices=DTYPES, help="dtype of the stored weights (default: %(default)s)"
     )
     parser.add_argument(
-        "--image-size", type=number, default=IMAGE_SIZE, metavar="N", help="pixels of a side (default: %(default)s)"
+        "--image-size",
+        type=number,
+        default=IMAGE_SIZE,
+        metavar="N",
+        help="side of the square that images are resized to, in pixels (default: %(default)s)",
     )
-    parser.add_argument("--vision-heads", type=number, metavar="N", help="of the tower (default: its width / 88)")
+    parser.add_argument(
+        "--vision-heads", type=number, metavar="N", help="attention heads of the tower (default: its width / 88)"
+    )
     parser.add_argument("--vision-depth", type=number, metavar="N", help="blocks of the tower (default: 39 of 40)")
     parser.add_argument(
-        "--lora-alpha", type=number, default=LORA_ALPHA, metavar="N", help="of the LoRA (default: %(default)s)"
+        "--lora-alpha", type=number, default=LORA_ALPHA, metavar="N", help="alpha of the LoRA (default: %(default)s)"
     )
 
 

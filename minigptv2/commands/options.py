@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from minigptv2.renames import tell
+from minigptv2.renames import note_once
 
 MODEL_HELP = "a saved model (default: the bundled small one)"
 BASE_HELP = "full model folder that --model was fine-tuned from, if --model holds only the trained weights"
@@ -45,5 +45,5 @@ class _OldName(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         name = self._present.option_strings[0]
-        tell(f"{option_string} is now called {name}.")
+        note_once(f"{option_string} is now called {name}.")
         self._present(parser, namespace, values, name)

@@ -1,7 +1,7 @@
-"""The interface of a data set (records by number, problems of its files) and the table of all readers.
+"""The interface of a data set, the counter of problems in its files, and the table of all readers.
 
-`DATASETS` names every reader. A name with a colon, `my_package.module:Class`, is imported: a reader of another package
-needs no entry here.
+`DATASETS` maps the name of each data set to its reader. A reader of another package needs no entry: give its class as
+the name, `my_package.module:Class`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from minigptv2.errors import UserError, unknown
-from minigptv2.renames import present_value, rename_old_keys, tell
+from minigptv2.renames import note_once, present_value, rename_old_keys
 from minigptv2.sample import Sample
 
 DATASETS: dict[str, str] = {
@@ -45,26 +45,30 @@ DATASETS: dict[str, str] = {
     "unnatural_instructions": "minigptv2.data.readers.unnatural_instructions:UnnaturalInstructions",
     # a user's own file
     "own": "minigptv2.data.readers.jsonl:JsonlDataset",
-    # drawn here
+    # generated, without files
     "scenes": "minigptv2.data.scenes.dataset:Scenes",
     "arithmetic": "minigptv2.data.readers.arithmetic:Arithmetic",
 }
-RENAMED_DATASETS = {"sums": "arithmetic"}  # old name -> present name
-RENAMED_METHODS = {"picture": "image", "missing_pictures": "missing_images"}  # of readers: old name -> present name
-_MAX_EXAMPLES = 3
+RENAMED_DATASETS = {"sums": "arithmetic"}  # old name -> current name
+RENAMED_METHODS = {"picture": "image", "missing_pictures": "missing_images"}  # methods of readers: old -> current name
+_MAX_EXAMPLES = 3  # of each problem
 _MAX_LENGTH = 200  # characters of an example
-RECORDS = "records"  # the unit that most readers drop
+RECORDS = "records"  # the default unit of `ProblemCounter`
 _OPTION_TYPES = {"str": (str, "text"), "int": (int, "a whole number"), "bool": (bool, "true or false")}
 
 
 class Dataset(Protocol):
-    """Records by number. `dataset[i]` depends on i only, is fast, and does not open the image: its `image` is a path,
-    or an object that `images.open_image` accepts. problems: of the rows that were dropped, and notes on others.
+    """A map-style data set of Samples, as torch's Dataset.
 
-    Three methods are optional. `sample(index, rng) -> Sample`: for a data set that asks other questions about an image
-    in every epoch; training calls it instead of `dataset[index]`, with a random.Random of the sample's position.
-    `image(index)`: `dataset[index].image`, if it costs less than the whole record. `missing_images()`: the paths of
-    images that are not on the disk although their records are kept.
+    `dataset[i]` always returns the same Sample for i, is fast, and does not open the image: `Sample.image` is a path or
+    another object that `images.open_image` accepts. problems: counts the rows that the reader dropped, and the flaws of
+    rows that it kept.
+
+    A reader may have three more methods:
+    - `sample(index, rng) -> Sample`: for new questions about the same image in each epoch. Training calls it instead of
+      `dataset[index]`. rng: a random.Random, seeded by the position of the sample in the mixture.
+    - `image(index)`: the same as `dataset[index].image`, but faster.
+    - `missing_images() -> list`: paths of images that are not on disk, of records that are kept.
     """
 
     problems: ProblemCounter
@@ -75,8 +79,11 @@ class Dataset(Protocol):
 
 
 class ProblemCounter:
-    """Counts problems by their text and keeps the first examples of each. Also counts what was dropped because of them
-    and what was read, by unit: records, or the annotations, questions, ... of which records consist."""
+    """Counts the problems that a reader finds in its files, with the first examples of each.
+
+    It also counts, for each unit, how many items the reader read (`seen`) and dropped. A unit is a plural noun:
+    "records", or what a record consists of, such as "annotations" or "questions".
+    """
 
     def __init__(self):
         self.counts: Counter[str] = Counter()
@@ -85,9 +92,12 @@ class ProblemCounter:
         self.seen: Counter[str] = Counter()
 
     def add(self, problem: str, example: str, dropped: bool = True, unit: str = RECORDS) -> None:
-        """Count a problem. problem: its text, as in "a box outside the image". example: where it is, as in "val.json
-        row 17". dropped: False for a note on something that is used nevertheless (a box that is clipped at the edge) or
-        was never meant to be used (a crowd). unit: what was dropped, in the plural."""
+        """Count one problem.
+
+        problem: its description, such as "a box outside the image". example: its location, such as "val.json row 17".
+        dropped: whether an item was lost. False if the item is still used (a box that is clipped at the edge) or would
+        not have been used anyway (a crowd). unit: the unit of the dropped item.
+        """
         self.counts[problem] += 1
         self.dropped[unit] += dropped
         examples = self.examples.setdefault(problem, [])
@@ -95,12 +105,15 @@ class ProblemCounter:
             examples.append(example if len(example) <= _MAX_LENGTH else f"{example[:_MAX_LENGTH]}...")
 
     def saw(self, count: int, unit: str = RECORDS) -> None:
-        """Count what the reader has read, good and bad."""
+        """Count the items that the reader read, both kept and dropped ones."""
         self.seen[unit] += count
 
     def dropped_of_seen(self, kept: int) -> Iterator[tuple[str, int, int]]:
-        """(unit, number dropped, number read) for every unit of which both are known. kept: number of the reader's
-        records; records need no call of `saw`, other units do."""
+        """(unit, number dropped, number read) for each unit with dropped items.
+
+        kept: length of the data set; kept and dropped records together are the records read. A unit other than records
+        is omitted if the reader never called `saw` for it.
+        """
         for unit, dropped in self.dropped.items():
             seen = self.seen[unit] or (kept + dropped if unit == RECORDS else 0)
             if dropped and seen:
@@ -110,17 +123,17 @@ class ProblemCounter:
         return bool(self.counts)
 
     def lines(self) -> Iterator[str]:
-        """One line for each problem, the most frequent first: count, problem, examples."""
+        """One line for each problem, the most frequent first: "3 x a box outside the image: val.json row 17, ..."."""
         for problem, count in self.counts.most_common():
             more = ", ..." if count > len(self.examples[problem]) else ""
             yield f"{count} x {problem}: {', '.join(self.examples[problem])}{more}"
 
 
 def resolve_class(what: str, name: str, known: Mapping[str, str], advice: str) -> Any:
-    """The class of a name: of the table `known` (name -> module:Class), or my_package.module:Class.
+    """Import the class for a name: a key of `known` (name -> module:Class), or my_package.module:Class.
 
-    what, advice: for the errors. Raises UserError for an unknown name, with the most similar known one, and for a class
-    that cannot be imported.
+    what: what the name stands for, such as "data set", for error messages. advice: the last line of the error for an
+    unknown name, if no known name is similar. Raises UserError for an unknown name, and if the import fails.
     """
     if ":" not in name and name not in known:
         allowed = f"Known: {', '.join(known)}; or your own, as my_package.module:Class."
@@ -137,8 +150,10 @@ def resolve_class(what: str, name: str, known: Mapping[str, str], advice: str) -
 
 
 def present_source(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The name and the options of a source as they are called now, for the record of an older version; no line is
-    written. What is unknown stays as it is."""
+    """Translate the name and options of a source, as an older version recorded them, to their current names.
+
+    Prints no note. Unknown names stay unchanged.
+    """
     name = RENAMED_DATASETS.get(name, name)
     if name not in DATASETS:
         return name, dict(options)
@@ -151,9 +166,10 @@ def present_source(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str
 
 
 def open_dataset(name: str, options: dict[str, Any]) -> Dataset:
-    """Open the data set of this name with its reader's options (`root`, `split`, ...).
+    """Open a data set by its name (see `DATASETS`) with the options of its reader, such as `root` and `split`.
 
-    Raises UserError for an unknown name or option, with the most similar known one, and for what the reader refuses.
+    Raises UserError for an unknown name or option, which suggests the most similar known one, for an option of the
+    wrong type, and where the reader raises it.
     """
     name = present_value(name, RENAMED_DATASETS, "data set")
     reader = resolve_class("data set", name, DATASETS, "Choose one of these.")
@@ -180,8 +196,8 @@ def open_dataset(name: str, options: dict[str, Any]) -> Dataset:
 
 
 def _accept_old_methods(reader: type, name: str) -> None:
-    """Give a reader that was written for an older version the present names of its optional methods."""
+    """Add the current names of optional methods to a reader that was written for an older version."""
     for old, new in RENAMED_METHODS.items():
         if callable(getattr(reader, old, None)) and not hasattr(reader, new):
             setattr(reader, new, getattr(reader, old))
-            tell(f"the method {old} of the data set {name} is now called {new}.")
+            note_once(f"the method {old} of the data set {name} is now called {new}.")

@@ -1,8 +1,9 @@
 """Several data sets as one endless stream: which record of which source stands at each position.
 
 The stream is a function of the seed and the position alone. So it is the same for any number of processes and workers,
-and a run that starts at position 40 million reads on exactly where an unbroken one would. Sources are drawn by weight,
-by a counter-based generator in blocks; within a source records come without replacement, every epoch in another order.
+and a run that resumes at position 40 million reads the same samples as an uninterrupted one. Sources are drawn by
+weight, by a counter-based generator in blocks; within a source records come without replacement, every epoch in another
+order.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ class SourceConfig:
     name: str
     """A key of `dataset.DATASETS`, or my_package.module:Class."""
     weight: float = 1.0
-    """Its share of the samples, relative to the other sources."""
+    """Sampling weight, relative to the other sources."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of its reader, such as root and split."""
     first_step: int = 0
     """First optimizer step that draws from it, counted from 0."""
     last_step: int | None = None
-    """Last optimizer step that draws from it; none: the run's last. So a curriculum is several sources, one after the
-    other."""
+    """Last optimizer step that draws from it; null: the last step of the run. For a curriculum, list several sources
+    with different first_step and last_step."""
 
 
 @dataclass
@@ -52,23 +53,22 @@ class DataConfig:
     sources: list[SourceConfig] = field(default_factory=list)
     """The data sets that are mixed."""
     include: list[str] = field(default_factory=list)
-    """Files with more sources, below the folder of the recipe or of the bundled recipes; each is a YAML list of
-    sources. They stand before the sources above."""
+    """YAML files with more sources, each a list; they are put before `sources`. Paths are relative to the folder of the
+    recipe or of the bundled recipes."""
     num_workers: int = 1
-    """Processes that read data for each training process; 0: the training process reads itself. More are needed where
-    the progress bar's wait is over a few per cent."""
+    """Data-loading workers of each training process; 0: no workers. Raise it if the progress bar shows more than a few
+    per cent of waiting for data."""
     pack: bool = True
-    """Several questions about an image, and several short samples, share one row without padding (`encode.pack`);
+    """Several questions about an image, and several short samples, share one row without padding (`packing.pack`);
     false: one padded row each."""
     fast_decode: bool = False
-    """Decode a JPEG of at least twice the size needed at a half, a quarter or an eighth of its size: 2 to 8 times
-    faster. Pixels then differ from those at inference by 0.6 to 0.8 of 255 levels on average (photographs of 2
-    megapixels)."""
+    """Decode large JPEGs at 1/2, 1/4 or 1/8 of their size, never smaller than image_size: 2 to 8 times faster. Pixels
+    then differ from those at inference by 0.6 to 0.8 of 255 levels on average (photographs of 2 megapixels)."""
     max_failure_rate: float = 0.05
-    """The run stops when more than this fraction of the records cannot be used: before its first step, when a reader
-    dropped more of its records, annotations or other units; later, when more samples failed."""
+    """Maximum fraction of unusable data, 0 to 1; above it the run stops. It is checked before the first step for the
+    records and annotations that each reader dropped, and during training for samples that failed."""
     min_samples_before_check: int = 400
-    """Samples before the latter is checked."""
+    """Samples before max_failure_rate is checked during training."""
 
 
 class Mixture:

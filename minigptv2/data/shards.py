@@ -1,7 +1,7 @@
 """Random access to the records of WebDataset tar shards and parquet files, which are made for sequential reading.
 
 Each file is read once. The positions of its usable records are written to an index next to it; after that `shards[i]`
-reads one row of the index and the record itself, whatever the number of shards. Nothing stays open or in memory, so any
+reads one row of the index and the record itself, for any number of shards. Nothing stays open or in memory, so any
 number of processes may read.
 
 An index is a line of JSON, followed by rows of little-endian numbers: `tar.ROW` or `parquet.ROW`.

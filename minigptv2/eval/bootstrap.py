@@ -37,7 +37,7 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """metric -> (low, high), for every outcome and corpus figure of `scored`. The same seed gives the same numbers.
 
-    Images are told apart by `Question.image_key`. A metric over fewer than two images has no interval and is omitted.
+    Images are identified by `Question.image_key`. A metric over fewer than two images has no interval and is omitted.
     """
     image_of = {item.index: item.image_key for item in items}
     out = {}

@@ -33,7 +33,7 @@ SAME_RUN = {
     "data": "annotation file",
     "questions": "prompts or split",
     "model": "model",
-    "answering": "number format or longest answer",
+    "answering": "dtype, quantisation or maximum length of an answer",
 }
 SAME_DATA = ("benchmark", "data")  # the keys that must be equal before answers are scored
 
@@ -61,7 +61,7 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def run_header(benchmark: Benchmark, items: Sequence[Question]) -> dict[str, str]:
-    """What the first line says about the questions. items: all of them, whatever the limit of the run."""
+    """What the first line says about the questions. items: all of the benchmark, also if the run has a limit."""
     digest = hashlib.sha256()
     for i in items:
         digest.update(json.dumps([i.index, i.instruction, i.candidates]).encode())

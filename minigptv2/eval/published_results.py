@@ -1,4 +1,4 @@
-"""Results of the MiniGPT-v2 paper, Jun Chen et al., arXiv 2310.09478, that stand beside ours in a report.
+"""Results of the MiniGPT-v2 paper, Jun Chen et al., arXiv 2310.09478, that a report shows next to ours.
 
 The paper has two lines: the model after stage 2, and after stage 3 ("chat"). Values are per cent.
 """

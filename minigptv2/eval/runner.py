@@ -73,7 +73,7 @@ class EvalConfig:
     device: str = ""
     """A device of torch, such as cuda:1; "" takes a GPU if there is one."""
     dtype: str = ""
-    """The number format of the weights: float32, bfloat16 or float16; "" lets the device decide."""
+    """The dtype of the weights: float32, bfloat16 or float16; "" lets the device decide."""
     quantize: str = ""
     """A quantisation of the language model, as `minigptv2 chat --quantize` takes it; "" for none."""
     batch_size: int = 16

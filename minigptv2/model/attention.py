@@ -1,7 +1,7 @@
 """Attention over packed rows: every block attends to the shared part of its row and to itself, and scores of other
 pairs of tokens are not computed.
 
-Shapes: T tokens of a packed row, P shared parts of S tokens each; a group has N blocks of M tokens; H heads of width D;
+Shapes: T tokens of a packed row, R shared parts of S tokens each; a group has N blocks of M tokens; H heads of width D;
 K supervised queries of a group. `packing.pack` draws such a row.
 """
 
@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from minigptv2.packing import Group, PackedLayout
 
 ATTENTION_IMPLEMENTATION = "sdpa_packed"  # transformers' name for `packed_attention`
-MIN_MASS = 1e-4  # added to the attention mass on a target before its logarithm
+MIN_MASS = 1e-4  # added to the attention mass before its logarithm, so that the loss stays finite
 
 
 @dataclass
@@ -59,11 +59,11 @@ def packed_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
     # 1) cut the row into the shared parts and the groups
-    sizes = [layout.images * layout.shared, *(g.mask.shape[2] * len(g.owners) for g in layout.groups)]
+    sizes = [layout.rows * layout.shared, *(g.mask.shape[2] * len(g.owners) for g in layout.groups)]
     query, key, value = (t[0].transpose(0, 1).split(sizes) for t in (query, key, value))  # of [size, H, D]
 
     # 2) each shared part attends to itself, causally
-    shared = tuple(_blocks(t[0], layout.images) for t in (query, key, value))  # [P, H, S, D]
+    shared = tuple(_blocks(t[0], layout.rows) for t in (query, key, value))  # [R, H, S, D]
     causal = torch.ones(layout.shared, layout.shared, dtype=torch.bool, device=query[0].device).tril()
     out = [_attend(*shared, causal, scaling)]
 

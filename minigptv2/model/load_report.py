@@ -15,7 +15,7 @@ class TensorSource:
 
     renamed: name in the file -> in the model, if they differ by more than a prefix. resized: name -> change of size.
     ignored: name -> the rule that allows it. missing, unknown, non_finite: names. wrong_shape: name -> shape in the
-    file and expected shape, or a wrong number format.
+    file and expected shape, or a wrong dtype.
     """
 
     role: str

@@ -49,7 +49,7 @@ def set_tensor(model: nn.Module, name: str, tensor: torch.Tensor, dtype: torch.d
 
 
 def stays_float32(module: nn.Module) -> bool:
-    """Whether this is a batch norm: its kernels need float32 weights, whatever the dtype of the inputs."""
+    """Whether this is a batch norm: its kernels need float32 weights for inputs of any dtype."""
     return isinstance(module, _BatchNorm)
 
 

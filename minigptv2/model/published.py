@@ -51,7 +51,7 @@ _LLAMA_FILES = (
     ("pytorch_model.bin", open_file),
 )
 _ROUNDING_NOTES: dict[BoxRounding, str] = {
-    "center": "boxes are read as the middle of their hundredths (center): the weights were trained on cut numbers",
+    "center": "boxes are read as the middle of their hundredths (center): training rounded numbers down",
     "floor": "boxes are read as in the published code (floor): half a hundredth too far left and up on the average",
     "round": "boxes are read as rounded numbers (round), which the published weights were not trained on",
 }
@@ -72,7 +72,7 @@ def load_published(
 
     checkpoint: the projection and the LoRA. eva: the vision tower. llama: the folder of the language model.
     vision: num_heads (default: width / 88) and depth (default: all blocks, but 39 of the 40 of ViT-g). image_size:
-    pixels of a side; the position table is interpolated to it. box_rounding: see `boxes`. Needs the memory of the
+    pixels of a side; the position embeddings are interpolated to it. box_rounding: see `boxes`. Needs the memory of the
     model and of one more tensor.
     Raises UserError for a file that cannot be read, and UnfitError, which carries the report, for files that do not
     fit.
@@ -88,7 +88,7 @@ def load_published(
 
 @dataclass
 class Fitted:
-    """A model without weights, and the tensors for it. grid: (rows, columns) of the EVA file's position table."""
+    """A model without weights, and the tensors for it. grid: (rows, columns) of the EVA file's positions."""
 
     model: GroundingVLM
     parts: list[Part]
@@ -133,7 +133,7 @@ def fit(
     parts = [tower_part(model, tower), checkpoint_part(model, trained), llama_part(model, base)]
     fitted = Fitted(model, parts, LoadReport([part.source for part in parts]), grid)
     if (new := model.vision.patches) != math.prod(grid):
-        change = f"{math.prod(grid)} -> {new} places, bicubic, and the class position as it is"
+        change = f"{math.prod(grid)} -> {new} positions, bicubic; that of the class token is unchanged"
         parts[0].source.resized["pos_embed"] = change
     _refuse_problems(fitted)
     return fitted

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from minigptv2.model.weight_files import Shape, Tensors
 
 # the defaults of load_published, convert and MiniGPTv2.from_published
-PROMPT = "published"
+PROMPT = "minigptv2-eval"
 BOX_ROUNDING: BoxRounding = "center"
 IMAGE_SIZE = VisionConfig.image_size  # pixels of a side
 LORA_ALPHA = LoraConfig.alpha
@@ -36,7 +36,7 @@ ADVICE = "docs/weights.md names the files that belong together."
 
 
 def vision_config(tower: Tensors, options: dict[str, int], image_size: int) -> tuple[VisionConfig, tuple[int, int]]:
-    """The tower's config, and the grid (rows, columns) of the position table in the file.
+    """The tower's config, and the grid (rows, columns) of the position embeddings in the file.
 
     options: num_heads and depth, where given. image_size: pixels of a side. Raises UserError.
     """
@@ -50,7 +50,7 @@ def vision_config(tower: Tensors, options: dict[str, int], image_size: int) -> t
         raise UserError(
             f"{tower.path} has no {wrong[0]} of {ranks[wrong[0]]} dimensions."
             if wrong
-            else f"{tower.path} has a position table of {shapes['pos_embed'][1]} places, not a square plus one.",
+            else f"{tower.path} has {shapes['pos_embed'][1]} position embeddings, not 1 + a square number.",
             "Likely cause: this is not the EVA-CLIP ViT-g file eva_vit_g.pth.",
             ADVICE,
         )

@@ -62,16 +62,16 @@ class VisionTower(nn.Module):
 
     @property
     def prefix_positions(self) -> int | None:
-        """How many entries of the position table come before those of the patches: 1 for a class token. None: the
-        model has no table."""
+        """Number of position embeddings before those of the patches: 1 if the class token has one. None if the model
+        has no position embeddings."""
         table = getattr(self.trunk, "pos_embed", None)
         return None if table is None else table.shape[1] - self.patches
 
     def forward(self, pixels: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
         """pixels [B, 3, H, W] -> [B, N, C].
 
-        places [B, 2]: the pixels are square crops of larger images of the tower's size; row and column of each crop's
-        first patch in the larger image's grid. The patches get the positions that they have there.
+        places: [B, 2] int64, if pixels are square crops of images of the tower's size: row and column of the crop's
+        first patch in the patch grid of the whole image. Patches get the position embeddings of the whole image.
         """
         trunk = self.trunk
         if self.is_convolutional:

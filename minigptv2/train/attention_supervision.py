@@ -21,8 +21,8 @@ from minigptv2.sample import Phrase
 class Targets:
     """Marks the targets in the rows of one model.
 
-    words: the text of a token, given its id. patches: N, patches of the square image, in raster order. merge: so many
-    neighbouring patches of a row are one visual token.
+    words: the text of a token, given its id. patches: N, patches of the square image, in raster order. merge:
+    number of neighbouring patches of a row that form one visual token.
     """
 
     def __init__(self, words: Callable[[int], str], patches: int, merge: int):

@@ -126,7 +126,7 @@ def _free_port() -> int:
         return found.getsockname()[1]
 
 
-STOPPED = "stopped after step {}; the same command goes on from there"
+STOPPED = "stopped after step {}; run the same command to resume"
 STOPPING = "\nstopping: this step ends and a checkpoint is written; Ctrl-C again stops at once\n"
 
 

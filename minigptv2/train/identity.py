@@ -1,5 +1,4 @@
-"""The identity of a run, its recipe and the content of the files it uses, in output/run.json: no run resumes
-another."""
+"""Identifies a run by its recipe and hashes of its files (output/run.json). A run resumes only if these match."""
 
 from __future__ import annotations
 

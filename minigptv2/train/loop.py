@@ -1,7 +1,7 @@
-"""The one training loop, of finetune and of pretrain_vision, on one process or many: a recipe in, a model folder out.
+"""The training loop of both tasks. finetune writes a model folder; pretrain_vision writes the weights of the tower.
 
-`minigptv2 train CONFIG`, also under `torchrun` and `deepspeed`. The same command, given again, resumes a run that was
-stopped or killed from its last checkpoint.
+Run it with `minigptv2 train CONFIG`; finetune also runs under `torchrun` and `deepspeed`. To resume a run that was
+stopped or killed, repeat the same command: it continues from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -52,13 +52,15 @@ from minigptv2.train.recipe import Recipe, micro_batches, read_recipe
 from minigptv2.train.validation import Validator
 
 _OLD_CHECKPOINT = "checkpoint.pt"  # a pickle, which pretrain_vision wrote before version 0.2
-_SEED_STRIDE = 1_000_003  # between the dropout seeds of two processes
+_SEED_STRIDE = 1_000_003  # rank r seeds dropout with seed + r * _SEED_STRIDE
 
 
 def run(config: str | Path, overrides: Sequence[str] = (), smoke: bool = False) -> Path | None:
-    """Train as the config says. Returns the folder of the result, or None where SIGTERM stopped the run before its end.
+    """Train as the config says. Returns the folder of the result, or None if SIGTERM stopped the run early.
 
-    smoke: two steps on a tiny model and generated data. It starts anew, unless an override names its output.
+    config: a YAML file or the name of a recipe. overrides: "key=value", applied after the file. smoke: train two steps
+    of a tiny model on generated data; the results of an earlier smoke run are deleted first, unless an override sets
+    output.
     """
     recipe = read_recipe(config, overrides, smoke)
     with init_distributed(recipe.device, alone=not recipe.deepspeed) as world, ExitStack() as held:
@@ -81,7 +83,10 @@ def run(config: str | Path, overrides: Sequence[str] = (), smoke: bool = False) 
 
 
 def finetune(recipe: Recipe, world: World) -> Path | None:
-    """Train the whole model on conversations: load the initial model, resume the last checkpoint, train, save."""
+    """Train the parts in `recipe.trainable` on questions and answers, and save a model folder.
+
+    Returns that folder, or None if SIGTERM stopped the run early. The vision tower stays frozen.
+    """
     output = Path(recipe.output)
     output.mkdir(parents=True, exist_ok=True)
     _check_zero3(recipe)
@@ -100,7 +105,7 @@ def finetune(recipe: Recipe, world: World) -> Path | None:
     # ---- the data ----
     opened = open_mixture(recipe.data, recipe.seed, recipe.optim.global_batch_size)
     _report_problems(recipe, opened[0], world)
-    # computed before `place_on_device`, which may round the tower's weights
+    # before `place_on_device`, which may round the weights of the tower to 16 bits
     cache = _cache(recipe, model, opened[0], world)
     place_on_device(model, recipe, world.device, dtype, base is not None)
 
@@ -153,7 +158,7 @@ def finetune(recipe: Recipe, world: World) -> Path | None:
     with StopSignal() as stop, MetricLogger(recipe, world, progress.step) as logger:
         for line in notes + resumed:
             logger.message(line)
-        finished = Stage(recipe, engine, stream, progress, logger, stop, validator).train()
+        finished = TrainingLoop(recipe, engine, stream, progress, logger, stop, validator).train()
     if not finished:
         stop.end()
         return None
@@ -167,8 +172,8 @@ def finetune(recipe: Recipe, world: World) -> Path | None:
 def pretrain_vision(recipe: Recipe, world: World) -> Path | None:
     """Train the vision tower on drawn scenes (`train/pretrain_vision.py`) and write its weights to recipe.output.
 
-    Returns None where SIGTERM stopped the run before its end; a checkpoint and the weights are written then, too.
-    Ctrl-C does the same and raises KeyboardInterrupt.
+    SIGTERM and Ctrl-C stop the run early; it then also writes a checkpoint and the weights. Returns recipe.output, or
+    None after SIGTERM. Raises KeyboardInterrupt after Ctrl-C.
     """
     output, steps = Path(recipe.output), sum(phase.steps for phase in recipe.phases)
     output.mkdir(parents=True, exist_ok=True)
@@ -176,8 +181,8 @@ def pretrain_vision(recipe: Recipe, world: World) -> Path | None:
     if is_file(output / _OLD_CHECKPOINT) and not has_checkpoint(output):
         raise UserError(
             f"{output / _OLD_CHECKPOINT} is the checkpoint of an older version, which cannot be resumed.",
-            f"Checkpoints are folders in {output / 'checkpoints'} now. {WEIGHTS} beside it is still read.",
-            f"Give another output=..., and init={output} to begin with these weights.",
+            f"Checkpoints are folders in {output / 'checkpoints'} now. {WEIGHTS} next to it can still be read.",
+            f"Give another output=..., and init={output} to start from these weights.",
         )
     model = build_dense(recipe, world.device)
     identity, notes = _compare(recipe, begun)
@@ -186,18 +191,20 @@ def pretrain_vision(recipe: Recipe, world: World) -> Path | None:
     )
     engine = DenseEngine(model, world, settings, recipe.phases)
     progress, resumed = load_checkpoint(output, engine)
-    recorded = identity.finished == progress.step or not is_file(output / RUN)
-    if progress.step >= steps and is_file(output / WEIGHTS) and recorded:
+    # without run.json, which records the last saved step, any saved weights count as finished
+    weights_are_final = identity.finished == progress.step or not is_file(output / RUN)
+    if progress.step >= steps and is_file(output / WEIGHTS) and weights_are_final:
         _report_finished(output, progress, notes)
         return output
     identity.save(output)
-    # validation reads answers, and a vision tower gives none
+    # no validation: it scores answers, and a vision tower alone writes none
     recipe = replace(recipe, max_steps=steps, log=replace(recipe.log, eval_every=0))
     stream = SceneStream(recipe, patch_of(model.tower), progress.step, progress.samples, progress.stream)
     with StopSignal() as stop, MetricLogger(recipe, world, progress.step) as logger:
         for line in (*notes, *resumed, *stream.notes):
             logger.message(line)
-        finished = Stage(recipe, engine, stream, progress, logger, stop, stream_state=stream.state).train()
+        loop = TrainingLoop(recipe, engine, stream, progress, logger, stop, stream_state=stream.state)
+        finished = loop.train()
     save_weights(model, output)
     if not finished:
         stop.end()
@@ -208,9 +215,12 @@ def pretrain_vision(recipe: Recipe, world: World) -> Path | None:
 
 
 @dataclass
-class Stage:
-    """A run that is ready to train. stream_state: returns what a checkpoint keeps of the stream, in addition to its
-    position."""
+class TrainingLoop:
+    """The optimizer steps of one run, with logs, validation and checkpoints.
+
+    stream: the batches of the remaining steps. validator: required if recipe.log.eval_every is not 0. stream_state:
+    returns the state of the stream for the checkpoint, as JSON; empty if its position, progress.samples, is enough.
+    """
 
     recipe: Recipe
     engine: Engine
@@ -222,7 +232,7 @@ class Stage:
     stream_state: Callable[[], dict[str, Any]] = dict
 
     def train(self) -> bool:
-        """Take all remaining steps. False where SIGTERM or Ctrl-C came first; a checkpoint is written then, too."""
+        """Take all remaining steps. Returns False if SIGTERM or Ctrl-C stopped the run early, after a checkpoint."""
         recipe, progress = self.recipe, self.progress
         stopping = False
         while progress.step < recipe.max_steps and not stopping:
@@ -259,9 +269,9 @@ class Stage:
         # ---- forward, backward, update ----
         lr = learning_rate(progress.step, recipe.max_steps, optim.lr, optim.min_lr, optim.warmup_steps)
         engine.set_lr(lr)
-        guided = optim.attention_guidance_steps
-        guidance = max(0.0, 1 - progress.step / guided) if guided else 0.0
-        parts_of_loss = []  # one vector for each micro-batch, such as `Losses`
+        guided_steps = optim.attention_guidance_steps
+        guidance = max(0.0, 1 - progress.step / guided_steps) if guided_steps else 0.0  # from 1 linearly to 0
+        parts_of_loss = []  # for each micro-batch the fields of `Losses` or `DenseMetrics` as one vector
         for micro in micros:
             loss, parts = engine.losses(micro.on(world.device), tokens, guidance)
             engine.backward(loss)
@@ -270,9 +280,9 @@ class Stage:
         if not math.isfinite(grad_norm):
             raise UserError(
                 f"The gradients of step {progress.step + 1} are not finite (norm {grad_norm}).",
-                "Nothing was written after the last checkpoint.",
-                "Give precision=float32 and run the same command again; or, with another output, lower optim.lr or "
-                "lengthen optim.warmup_steps.",
+                "The last checkpoint is from an earlier step.",
+                "Run the same command with precision=float32. Or start again with another output, and with a lower "
+                "optim.lr or a larger optim.warmup_steps.",
             )
 
         # ---- count and log ----
@@ -282,7 +292,7 @@ class Stage:
         progress.failures += int(failures)
         if dropped_turns and not progress.dropped_turns:
             self.logger.message(
-                "the oldest turns of a conversation do not fit the context and are left out; log.jsonl counts them as "
+                "a conversation is longer than the context: its oldest turns are dropped; log.jsonl counts them as "
                 "dropped_turns"
             )
         progress.dropped_turns += int(dropped_turns)
@@ -312,28 +322,28 @@ def _report_finished(output: Path, progress: Progress, notes: list[str]) -> None
 
 
 def _compare(recipe: Recipe, begun: bool) -> tuple[Identity, list[str]]:
-    """The identity of this run, and notes from its comparison with the run that output holds."""
+    """The identity of this run, and notes for the user on how it differs from the run in recipe.output."""
     identity = identity_of(recipe)
     return identity, compare_with_output(Path(recipe.output), identity, begun)
 
 
 def _dtype(recipe: Recipe, world: World) -> torch.dtype:
-    """The number format of the products."""
+    """The dtype of matrix products."""
     return getattr(torch, recipe.precision) if recipe.precision else best_dtype(world.device)
 
 
 def _saved(folder: Path, identity: Identity, step: int) -> bool:
-    """Whether the model of this step was saved. Any saved model counts where run.json, which would say, is missing."""
+    """Whether `folder` holds the model of this step. Without run.json, which records the step, any model counts."""
     return is_file(folder / CONFIG) and (identity.finished == step or not is_file(folder.parent / RUN))
 
 
 def _check_zero3(recipe: Recipe) -> None:
-    """Refuse what needs the full model in one process: under ZeRO-3 no process has it between two steps."""
+    """Raise UserError if the recipe combines ZeRO-3, which shards the weights, with a key that needs all weights."""
     if recipe.deepspeed and zero_stage(read_deepspeed(Path(recipe.deepspeed))) == 3:
         for key, value in (("log.eval_every", recipe.log.eval_every), ("quantize", recipe.quantize)):
             if value:
                 raise UserError(
-                    f"{key} is {value!r}, and {recipe.deepspeed} divides the weights among the processes (ZeRO-3).",
+                    f"{key} is {value!r}, and {recipe.deepspeed} shards the weights over the processes (ZeRO-3).",
                     f"{key} needs the full model in each process.",
                     f"Omit {key}, or give deepspeed=zero2.json.",
                 )
@@ -349,7 +359,7 @@ def _check_save(recipe: Recipe, base: Path | None) -> None:
 
 
 def _report_problems(recipe: Recipe, datasets: list, world: World) -> None:
-    """Report what is wrong with the files of the sources, once each, and write it to output/problems.json."""
+    """Print the problems that the readers found in their files, and write the counts to output/problems.json."""
     reported, rows = set(), []
     for source, dataset in zip(recipe.data.sources, datasets):
         if world.rank == 0 and id(dataset) not in reported:
@@ -387,7 +397,7 @@ def _cache(recipe: Recipe, model, datasets: list, world: World) -> FeatureCache 
 
 
 def _save(recipe: Recipe, engine: Engine, tokenizer: Tokenizer, folder: Path, base: Path | None) -> None:
-    """Write the model folder. All processes call it, since the weights may be divided among them."""
+    """Write the model folder. All processes call it, since the weights may be sharded over them."""
     trained, _ = engine.state()
     frozen = engine.frozen(lambda name: "lora_" in name or base is None)
     if engine.world.rank == 0:

@@ -1,4 +1,4 @@
-"""Dense pre-training of a small vision tower on drawn scenes, for when no EVA weights are at hand.
+"""Dense pre-training of a small vision tower on drawn scenes, in place of EVA weights.
 
 One linear layer predicts for every patch the class and colour of the object on it, and the box of that object as a
 distribution over the 101 numbers of box text. Afterwards the tower is frozen and the layer is dropped.
@@ -65,8 +65,8 @@ def dense_targets(scene: Scene, grid: int) -> DenseTargets:
 
 
 class SceneViews(torch.utils.data.IterableDataset):
-    """An endless stream of (pixels, class, color, box, offset). Each scene is used phase.views_per_scene times, half of
-    them mirrored.
+    """An endless stream of (pixels, class, color, box, offset). Each scene is used phase.views_per_scene times on
+    average, half of them mirrored.
 
     Boxes are relative to the canvas. offset: row and column, in the canvas's grid of patches, of the image's first
     patch; (0, 0) where the image is the whole canvas. patch: side of a patch in pixels. start: number of the first
@@ -98,7 +98,7 @@ class _Views:
         self.drawn: dict[int, tuple[torch.Tensor, DenseTargets] | None] = {}
 
     def state(self) -> dict[str, Any]:
-        """As JSON. The views after the last one depend on nothing else."""
+        """The state as a JSON object. It determines all following views."""
         return {"rng": self.rng.bit_generator.state, "number": self.number, "kept": list(self.kept)}
 
     def __iter__(self) -> _Views:
@@ -224,7 +224,7 @@ class SceneStream:
         return DenseBatch(self.recipe.phases[index], self.recipe.model.vision, *batch)
 
     def state(self) -> dict[str, Any]:
-        """As JSON. The states of the workers begin with the one whose turn is next."""
+        """The state as a JSON object. The first worker state is that of the worker whose batch is next."""
         return {"phase": self._index, "workers": self._states}
 
     def _open(self, index: int, states: list[dict[str, Any]] | None = None) -> None:
@@ -371,7 +371,7 @@ def build_dense(recipe: Recipe, device: torch.device) -> DenseModel:
     if tower.prefix_positions != 1 or not isinstance(tower.trunk.blocks, nn.Sequential):
         raise UserError(
             f"The tower {tower.config.timm_name} cannot be pre-trained on scenes.",
-            "It must have a class token and a table of positions, which is resized from phase to phase.",
+            "It must have a class token and position embeddings, which are resized for each phase.",
             "Leave model.vision.timm_name empty, or choose a model such as vit_tiny_patch16_224.",
         )
     patch = patch_of(tower)
@@ -405,7 +405,7 @@ def save_weights(model: DenseModel, output: Path) -> None:
 
 
 def _fill(model: DenseModel, folder: Path) -> None:
-    """Load the weights of an earlier run, or the tower of a model folder, whatever its image size was."""
+    """Load the weights of an earlier run, or the tower of a model folder, of any image size."""
     from safetensors.torch import load_file
 
     if (folder / WEIGHTS).is_file():

@@ -51,11 +51,11 @@ class Phase:
     batch_size: int
     """Images per optimizer step."""
     views_per_scene: int = 2
-    """How often each scene is used, each time with other random changes of its colours."""
+    """Average number of uses of each scene, each time with new random mirroring and colours."""
     max_objects: int = 8
-    """Most objects in a scene that is not crowded: 3, 4, 6 or 8."""
+    """Maximum number of objects in a scene that is not crowded: 3, 4, 6 or 8."""
     canvas_size: int = 0
-    """0, or the side in pixels of the canvas of which the training image is a crop at full resolution."""
+    """Side of the canvas in pixels: objects are drawn as in a crop of an image of this size. 0: image_size, no crop."""
     crowded_fraction: float = 0.0
     """Fraction of the scenes that are crowded, 0 to 1."""
     class_loss_weight: float = 1.0
@@ -78,8 +78,9 @@ class OptimConfig:
     global_batch_size: int = 16
     """Samples per optimizer step, over all processes."""
     micro_batch_size: int = 0
-    """Most samples that a process computes at once; 0: its whole share of the batch. A larger share is split evenly
-    and its gradients are accumulated. Fewer samples need less memory; the loss and the gradients are the same."""
+    """Maximum number of samples in one forward pass of a process; 0: no maximum. If a process has more samples per
+    step, it splits them evenly and accumulates gradients. A smaller value needs less memory and gives the same loss and
+    gradients."""
     lr: float = 1e-3
     """Peak learning rate: reached linearly after warmup_steps, then a cosine down to min_lr at max_steps."""
     min_lr: float = 1e-5
@@ -87,35 +88,35 @@ class OptimConfig:
     warmup_steps: int = 100
     """Optimizer steps of the linear warm-up."""
     weight_decay: float = 0.05
-    """Of matrices and kernels; norms and biases have none."""
+    """Weight decay of matrices and convolution kernels. Norms, biases, embeddings and positions have none."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm, taken over all of them; 0: never."""
+    """Maximum norm of all gradients together; larger gradients are scaled down to it. 0: no clipping."""
     attention_loss_weight: float = 0.0
     """Weight of the attention loss, which teaches tokens that write a box or name an object where in the image to look
     (`train/attention_supervision.py`); 0: none. Needs data.pack."""
     attention_guidance_steps: int = 0
-    """Until this step these tokens are also guided: at first they see nothing else of the image, then more and more.
-    Needs attention_loss_weight."""
+    """Number of steps with attention guidance, which forces the attention of these tokens towards their targets: fully
+    at step 0, then linearly less. 0: no guidance. Needs attention_loss_weight."""
 
 
 @dataclass
 class CheckpointConfig:
-    """What of a run is written to the disk."""
+    """Checkpoints, and the model that a run saves."""
 
     save_every: int = 250
     """Optimizer steps between two checkpoints. One holds the trained weights and the optimizer's state."""
     keep_checkpoints: int = 2
-    """Newest checkpoints that are kept."""
+    """Number of checkpoints to keep, the newest ones."""
     save: Literal["full", "trainable"] = "full"
-    """The model in output/model: full, or only its trainable weights, to be opened with the model it began from as
-    base."""
+    """What output/model holds. full: all weights. trainable: only the trained weights; to open it, give the initial
+    model as base."""
 
     RENAMED_VALUES: ClassVar[dict[str, dict[str, str]]] = {"save": {"whole": "full", "small": "trainable"}}
 
 
 @dataclass
 class LogConfig:
-    """What a run reports on the way."""
+    """Logs, and validation during training."""
 
     log_every: int = 25
     """Optimizer steps between two rows of output/log.jsonl."""
@@ -124,7 +125,7 @@ class LogConfig:
     tensorboard: bool = True
     """Write curves to output/tensorboard, where TensorBoard is installed."""
     wandb: str = ""
-    """Project of Weights & Biases that the curves also go to; empty: none."""
+    """Project of Weights & Biases to which curves are also written; empty: none."""
 
 
 @dataclass
@@ -162,23 +163,24 @@ class Recipe:
     }
 
     output: str
-    """Folder of the run. The trained model is output/model."""
+    """Folder of the run. finetune saves its model in output/model."""
     task: Literal["finetune", "pretrain_vision"] = "finetune"
-    """finetune: train the whole model on conversations. pretrain_vision: train the small vision tower alone, on drawn
-    scenes, before that."""
+    """finetune: train the parts in `trainable` on questions and answers, with a frozen vision tower. pretrain_vision:
+    train only a small vision tower, on drawn scenes; finetune then starts from it."""
     init: str = ""
-    """What the weights begin from: a model folder, or "bundled"; the output of a pretrain_vision run; "random"; or
-    empty, and the model is put together from model.language.name and vision_weights."""
+    """Initial weights: a model folder, "bundled", the output folder of a pretrain_vision run, or "random". Empty: the
+    language model of model.language.name and the tower of vision_weights, with a new projector; in pretrain_vision,
+    random weights."""
     vision_weights: str = ""
-    """File of the weights of the vision tower that model.vision describes, such as eva_vit_g.pth."""
+    """Weight file of the vision tower in model.vision, such as eva_vit_g.pth. Used where init is empty."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The model to build where init is not a model folder. Of an init folder only description changes, and lora where
-    it has no adapter yet."""
+    """Architecture of a new model. If init is a model folder, its own config is used instead; only description, and
+    lora if the folder has no adapter, are taken from here."""
     tokenizer_scenes: int = 2500
-    """The questions and answers about this many drawn scenes train the tokenizer of a model that begins from random
-    weights or from a pretrain_vision run."""
+    """Number of drawn scenes whose questions and answers train a new tokenizer. Used where init is "random" or a
+    pretrain_vision run."""
     trainable: list[Literal["projector", "language", "lora"]] = field(default_factory=lambda: ["projector", "language"])
-    """The parts that are trained; all else is frozen. lora leaves the language model's own weights frozen."""
+    """Parts to train; all others are frozen. language: all weights of the language model. lora: only its adapter."""
     quantize: Literal["", "bnb-int8", "bnb-nf4"] = ""
     """Keep the frozen language model in 8 or 4 bits (bitsandbytes); empty: in full precision."""
     phases: list[Phase] = field(default_factory=list)
@@ -190,19 +192,19 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Batch, optimizer, learning rate and losses."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """What of a run is written to the disk."""
+    """Checkpoints, and the model that a run saves."""
     log: LogConfig = field(default_factory=LogConfig)
-    """What a run reports on the way."""
+    """Logs, and validation during training."""
     max_steps: int = 1000
     """Optimizer steps of the run."""
     seed: int = 1
-    """Of the order of the samples, of dropout and of new weights."""
+    """Random seed of the data order, dropout and new weights."""
     precision: Literal["", "float32", "bfloat16"] = ""
-    """Number format of the products; trained weights are float32. Empty: what this machine multiplies fastest."""
+    """Dtype of matrix products (mixed precision); trained weights are float32. Empty: the fastest of this device."""
     gradient_checkpointing: bool = False
-    """Compute the layers of the language model again in the backward pass: less memory, more time."""
+    """Recompute the activations of the language model in the backward pass: less memory, more time."""
     compile: bool = False
-    """Run these layers through torch.compile. Needs a C++ compiler; the first steps take longer."""
+    """Compile the layers of the language model with torch.compile. Needs a C++ compiler; the first steps are slower."""
     deepspeed: str = ""
     """JSON file of DeepSpeed's, for its ZeRO stage and offload; empty: without DeepSpeed."""
     device: str = ""
@@ -331,7 +333,7 @@ def _smoke(recipe: Recipe) -> Recipe:
 
 
 def _smoke_init(recipe: Recipe) -> str:
-    """Where the smoke run of the stage before left its result; random weights where it left none."""
+    """The output of the previous stage's smoke run; "random" if there is none."""
     if recipe.task == "pretrain_vision":
         return ""
     run, model = recipe.init.removesuffix("/model"), "/model" if recipe.init.endswith("/model") else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from minigptv2.train.loop import Stage, run
+from minigptv2.train.loop import TrainingLoop, run
 from minigptv2.train.muon import Muon
 
 CONFIGS = Path(__file__).parents[2] / "train_configs"
@@ -20,16 +20,16 @@ CONFIGS = Path(__file__).parents[2] / "train_configs"
 def torchrun(recipe: str, folder: Path) -> None:
     for name, micro in (("two", 0), ("two_in_parts", 2)):
         assert run(recipe, [f"output={folder / name}", f"optim.micro_batch_size={micro}"])
-    taken = Stage._step
+    taken = TrainingLoop._step
 
-    def stopped(stage: Stage) -> bool:
+    def stopped(stage: TrainingLoop) -> bool:
         if stage.progress.step == 2 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGTERM)
         return taken(stage)
 
-    Stage._step = stopped
+    TrainingLoop._step = stopped
     assert run(recipe, [f"output={folder / 'stopped'}", "checkpoint.save_every=100"]) is None
-    Stage._step = taken
+    TrainingLoop._step = taken
     shared_muon()
     assert (folder / "stopped/checkpoints/step-00000003/checksums.json").is_file()
     assert run(recipe, [f"output={folder / 'stopped'}", "checkpoint.save_every=100"])

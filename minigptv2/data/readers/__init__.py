@@ -1,1 +1,1 @@
-"""One reader per file; `data/dataset.py` lists them."""
+"""One reader per file. To add one, also add its name to `DATASETS` in `data/dataset.py`."""

@@ -35,7 +35,7 @@ class Grit:
 
     shards: tar or parquet files, as `data.shards.Shards` takes them, with index, images and image. task: "refer"
     asks for the box of each expression that has exactly one, "identify" for the words of each box, both as independent
-    questions; "grounding" gives the caption with the boxes of its noun chunks. min_score: least confidence, 0 to 1.
+    questions; "grounding" gives the caption with the boxes of its noun chunks. min_score: minimum confidence, 0 to 1.
     """
 
     RENAMED: ClassVar[dict[str, str]] = {"picture": "image", "least_score": "min_score"}

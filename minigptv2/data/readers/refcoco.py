@@ -235,7 +235,7 @@ def _nothing_there(root: Path, name: str, split: str, by: str) -> UserError:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Dicts, lists, tuples, strings and numbers; whatever would import or call something is refused."""
+    """Reads dicts, lists, tuples, strings and numbers; refuses every opcode that imports or calls something."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise _Refused(f"{module}.{name}")

@@ -24,7 +24,7 @@ from minigptv2.data.scenes.questions import QuestionWriter, entities, scene_ques
 from minigptv2.data.scenes.world import DEFAULT_SEED, IMAGE_SIZE, Scene, SceneObject, draw_scene
 from minigptv2.errors import UserError, unknown
 from minigptv2.files import atomic_write
-from minigptv2.renames import tell
+from minigptv2.renames import note_once
 from minigptv2.sample import Sample
 
 TASKS = (
@@ -82,7 +82,7 @@ class Scenes:
 
     count: number of scenes. seed: of the drawings. start: number of the first scene, to keep training and validation
     apart. image_size: width and height in pixels. max_objects, repeat_prob: see `draw_scene`. tasks: weight of each
-    method of `QuestionWriter` that asks; all equal by default. questions_per_scene: at most so many in one record.
+    method of `QuestionWriter` that asks; all equal by default. questions_per_scene: maximum number in one record.
     dialogue_fraction: fraction of the records (0 to 1) that are one conversation with memory instead of independent
     questions. cache_dir: a folder for the objects of every scene, so that no scene is drawn only to learn what can be
     asked about it. It is filled when the data set is opened, once, in 12 ms a scene. "": nothing is written.
@@ -235,7 +235,7 @@ def checked_tasks(tasks: dict[str, float] | None) -> dict[str, float]:
         if name in checked:
             raise UserError(f"The task {name} of scenes is given twice.", f"One name is {given}.", "Remove one.")
         if name != given:
-            tell(f"options of scenes.tasks.{given} is now called {name}.")
+            note_once(f"options of scenes.tasks.{given} is now called {name}.")
         if not isinstance(weight, int | float) or isinstance(weight, bool) or not weight >= 0:
             raise UserError(
                 f"The task {name} of scenes has weight {weight!r}.", "It is a number, 0 or more.", "Correct it."

@@ -1,1 +1,1 @@
-"""One benchmark a file; `eval/benchmark.py` names them all."""
+"""One benchmark per file. To add one, also add its name to `BENCHMARKS` in `eval/benchmark.py`."""
