@@ -440,8 +440,7 @@ def test_frozen_weights_on_their_way_to_a_gpu_stay_in_the_16_bits_of_their_folde
         f"log.eval_every=5 deepspeed={ROOT / 'train_configs/deepspeed/zero3.json'}",
     ],
 )
-def test_what_cannot_be_is_told_in_three_lines(recipe, tmp_path, capsys, given):
-    if given == "log.wandb=mine" and importlib.util.find_spec("wandb"):
-        pytest.skip("wandb is installed")
+def test_invalid_recipes_raise_user_error(recipe, tmp_path, capsys, monkeypatch, given):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
     assert cli.main(["train", str(recipe[0]), f"output={tmp_path / 'none'}", *given.split()]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()[-3:]) == 3
