@@ -6,7 +6,7 @@ Shapes: B rows of L tokens; in a packed row P images with S shared tokens each, 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,16 +73,10 @@ class PackedLayout:
         return PackedLayout(self.images, self.shared, groups)
 
 
-def collate(
-    rows: Sequence[EncodedRow],
-    left: bool = False,
-    load: Callable[[list[object]], torch.Tensor] | None = None,
-    length: int = 0,
-) -> Batch:
-    """Pad rows to one batch.
+def collate(rows: Sequence[EncodedRow], left: bool = False, length: int = 0) -> Batch:
+    """Pad rows to one batch, without pixels.
 
-    left: pad at the beginning, for generation. load: images -> pixels [P, 3, H, W]. length: of the rows, where the
-    longest is shorter.
+    left: pad at the beginning, for generation. length: of the rows, where the longest is shorter.
     """
     import torch
 
@@ -95,14 +89,8 @@ def collate(
             out[i, start : start + len(row)] = torch.tensor(getattr(row, name))
         return out
 
-    images = [image for row in rows for image in row.images]
-    return Batch(
-        padded("ids", 0),
-        padded("labels", IGNORE_INDEX),
-        padded("positions", 0),
-        padded("blocks", PADDING_BLOCK),
-        load(images) if images and load else None,
-    )
+    labels, blocks = padded("labels", IGNORE_INDEX), padded("blocks", PADDING_BLOCK)
+    return Batch(padded("ids", 0), labels, padded("positions", 0), blocks, None)
 
 
 def pack(rows: Sequence[EncodedRow]) -> Batch:
