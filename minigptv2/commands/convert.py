@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-template",
         default=PROMPT,
         metavar="NAME",
-        help="published: as for the published results; or training: as in training (default: %(default)s)",
+        help="minigptv2-eval: as for the published results; minigptv2-train: as in training (default: %(default)s)",
     )
     accept_old_name(parser, "--prompt", template)
     rounding = parser.add_argument(

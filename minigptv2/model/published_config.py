@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from minigptv2.model.weight_files import Shape, Tensors
 
 # the defaults of load_published, convert and MiniGPTv2.from_published
-PROMPT = "published"
+PROMPT = "minigptv2-eval"
 BOX_ROUNDING: BoxRounding = "center"
 IMAGE_SIZE = VisionConfig.image_size  # pixels of a side
 LORA_ALPHA = LoraConfig.alpha
