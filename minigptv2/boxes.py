@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 BoxRounding = Literal["floor", "center", "round"]
 BOX_ROUNDINGS: tuple[BoxRounding, ...] = ("floor", "center", "round")
+IOU_THRESHOLD = 0.5  # of a correct box, wherever a metric's name says nothing else
 BINS = 100
 DELIMITER = "<delim>"
 BOX_TOKENS = ("{<", "><", ">}")  # opens a box, separates its numbers, closes it

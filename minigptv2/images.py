@@ -400,7 +400,7 @@ def _too_large(name: str, size: str = "") -> UserError:
     return UserError(
         f"{name} is too large an image{size}.",
         f"Up to {MAX_PIXELS // 10**6} megapixels are read, as more may be a decompression bomb.",
-        "Scale the image down first; the model sees 448 x 448 pixels of it.",
+        "Scale the image down first; a model sees far fewer pixels of it.",
     )
 
 

@@ -7,7 +7,7 @@ packed; then groups of N blocks with M tokens each.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,16 +79,10 @@ class PackedLayout:
         return PackedLayout(self.rows, self.shared, groups)
 
 
-def collate(
-    rows: Sequence[EncodedRow],
-    left: bool = False,
-    load: Callable[[list[object]], torch.Tensor] | None = None,
-    length: int = 0,
-) -> Batch:
-    """Pad rows to a batch of equal length.
+def collate(rows: Sequence[EncodedRow], left: bool = False, length: int = 0) -> Batch:
+    """Pad rows to a batch of equal length, without pixels.
 
-    left: pad on the left, for generation. load: opens the images of all rows, list of images -> pixels [P, 3, H, W];
-    None: the batch has no pixels. length: minimum length of the padded rows, in tokens.
+    left: pad on the left, for generation. length: minimum length of the padded rows, in tokens.
     """
     import torch
 
@@ -101,14 +95,8 @@ def collate(
             out[i, start : start + len(row)] = torch.tensor(getattr(row, name))
         return out
 
-    images = [image for row in rows for image in row.images]
-    return Batch(
-        padded("ids", 0),
-        padded("labels", IGNORE_INDEX),
-        padded("positions", 0),
-        padded("blocks", PADDING_BLOCK),
-        load(images) if images and load else None,
-    )
+    labels, blocks = padded("labels", IGNORE_INDEX), padded("blocks", PADDING_BLOCK)
+    return Batch(padded("ids", 0), labels, padded("positions", 0), blocks, None)
 
 
 def pack(rows: Sequence[EncodedRow]) -> Batch:

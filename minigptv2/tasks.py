@@ -25,6 +25,7 @@ class Task:
     help: str
 
 
+SHORT_ANSWER = "Based on the image, respond to this question with a short answer: {}"  # a wording of the published code
 TASKS: dict[str, Task] = {
     "vqa": Task(
         "[vqa]",
@@ -32,7 +33,7 @@ TASKS: dict[str, Task] = {
             "{}",
             "{} Answer in a few words.",
             "Look at the picture and answer shortly: {}",
-            "Based on the image, respond to this question with a short answer: {}",
+            SHORT_ANSWER,
         ),
         "a short answer to a question",
     ),
@@ -97,16 +98,16 @@ STATEMENT = "Based on the image, is this statement true or false? {}"
 # the instructions of the published evaluation, with their spelling, since the published weights expect them
 EVALUATION: dict[str, str] = {
     "refcoco": "[refer] give me the location of {}",
-    "okvqa": "[vqa] Based on the image, respond to this question with a short answer: {}",
-    "gqa": "[vqa] Based on the image, respond to this question with a short answer: {}",
-    "iconqa": "[vqa] Based on the image, respond to this question with a short answer: {}",
+    "okvqa": f"[vqa] {SHORT_ANSWER}",
+    "gqa": f"[vqa] {SHORT_ANSWER}",
+    "iconqa": f"[vqa] {SHORT_ANSWER}",
     "vizwiz": "[vqa] The question is '{}' Based on the image, answer the question with a single word or phrase. and "
     "reply 'unanswerable' when the provided information is insufficient",
     "vsr": f"[vqa] {STATEMENT}",
     "hateful_memes": "This is an image writting '{}'. Is this image hateful? Answer yes or no. Answer:",
     # benchmarks that the published evaluation does not have, in the same words
-    "vqav2": "[vqa] Based on the image, respond to this question with a short answer: {}",
-    "pope": "[vqa] Based on the image, respond to this question with a short answer: {}",
+    "vqav2": f"[vqa] {SHORT_ANSWER}",
+    "pope": f"[vqa] {SHORT_ANSWER}",
     "coco_caption": "[caption] write a caption for the image",
 }
 NAMED = ("refer", "detection")  # the tasks whose question is the name of an object

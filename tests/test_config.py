@@ -62,7 +62,7 @@ def test_values_take_their_types():
         ([], r"\[\].*mapping"),
     ],
 )
-def test_wrong_values_are_told(data, said):
+def test_wrong_values_raise_user_error(data, said):
     with pytest.raises(UserError, match="(?s)" + said):
         from_dict(Outer, data)
 
@@ -84,7 +84,7 @@ def test_every_prompt_of_a_config_has_its_wrapper():
     assert set(get_args(Prompt)) == set(PROMPT_TEMPLATES)
 
 
-def test_overrides(tmp_path):
+def test_overrides_are_parsed_and_merged(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("rate: 1e-3\ninner: {size: 1}\n")
     data = read_yaml(file, ["rate=1e-4", "inner.size=9", "shares.a.b=[1, x]", "note=a=b", "inner.names=", "on=true"])
@@ -99,7 +99,7 @@ def test_overrides(tmp_path):
 
 
 @pytest.mark.parametrize("override", ["rate", "=3", "rate.x=1", "a=[", "a={b", "a='x", "a=!!python/name:os.system"])
-def test_wrong_overrides_are_told(tmp_path, override):
+def test_wrong_overrides_raise_user_error(tmp_path, override):
     file = tmp_path / "c.yaml"
     file.write_text("rate: 1\n")
     with pytest.raises(UserError, match=re.escape(override)):
@@ -107,7 +107,7 @@ def test_wrong_overrides_are_told(tmp_path, override):
 
 
 @pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe\xfa", b"- 1", b"", b"!!python/object/apply:os.getcwd []"])
-def test_files_that_are_no_config_are_told(tmp_path, content):
+def test_files_that_are_not_configs_raise_user_error(tmp_path, content):
     file = tmp_path / "c.yaml"
     file.write_bytes(content)
     with pytest.raises(UserError, match="c.yaml"):

@@ -46,10 +46,15 @@ def _flat(folder: Path, rows, name: str = "refcoco_val.json") -> Path:
     return folder
 
 
+def numbers(dataset: RefCoco) -> list[int]:
+    """The row number of each sample."""
+    return [row.number for row in dataset.records]
+
+
 @pytest.mark.parametrize(("split", "count", "missing"), [("val", 28, 13), ("test", 25, 12)])
 def test_every_genuine_row_is_read(split, count, missing):
     dataset = RefCoco(str(FLAT), "refcocog", split)
-    assert len(dataset) == count and dataset.rows == list(range(count))
+    assert len(dataset) == count and numbers(dataset) == list(range(count))
     assert not dataset.problems and dataset.excluded == []
     assert len(dataset.missing_images()) == missing
     rows = json.loads((FLAT / f"refcocog_{split}.json").read_text())
@@ -102,7 +107,7 @@ def test_original_and_flat_format_agree():
     counts, agreeing = [], 0
     for split in ("train", "val", "test"):
         dataset = RefCoco(str(ORIGINAL), "refcocog", split)
-        assert not dataset.problems and dataset.rows == list(range(len(dataset)))
+        assert not dataset.problems and numbers(dataset) == list(range(len(dataset)))
         counts.append(len(dataset))
         for record in dataset.records:
             words = "".join(c for c in record.words if c.isalnum())
@@ -173,7 +178,7 @@ def test_truncated_pickle_raises_user_error(tmp_path, cut):
 )
 def test_malformed_rows_are_counted(tmp_path, change, kind):
     dataset = RefCoco(str(_flat(tmp_path, [ROW, ROW | change, ROW])), split="val")
-    assert dataset.rows == [0, 2] and dataset.excluded == [(1, kind)]
+    assert numbers(dataset) == [0, 2] and dataset.excluded == [(1, kind)]
     assert list(dataset.problems.lines()) == [f"1 x {kind}: refcoco_val.json row 1"]
     assert dataset[1].key == "refcoco val row 2"
 
@@ -181,7 +186,7 @@ def test_malformed_rows_are_counted(tmp_path, change, kind):
 @pytest.mark.parametrize("row", [None, [], "x", {}, {k: v for k, v in ROW.items() if k != "sents"}])
 def test_rows_with_missing_keys_are_counted(tmp_path, row):
     dataset = RefCoco(str(_flat(tmp_path, [row, ROW])), split="val")
-    assert dataset.rows == [1] and dataset.excluded[0][0] == 0 and len(list(dataset.problems.lines())) == 1
+    assert numbers(dataset) == [1] and dataset.excluded[0][0] == 0 and len(list(dataset.problems.lines())) == 1
 
 
 def test_duplicate_rows_of_the_flat_format_are_kept(tmp_path):
@@ -218,7 +223,7 @@ def test_malformed_reference_keeps_other_row_numbers(tmp_path, change, kind, exc
     references = [_reference(ref_id=0), _reference(split="train"), _reference(**change), _reference(ref_id=2)]
     dataset = RefCoco(str(_original(tmp_path, pickle.dumps(references, 2), instances)), split="val")
     assert [e[1] for e in dataset.excluded] == [kind] * excluded and kind in dataset.problems.counts
-    everything = sorted(dataset.rows + [row for row, _ in dataset.excluded])
+    everything = sorted(numbers(dataset) + [row for row, _ in dataset.excluded])
     assert everything == list(range(4 + len(references[2]["sentences"])))
 
 

@@ -171,9 +171,10 @@ def test_a_box_without_area_gets_a_visible_frame():
 @pytest.mark.parametrize(
     "phrase", ["猫", "Ärger", "🐈‍⬛", "\ud800", "a\0b", "a\nb\tc", "\u200f", "שלום", "x" * 5000, " ", "e\u0301"]
 )
-def test_any_phrase_is_drawn_inside_the_image(phrase):
-    draw_boxes(blank(), [Box(50, 60, 200, 150, phrase, 0.25)])
-    draw_boxes(blank(20, 40), [Box(5, 6, 15, 30, phrase)])
+def test_any_phrase_is_drawn_inside_the_image(monkeypatch, phrase):
+    ((left, top, right, bottom),) = placed(monkeypatch, blank(), [Box(50, 60, 200, 150, phrase, 0.25)])
+    assert 0 <= left < right <= 400 and 0 <= top < bottom <= 300
+    assert is_colour(draw_boxes(blank(20, 40), [Box(5, 6, 15, 30, phrase)]), FIRST).any()
 
 
 @settings(max_examples=60, deadline=None)

@@ -71,7 +71,7 @@ def test_a_conversation_is_an_ordinary_causal_row(encoder):
     assert row.ids[0] == encoder.tokenizer.bos
 
 
-def test_who_sees_whom_side_by_side():
+def test_attention_mask_of_independent_questions():
     row = EncodedRow()
     row.add([1, 7, IMAGE_TOKEN_ID])
     row.add([10, 11], block=1)
@@ -214,7 +214,7 @@ def test_ids_side_by_side_are_those_of_each_alone(tiny_model, prompt, image):
 
 
 @pytest.mark.parametrize("prompt", LLAMA_PROMPTS)
-def test_what_is_left_of_a_long_conversation_begins_as_a_whole_one(tiny_model, prompt):
+def test_cut_conversation_begins_like_a_complete_one(tiny_model, prompt):
     question = QuestionAnswer("vqa", question="and what is this?")
     alone = PromptEncoder(tiny_model.tokenizer, prompt, PLACES, 512).encode(_turns((question,)))
     short = PromptEncoder(tiny_model.tokenizer, prompt, PLACES, len(alone))
@@ -230,7 +230,7 @@ def test_what_is_left_of_a_long_conversation_begins_as_a_whole_one(tiny_model, p
         [Turn("user", (ImagePiece("x"), "a")), Turn("user", (ImagePiece("y"), "b"))],
     ],
 )
-def test_side_by_side_refuses_what_it_would_lose(encoder, turns):
+def test_independent_answers_refuse_input_that_they_would_lose(encoder, turns):
     with pytest.raises(ValueError):
         encoder.encode_independent_answers(turns)
 
@@ -265,7 +265,7 @@ def test_the_oldest_turns_are_dropped_never_the_image_or_the_question(encoder):
         encoder.encode(_turns((*TALK, question)), 512 - len(alone) + 1)
 
 
-def test_what_is_too_long_is_told(tiny_model):
+def test_too_long_input_is_reported(tiny_model):
     encoder = PromptEncoder(tiny_model.tokenizer, "llama2", PLACES, 64)
     with pytest.raises(UserError, match="The model's context is 64"):
         encoder.encode([Turn("user", (ImagePiece("x"), "what " * 80))])
@@ -320,10 +320,8 @@ def test_collate_pads_on_the_side_that_is_asked_for():
     long.add([5, IMAGE_TOKEN_ID, 7])
     long.add([8], supervised=True)
     short.add([9])
-    loaded = []
-    right = collate([long, short], load=lambda images: loaded.append(images) or torch.zeros(1, 3, 2, 2))
-    left = collate([long, short], left=True)
-    assert loaded == [["a"]] and right.pixels.shape == (1, 3, 2, 2) and left.pixels is None
+    right, left = collate([long, short]), collate([long, short], left=True)
+    assert right.pixels is None and left.pixels is None
     assert right.ids.tolist() == [[5, -1, 7, 8], [9, 0, 0, 0]] and left.ids.tolist() == [[5, -1, 7, 8], [0, 0, 0, 9]]
     assert right.labels.tolist()[1] == left.labels.tolist()[1] == [IGNORE_INDEX] * 4
     assert right.labels.tolist()[0] == [IGNORE_INDEX] * 3 + [8]

@@ -35,7 +35,7 @@ def test_unknown_suggests_the_most_similar_name(name, advice):
 
 
 @pytest.mark.parametrize("content, words", [(None, "No such file or directory"), (b"\xff", "codec can't decode")])
-def test_as_user_error_says_what_the_system_says(tmp_path, content, words):
+def test_as_user_error_contains_the_system_message(tmp_path, content, words):
     file = tmp_path / "a.txt"
     if content is not None:
         file.write_bytes(content)

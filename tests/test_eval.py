@@ -655,7 +655,7 @@ def test_a_list_or_a_last_line_without_line_end_is_an_answers_file(tmp_path, fla
         ('{"index": 0, "text": "a"}\n{"run": {"benchmark": "x"}}\n', "line 2 begins another run"),
     ],
 )
-def test_what_answers_no_question_is_an_error(tmp_path, flat, capsys, content, told):
+def test_predictions_that_answer_no_question_are_an_error(tmp_path, flat, capsys, content, told):
     file = tmp_path / "theirs.json"
     file.write_text(content)
     config = str(CONFIGS / "refcoco.yaml")
@@ -751,7 +751,7 @@ def test_an_unwritable_output_is_reported_before_the_model_is_opened(drawn, tmp_
         assert f"{place} cannot be written." in told and "output=" in told
 
 
-def test_a_full_disk_keeps_what_was_answered(drawn, tiny_folder, straight, tmp_path, capsys):
+def test_full_disk_keeps_earlier_answers(drawn, tiny_folder, straight, tmp_path, capsys):
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     command = [

@@ -231,7 +231,7 @@ def test_first_frame_of_many(format):
     ],
 )
 @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 1), (2, 3, 3)])
-def test_arrays(value, dtype, grey, shape):
+def test_arrays_of_any_dtype_become_rgb(value, dtype, grey, shape):
     image = open_image(np.full(shape, value, dtype))
     assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (3, 2), (grey,) * 3)
 
@@ -513,7 +513,7 @@ def test_every_suffix_of_a_format_that_is_read_is_looked_for():
     assert {".jif", ".jfi", ".dib"} <= set(SUFFIXES)
 
 
-def test_what_is_passed_over_is_counted(tmp_path):
+def test_skipped_files_are_counted(tmp_path):
     from collections import Counter
 
     for name in ("a.jfif", "b.HEIC", "c.heic", "note.txt", ".hidden.png", "noend"):
@@ -525,7 +525,7 @@ def test_what_is_passed_over_is_counted(tmp_path):
     assert others == {".heic": 2, ".txt": 1, "hidden": 1, "without a suffix": 1, "a folder": 1}
 
 
-def test_a_closed_image_is_told_as_that(tmp_path):
+def test_closed_image_error_says_so(tmp_path):
     file = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(file)
     image, opened = Image.open(file), open(file, "rb")

@@ -184,7 +184,7 @@ def test_every_contraction_is_recognised_without_one_apostrophe():
 
 
 @pytest.mark.parametrize(("said", "accuracy"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
-def test_vqa_accuracy_by_how_many_of_ten_said_it(said, accuracy):
+def test_vqa_accuracy_by_number_of_agreeing_answers(said, accuracy):
     """The mean over leaving each person out: 0, .3, .6, .9, then 1."""
     assert vqa_accuracy("Yes", ["yes"] * said + list(string.ascii_lowercase[1 : 11 - said])) == pytest.approx(accuracy)
 

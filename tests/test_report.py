@@ -64,7 +64,7 @@ def cases(image):
     return out
 
 
-def test_the_page_is_whole_and_loads_nothing(tmp_path, cases):
+def test_page_is_complete_and_loads_nothing(tmp_path, cases):
     report.write(tmp_path, [of(cases), of(cases[:5])])
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     page = Page(text)

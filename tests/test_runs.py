@@ -47,7 +47,7 @@ def test_another_recipe_is_refused_by_its_keys(tmp_path, changes, told):
         compare_with_output(tmp_path, identity_of(Recipe(str(tmp_path), **changes)), begun=True)
 
 
-def test_what_may_change_may_change_and_more_steps_are_told(tmp_path):
+def test_resumable_keys_may_change_and_more_steps_are_reported(tmp_path):
     began(tmp_path)
     other = Recipe(
         "elsewhere",
@@ -76,7 +76,7 @@ def test_a_run_of_before_is_taken_up_with_a_line_and_one_that_wrote_nothing_with
     assert compare_with_output(tmp_path, identity_of(Recipe("x", optim=OptimConfig(lr=0.5))), begun=False) == []
 
 
-def test_weights_and_data_are_known_by_what_they_hold_wherever_they_are(tmp_path):
+def test_weights_and_data_are_identified_by_content_not_path(tmp_path):
     for name, value in (("a", 0.0), ("same", 0.0), ("other", 1.0)):
         (tmp_path / name).mkdir()
         save_file({"w": torch.full((4,), value)}, tmp_path / name / "model.safetensors")
@@ -118,7 +118,7 @@ def test_two_processes_exclude_each_other_until_one_is_killed(tmp_path):
         assert (output / LOCK).is_file()
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+def test_folder_that_cannot_be_created_raises_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file/below", Path("/proc/none/x")):
         with pytest.raises(UserError, match="cannot be written"):

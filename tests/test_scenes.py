@@ -210,7 +210,7 @@ def test_views_are_deterministic_and_match_their_targets():
         assert place.tolist() == [0, 0]
 
 
-def test_views_of_windows_lie_anywhere_in_the_whole_and_their_boxes_with_them():
+def test_crops_lie_anywhere_and_their_boxes_with_them():
     views = iter(SceneViews(9, Phase(112, 1, 1, views_per_scene=1, canvas_size=448), 28))
     seen, places = torch.arange(4), []
     for image, kind, _, box, place in (next(views) for _ in range(40)):

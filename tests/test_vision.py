@@ -127,7 +127,7 @@ def test_a_siglip_tower_is_filled_without_its_pooling_head(tmp_path):
         ("swin_tiny_patch4_window7_224", {}, "must be a plain vision transformer or a convolutional network"),
     ],
 )
-def test_a_timm_name_that_is_no_tower_is_told(name, options, problem):
+def test_timm_name_that_is_not_a_tower_raises_user_error(name, options, problem):
     with pytest.raises(UserError, match=problem):
         VisionTower(VisionConfig(name, options, image_size=224))
 

@@ -291,7 +291,7 @@ class _Photos:
 
 def _photo(number: int, size: tuple[int, int]) -> Image.Image:
     rng = np.random.default_rng(number)
-    scene = draw_scene(number, 448).image.resize(size, Image.Resampling.BICUBIC)
+    scene = draw_scene(number).image.resize(size, Image.Resampling.BICUBIC)
     out = np.asarray(scene, np.float32)  # [H, W, 3]
     for grain in (40, 160, 640):
         noise = rng.normal(0, 30 / grain**0.25, (grain * size[1] // size[0], grain)).astype(np.float32)

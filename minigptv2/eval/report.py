@@ -17,10 +17,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from minigptv2.boxes import Box
+from minigptv2.boxes import IOU_THRESHOLD, Box
 from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import BenchmarkReport, Figure, ScoredAnswer
-from minigptv2.eval.metrics.boxes import IOU_THRESHOLD, iou
+from minigptv2.eval.metrics.boxes import iou
 from minigptv2.eval.plots import plots
 from minigptv2.files import atomic_write
 

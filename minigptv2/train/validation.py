@@ -7,7 +7,7 @@ import random
 import numpy as np
 import torch
 
-from minigptv2.boxes import iou, parse
+from minigptv2.boxes import IOU_THRESHOLD, iou, parse
 from minigptv2.data.scenes.questions import scene_questions
 from minigptv2.data.scenes.world import DEFAULT_SEED, Scene, draw_scene
 from minigptv2.encode import PromptEncoder
@@ -56,7 +56,7 @@ class Validator:
             for text, (expected, side) in zip((tokenizer.decode(a.ids) for a in answers), asked):
                 found, true = (parse(words, side, side, coding).boxes for words in (text, expected))
                 if true:
-                    correct += bool(found) and iou(found[0], true[0]) >= 0.5
+                    correct += bool(found) and iou(found[0], true[0]) >= IOU_THRESHOLD
                 else:
                     correct += text == expected
             out[task] = correct / max(1, len(asked))

@@ -52,7 +52,7 @@ def test_deepspeed_files_leave_the_rest_to_the_recipe(file):
     assert f"zero{read_deepspeed(file)['zero_optimization']['stage']}" in file.stem
 
 
-def test_a_deepspeed_file_that_says_what_the_recipe_says_is_refused(tmp_path):
+def test_deepspeed_file_with_keys_of_the_recipe_raises(tmp_path):
     (tmp_path / "own.json").write_text('{"gradient_clipping": 2, "zero_optimization": {"stage": 2}}')
     with pytest.raises(UserError, match="gradient_clipping"):
         read_deepspeed(tmp_path / "own.json")
@@ -75,7 +75,7 @@ def test_a_batch_is_divided_evenly(batch, micro, processes, expected):
     assert micro_batches(recipe, processes) == expected
 
 
-def test_a_batch_that_does_not_divide_is_told():
+def test_indivisible_batch_size_is_reported():
     with pytest.raises(UserError, match="global_batch_size is 24, with 5 processes"):
         micro_batches(read_recipe(CONFIGS / "stage3.yaml"), 5)
 

@@ -15,7 +15,7 @@ COCO = ROOT / "tests" / "data" / "coco"
 
 
 @pytest.mark.slow
-def test_the_walk_leads_from_boxes_to_answers(tmp_path, monkeypatch, capsys):
+def test_finetune_documentation_end_to_end(tmp_path, monkeypatch, capsys):
     text = (ROOT / "docs/finetune.md").read_text(encoding="utf-8")
     (recipe,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     commands = [shlex.split(block) for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]

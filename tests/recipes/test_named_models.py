@@ -84,7 +84,7 @@ def answer_with_the_surplus_rows_likeliest(folder):
     assert answer.text is not None
 
 
-def test_another_family_and_a_missing_folder_are_told(tmp_path):
+def test_unsupported_family_and_missing_folder_raise_user_error(tmp_path):
     from transformers import GPT2Config
 
     GPT2Config().save_pretrained(tmp_path)

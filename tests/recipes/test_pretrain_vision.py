@@ -59,7 +59,7 @@ def test_a_killed_run_ends_as_a_straight_one(straight, tmp_path, step):
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_killed_run_goes_on_with_the_same_workers_scenes(straight, tmp_path, optimizer):
+def test_killed_run_resumes_with_the_same_scenes(straight, tmp_path, optimizer):
     workers = ("data.num_workers=2", f"optim.name={optimizer}")
     assert cli.main(_recipe(tmp_path / "straight", *workers)) == 0
     output = _killed(tmp_path / "straight", tmp_path / "killed", 3)  # the second worker's turn
@@ -68,7 +68,7 @@ def test_a_killed_run_goes_on_with_the_same_workers_scenes(straight, tmp_path, o
         assert (_checkpoint(output) / name).read_bytes() == (_checkpoint(tmp_path / "straight") / name).read_bytes()
 
 
-def test_other_workers_are_told(straight, tmp_path, capfd):
+def test_another_number_of_workers_is_reported(straight, tmp_path, capfd):
     output = _killed(straight, tmp_path / "killed", 3)
     assert cli.main(_recipe(output, "data.num_workers=2")) == 0
     assert "data.num_workers was 1 and is 2: the following scenes differ" in capfd.readouterr().err
@@ -95,7 +95,7 @@ def test_a_finished_run_is_left_alone_and_its_lost_weights_are_written_again(str
     assert (output / "backbone.safetensors").read_bytes() == (straight / "backbone.safetensors").read_bytes()
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(straight, tmp_path, capfd):
+def test_damaged_checkpoint_is_reported_and_previous_one_used(straight, tmp_path, capfd):
     output = _killed(straight, tmp_path / "killed", 4)
     weights = _checkpoint(output, 4) / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\1\1")

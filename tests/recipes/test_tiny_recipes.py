@@ -43,7 +43,7 @@ def test_every_stage_logs_its_losses(trained):
 
 
 @pytest.mark.slow
-def test_a_signal_stops_the_backbone_at_a_checkpoint_and_it_goes_on_from_there(tmp_path):
+def test_sigterm_writes_a_checkpoint_from_which_the_run_resumes(tmp_path):
     output = tmp_path / "stopped"
     recipe = ["train", str(CONFIGS / "pretrain_vision.yaml"), "--smoke", f"output={output}"]
     phases = "phases=[{{image_size: 112, steps: {}, batch: 2, crowded: 0.5}}]"

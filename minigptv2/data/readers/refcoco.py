@@ -125,11 +125,6 @@ class RefCoco:
         question_answer = QuestionAnswer(self.task, (Phrase(row.words, (row.box,)),))
         return Sample(row.image, row.size, (question_answer,), f"{self.dataset} {self.split} row {row.number}")
 
-    @property
-    def rows(self) -> list[int]:
-        """The row number of each sample."""
-        return [row.number for row in self.records]
-
     def missing_images(self) -> list[Path]:
         """Expected paths of images that are not on the disk. Their rows are kept."""
         return missing(row.image for row in self.records)

@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from minigptv2.api import MAX_NEW_TOKENS
-from minigptv2.boxes import Box
+from minigptv2.boxes import IOU_THRESHOLD, Box
 from minigptv2.data.annotations import check_choice
 from minigptv2.data.readers.flickr30k import Flickr30k as Reader
 from minigptv2.eval.benchmark import Prediction, Published, Question, Scored, ScoredAnswer, ScoringRules
 from minigptv2.eval.benchmarks.refcoco import answer_boxes
-from minigptv2.eval.metrics.boxes import IOU_THRESHOLD, iou, is_hit
+from minigptv2.eval.metrics.boxes import iou, is_hit
 from minigptv2.sample import Phrase, QuestionAnswer
 from minigptv2.tasks import instruction_text
 

@@ -10,10 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from minigptv2.boxes import Box, BoxRounding, parse, without_markup
+from minigptv2.boxes import IOU_THRESHOLD, Box, BoxRounding, parse, without_markup
 from minigptv2.data.readers.refcoco import RefCoco
-from minigptv2.eval.benchmark import Prediction, Published, Question, Scored, ScoredAnswer, ScoringRules
-from minigptv2.eval.metrics.boxes import IOU_THRESHOLD, iou, is_hit
+from minigptv2.eval.benchmark import (
+    Prediction,
+    Published,
+    Question,
+    Scored,
+    ScoredAnswer,
+    ScoringRules,
+    strip_special_tokens,
+)
+from minigptv2.eval.metrics.boxes import iou, is_hit
 from minigptv2.eval.metrics.captions import CIDER_FRACTION, caption_scores, cider_fraction
 from minigptv2.eval.published_results import published_results
 from minigptv2.sample import Phrase, QuestionAnswer
@@ -156,7 +164,7 @@ def answer_boxes(
     with the others."""
     if prediction.boxes is not None:
         return prediction.boxes, ()
-    text = prediction.text.replace("<unk>", "")
+    text = strip_special_tokens(prediction.text)
     parsed = parse(text, *item.size, rules.box_rounding)
     if not parsed.boxes and rules.scoring == "compat":  # the published evaluation removes all spaces first
         parsed = parse(text.replace(" ", ""), *item.size, rules.box_rounding)

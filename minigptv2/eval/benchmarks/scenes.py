@@ -11,13 +11,13 @@ from dataclasses import replace
 from functools import partial
 
 from minigptv2.api import MAX_NEW_TOKENS
-from minigptv2.boxes import BoxRounding, parse
+from minigptv2.boxes import IOU_THRESHOLD, BoxRounding, parse
 from minigptv2.data.dataset import ProblemCounter
 from minigptv2.data.scenes.questions import QuestionWriter
 from minigptv2.data.scenes.world import IMAGE_SIZE, Scene, draw_scene
 from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import Prediction, Published, Question, Scored, ScoredAnswer, ScoringRules
-from minigptv2.eval.metrics.boxes import IOU_THRESHOLD, DetectionCounts, iou, is_hit, match_boxes
+from minigptv2.eval.metrics.boxes import DetectionCounts, iou, is_hit, match_boxes
 from minigptv2.sample import Phrase, QuestionAnswer
 from minigptv2.tasks import ABSENT, answer_text, instruction_text
 

@@ -15,12 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minigptv2 import boxes
-from minigptv2.boxes import Box
+from minigptv2.boxes import IOU_THRESHOLD, Box
 from minigptv2.errors import UserError
 from minigptv2.eval.benchmark import Scoring, check_scoring
 from minigptv2.eval.metrics.packages import import_from
-
-IOU_THRESHOLD = 0.5  # of a hit, wherever a metric's name says nothing else
 
 
 def iou(a: Box, b: Box, plus_one: bool = False) -> float:
