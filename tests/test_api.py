@@ -54,6 +54,7 @@ def other_image(tmp_path):
     return file
 
 
+@pytest.mark.slow
 def test_batch_answers_equal_single_answers(tiny_model, image, other_image):
     questions = [
         (image, "[refer] red balloon"),
@@ -76,6 +77,7 @@ def test_empty_batch_has_no_answers(tiny_model):
     assert tiny_model.chat_batch([]) == []
 
 
+@pytest.mark.slow
 def test_saved_model_answers_the_same(tiny_model, tmp_path, image):
     tiny_model.save_pretrained(tmp_path / "again")
     again = MiniGPTv2.from_pretrained(tmp_path / "again", device="cpu")
@@ -195,6 +197,7 @@ def test_draw_returns_the_upright_image(tiny_model, tmp_path, image, says_box):
         tiny_model.chat(None, "hello").draw()
 
 
+@pytest.mark.slow
 def test_dtype_option_sets_parameter_dtype(tiny_folder, image):
     for dtype in ("bfloat16", torch.bfloat16):
         model = MiniGPTv2.from_pretrained(tiny_folder, device="cpu", dtype=dtype)
@@ -221,6 +224,7 @@ def test_unusable_device_raises_user_error(tiny_folder, device):
         MiniGPTv2.from_pretrained(tiny_folder, device=device)
 
 
+@pytest.mark.slow
 def test_max_new_tokens_limits_the_answer(tiny_model, image, monkeypatch):
     outputs, real = [], generate.generate
     monkeypatch.setattr(generate, "generate", lambda *a: outputs.extend(rows := real(*a)) or rows)
@@ -265,6 +269,7 @@ def _naive_logprobs(model, image, instruction: str, answer: str) -> list[float]:
     return out
 
 
+@pytest.mark.slow
 def test_logprobs_equal_one_forward_pass_per_token(tiny_model, image, other_image):
     asked = [
         (image, "[vqa] what color is the ball?", "red"),

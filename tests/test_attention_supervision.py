@@ -214,6 +214,7 @@ def test_packed_targets_are_image_tokens(marked):
         assert (shared[owners][group.target_mask] == IMAGE_TOKEN_ID).all()
 
 
+@pytest.mark.slow
 def test_guidance_interpolates_attention_to_the_target(marked, monkeypatch):
     """The attention weights of each query in a supervised layer; the loss is that of the unguided weights."""
     network, rows, features = marked

@@ -9,6 +9,7 @@ from minigptv2.data.scenes import dataset as scene_dataset
 from minigptv2.train.precision import call_in_dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bench_data", "bench_cache", "bench_packing", "bench_loop"])
 def test_a_bench_measures_both_ways(tiny_folder, name, monkeypatch):
     monkeypatch.setattr(bench, "BATCH", 2)
@@ -74,6 +75,7 @@ def test_the_command_gives_its_options_to_every_bench(tiny_folder, monkeypatch, 
     assert "float32 or bfloat16" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_steps_are_multiplied_in_the_dtype_that_was_given(tiny_folder, monkeypatch):
     monkeypatch.setattr(bench, "BATCH", 2)
     used = []

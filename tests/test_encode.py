@@ -133,6 +133,7 @@ def test_side_by_side_is_as_each_alone(tiny_model, encoder, image):
     assert model(both).answer.item() == pytest.approx(total / count, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_packed_row_has_the_loss_and_gradients_of_the_rows_in_it(tiny_model, encoder):
     model, merge = tiny_model.network, tiny_model.network.config.patches_per_token
     long = QuestionAnswer("chat", question="what do you see? " * 9, answer="a red ball and two cats, " * 9)
@@ -158,6 +159,7 @@ def test_a_packed_row_has_the_loss_and_gradients_of_the_rows_in_it(tiny_model, e
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", LLAMA_PROMPTS)
 def test_rows_with_any_number_of_images_anywhere_are_packed_alike(tiny_model, prompt):
     """Two images in a row, an image after an answer, text alone, one exchange, several, questions side by side."""

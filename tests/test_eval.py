@@ -413,6 +413,7 @@ def figures(report):
     return {name: f.value for name, f in report.figures.items()} | {"invalid": report.invalid, "total": report.total}
 
 
+@pytest.mark.slow
 def test_the_batch_changes_no_answer(drawn, tiny_folder, straight, tmp_path):
     report, rows = asked(drawn, tiny_folder, tmp_path, "batch_size=1")
     assert {i: r["text"] for i, r in rows.items()} == {i: r["text"] for i, r in straight[1].items()}
@@ -420,6 +421,7 @@ def test_the_batch_changes_no_answer(drawn, tiny_folder, straight, tmp_path):
     assert len({r["text"] for r in rows.values()}) > 3, "answers that are all the same would prove nothing"
 
 
+@pytest.mark.slow
 def test_choices_are_ranked_by_the_mean_of_their_own_tokens_whatever_the_batch(tiny_model, tiny_folder, tmp_path):
     choices = ["6:00", "a", "the big red ball on the left", "two", "12:05"]
     for number in range(3):
@@ -445,6 +447,7 @@ def test_choices_are_ranked_by_the_mean_of_their_own_tokens_whatever_the_batch(t
             assert rows[item.index]["text"] == item.candidates[means.index(max(means))]
 
 
+@pytest.mark.slow
 def test_a_run_equals_the_plain_chat_of_every_question(drawn, tiny_folder, straight):
     from minigptv2.api import MiniGPTv2
 
@@ -480,6 +483,7 @@ def test_a_finished_run_is_scored_again_without_the_model(drawn, tiny_folder, st
     assert figures(again) == figures(straight[0])
 
 
+@pytest.mark.slow
 def test_answers_of_another_model_or_prompt_are_not_mixed(drawn, tiny_folder, tmp_path, capsys):
     asked(drawn, tiny_folder, tmp_path, "limit=2")
     before = (tmp_path / "answers.jsonl").read_bytes()
@@ -496,6 +500,7 @@ def test_answers_of_another_model_or_prompt_are_not_mixed(drawn, tiny_folder, tm
     assert (tmp_path / "answers.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_missing_images_are_an_error_or_a_count(drawn, tiny_folder, tmp_path, capsys):
     import shutil
 
@@ -674,6 +679,7 @@ def test_an_answers_file_of_another_encoding_is_named(tmp_path, flat, capsys):
 # ---- what stands in the way of a run ----
 
 
+@pytest.mark.slow
 def test_a_damaged_image_counts_as_wrong_and_does_not_end_the_run(drawn, tiny_folder, straight, tmp_path, capsys):
     import shutil
 
@@ -726,6 +732,7 @@ def test_a_question_that_the_model_cannot_take_is_counted_and_no_question_at_all
     assert "None of the 1 questions" in told
 
 
+@pytest.mark.slow
 def test_a_folder_with_trained_weights_only_is_opened_with_its_base(drawn, tiny_folder, straight, tmp_path, capsys):
     from minigptv2.model.model_folder import load_folder, save_trained
 
@@ -751,6 +758,7 @@ def test_an_unwritable_output_is_reported_before_the_model_is_opened(drawn, tmp_
         assert f"{place} cannot be written." in told and "output=" in told
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_earlier_answers(drawn, tiny_folder, straight, tmp_path, capsys):
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -116,6 +116,7 @@ def test_cached_features_equal_computed_features(tower, files, tmp_path):
         cache[Scenes(4, image_size=64)[3].image]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_loss_is_the_same_with_and_without_cache(tiny_model, files, tmp_path, dtype):
     network, datasets = tiny_model.network, [files, Text(None, 3), Scenes(3, questions_per_scene=3, tasks={"refer": 1})]
@@ -144,6 +145,7 @@ def test_loss_is_the_same_with_and_without_cache(tiny_model, files, tmp_path, dt
     assert failures[0] == failures[1] != []
 
 
+@pytest.mark.slow
 def test_cached_image_is_not_opened(tower, tmp_path, monkeypatch):
     scenes = Scenes(2, image_size=64, cache_dir=str(tmp_path / "things"))
     cache = build_cache(config(tmp_path), tower, [scenes])

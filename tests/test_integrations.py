@@ -103,6 +103,7 @@ def test_sampling_is_ignored_with_one_warning(asked, caplog):
     assert first[0] == first[1] and caplog.text.count("greedily") == 1
 
 
+@pytest.mark.slow
 def test_lmms_eval_gets_losses_of_continuations(asked, tiny_model, image):
     requests = [Request((DOCS[n]["question"], f" {DOCS[n]['answer']}", visual, n, "set", "val")) for n in range(3)]
     requests.append(Request((DOCS[0]["question"], lambda doc: doc["answer"], visual, 0, "set", "val")))
@@ -342,6 +343,7 @@ def test_number_of_a_coco_image_by_file_name(name, number):
 # ---- the room that a question leaves ----
 
 
+@pytest.mark.slow
 def test_answer_length_is_limited_by_the_context_with_one_warning(asked, tiny_model, image, caplog):
     room = asked.asker.room(image, wording_of("vqa").format(DOCS[0]["question"]))
     assert 8 < room < tiny_model.config.language.max_position_embeddings

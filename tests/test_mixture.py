@@ -223,6 +223,7 @@ def test_scenes_with_repeats_have_other_keys(tmp_path):
     assert again.split.draw(1).objects == draw_scene((7, 1), 112, repeat_prob=0.5).objects
 
 
+@pytest.mark.slow
 def test_cached_objects_give_the_same_questions_without_drawing(tmp_path, monkeypatch):
     options = {"count": 70, "seed": 7, "start": 60, "image_size": 112}
     kept, plain = Scenes(**options, cache_dir=str(tmp_path)), Scenes(**options)

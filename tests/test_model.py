@@ -270,6 +270,7 @@ GRAMMARS = {name: BoxGrammar(tokenizer) for name, tokenizer in TOKENIZERS.items(
 NAMES = st.sampled_from(list(TOKENIZERS))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.data(), NAMES, st.sampled_from(["", "the ball is at ", "{<1><2><3><4>} ", "7><"]))
 def test_every_walk_over_allowed_tokens_ends_in_a_box(data, name, before):

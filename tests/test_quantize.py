@@ -101,6 +101,7 @@ def test_unknown_quantization_is_refused_before_weights_are_read(tmp_path):
         MiniGPTv2.from_pretrained(tmp_path / "nowhere", device="cpu", quantize="2bit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [how for how in REQUIREMENTS if how != DYNAMIC_INT8])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_bitsandbytes_logprobs_are_close_to_float(image, monkeypatch, device, how):

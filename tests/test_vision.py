@@ -176,6 +176,7 @@ def test_a_table_without_positions_of_registers_is_interpolated(tmp_path):
 # ---- convolutional networks ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
 def test_a_convolutional_tower_gives_the_last_feature_map_of_timm(name, tmp_path):
     import timm
@@ -268,6 +269,7 @@ cache: {{dir: '{cache}'}}
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "cached", "patches", "mean"),
     [

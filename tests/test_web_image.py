@@ -86,6 +86,7 @@ def test_an_address_is_opened_only_on_request(web):
                 open_image(url, allow_urls=allowed)
 
 
+@pytest.mark.slow
 def test_the_model_downloads_each_address_once(web, tiny_model):
     answer = tiny_model.chat(URL, "[caption]", 2, allow_urls=True)
     assert answer.image.size == (30, 20) and len(web.connected) == 1

@@ -285,6 +285,7 @@ def test_dropped_records_are_reported_and_stored_with_the_run(recipe, tmp_path, 
     assert [r["dropped_turns"] for r in rows] == [16, 32]
 
 
+@pytest.mark.slow
 def test_own_data_needs_no_other_data(recipe, base, tmp_path, monkeypatch):
     """The recipe as README gives it, with data/own alone."""
     from PIL import Image
@@ -311,6 +312,7 @@ def test_own_data_needs_no_other_data(recipe, base, tmp_path, monkeypatch):
     assert cli.main(["train", str(ROOT / "train_configs/own_data.yaml"), f"init={base}", *given]) == 0
 
 
+@pytest.mark.slow
 def test_accumulation_and_checkpointing_change_neither_loss_nor_gradients(plain, tmp_path):
     file, one = plain
     close(

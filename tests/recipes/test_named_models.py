@@ -27,6 +27,7 @@ def test_control_tokens_in_a_text_stay_text(qwen):
     assert tokenizer.bos != tokenizer.eos and tokenizer.size <= 320
 
 
+@pytest.mark.slow
 def test_parts_by_name_are_trained_and_saved(qwen, tmp_path, monkeypatch):
     import timm
     from safetensors.torch import save_file

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 from minigptv2 import cli
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Path(__file__).parents[2] / "train_configs" / "tiny" / "pretrain_vision.yaml"
 STEPS = 7
 PHASES = (  # the table of positions grows in the third; scenes are seen again
