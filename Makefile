@@ -20,11 +20,11 @@ demo: .venv/.demo  ## ask the bundled model about an image and draw the box (the
 test: .venv/.dev  ## run the whole test suite (ARGS="-k boxes" for a part of it)
 	@.venv/bin/python -m pytest $(ARGS)
 
-# two processes, about as long as each other: the tests of files test_[e-z]*, and the rest
+# two processes, about as long as each other: the tests of files test_[f-z]*, and the rest
 check: .venv/.dev lint  ## lint, format and the fast tests, in under two minutes on two idle cores
 	@export OMP_NUM_THREADS=1; \
-	  .venv/bin/python -m pytest -q -m "not slow" tests/test_[e-z]*.py & first=$$!; \
-	  .venv/bin/python -m pytest -q -m "not slow" tests/test_[a-d]*.py tests/parity tests/recipes; second=$$?; \
+	  .venv/bin/python -m pytest -q -m "not slow" tests/test_[f-z]*.py & first=$$!; \
+	  .venv/bin/python -m pytest -q -m "not slow" tests/test_[a-e]*.py tests/parity tests/recipes; second=$$?; \
 	  wait $$first && test $$second -eq 0
 
 lint: .venv/.dev  ## check code and layout with ruff (.venv/bin/ruff format . lays the code out)

@@ -129,6 +129,7 @@ def test_chat_keeps_history_and_encoded_image(tiny_model, image, monkeypatch):
     assert chat.ask("what is this?", 6) == first
 
 
+@pytest.mark.slow
 def test_long_chat_drops_oldest_turns(tiny_model, image):
     chat = tiny_model.start_chat(image)
     for _ in range(5):
@@ -142,6 +143,7 @@ def test_chat_without_image(tiny_model):
     assert tiny_model.start_chat().ask("hello", 6) == tiny_model.chat(None, "hello", 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt, bos, eos", [("minigptv2-train", [1, 2], [0, 1]), ("minigptv2-eval", [2, 3], [0, 0])])
 def test_chat_follows_prompt_template_of_config(tiny_folder, tmp_path, image, prompt, bos, eos):
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
@@ -362,6 +364,7 @@ def _count_images(model, monkeypatch) -> list[int]:
 # ---- lists of questions and of images ----
 
 
+@pytest.mark.slow
 def test_batch_may_be_any_ordered_iterable(tiny_model, image):
     pair = (image, "[caption]")
     expected = tiny_model.chat_batch([pair, pair], 2)

@@ -127,6 +127,7 @@ def _attention_losses(network, rows, features) -> torch.Tensor:
     return torch.cat([m.flatten() for m, _ in _supervised(network, rows, features).losses])
 
 
+@pytest.mark.slow
 def test_loss_is_minus_log_mass_on_target(marked):
     """The attention mass on a token's target and that on all other visual tokens add up to the mass on the image."""
     network, rows, features = marked

@@ -37,6 +37,7 @@ def test_the_turns_are_taken_alternately_and_the_median_counts(monkeypatch):
     assert calls == ["a", "b"] * 4 and (ours, plain) == (5.0, 2.0)
 
 
+@pytest.mark.slow
 def test_the_plain_loader_sees_the_same_images_in_the_same_order(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "BATCH", 3)
     monkeypatch.setattr(bench, "SIZES", ((1000, 904),))

@@ -187,6 +187,7 @@ tensorboard: false
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_trained_qwen_chats_and_stops_at_the_end_of_a_turn(trained, capsys):
     model = MiniGPTv2.from_pretrained(trained / "model", "cpu")
     end = model.tokenizer.control_id("<|im_end|>")

@@ -799,6 +799,7 @@ def test_conversation_with_commands(chat, image, tmp_path, tiny_model, monkeypat
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_conversation_ends_with_its_input(chat, image):
     assert chat(image, stdin="")[:2] == (0, "")
     code, out, err = chat(image, stdin="/save out.png\n[caption]")

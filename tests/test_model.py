@@ -287,6 +287,7 @@ def test_every_walk_over_allowed_tokens_ends_in_a_box(data, name, before):
     assert found.boxes and not found.problems and found.spans[-1][1] == len(text), text
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.integers(0, 100), min_size=4, max_size=4), NAMES)
 def test_every_right_box_is_allowed_and_no_wrong_one(numbers, name):
@@ -423,6 +424,7 @@ def test_muon_is_torchs_and_a_convolution_is_the_matrix_of_its_kernels():
         assert torch.allclose(kernel.flatten(1), ours, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_step_of_each_optimizer_lowers_the_loss():
     for name in ("adamw", "muon"):
         torch.manual_seed(0)

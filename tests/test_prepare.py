@@ -87,6 +87,7 @@ def test_complete_set_exits_with_0(tmp_path, prepare, monkeypatch, capsys):
     assert "missing" not in out
 
 
+@pytest.mark.slow
 def test_all_sets_and_invalid_arguments(tmp_path):
     code, out, _ = run("all", "--root", tmp_path)
     assert code == 1

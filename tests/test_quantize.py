@@ -133,7 +133,7 @@ def test_quantising_twice_changes_nothing(small):
 
 @pytest.mark.parametrize(("old", "present"), [("8bit", BNB_INT8), ("4bit", BNB_NF4), ("int8", DYNAMIC_INT8)])
 def test_old_names_are_accepted_with_a_note(old, present, monkeypatch, capsys):
-    monkeypatch.setattr(renames, "_told", set())
+    monkeypatch.setattr(renames, "_printed", set())
     with pytest.raises(UserError, match=f"quantize is '{present}'"):
         check_quantization(old, torch.device("cpu"), torch.bfloat16)
     assert capsys.readouterr().err == f"note: quantize={old} is now written {present}.\n"

@@ -184,6 +184,7 @@ def test_mirrored_targets_equal_targets_of_mirrored_scene(scenes):
     torch.testing.assert_close(found.box[there], expected.box[there])
 
 
+@pytest.mark.slow
 def test_views_are_deterministic_and_match_their_targets():
     def first(start: int = 0) -> list[tuple[torch.Tensor, ...]]:
         views = iter(SceneViews(9, Phase(112, 1, 1, views_per_scene=2), 14, start, keep=16))

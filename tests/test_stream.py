@@ -268,6 +268,7 @@ def test_fast_decode_of_a_large_jpeg_is_close_to_exact(tmp_path, width, height, 
     assert np.array_equal(exact, np.asarray(resize_square(open_image(file), 448)))
 
 
+@pytest.mark.slow
 def test_fast_decode_of_small_turned_and_other_files(tmp_path):
     small, png = _jpeg(tmp_path / "a.jpg", 800, 1200), tmp_path / "a.png"
     Image.open(small).resize((1800, 1800)).save(png)

@@ -338,6 +338,7 @@ def test_attention_loss_is_logged_apart_from_the_answer_loss(plain, tmp_path):
     assert rows[0]["loss"] == pytest.approx(without["loss"], rel=1e-4) and "attention_loss" not in without
 
 
+@pytest.mark.slow
 def test_attention_is_guided_until_its_step(plain, tmp_path):
     """What is seen alone changes the loss; from `guided_steps` on, a run goes on as one that never was guided."""
     file, _ = plain

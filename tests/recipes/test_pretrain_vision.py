@@ -46,6 +46,7 @@ def straight(tmp_path_factory) -> Path:
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", range(1, STEPS))
 def test_a_killed_run_ends_as_a_straight_one(straight, tmp_path, step):
     output = _killed(straight, tmp_path / "killed", step)

@@ -19,7 +19,7 @@ PARK = Path(__file__).parents[2] / "minigptv2" / "examples" / "park.png"
 
 @pytest.fixture(autouse=True)
 def no_line_was_written_yet(monkeypatch):
-    monkeypatch.setattr(renames, "_told", set())
+    monkeypatch.setattr(renames, "_printed", set())
 
 
 def test_every_old_key_of_a_recipe_is_read_and_named_once(capsys):
