@@ -38,6 +38,7 @@ class Batch:
     layout: PackedLayout | None = None
 
     def to(self, device) -> Batch:
+        """The same batch on another device."""
         return Batch(*(None if t is None else t.to(device) for t in vars(self).values()))
 
 
@@ -69,6 +70,7 @@ class PackedLayout:
     groups: list[Group]
 
     def to(self, device) -> PackedLayout:
+        """The same layout on another device."""
         groups = [Group(*(t.to(device) for t in vars(g).values())) for g in self.groups]
         return PackedLayout(self.images, self.shared, groups)
 

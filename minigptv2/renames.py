@@ -44,6 +44,7 @@ def rename_old_keys(data: dict[str, Any], renamed: Mapping[str, str], where: str
 
 
 def present_value(value: Any, renamed: Mapping[Any, Any], where: str) -> Any:
+    """The value, or its present name where it is an old one; that is noted once on standard error."""
     if not isinstance(value, str) or value not in renamed:
         return value
     tell(f"{where}={value} is now written {renamed[value]}.")
@@ -51,6 +52,7 @@ def present_value(value: Any, renamed: Mapping[Any, Any], where: str) -> Any:
 
 
 def tell(line: str) -> None:
+    """Print a note on standard error, once in this process."""
     if line not in _told:
         _told.add(line)
         print(f"note: {line}", file=sys.stderr)
