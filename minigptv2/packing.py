@@ -41,6 +41,7 @@ class Batch:
     layout: PackedLayout | None = None
 
     def to(self, device) -> Batch:
+        """The same batch on another device."""
         return Batch(*(None if t is None else t.to(device) for t in vars(self).values()))
 
 
@@ -75,6 +76,7 @@ class PackedLayout:
     groups: list[Group]
 
     def to(self, device) -> PackedLayout:
+        """The same layout on another device."""
         groups = [Group(*(t.to(device) for t in vars(g).values())) for g in self.groups]
         return PackedLayout(self.rows, self.shared, groups)
 

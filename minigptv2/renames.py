@@ -44,6 +44,7 @@ def rename_old_keys(data: dict[str, Any], renamed: Mapping[str, str], where: str
 
 
 def present_value(value: Any, renamed: Mapping[Any, Any], where: str) -> Any:
+    """The value, or its present name where it is an old one; that is noted once on standard error."""
     if not isinstance(value, str) or value not in renamed:
         return value
     note_once(f"{where}={value} is now written {renamed[value]}.")

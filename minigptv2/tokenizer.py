@@ -32,9 +32,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, file: Path) -> Tokenizer:
+        """Read a SentencePiece file. Raises OSError if it cannot be read, ValueError if it is not a usable model."""
         return cls(file.read_bytes())
 
     def save(self, file: Path) -> None:
+        """Write the SentencePiece file."""
         file.write_bytes(self.model)
 
     def encode(self, text: str) -> list[int]:
@@ -55,6 +57,7 @@ class Tokenizer:
         return index
 
     def piece(self, index: int) -> str:
+        """The token of this id as the vocabulary spells it."""
         return self._pieces.id_to_piece(index)
 
     def words(self, index: int) -> str:
@@ -104,9 +107,11 @@ class HFTokenizer:
         return index
 
     def piece(self, index: int) -> str:
+        """The token of this id as the vocabulary spells it; "" if the id has none."""
         return self._own.convert_ids_to_tokens(index) or ""
 
     def words(self, index: int) -> str:
+        """The text of one token, with a space where it begins a word."""
         return self._own.convert_tokens_to_string([self.piece(index)])
 
 

@@ -63,6 +63,7 @@ def boxes_table(answer: Answer) -> str:
 
 
 def print_boxes(answer: Answer) -> None:
+    """Print the table of an answer's boxes, if it has any."""
     if answer.boxes:
         print("\n" + boxes_table(answer))
     sys.stdout.flush()
@@ -77,6 +78,7 @@ def print_problems(answer: Answer) -> None:
 
 
 def json_line(image: str, answer: Answer) -> str:
+    """An answer as one line of JSON; its key "picture" names the image."""
     return json.dumps({"picture": image, **answer.to_dict()})
 
 

@@ -227,11 +227,12 @@ class Benchmark(Protocol):
     published: Mapping[str, tuple[Published, ...]]
     max_new_tokens: int
 
-    def items(self) -> list[Question]: ...
+    def items(self) -> list[Question]:
+        """All questions, in the order of their rows; `Question.index` is the row."""
 
-    def score(
-        self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules
-    ) -> Scored: ...
+    def score(self, items: Sequence[Question], predictions: Mapping[int, Prediction], rules: ScoringRules) -> Scored:
+        """The metrics of these questions, and each answer's score. predictions: by index; one that is missing is
+        wrong."""
 
 
 def open_benchmark(name: str, options: dict[str, Any], common: Sequence[str] = ()) -> Benchmark:
@@ -274,6 +275,7 @@ def benchmark_class(name: str) -> Callable[..., Benchmark]:
 
 
 def check_scoring(scoring: str) -> str:
+    """The scoring itself. Raises UserError unless it is one of `SCORINGS`."""
     if scoring not in SCORINGS:
         raise UserError(f"scoring is {scoring!r}.", f"It must be one of {', '.join(SCORINGS)}.", "Try strict.")
     return scoring

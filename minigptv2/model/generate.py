@@ -88,6 +88,7 @@ def _is_box_prefix(text: str) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def grammar_of(tokenizer: Tokenizer | HFTokenizer) -> BoxGrammar:
+    """The grammar of boxes in this tokenizer's tokens, computed once for each tokenizer."""
     return BoxGrammar(tokenizer)
 
 

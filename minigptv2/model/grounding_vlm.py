@@ -67,6 +67,7 @@ class GroundingVLM(nn.Module):
         return self.language.get_base_model() if hasattr(self.language, "peft_config") else self.language
 
     def add_lora(self) -> None:
+        """Put the adapter that the config describes around the language model."""
         self.language = add_lora(self.language, self.config.lora)
 
     def encode_images(self, pixels: torch.Tensor | None, features: torch.Tensor | None = None) -> torch.Tensor:

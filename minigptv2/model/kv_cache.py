@@ -17,6 +17,7 @@ class PreallocatedLayer(DynamicLayer):
     _buffers: tuple[torch.Tensor, ...] | None = None  # [B, H, L + room, D] each
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Append keys and values [B, H, T, D] of T new tokens. Returns all, [B, H, L + T, D] each."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         before = self.get_seq_length()
@@ -40,4 +41,5 @@ class PreallocatedLayer(DynamicLayer):
 
 
 def new_cache() -> Cache:
+    """An empty cache for a language model; its layers are made as they are used."""
     return Cache(layer_class_to_replicate=PreallocatedLayer)

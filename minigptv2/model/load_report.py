@@ -40,6 +40,7 @@ class TensorSource:
         ]
 
     def counts(self) -> dict[str, int]:
+        """The number of tensors by what became of them."""
         return {
             name: value if isinstance(value, int) else len(value)
             for name, value in vars(self).items()
@@ -62,6 +63,7 @@ class LoadReport:
         return dict(total)
 
     def to_json(self) -> str:
+        """The report as the text of report.json."""
         return json.dumps({"counts": self.counts(), **asdict(self)}, indent=2) + "\n"
 
     def __str__(self) -> str:

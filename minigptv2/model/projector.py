@@ -15,5 +15,6 @@ class Projector(nn.Linear):
         self.merge = merge
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """[B, N, C] -> [B, N / merge, D]."""
         batch, patches, width = features.shape
         return super().forward(features.reshape(batch, patches // self.merge, self.merge * width))

@@ -34,6 +34,7 @@ class Part:
 
 
 def tower_part(model: GroundingVLM, tower: Tensors) -> Part:
+    """Which tensors of the EVA file become which of the vision tower. Later blocks and the head are ignored."""
     prefix, depth = "vision.trunk.", len(model.vision.trunk.blocks)
     expected = {name: (prefix + name, tuple(t.shape)) for name, t in model.vision.trunk.state_dict().items()}
     expected["pos_embed"] = (expected["pos_embed"][0], tower.shapes["pos_embed"])  # `_fill` of published.py resizes it
@@ -48,6 +49,7 @@ def tower_part(model: GroundingVLM, tower: Tensors) -> Part:
 
 
 def checkpoint_part(model: GroundingVLM, checkpoint: Tensors) -> Part:
+    """Which tensors of the checkpoint become the projector, the LoRA and, if it has one, the tower's last norm."""
     expected = {f"llama_proj.{k}": (f"projector.{k}", tuple(t.shape)) for k, t in model.projector.state_dict().items()}
     for name, tensor in model.language.state_dict().items():
         if "lora_" in name:
@@ -67,6 +69,7 @@ def _peft_0_2_name(name: str) -> str:
 
 
 def llama_part(model: GroundingVLM, llama: Tensors) -> Part:
+    """Which tensors of the Llama folder become which of the language model, without the LoRA."""
     expected = {
         name.replace(".base_layer.", "."): (f"language.base_model.model.{name}", tuple(t.shape))
         for name, t in model.decoder.state_dict().items()

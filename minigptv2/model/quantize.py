@@ -46,6 +46,7 @@ class Int8Linear(nn.Module):
         self.bias = layer.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., I] -> [..., O]."""
         tokens, scale = _quantize_rows(x.flatten(0, -2))  # [T, I] int8, [T, 1]
         out = torch._int_mm(tokens, self.weight.t()) * scale * self.scale  # [T, O]
         if self.bias is not None:

@@ -61,6 +61,7 @@ class DeepSpeedEngine(Engine):
 
     @property
     def stage(self) -> int:
+        """ZeRO's stage, 0 to 3."""
         return zero_stage(self.config)
 
     def _prepare(self) -> list[torch.optim.Optimizer]:
@@ -86,19 +87,23 @@ class DeepSpeedEngine(Engine):
         return [self.deep.basic_optimizer]
 
     def set_lr(self, lr: float) -> None:
+        """As `Engine.set_lr`, in DeepSpeed's optimizer."""
         set_learning_rate([self.deep.optimizer], lr)
 
     def losses(self, batch: Batch, tokens: float, guidance: float = 0.0) -> tuple[torch.Tensor, Losses]:
+        """As `Engine.losses`, through DeepSpeed's wrapper, which gathers divided weights."""
         loss, *parts = self.deep(batch, tokens, guidance)
         return loss, Losses(*parts)
 
     def backward(self, loss: torch.Tensor) -> None:
+        """As `Engine.backward`. DeepSpeed counts each micro-batch; only `step` updates the weights."""
         self.deep.backward(loss * self.world.size, scale_wrt_gas=False)  # DeepSpeed averages over the processes
         self.micros += 1
         if self.micros % self.settings.accumulate:
             self.deep.step()  # counts micro-batches only
 
     def step(self) -> float:
+        """As `Engine.step`; DeepSpeed sums and clips the gradients."""
         norm = None
         if self.stage == 0:  # DeepSpeed does not give its norm
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.trained.values() if p.grad is not None])
@@ -106,6 +111,7 @@ class DeepSpeedEngine(Engine):
         return float(self.deep.get_global_grad_norm() if norm is None else norm)
 
     def state(self) -> tuple[State, State]:
+        """As `Engine.state`; tensors that ZeRO divides are joined."""
         if self.stage == 0:
             return super().state()
         first, weights, states = self.world.rank == 0, {}, {}
@@ -149,6 +155,7 @@ class DeepSpeedEngine(Engine):
         return flat.data[start : start + size], place
 
     def load_state(self, weights: State, states: State) -> None:
+        """As `Engine.load_state`; each process takes its part of what ZeRO divides."""
         if self.stage == 0:
             return super().load_state(weights, states)
         steps = [value for key, value in states.items() if key.startswith("step/")]
@@ -178,6 +185,7 @@ class DeepSpeedEngine(Engine):
                     parameter.data.copy_(weights[name])
 
     def frozen(self, select: Callable[[str], bool]) -> State:
+        """As `Engine.frozen`; ZeRO-3 divides frozen tensors, too, so they are gathered."""
         out = super().frozen(select)
         if self.stage < 3:
             return out

@@ -66,6 +66,7 @@ class Engine:
         return build_optimizers(self.model, self.settings.optimizer, 1.0, self.settings.weight_decay)
 
     def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next step."""
         set_learning_rate(self.optimizers, lr)
 
     def losses(self, batch: Batch, tokens: float, guidance: float = 0.0) -> tuple[torch.Tensor, Losses]:
@@ -95,6 +96,7 @@ class Engine:
         return own == {n: list(t.shape) for n, t in weights.items()}
 
     def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of a micro-batch's loss to those of the step."""
         if loss.requires_grad:  # otherwise nothing in the micro-batch is supervised
             loss.backward()
 
@@ -145,6 +147,7 @@ class Engine:
 
 
 def total_loss(losses: Losses, settings: Settings) -> torch.Tensor:
+    """The loss that is trained: the answer loss plus the weighted attention loss."""
     return losses.answer + settings.attention * losses.attention if settings.attention else losses.answer
 
 

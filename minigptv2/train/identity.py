@@ -72,6 +72,7 @@ class Identity:
         return out
 
     def save(self, output: Path) -> None:
+        """Write run.json to the run's folder, atomically."""
         with atomic_write(output / FILE) as new:
             new.write_text(json.dumps(asdict(self), indent=2, default=str) + "\n")
 

@@ -27,6 +27,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
+        """Update all weights that have a gradient."""
         params = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
         updates = []
         for p, _ in params:

@@ -55,6 +55,7 @@ def learning_rate(step: int, steps: int, peak: float, min_lr: float, warmup_step
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
+    """Set the learning rate of all parameter groups."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr

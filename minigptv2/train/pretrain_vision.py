@@ -164,13 +164,16 @@ class DenseBatch:
 
     @property
     def samples(self) -> int:
+        """Number of scenes."""
         return len(self.images)
 
     @property
     def supervised(self) -> int:
+        """Number of patches."""
         return self.object_class.numel()
 
     def on(self, device: torch.device | str) -> DenseBatch:
+        """The batch on a device, with normalised images [B, 3, H, W] float32."""
         moved = (t.to(device) for t in (self.images, self.object_class, self.color, self.box, self.offsets))
         images, *targets = moved
         images = normalize(images, self.vision.image_mean, self.vision.image_std)
@@ -324,6 +327,7 @@ class DenseEngine(Engine):
         self._resize(phases[0].canvas)
 
     def losses(self, batch: DenseBatch, tokens: float, guidance: float = 0.0) -> tuple[torch.Tensor, DenseMetrics]:
+        """As `Engine.losses`. The first batch of a phase with another canvas size resizes the position table."""
         phase = batch.phase
         if self.model.tower.config.image_size != phase.canvas:
             self._resize(phase.canvas)
@@ -333,9 +337,11 @@ class DenseEngine(Engine):
         return loss, DenseMetrics(loss.detach(), **{name: value.detach() for name, value in metrics.items()})
 
     def metrics(self, sums: list[float]) -> dict[str, float]:
+        """As `Engine.metrics`: the loss, and the accuracies."""
         return dict(zip(DenseMetrics._fields, sums))
 
     def buffers(self) -> State:
+        """As `Engine.buffers`: what the model holds in addition to trained weights, such as batch norms' statistics."""
         return {name: tensor for name, tensor in self.model.state_dict().items() if name not in self.trained}
 
     def fits(self, weights: State) -> bool:

@@ -37,8 +37,10 @@ PLURALS = {"fish": "fish", "person": "people", "box": "boxes"}  # those that do 
 
 
 def plural(noun: str) -> str:
+    """balloon -> balloons, fish -> fish."""
     return PLURALS.get(noun, noun + "s")
 
 
 def article(words: str) -> str:
+    """red ball -> a red ball, orange ball -> an orange ball."""
     return ("an " if words[0] in "aeiou" else "a ") + words

@@ -43,6 +43,7 @@ class DetectionCounts:
     num_predicted: int = 0
 
     def add(self, true_positives: int, num_ground_truth: int, num_predicted: int) -> None:
+        """Add the counts of one image."""
         self.true_positives += true_positives
         self.num_ground_truth += num_ground_truth
         self.num_predicted += num_predicted
