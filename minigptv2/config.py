@@ -158,26 +158,26 @@ class ModelConfig:
 # ---- filling a dataclass ----
 
 
-def from_dict(kind: type[T], data: dict[str, Any], where: str = "") -> T:
-    """Fill the dataclass `kind`, nested ones too. where: the file or key, for messages.
+def from_dict(config_type: type[T], data: dict[str, Any], where: str = "") -> T:
+    """Fill the dataclass `config_type`, nested ones too. where: the file or key, for messages.
 
     Raises UserError for an unknown key (with the nearest known one) and for a value of the wrong type.
     """
     if not isinstance(data, dict):
         raise UserError(f"{where or 'The config'} is {data!r}.", "It must be a mapping of keys.", _EXAMPLES)
-    data = rename_old_keys(data, getattr(kind, "RENAMED", {}), where)
-    hints = typing.get_type_hints(kind)
-    known = [f.name for f in dataclasses.fields(kind)]
+    data = rename_old_keys(data, getattr(config_type, "RENAMED", {}), where)
+    hints = typing.get_type_hints(config_type)
+    known = [f.name for f in dataclasses.fields(config_type)]
     for key in data:
         if key not in known:
             what, allowed = f"{path_of(where, key)} is not a known key.", f"Known here: {', '.join(known)}."
             raise unknown(what, key, known, "Remove it.", allowed)
-    old_values = getattr(kind, "RENAMED_VALUES", {})
+    old_values = getattr(config_type, "RENAMED_VALUES", {})
     data = {key: present_value(value, old_values.get(key, {}), path_of(where, key)) for key, value in data.items()}
     values = {key: _value(hints[key], value, path_of(where, key)) for key, value in data.items()}
     missing = [
         f.name
-        for f in dataclasses.fields(kind)
+        for f in dataclasses.fields(config_type)
         if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     if missing:
@@ -186,63 +186,63 @@ def from_dict(kind: type[T], data: dict[str, Any], where: str = "") -> T:
             f"Known keys: {', '.join(known)}.",
             "Add it.",
         )
-    return kind(**values)
+    return config_type(**values)
 
 
 # ---- keys of older versions ----
 
 
-def present_keys(kind: Any, data: Any, where: str = "") -> Any:
-    """`data`, meant for the type `kind`, with the keys of older versions under their present names, nested ones too."""
-    if dataclasses.is_dataclass(kind) and isinstance(data, dict):
-        hints = typing.get_type_hints(kind)
-        data = rename_old_keys(data, getattr(kind, "RENAMED", {}), where)
+def present_keys(config_type: Any, data: Any, where: str = "") -> Any:
+    """The data of a config with the keys of older versions under their present names, nested ones too."""
+    if dataclasses.is_dataclass(config_type) and isinstance(data, dict):
+        hints = typing.get_type_hints(config_type)
+        data = rename_old_keys(data, getattr(config_type, "RENAMED", {}), where)
         return {key: present_keys(hints.get(key), value, path_of(where, key)) for key, value in data.items()}
-    arguments = typing.get_args(kind)
-    if typing.get_origin(kind) in (list, tuple) and isinstance(data, list):
+    arguments = typing.get_args(config_type)
+    if typing.get_origin(config_type) in (list, tuple) and isinstance(data, list):
         return [present_keys(arguments[0], value, f"{where}[{i}]") for i, value in enumerate(data)]
     return data
 
 
-def present_overrides(kind: Any, overrides: Sequence[str]) -> list[str]:
+def present_overrides(config_type: Any, overrides: Sequence[str]) -> list[str]:
     """`a.b=c` overrides with old keys under their present names: lr=1 -> optim.lr=1 of a recipe."""
     out = []
     for override in overrides:
         path, sign, value = override.partition("=")
-        out.append(present_path(kind, path) + sign + value)
+        out.append(present_path(config_type, path) + sign + value)
     return out
 
 
-def present_path(kind: Any, path: str, quiet: bool = False) -> str:
+def present_path(config_type: Any, path: str, quiet: bool = False) -> str:
     """A dotted path with old keys under their present names: "lr" -> "optim.lr" of a recipe.
 
     quiet: without a line on standard error, for what the program itself wrote.
     """
     out: list[str] = []
     for part in path.split("."):
-        present = getattr(kind, "RENAMED", {}).get(part, part)
+        present = getattr(config_type, "RENAMED", {}).get(part, part)
         if present != part and not quiet:
             note_once(f"{part} is now called {present}.")
         for name in present.split("."):
             out.append(name)
-            kind = _kind_below(kind, name)
+            config_type = _type_below(config_type, name)
     return ".".join(out)
 
 
-def _kind_below(kind: Any, key: str) -> Any:
+def _type_below(config_type: Any, key: str) -> Any:
     """The type of what stands under this key, as far as it is known."""
-    if dataclasses.is_dataclass(kind):
-        return typing.get_type_hints(kind).get(key)
-    arguments = typing.get_args(kind)
+    if dataclasses.is_dataclass(config_type):
+        return typing.get_type_hints(config_type).get(key)
+    arguments = typing.get_args(config_type)
     return arguments[0] if arguments and key.isdecimal() else None
 
 
 # ---- showing a config with the documentation of its fields ----
 
 
-def field_docs(kind: type) -> dict[str, str]:
+def field_docs(config_type: type) -> dict[str, str]:
     """The documentation of each field of a dataclass: the string that stands under it in the source."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
+    body = ast.parse(textwrap.dedent(inspect.getsource(config_type))).body[0].body
     out = {}
     for statement, below in pairwise(body):
         documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
@@ -330,10 +330,10 @@ def _described(hint: Any) -> str:
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def read_yaml(file: Path, overrides: Sequence[str] = (), kind: type = dict) -> Any:
+def read_yaml(file: Path, overrides: Sequence[str] = (), expected: type = dict) -> Any:
     """What a YAML file holds: a mapping, with `a.b=c` overrides applied, each c being read as YAML; or a list.
 
-    kind: dict or list, which it must be. Raises UserError.
+    expected: dict or list, which it must be. Raises UserError.
     """
     import yaml
 
@@ -344,8 +344,8 @@ def read_yaml(file: Path, overrides: Sequence[str] = (), kind: type = dict) -> A
         raise UserError(f"{file} does not exist.", *advice) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{file} cannot be read: {error}", *advice) from None
-    if not isinstance(data, kind):
-        raise UserError(f"{file} does not hold a {'mapping' if kind is dict else kind.__name__}.", *advice)
+    if not isinstance(data, expected):
+        raise UserError(f"{file} does not hold a {'mapping' if expected is dict else expected.__name__}.", *advice)
     return overridden(data, overrides) if overrides else data
 
 

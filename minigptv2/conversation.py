@@ -94,10 +94,10 @@ PROMPT_TEMPLATES: dict[Prompt, PromptTemplate] = {
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of one kind. text: tokenized by itself. control: the name of a control token. supervised: the loss is
+    """A piece of one type. text: tokenized by itself. control: the name of a control token. supervised: the loss is
     taken over its tokens."""
 
-    kind: Literal["text", "image", "control"]
+    type: Literal["text", "image", "control"]
     text: str = ""
     image: ImagePiece | None = None
     control: str = ""

@@ -158,10 +158,10 @@ class PromptEncoder:
         return row
 
     def _append(self, row: EncodedRow, segment: Segment, block: int) -> None:
-        if segment.kind == "image":
+        if segment.type == "image":
             row.images.append(segment.image.image)
             row.add([IMAGE_TOKEN_ID] * self.image_tokens, block=block)
-        elif segment.kind == "text":
+        elif segment.type == "text":
             row.add(self.tokenizer.encode(segment.text), segment.supervised, block)
         else:
             row.add([self._control_ids[segment.control]], segment.supervised, block)
@@ -170,8 +170,8 @@ class PromptEncoder:
 def _shared_segments(head: Sequence[Segment]) -> int:
     """How many segments of the first user turn all questions share: up to the last image; without one, the control
     tokens before the first text."""
-    images = [i for i, segment in enumerate(head) if segment.kind == "image"]
-    return images[-1] + 1 if images else next(i for i, segment in enumerate(head) if segment.kind == "text")
+    images = [i for i, segment in enumerate(head) if segment.type == "image"]
+    return images[-1] + 1 if images else next(i for i, segment in enumerate(head) if segment.type == "text")
 
 
 def _without_oldest(turns: list[Turn]) -> list[Turn] | None:

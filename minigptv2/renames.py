@@ -39,7 +39,7 @@ def rename_old_keys(data: dict[str, Any], renamed: Mapping[str, str], where: str
                 f"Remove {key}.",
             )
         node[last] = value
-        note_once(f"{path_of(where, key)} is now called {renamed[key]}.")
+        note_once(f"{where}{': ' if where else ''}{key} is now called {renamed[key]}.")
     return out
 
 

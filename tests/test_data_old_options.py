@@ -41,7 +41,10 @@ def test_scenes_with_old_options_are_the_same_samples(capsys):
     old, new = open_dataset("scenes", OLD), open_dataset("scenes", NEW)
     assert [old[i] for i in range(6)] == [new[i] for i in range(6)]
     notes = capsys.readouterr().err
-    for line in ("options of scenes.exchanges is now called questions_per_scene", "tasks.seek is now called refer_to"):
+    for line in (
+        "options of scenes: exchanges is now called questions_per_scene",
+        "scenes: seek is now called refer_to",
+    ):
         assert notes.count(line) == 1
 
 

@@ -218,10 +218,10 @@ def test_a_config_with_old_keys_gives_the_same_figures_and_names_the_new_keys(tm
     assert found.figures == expected.figures and found.rules == expected.rules
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert notes == [
-        f"note: {old}.batch is now called batch_size.",
-        f"note: {old}.decode is now called box_rounding.",
-        f"note: {old}.rescore is now called predictions.",
-        f"note: {old}.by is now called split_by.",
+        f"note: {old}: batch is now called batch_size.",
+        f"note: {old}: decode is now called box_rounding.",
+        f"note: {old}: rescore is now called predictions.",
+        f"note: {old}: by is now called split_by.",
     ]
 
 

@@ -35,7 +35,7 @@ def _shown(sample: Sample, prompt: str = "llama2") -> str:
     marks = {"bos": "<BOS>", "eos": "<EOS>"}
     out = ""
     for s in segments(render(sample), PROMPT_TEMPLATES[prompt]):
-        text = {"image": "<IMAGE>", "control": marks.get(s.control, s.control)}.get(s.kind, f"|{s.text}|")
+        text = {"image": "<IMAGE>", "control": marks.get(s.control, s.control)}.get(s.type, f"|{s.text}|")
         out += f"«{text}»" if s.supervised else text
     return out.replace("\n", "\\n")
 

@@ -27,10 +27,10 @@ BAD_IMAGE, BAD_QUESTION = "an image that cannot be opened", "a question that the
 
 
 class Unasked(NamedTuple):
-    """Why a question was not asked. kind: BAD_IMAGE or BAD_QUESTION. cause: names the image or the row, and the reason;
+    """Why a question was not asked. reason: BAD_IMAGE or BAD_QUESTION. cause: names the image or row, and why;
     it is equal for all questions about one damaged image."""
 
-    kind: str
+    reason: str
     cause: str
 
 

@@ -293,8 +293,8 @@ def _evaluate(one: _Run, models: dict, rank: int, world_size: int) -> BenchmarkR
             "Check the images, and the length of the model's context.",
         )
     if config.allow_missing:
-        damaged = {index: reason for index, reason in unasked.items() if reason.kind == BAD_IMAGE}
-        unasked = {index: reason for index, reason in unasked.items() if index not in damaged}
+        damaged = {index: one for index, one in unasked.items() if one.reason == BAD_IMAGE}
+        unasked = {index: one for index, one in unasked.items() if index not in damaged}
         items = [i for i in items if i.index not in damaged]
         problems += _causes(damaged.values()).lines()
         counts |= {"images that cannot be opened": len(set(damaged.values()))} if damaged else {}
@@ -345,7 +345,7 @@ def _read_predictions(
         categories = getattr(benchmark, "category_names", {})
         predictions, counts, problems = formats.read(form, file, items, asked, categories, benchmark.excluded)
     if not any(i.index in predictions for i in asked):
-        reasons = [*problems.lines(), *(f"{count} x {kind}" for kind, count in counts.items())]
+        reasons = [*problems.lines(), *(f"{count} x {problem}" for problem, count in counts.items())]
         raise UserError(
             f"{file} answers none of the {len(asked)} questions.",
             "; ".join(reasons) + "." if reasons else f"It holds {len(predictions) or 'no'} answers.",
@@ -443,8 +443,8 @@ def _wait(world_size: int) -> None:
 def _causes(unasked: Iterable[Unasked]) -> ProblemCounter:
     """Each cause once, even if it concerns several questions."""
     out = ProblemCounter()
-    for kind, cause in dict.fromkeys(unasked):
-        out.add(kind, cause)
+    for reason, cause in dict.fromkeys(unasked):
+        out.add(reason, cause)
     return out
 
 

@@ -58,9 +58,9 @@ def save_checkpoint(output: Path, engine: Engine, progress: Progress, keep: int)
     """Write the checkpoint of this step and remove all but the newest `keep`. All processes call it."""
     weights, optimizer = engine.state()
     random = {
-        f"{kind}/{rank}": state
+        f"{generator}/{rank}": state
         for rank, own in enumerate(engine.world.all_gather(_random_state(engine.world)))
-        for kind, state in own.items()
+        for generator, state in own.items()
     }
     if engine.world.rank == 0:
         try:

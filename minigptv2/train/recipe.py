@@ -275,7 +275,7 @@ def _with_included(data: dict[str, Any], file: Path) -> dict[str, Any]:
 
 
 def _sources_of(file: Path) -> list[Any]:
-    sources = read_yaml(file, kind=list)
+    sources = read_yaml(file, expected=list)
     return present_keys(list[SourceConfig], sources, str(file))
 
 

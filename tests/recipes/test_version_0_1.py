@@ -28,7 +28,7 @@ def test_every_old_key_of_a_recipe_is_read_and_named_once(capsys):
     old = {*yaml.safe_load((OLD / "recipe.yaml").read_text())} & {*Recipe.RENAMED}
     assert len(old) > 15
     for key in old:
-        assert [line for line in lines if line.endswith(f".{key} is now called {Recipe.RENAMED[key]}.")], key
+        assert [line for line in lines if line.endswith(f": {key} is now called {Recipe.RENAMED[key]}.")], key
     assert len(lines) == len(set(lines))
     assert (recipe.task, recipe.init, recipe.checkpoint.save) == ("finetune", "random", "full")
     assert (recipe.optim.lr, recipe.optim.warmup_steps, recipe.optim.attention_guidance_steps) == (3e-3, 1, 1)
@@ -93,6 +93,6 @@ def test_an_old_model_folder_gives_the_same_numbers(capsys):
     old = {*json.loads((folder / "config.json").read_text())} & {*ModelConfig.RENAMED}
     assert old == {*ModelConfig.RENAMED}
     for key in old:
-        assert len([line for line in lines if re.search(rf"config.json.{key} is now called", line)]) == 1, key
+        assert len([line for line in lines if re.search(rf"config.json: {key} is now called", line)]) == 1, key
     tokens = model.logprobs(str(PARK), "[refer] red balloon", "a ball")
     assert [t.logprob for t in tokens] == pytest.approx([-6.950114, -6.950208, -6.976881], abs=2e-4)

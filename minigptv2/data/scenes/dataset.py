@@ -235,7 +235,7 @@ def checked_tasks(tasks: dict[str, float] | None) -> dict[str, float]:
         if name in checked:
             raise UserError(f"The task {name} of scenes is given twice.", f"One name is {given}.", "Remove one.")
         if name != given:
-            note_once(f"options of scenes.tasks.{given} is now called {name}.")
+            note_once(f"tasks of scenes: {given} is now called {name}.")
         if not isinstance(weight, int | float) or isinstance(weight, bool) or not weight >= 0:
             raise UserError(
                 f"The task {name} of scenes has weight {weight!r}.", "It is a number, 0 or more.", "Correct it."
