@@ -303,7 +303,7 @@ def test_questions_about_boxes():
     seen = [
         e
         for seed in range(20)
-        for e in box_questions.box_questions(things, (100, 100), box_questions.TASKS, 99, random.Random(seed))
+        for e in box_questions.box_questions(things, (100, 100), box_questions.BOX_TASKS, 99, random.Random(seed))
     ]
     refer = {e.phrases[0].text: e.phrases[0].boxes for e in seen if e.task == "refer"}
     assert refer == {k: tuple(boxes[k]) for k in ("dog", "pet", "ant")} | {"cow": ()}
@@ -313,7 +313,7 @@ def test_questions_about_boxes():
     assert {p.text for phrases in detected for p in phrases} == {"dog", "cat", "pet", "ant", "cow"}
     assert {len(phrases) for phrases in detected} >= {1, 2, 3, 4}
     assert all(p.boxes == tuple(boxes.get(p.text, ())) for phrases in detected for p in phrases)
-    few = box_questions.box_questions(things, (100, 100), box_questions.TASKS, 4, random.Random(0))
+    few = box_questions.box_questions(things, (100, 100), box_questions.BOX_TASKS, 4, random.Random(0))
     assert Counter(e.task for e in few) == {"detection": 2, "refer": 1, "identify": 1}
 
 

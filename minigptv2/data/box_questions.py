@@ -14,7 +14,7 @@ from minigptv2.data.annotations import check_choice
 from minigptv2.errors import UserError
 from minigptv2.sample import Phrase, QuestionAnswer
 
-TASKS = ("detection", "refer", "identify")
+BOX_TASKS = ("detection", "refer", "identify")
 MAX_BOXES = 50  # in one answer: about 700 tokens, so that it fits a context of 1,024 with its image and question
 TOO_MANY = f"a label with more than {MAX_BOXES} boxes in an image, which detection does not ask for"
 _SAME = 0.9  # IoU above which two boxes show the same object, so that identify would have two answers

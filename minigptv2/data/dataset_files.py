@@ -28,8 +28,8 @@ from minigptv2.data.dataset import DATASETS, ProblemCounter
 from minigptv2.errors import UserError, as_user_error
 from minigptv2.files import is_dir, is_file
 
-Place = str | tuple[str, ...]
-Layout = Mapping[str, tuple[Place, ...]]
+FilePattern = str | tuple[str, ...]
+Layout = Mapping[str, tuple[FilePattern, ...]]
 
 
 class DatasetFiles(NamedTuple):
@@ -62,7 +62,7 @@ def on_disk(name: str) -> DatasetFiles | None:
     return DatasetFiles(page, module.LAYOUT, module.COUNTS, module.DOWNLOADS, getattr(module, "OPTIONS", {}), known)
 
 
-def find(root: str | os.PathLike, place: Place) -> Path | None:
+def find(root: str | os.PathLike, place: FilePattern) -> Path | None:
     """The first of the alternatives that exists below root, for a pattern its first file; None if there is none."""
     for name in (place,) if isinstance(place, str) else place:
         path = Path(root) / name
@@ -74,14 +74,14 @@ def find(root: str | os.PathLike, place: Place) -> Path | None:
     return None
 
 
-def _first_path(root: str | os.PathLike, place: Place) -> str:
+def _first_path(root: str | os.PathLike, place: FilePattern) -> str:
     """The first of the alternatives that exists, or else the first; several files as a pattern for `data.shards`."""
     names = (place,) if isinstance(place, str) else place
     name = next((name for name in names if find(root, name)), names[0])
     return os.path.join(glob.escape(os.fspath(root)) if "*" in name else root, name)
 
 
-def missing_paths(root: str | os.PathLike, places: tuple[Place, ...]) -> list[str]:
+def missing_paths(root: str | os.PathLike, places: tuple[FilePattern, ...]) -> list[str]:
     """The paths of a layout that do not exist, alternatives as "a or b"."""
     return [place if isinstance(place, str) else " or ".join(place) for place in places if find(root, place) is None]
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol, get_args
 from minigptv2.boxes import Box, BoxRounding
 from minigptv2.data.annotations import MissingImage, find_image
 from minigptv2.data.dataset import ProblemCounter, resolve_class
-from minigptv2.data.dataset_files import Layout, Place, find
+from minigptv2.data.dataset_files import FilePattern, Layout, find
 from minigptv2.errors import UserError, unknown
 from minigptv2.files import is_dir, is_file
 from minigptv2.renames import rename_old_keys
@@ -322,5 +322,5 @@ def image_path(folder: Path, name: str) -> Path:
         return folder / name
 
 
-def _is_folder(place: Place) -> bool:
+def _is_folder(place: FilePattern) -> bool:
     return (place if isinstance(place, str) else place[0]).endswith("/")

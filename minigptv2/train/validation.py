@@ -20,7 +20,7 @@ from minigptv2.train.precision import best_dtype, call_in_dtype
 
 NUM_HELD_OUT = 96  # the first scenes of the seed, which sources with validation skip
 SEED = DEFAULT_SEED
-TASKS = ("refer", "refer_to_class", "refer_to_absent", "identify", "comparison", "statement")
+VALIDATION_TASKS = ("refer", "refer_to_class", "refer_to_absent", "identify", "comparison", "statement")
 
 
 class Validator:
@@ -40,7 +40,7 @@ class Validator:
         self._draw()
         tokenizer, coding = self.encoder.tokenizer, self.model.config.box_rounding
         device, out = self.features.device, {}
-        for task in TASKS:
+        for task in VALIDATION_TASKS:
             rng, asked, rows, numbers = random.Random(5), [], [], []
             for number, scene in enumerate(self.scenes):
                 found = scene_questions(scene, {task: 1.0}, 1, rng) if scene.objects else []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from minigptv2.data.annotations import InvalidRecord
-from minigptv2.data.box_questions import TASKS, TOO_MANY, LabelledBoxes, box_questions, options_of, too_many
+from minigptv2.data.box_questions import BOX_TASKS, TOO_MANY, LabelledBoxes, box_questions, options_of, too_many
 from minigptv2.data.coco_images import COCO_PAGE
 from minigptv2.data.coco_json import CROWD, NO_BOX_LEFT, CocoFile
 from minigptv2.data.dataset_files import Layout, require_records
@@ -60,12 +60,12 @@ class CocoDetection:
         self,
         annotations: str,
         images: str = "",
-        tasks: Iterable[str] = TASKS,
+        tasks: Iterable[str] = BOX_TASKS,
         questions_per_image: int = 8,
         absent: bool = True,
         orientation: str = "auto",
     ):
-        self.tasks, self.questions_per_image = options_of(tasks, TASKS, questions_per_image)
+        self.tasks, self.questions_per_image = options_of(tasks, BOX_TASKS, questions_per_image)
         self.orientation = orientation
         coco = CocoFile(Path(annotations), images, orientation)
         self.problems = coco.problems
@@ -95,7 +95,7 @@ class CocoDetection:
         return self.records[index].path
 
 
-def records_of(coco: CocoFile, tasks: Iterable[str] = TASKS, absent: bool = True) -> Iterator[Record]:
+def records_of(coco: CocoFile, tasks: Iterable[str] = BOX_TASKS, absent: bool = True) -> Iterator[Record]:
     """The records of a file. Images that are not used, and labels that are not asked for, are counted."""
     for image in coco.images:
         where = image.name or f"image {image.number}"

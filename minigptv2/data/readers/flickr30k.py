@@ -27,7 +27,7 @@ LAYOUT: Layout = {split: ("Sentences/", "Annotations/", f"{split}.txt") for spli
 COUNTS: dict[str, int] = {}  # the number of captions with boxes is not published
 DOWNLOADS: dict[str, str] = {}  # the photographs are available on request
 OPTIONS = {split: {"split": split, "images": ""} for split in LAYOUT}
-TASKS = ("grounding", "caption_to_phrases", "phrase_to_boxes")
+CAPTION_TASKS = ("grounding", "caption_to_phrases", "phrase_to_boxes")
 FOLDERS = ("flickr30k-images", "flickr30k_images", "images", "")  # of the images, below `images`
 _PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^\s/\]]+)*)\s+([^\[\]]*)\]")
 _PUNCTUATION = re.compile(r"\s+([.,;:!?]|n't\b|'s\b)")
@@ -44,7 +44,7 @@ class Flickr30k:
     """
 
     def __init__(self, root: str, split: str = "train", task: str = "grounding", images: str = ""):
-        self.split, self.task = split, check_choice("task", task, TASKS)
+        self.split, self.task = split, check_choice("task", task, CAPTION_TASKS)
         self.problems, self.captions_without_boxes = ProblemCounter(), 0
         folder = Path(root)
         below = [Path(images or root, f) for f in FOLDERS]

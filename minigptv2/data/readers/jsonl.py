@@ -40,7 +40,7 @@ from minigptv2.sample import Phrase, QuestionAnswer, Sample
 KEYS = ("image", "size", "id", "boxes", "absent", "caption", "grounding", "questions", "conversation")
 BOX_KEYS, FORMS = ("label", "xyxy", "xywh"), ("xyxy", "xywh")
 QUESTION_KEYS, TURN_KEYS = ("question", "answer", "answers"), ("user", "assistant")
-TASKS = (*box_questions.TASKS, "caption", "grounding", "vqa", "chat")
+JSONL_TASKS = (*box_questions.BOX_TASKS, "caption", "grounding", "vqa", "chat")
 CONTEXT = 1024  # tokens, of the bundled model
 PARTS = "parts of lines"  # the unit of dropped parts
 _NAMED = re.compile(r"\{([^{}]+)\}")
@@ -87,7 +87,7 @@ class JsonlDataset:
         self,
         file: str,
         images: str = "",
-        tasks: Iterable[str] = TASKS,
+        tasks: Iterable[str] = JSONL_TASKS,
         questions_per_image: int = 8,
         closed: bool = False,
         context: int = CONTEXT,
@@ -95,7 +95,7 @@ class JsonlDataset:
     ):
         self.orientation = annotations.check_choice("orientation", orientation, ORIENTATIONS)
         self.problems = ProblemCounter()
-        self.tasks, self.questions_per_image = box_questions.options_of(tasks, TASKS, questions_per_image)
+        self.tasks, self.questions_per_image = box_questions.options_of(tasks, JSONL_TASKS, questions_per_image)
         self.name = Path(file).name
         measure = measured_in(image_folder(Path(file), images), self.orientation)
         entries = list(entries_of(Path(file), measure, self.problems, context))
@@ -111,7 +111,7 @@ class JsonlDataset:
 
     def _asked(self, entry: Entry, seed: int) -> list[QuestionAnswer]:
         rng = random.Random(seed)
-        marked = [t for t in self.tasks if t in box_questions.TASKS]
+        marked = [t for t in self.tasks if t in box_questions.BOX_TASKS]
         others = [e for e in entry.asked if e.task in self.tasks]
         absent = entry.absent + [
             name

@@ -27,7 +27,7 @@ from minigptv2.files import atomic_write
 from minigptv2.renames import note_once
 from minigptv2.sample import Sample
 
-TASKS = (
+SCENE_TASKS = (
     "caption",
     "grounding",
     "refer",
@@ -226,12 +226,12 @@ def _check(
 def checked_tasks(tasks: dict[str, float] | None) -> dict[str, float]:
     """The weights of the tasks, old names under their present ones, in the given order. Raises UserError."""
     if tasks is None:
-        return dict.fromkeys(TASKS, 1.0)
+        return dict.fromkeys(SCENE_TASKS, 1.0)
     checked: dict[str, float] = {}
     for given, weight in tasks.items():
         name = Scenes.RENAMED_TASKS.get(given, given)
-        if name not in TASKS:
-            raise unknown(f"The task {name!r} of scenes is unknown.", name, TASKS, "Remove it.")
+        if name not in SCENE_TASKS:
+            raise unknown(f"The task {name!r} of scenes is unknown.", name, SCENE_TASKS, "Remove it.")
         if name in checked:
             raise UserError(f"The task {name} of scenes is given twice.", f"One name is {given}.", "Remove one.")
         if name != given:
@@ -242,5 +242,7 @@ def checked_tasks(tasks: dict[str, float] | None) -> dict[str, float]:
             )
         checked[name] = weight
     if not sum(checked.values()) > 0:
-        raise UserError("No task of scenes has a weight.", f"Known: {', '.join(TASKS)}.", "Give one a weight over 0.")
+        raise UserError(
+            "No task of scenes has a weight.", f"Known: {', '.join(SCENE_TASKS)}.", "Give one a weight over 0."
+        )
     return checked

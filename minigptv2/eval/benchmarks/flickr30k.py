@@ -25,7 +25,10 @@ from minigptv2.eval.metrics.boxes import iou, is_hit
 from minigptv2.sample import Phrase, QuestionAnswer
 from minigptv2.tasks import instruction_text
 
-TASKS = {"grounding": "phrase_to_boxes", "phrases": "caption_to_phrases"}  # task -> the reader's task with the truth
+READER_TASKS = {
+    "grounding": "phrase_to_boxes",
+    "phrases": "caption_to_phrases",
+}  # task -> the reader's task with the truth
 _WORD = re.compile(r"\w+")
 _STOP_WORDS = set("a an the of in on at with and or to his her their its one two some other is are".split())
 
@@ -36,8 +39,8 @@ class Flickr30kBenchmark:
     max_new_tokens = MAX_NEW_TOKENS
 
     def __init__(self, root: str, split: str = "test", images: str = "", task: str = "grounding"):
-        self.task = check_choice("task", task, tuple(TASKS))
-        self.reader = Reader(root, split, TASKS[task], images)
+        self.task = check_choice("task", task, tuple(READER_TASKS))
+        self.reader = Reader(root, split, READER_TASKS[task], images)
         folder = Path(root)
         self.files = tuple(
             f
